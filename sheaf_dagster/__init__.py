@@ -1,0 +1,111 @@
+"""Offline model inference as partitioned Dagster assets, on Ray Data.
+
+Every public name is importable from here and resolved when it is first used: importing this
+package loads neither ray, torch nor dagster.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS: dict[str, tuple[str, ...]] = {
+    "sheaf_dagster.contracts": (
+        "AnyRequest",
+        "AnyResponse",
+        "BaseRequest",
+        "BaseResponse",
+        "ModelType",
+        "register_contract",
+    ),
+    "sheaf_dagster.backends": ("ModelBackend", "known_backends", "register_backend"),
+    "sheaf_dagster.batch": (
+        "BatchOutcome",
+        "BatchProgress",
+        "BatchResult",
+        "BatchRunner",
+        "BatchSpec",
+        "ClusterConfig",
+        "ModelSpec",
+        "ResourceConfig",
+        "ValidationReport",
+        "Violation",
+    ),
+    "sheaf_dagster.definitions": (
+        "BatchConfig",
+        "ModelResource",
+        "RayClusterResource",
+        "StorageResource",
+        "build_batch_inference_asset",
+    ),
+    "sheaf_dagster.errors": (
+        "BackendError",
+        "BackendLoadError",
+        "ClusterCapacityError",
+        "ClusterError",
+        "InputValidationError",
+        "MissingDependencyError",
+        "PartitionsFailedError",
+        "PredictError",
+        "ResponseMismatchError",
+        "SheafError",
+        "SinkBusyError",
+        "SinkError",
+        "SourceChangedError",
+        "SourceError",
+        "SourceNotFoundError",
+        "SpecError",
+        "UnknownBackendError",
+        "UnknownContractError",
+        "WorkerCrashError",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = ["__version__", *sorted(_MODULE_OF)]  # noqa: PLE0604  (the names are those above)
+
+if TYPE_CHECKING:
+    from sheaf_dagster.backends import ModelBackend, known_backends, register_backend
+    from sheaf_dagster.batch import (
+        BatchOutcome,
+        BatchProgress,
+        BatchResult,
+        BatchRunner,
+        BatchSpec,
+        ClusterConfig,
+        ModelSpec,
+        ResourceConfig,
+        ValidationReport,
+        Violation,
+    )
+    from sheaf_dagster.contracts import (
+        AnyRequest,
+        AnyResponse,
+        BaseRequest,
+        BaseResponse,
+        ModelType,
+        register_contract,
+    )
+    from sheaf_dagster.definitions import (
+        BatchConfig,
+        ModelResource,
+        RayClusterResource,
+        StorageResource,
+        build_batch_inference_asset,
+    )
+    from sheaf_dagster.errors import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

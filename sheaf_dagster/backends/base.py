@@ -1,0 +1,70 @@
+"""What runs a batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from pydantic import BaseModel
+
+__all__ = ["ModelBackend"]
+
+
+class ModelBackend(ABC):
+    """A model, from loading its weights to typed answers. The one class that users implement.
+
+    A backend is constructed with the ``backend_kwargs`` of its ``ModelSpec``, in the process
+    where it will run, and then lives there: ``load()`` is called once, ``batch_predict()`` many
+    times, always from one thread, ``close()`` at the end. The constructor should only keep its
+    arguments; import heavy libraries inside ``load()``.
+
+    The rules that the engine relies on:
+
+    * ``batch_predict`` returns exactly one response for each request, in the same order.
+    * Each response carries its request's ``request_id``.
+    * A response depends on the batch's rows alone, not on what ran before, so that a retried
+      batch gives the same bytes.
+
+    Example::
+
+        @register_backend("doubler")
+        class Doubler(ModelBackend):
+            model_type = "number"
+
+            def load(self):
+                self.factor = 2
+
+            def predict(self, request):
+                return NumberResponse.answer(request, value=request.value * self.factor)
+    """
+
+    model_type: ClassVar[str]
+    """Model type that this backend serves, a ``ModelType`` value or a registered name."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Loads weights and whatever ``predict`` needs; called once in each worker.
+
+        Raises:
+            MissingDependencyError: The library that it needs is not installed.
+        """
+
+    @abstractmethod
+    def predict(self, request: Any) -> BaseModel:
+        """Answers one request."""
+
+    def batch_predict(self, requests: Sequence[Any]) -> list[BaseModel]:
+        """Answers a batch; override it where the model gains from batching."""
+        return [self.predict(request) for request in requests]
+
+    def warmup_requests(self) -> Sequence[Any]:
+        """A small batch that compiles kernels and fills caches before the first real one."""
+        return ()
+
+    def model_digest(self) -> str | None:
+        """Identity of the loaded weights, such as a hash or a hub revision, if it is known."""
+        return None
+
+    def close(self) -> None:
+        """Frees what ``load`` took."""

@@ -1,0 +1,114 @@
+"""Finding a backend class by name, entry point or import path."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
+
+from sheaf_dagster.backends.base import ModelBackend
+from sheaf_dagster.errors import SpecError, UnknownBackendError
+
+__all__ = ["ENTRY_POINT_GROUP", "known_backends", "register_backend", "resolve_backend"]
+
+ENTRY_POINT_GROUP = "sheaf_dagster.backends"
+"""Entry point group through which other packages offer backends."""
+
+_BUILTIN: dict[str, str] = {
+    "chronos2": "sheaf_dagster.backends.chronos:ChronosBackend",
+    "statsforecast": "sheaf_dagster.backends.statsforecast:StatsForecastBackend",
+    "sentence_transformers": "sheaf_dagster.backends.sentence_transformers:SentenceTransformersBackend",
+}
+
+_REGISTRY: dict[str, type[ModelBackend]] = {}
+
+BackendT = TypeVar("BackendT", bound=ModelBackend)
+
+
+def register_backend(name: str) -> Callable[[type[BackendT]], type[BackendT]]:
+    """Class decorator that makes a backend known under a name.
+
+    Raises:
+        SpecError: The class is no ``ModelBackend``, or another class has the name.
+    """
+
+    def decorate(cls: type[BackendT]) -> type[BackendT]:
+        _check_class(cls, name)
+        other = _REGISTRY.get(name)
+        if other is not None and (other.__module__, other.__qualname__) != (
+            cls.__module__,
+            cls.__qualname__,
+        ):
+            raise SpecError(
+                f"backend name {name!r} is taken by {other.__module__}.{other.__qualname__}; "
+                "choose another name"
+            )
+        _REGISTRY[name] = cls
+        return cls
+
+    return decorate
+
+
+def known_backends() -> list[str]:
+    """Names that ``ModelSpec.backend`` accepts, sorted; import paths work beside them."""
+    return sorted({*_BUILTIN, *_REGISTRY, *(e.name for e in _entry_points())})
+
+
+def resolve_backend(name: str) -> type[ModelBackend]:
+    """The class behind a backend name or a ``"pkg.module:Class"`` path.
+
+    A name that was registered in this process wins over a built-in one, and that over one
+    that an installed package offers.
+
+    Raises:
+        UnknownBackendError: Nothing has that name, or the path leads nowhere.
+        SpecError: What was found is no ``ModelBackend``.
+    """
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    if name in _BUILTIN:
+        return _load_path(_BUILTIN[name], name)
+    for entry_point in _entry_points():
+        if entry_point.name == name:
+            try:
+                return _check_class(entry_point.load(), name)
+            except (ImportError, AttributeError) as e:
+                raise UnknownBackendError(
+                    f"backend {name!r} is offered by the entry point {entry_point.value!r}, "
+                    f"which can't be imported: {e}"
+                ) from e
+    if ":" in name:
+        return _load_path(name, name)
+    raise UnknownBackendError(
+        f"unknown backend {name!r}; known: {', '.join(known_backends())}. "
+        'A class of your own needs no registration: backend="pkg.module:Class"'
+    )
+
+
+def _load_path(path: str, name: str) -> type[ModelBackend]:
+    module_name, _, attribute = path.partition(":")
+    try:
+        found: object = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise UnknownBackendError(
+            f"backend {name!r} can't be imported: {e}; expected \"pkg.module:Class\" "
+            "that is importable where the job is defined and on every worker"
+        ) from e
+    return _check_class(found, name)
+
+
+def _check_class(found: object, name: str) -> type[ModelBackend]:
+    if not (isinstance(found, type) and issubclass(found, ModelBackend)):
+        raise SpecError(f"backend {name!r} is {found!r}, which is no subclass of ModelBackend")
+    if not getattr(found, "model_type", None):
+        raise SpecError(
+            f"backend {name!r}: class {found.__qualname__} must set the class attribute model_type"
+        )
+    return found
+
+
+def _entry_points() -> list[EntryPoint]:
+    return list(entry_points(group=ENTRY_POINT_GROUP))

@@ -1,0 +1,165 @@
+"""What a job tells its caller."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sheaf_dagster.batch.spec import BatchSpec
+
+__all__ = ["BatchOutcome", "BatchProgress", "BatchResult", "ValidationReport", "Violation"]
+
+MAX_VIOLATIONS_SHOWN = 100
+
+
+class Violation(BaseModel):
+    """One thing wrong with one row.
+
+    Attributes:
+        line: Line of the file, counted from 1, blank lines included.
+        field: Path of the field inside the row, such as ``history.3``; empty for the whole row.
+        message: What is wrong, in words.
+        excerpt: The offending value or the start of the line, shortened.
+    """
+
+    line: int
+    field: str
+    message: str
+    excerpt: str = ""
+
+    def __str__(self) -> str:
+        where = f"line {self.line}" + (f", field {self.field!r}" if self.field else "")
+        return f"{where}: {self.message}" + (f" (got {self.excerpt})" if self.excerpt else "")
+
+
+class ValidationReport(BaseModel):
+    """Outcome of checking every row of a source against its contract.
+
+    Attributes:
+        source: The file.
+        rows: Rows that it holds (blank lines don't count).
+        violations: The first of them, in file order, at most 100.
+        total_violations: How many there are in all.
+        invalid_rows: Rows with at least one violation.
+        source_digest: ``sha256:<hex>`` of the file's (stored) bytes.
+        source_bytes: Size of the file as stored.
+        seconds: How long the check took.
+    """
+
+    source: str
+    rows: int = 0
+    violations: list[Violation] = Field(default_factory=list)
+    total_violations: int = 0
+    invalid_rows: int = 0
+    source_digest: str = ""
+    source_bytes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether every row is valid."""
+        return self.total_violations == 0
+
+    def summary(self, shown: int = 5) -> str:
+        """One readable message: the counts, the first few violations, and what to do."""
+        if self.ok:
+            return f"{self.source}: all {self.rows} rows are valid"
+        lines = [
+            f"{self.source}: {self.invalid_rows} of {self.rows} rows are invalid "
+            f"({self.total_violations} violations); nothing was run or written"
+        ]
+        lines += [f"  {v}" for v in self.violations[:shown]]
+        rest = self.total_violations - min(shown, len(self.violations))
+        if rest > 0:
+            lines.append(f"  … and {rest} more")
+        lines.append("  Fix these lines (or the asset that wrote them) and run again.")
+        return "\n".join(lines)
+
+
+class BatchProgress(BaseModel):
+    """How far a job is.
+
+    Attributes:
+        rows_done: Rows answered so far, those of a resumed run included.
+        rows_total: Rows of the files known so far.
+        files_done: Files committed or failed.
+        files_total: Files of the job.
+        rows_per_second: Rate since inference began, resumed rows left out.
+        eta_seconds: Estimated time to the end, where the rate allows one.
+        elapsed_seconds: Since the job began.
+    """
+
+    rows_done: int
+    rows_total: int
+    files_done: int
+    files_total: int
+    rows_per_second: float
+    eta_seconds: float | None
+    elapsed_seconds: float
+
+
+class BatchResult(BaseModel):
+    """A finished job; its sink is committed.
+
+    Attributes:
+        source: The file of requests.
+        sink: The file of responses.
+        rows: Rows in and out (they are equal).
+        seconds: Wall time of this file, validation included. Files of one many-file job
+            overlap, so their times don't add up to the job's.
+        source_digest: ``sha256:<hex>`` of the source's stored bytes.
+        fingerprint: Hash of all that decides the output: source, model, batch layout, policy.
+        resumed_rows: Rows taken over from a killed run of the same job.
+        error_rows: Rows that hold an error response (``on_error="record"``).
+        non_finite: Numbers that were not finite and became ``null``.
+        chunks: Number of chunks the file was cut into.
+        output_bytes: Size of the sink.
+        validation: The up-front check.
+        workers: Worker processes that took part.
+        model_digest: Identity of the loaded weights where the backend knows it.
+        load_seconds: Longest ``load()`` among the workers that served this file first.
+        predict_seconds: Time inside ``batch_predict``, summed over workers.
+        device_busy_fraction: Share of the workers' time after load that was spent inside
+            ``batch_predict``; None where nothing was computed.
+        halved_batches: Batches that ran out of memory and were halved.
+    """
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    source: str
+    sink: str
+    rows: int
+    seconds: float
+    source_digest: str
+    fingerprint: str
+    resumed_rows: int = 0
+    error_rows: int = 0
+    non_finite: int = 0
+    chunks: int = 0
+    output_bytes: int = 0
+    validation: ValidationReport
+    workers: int = 0
+    model_digest: str | None = None
+    load_seconds: float = 0.0
+    predict_seconds: float = 0.0
+    device_busy_fraction: float | None = None
+    halved_batches: int = 0
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows answered per second of wall time, resumed rows left out."""
+        return (self.rows - self.resumed_rows) / self.seconds if self.seconds > 0 else 0.0
+
+
+class BatchOutcome(BaseModel):
+    """How one file of a many-file job ended: a result, or the error that it ended with."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    spec: BatchSpec
+    result: BatchResult | None = None
+    error: Exception | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the sink is committed."""
+        return self.result is not None

@@ -1,0 +1,135 @@
+"""What a job is: the model, and the file it runs over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+__all__ = ["BatchSpec", "Compute", "ModelSpec", "OnError", "ResourceConfig"]
+
+Compute = Literal["tasks", "actors", "local"]
+OnError = Literal["fail", "record"]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), validate_assignment=True)
+
+
+class ResourceConfig(_Spec):
+    """What one worker of a model reserves: one task, or one actor."""
+
+    num_cpus: float = Field(default=1.0, ge=0, description="CPUs that one worker reserves.")
+    num_gpus: float = Field(
+        default=0.0, ge=0, description="GPUs that one worker reserves; fractions share a GPU."
+    )
+    memory_gb: float | None = Field(
+        default=None, gt=0, description="Memory (GiB) that one worker reserves."
+    )
+    custom: dict[str, float] = Field(
+        default_factory=dict, description="Custom Ray resources that one worker reserves."
+    )
+    replicas: int = Field(
+        default=1, ge=1, description="For sheaf-serve deployments; batch jobs don't use it."
+    )
+
+
+class ModelSpec(_Spec):
+    """A model: which backend, with what arguments, on what hardware.
+
+    Field-compatible with the part of sheaf-serve 0.13's ``ModelSpec`` that says what to load.
+    """
+
+    name: str = Field(min_length=1, description="Name of the model, shown in metadata.")
+    model_type: str = Field(
+        description="Contract of its rows: a ModelType value or a registered name."
+    )
+    backend: str = Field(
+        min_length=1, description='Registry name of the backend, or "pkg.module:Class".'
+    )
+    backend_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of the backend's constructor (JSON values)."
+    )
+    resources: ResourceConfig = Field(
+        default_factory=ResourceConfig, description="What one worker reserves."
+    )
+
+    @field_validator("model_type", mode="before")
+    @classmethod
+    def _plain_name(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, str) else value
+
+    @field_validator("backend_kwargs")
+    @classmethod
+    def _kwargs_are_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as e:
+            raise ValueError(f"backend_kwargs must hold JSON values only: {e}") from e
+        return value
+
+    def digest(self) -> str:
+        """Hash of everything that makes this model another model (hex, 64 digits).
+
+        The name and the reserved resources don't change answers and don't count.
+        """
+        identity = self.model_dump(mode="json", include={"model_type", "backend", "backend_kwargs"})
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+class BatchSpec(_Spec):
+    """A job: run every row of a source through a model and write the answers to a sink."""
+
+    source: str = Field(
+        min_length=1,
+        description="JSONL file of requests: a path or any fsspec URI; .gz and .zst by suffix.",
+    )
+    sink: str = Field(
+        min_length=1,
+        description="JSONL file of responses: a path or any fsspec URI; .gz and .zst by suffix.",
+    )
+    batch_size: int = Field(
+        default=32, gt=0, description="Rows that one batch_predict call is given."
+    )
+    compute: Compute = Field(
+        default="tasks",
+        description="tasks: elastic Ray Data tasks; actors: a fixed pool of warm actors; "
+        "local: in this process, without Ray.",
+    )
+    num_actors: int | None = Field(
+        default=None, gt=0, description="Size of the actor pool; needed with compute='actors'."
+    )
+    on_error: OnError = Field(
+        default="fail",
+        description="fail: the first failing row ends the job; record: failing rows are written "
+        "in place as error responses.",
+    )
+    bucket_by: str | None = Field(
+        default=None,
+        description="Request field by whose value rows are grouped into batches, within a "
+        "fixed window; the output keeps the input's order.",
+    )
+    resume: bool = Field(
+        default=True, description="Reuse the finished parts of a killed run of the same job."
+    )
+    row_limit: int | None = Field(
+        default=None, gt=0, description="Run the first rows only (for trying things out)."
+    )
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict,
+        repr=False,
+        description="Arguments of the fsspec file system (credentials, endpoint).",
+    )
+
+    @model_validator(mode="after")
+    def _actors_need_a_number(self) -> BatchSpec:
+        if self.compute == "actors" and self.num_actors is None:
+            raise ValueError(
+                "compute='actors' needs num_actors: the size of the pool "
+                "(num_actors=2 with num_gpus=1 reserves 2 GPUs)"
+            )
+        if self.source == self.sink:
+            raise ValueError(f"source and sink are the same file ({self.source})")
+        return self

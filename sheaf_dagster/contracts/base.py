@@ -1,0 +1,79 @@
+"""What every request and response carries, whatever the model type."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+from uuid import UUID, uuid4
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["BaseRequest", "BaseResponse", "ModelType"]
+
+
+class ModelType(str, Enum):
+    """The kinds of model that have a built-in name; the values are sheaf-serve 0.13's."""
+
+    TIME_SERIES = "time_series"
+    TABULAR = "tabular"
+    MOLECULAR = "molecular"
+    PROTEIN_LANGUAGE = "protein_language"
+    STRUCTURE = "structure"
+    GENOMIC = "genomic"
+    MATERIALS = "materials"
+    SMALL_MOLECULE = "small_molecule"
+    GEOSPATIAL = "geospatial"
+    WEATHER = "weather"
+    DIFFUSION = "diffusion"
+    VIDEO = "video"
+    NEURAL_OPERATOR = "neural_operator"
+    AUDIO = "audio"
+    AUDIO_GENERATION = "audio_generation"
+    TTS = "tts"
+    EMBEDDING = "embedding"
+    MULTIMODAL_EMBEDDING = "multimodal_embedding"
+    SEGMENTATION = "segmentation"
+    DEPTH = "depth"
+    DETECTION = "detection"
+    POSE = "pose"
+    OPTICAL_FLOW = "optical_flow"
+    MULTIMODAL_GENERATION = "multimodal_generation"
+    POINT_CLOUD = "point_cloud"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class BaseRequest(BaseModel):
+    """One row to run through a model.
+
+    Attributes:
+        request_id: Identity of the row. A row of a file that leaves it out gets one that is
+            derived from its position and content, the same at every run.
+        model_type: Selects the contract; each subclass fixes its own value.
+        model_name: Name of the model that the row is meant for; copied into the response.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+
+    request_id: UUID = Field(default_factory=uuid4)
+    model_type: str
+    model_name: str
+
+
+class BaseResponse(BaseModel):
+    """The answer to one request.
+
+    Attributes:
+        request_id: The request's own.
+        model_type: The request's own.
+        model_name: The request's own.
+        metadata: Anything that a backend wants to say beside the answer.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+
+    request_id: UUID
+    model_type: str
+    model_name: str
+    metadata: dict[str, Any] = Field(default_factory=dict)

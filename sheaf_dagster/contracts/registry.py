@@ -1,0 +1,83 @@
+"""Which request and response belong to a model type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from sheaf_dagster.contracts.base import ModelType
+from sheaf_dagster.errors import SpecError, UnknownContractError
+
+__all__ = ["Contract", "contract_for", "known_model_types", "register_contract"]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The pair of types that a model type's rows and answers have."""
+
+    model_type: str
+    request: type[BaseModel]
+    response: type[BaseModel]
+
+
+_CONTRACTS: dict[str, Contract] = {}
+
+
+def register_contract(
+    model_type: str | ModelType, request: type[BaseModel], response: type[BaseModel]
+) -> Contract:
+    """Makes a model type's contract known, so that jobs can validate its rows.
+
+    Args:
+        model_type: A name of your own, or a ``ModelType``.
+        request: Pydantic model of a row; usually a subclass of ``BaseRequest``.
+        response: Pydantic model of an answer; usually a subclass of ``BaseResponse``.
+
+    Raises:
+        SpecError: The types aren't pydantic models, or the name has another contract already.
+    """
+    name = str(model_type)
+    for role, cls in (("request", request), ("response", response)):
+        if not (isinstance(cls, type) and issubclass(cls, BaseModel)):
+            raise SpecError(
+                f"register_contract({name!r}): {role} must be a pydantic model class, got {cls!r}"
+            )
+    contract = Contract(name, request, response)
+    known = _CONTRACTS.get(name)
+    if known is not None and known != contract and not _is_reload(known, contract):
+        raise SpecError(
+            f"model type {name!r} already has a contract "
+            f"({known.request.__module__}.{known.request.__qualname__}); choose another name"
+        )
+    _CONTRACTS[name] = contract
+    return contract
+
+
+def _is_reload(old: Contract, new: Contract) -> bool:
+    """A notebook cell or a reloaded module defines the same class again."""
+    return (old.request.__module__, old.request.__qualname__) == (
+        new.request.__module__,
+        new.request.__qualname__,
+    )
+
+
+def contract_for(model_type: str | ModelType) -> Contract:
+    """The contract of a model type.
+
+    Raises:
+        UnknownContractError: None is registered; the message lists those that are.
+    """
+    try:
+        return _CONTRACTS[str(model_type)]
+    except KeyError:
+        raise UnknownContractError(
+            f"no contract is registered for model type {str(model_type)!r}; "
+            f"known: {', '.join(known_model_types())}. Register one with "
+            f"sheaf_dagster.register_contract({str(model_type)!r}, Request, Response)"
+        ) from None
+
+
+def known_model_types() -> list[str]:
+    """Model types that have a contract, sorted."""
+    return sorted(_CONTRACTS)

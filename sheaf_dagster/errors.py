@@ -1,0 +1,169 @@
+"""Every error that sheaf_dagster raises on purpose.
+
+::
+
+    SheafError
+    ├── SpecError                     a spec, resource or run config that can't work
+    │   ├── UnknownBackendError       no backend of that name
+    │   ├── UnknownContractError      no contract for that model type
+    │   └── MissingDependencyError    an optional package is not installed
+    ├── InputValidationError          rows that don't match their contract
+    ├── SourceError                   a source that can't be read
+    │   ├── SourceNotFoundError
+    │   └── SourceChangedError        it changed while the job ran
+    ├── SinkError                     a sink that can't be written
+    │   └── SinkBusyError             another job is writing it
+    ├── ClusterCapacityError          more GPUs, CPUs or memory than there are
+    ├── ClusterError                  Ray can't be reached or stopped working   (retryable)
+    ├── BackendError                  the model failed
+    │   ├── BackendLoadError          load() raised
+    │   ├── PredictError              batch_predict() raised
+    │   └── ResponseMismatchError     wrong number, order or type of responses
+    ├── WorkerCrashError              a chunk killed its worker process again and again
+    └── PartitionsFailedError         some files of a many-file job failed
+
+Each message says what is wrong, where, and what to do, in that order. ``retryable`` tells a
+scheduler whether running the same job again, unchanged, can help.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from sheaf_dagster.batch.results import ValidationReport
+
+__all__ = [
+    "BackendError",
+    "BackendLoadError",
+    "ClusterCapacityError",
+    "ClusterError",
+    "InputValidationError",
+    "MissingDependencyError",
+    "PartitionsFailedError",
+    "PredictError",
+    "ResponseMismatchError",
+    "SheafError",
+    "SinkBusyError",
+    "SinkError",
+    "SourceChangedError",
+    "SourceError",
+    "SourceNotFoundError",
+    "SpecError",
+    "UnknownBackendError",
+    "UnknownContractError",
+    "WorkerCrashError",
+]
+
+
+class SheafError(Exception):
+    """Base of all errors that this library raises on purpose."""
+
+    retryable: ClassVar[bool] = False
+    """Whether the same job, run again unchanged, could succeed."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Keeps attributes across process borders whatever a subclass's constructor takes.
+        return (_rebuild, (type(self), self.args, self.__dict__))
+
+
+def _rebuild(cls: type[SheafError], args: tuple[Any, ...], state: dict[str, Any]) -> SheafError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class SpecError(SheafError, ValueError):
+    """A spec, resource or run config can't work. Cure: change the field that it names."""
+
+
+class UnknownBackendError(SpecError):
+    """No backend has that name. Cure: use a listed name, or ``"pkg.module:Class"``."""
+
+
+class UnknownContractError(SpecError):
+    """No contract is known for a model type. Cure: ``register_contract`` before the job runs."""
+
+
+class MissingDependencyError(SpecError, ImportError):
+    """An optional package is missing. Cure: install the extra that the message names."""
+
+
+class InputValidationError(SheafError):
+    """Rows of a source don't match their contract. Cure: fix the lines listed in ``report``.
+
+    Nothing was written and no model was loaded.
+    """
+
+    report: ValidationReport
+
+    def __init__(self, message: str, report: ValidationReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class SourceError(SheafError):
+    """A source can't be read. Cure: see the message; the job wrote nothing."""
+
+
+class SourceNotFoundError(SourceError, FileNotFoundError):
+    """The source doesn't exist. Cure: run the upstream asset, or correct the location."""
+
+    # FileNotFoundError's own __str__ wants errno and filename; we carry one message.
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class SourceChangedError(SourceError):
+    """The source changed while the job ran. Cure: run again once its writer has finished."""
+
+    retryable = True
+
+
+class SinkError(SheafError):
+    """A sink can't be written. Cure: see the message; an existing sink is untouched."""
+
+
+class SinkBusyError(SinkError):
+    """Another job is writing the same sink. Cure: wait for it, or choose another sink."""
+
+    retryable = True
+
+
+class ClusterCapacityError(SheafError):
+    """The job asks for more than the limit or the cluster has. Cure: lower ``num_actors`` or
+    the model's ``resources``, or raise the limit."""
+
+
+class ClusterError(SheafError):
+    """Ray can't be reached or stopped working. Cure: check the cluster; then run again."""
+
+    retryable = True
+
+
+class BackendError(SheafError):
+    """The model failed. Cure: see the backend's own error, which the message ends with."""
+
+
+class BackendLoadError(BackendError):
+    """``load()`` or the constructor raised. Cure: check ``backend_kwargs`` and the weights."""
+
+
+class PredictError(BackendError):
+    """``batch_predict()`` raised. Cure: fix the named row, or use ``on_error="record"``."""
+
+
+class ResponseMismatchError(BackendError):
+    """A backend answered with another number, order or type of responses than it was asked for.
+
+    Cure: ``batch_predict`` must return one response for each request, in the same order.
+    """
+
+
+class WorkerCrashError(SheafError):
+    """A chunk of rows killed its worker process on every attempt. Cure: see the named rows."""
+
+
+class PartitionsFailedError(SheafError):
+    """Some files of a job over many failed; the others are committed."""
