@@ -19,15 +19,18 @@ class Violation(BaseModel):
         field: Path of the field inside the row, such as ``history.3``; empty for the whole row.
         message: What is wrong, in words.
         excerpt: The offending value or the start of the line, shortened.
+        file: The file, where the source consists of several.
     """
 
     line: int
     field: str
     message: str
     excerpt: str = ""
+    file: str = ""
 
     def __str__(self) -> str:
-        where = f"line {self.line}" + (f", field {self.field!r}" if self.field else "")
+        where = f"{self.file}, " if self.file else ""
+        where += f"line {self.line}" + (f", field {self.field!r}" if self.field else "")
         return f"{where}: {self.message}" + (f" (got {self.excerpt})" if self.excerpt else "")
 
 

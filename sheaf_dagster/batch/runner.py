@@ -1,32 +1,142 @@
-"""Runs jobs: validate, infer, commit."""
+"""Runs jobs: validate every row, infer, commit."""
 
 from __future__ import annotations
 
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 
-from sheaf_dagster.batch.cluster_config import ClusterConfig
+from sheaf_dagster.batch.cluster_config import ClusterConfig, check_limits
+from sheaf_dagster.batch.file_task import check_chunks, validate_source
+from sheaf_dagster.batch.loading import ModelContext
 from sheaf_dagster.batch.results import BatchOutcome, BatchProgress, BatchResult, ValidationReport
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.errors import SpecError
+from sheaf_dagster.storage import Location, scan_source
 
 __all__ = ["BatchRunner"]
 
 
 class BatchRunner:
-    """Runs batch jobs of one model."""
+    """Runs batch jobs of one model.
+
+    Args:
+        model_spec: The model.
+        cluster: Which Ray, and how much of it; by default the Ray that this process is
+            connected to, or a local one that is started for the job and stopped after it.
+        on_progress: Called a few times a second while a job runs, from the calling thread.
+        redact_rows: Leave values of rows out of violations and messages.
+
+    Raises:
+        UnknownBackendError, UnknownContractError, SpecError: The spec can't work.
+    """
 
     def __init__(
         self,
         model_spec: ModelSpec,
         cluster: ClusterConfig | None = None,
         on_progress: Callable[[BatchProgress], None] | None = None,
+        *,
+        redact_rows: bool = False,
     ) -> None:
         self.model_spec = model_spec
+        self.cluster = cluster or ClusterConfig()
+        self._on_progress = on_progress
+        self._context = ModelContext.of(model_spec, redact=redact_rows)
 
     def validate(self, spec: BatchSpec) -> ValidationReport:
-        raise NotImplementedError
+        """Checks every row of a source against the model's contract; runs and writes nothing.
+
+        The check streams: its memory doesn't grow with the file.
+
+        Raises:
+            SourceError: The source is missing or can't be read.
+        """
+        self._check(spec)
+        started = time.perf_counter()
+        locations = [Location.of(uri, spec.storage_options) for uri in spec.sources]
+        with tempfile.TemporaryDirectory(prefix="sheaf-") as folder:
+            source = scan_source(
+                locations, spec.batch_size, row_limit=spec.row_limit, spool=Location.of(folder)
+            )
+            texts = [f.text for f in source.files]
+            checks = check_chunks(self._context.rows, texts, source.chunks)
+            report, _ = validate_source(self._context.rows, source, checks)
+        report.seconds = time.perf_counter() - started
+        return report
 
     def run(self, spec: BatchSpec) -> BatchResult:
-        raise NotImplementedError
+        """Runs every row of a source through the model and commits the answers to the sink.
+
+        Raises:
+            InputValidationError: Rows are invalid; nothing was run or written.
+            ClusterCapacityError: The job can't fit the limits or the cluster.
+            BackendError: The model failed.
+            SourceError, SinkError: A file can't be read or written.
+        """
+        (outcome,) = self.run_many([spec])
+        if outcome.error is not None:
+            raise outcome.error
+        assert outcome.result is not None
+        return outcome.result
 
     def run_many(self, specs: Iterable[BatchSpec]) -> Iterator[BatchOutcome]:
-        raise NotImplementedError
+        """Runs many source→sink pairs in one job, with the model loaded once in each worker.
+
+        Files share the workers: small ones side by side, large ones spread over them, and the
+        validation of the next overlaps the inference of this one. All specs must agree on
+        ``compute`` and ``num_actors``. Closing the iterator stops the job; what is finished
+        stays finished, and parts of the rest are kept for a rerun.
+
+        Args:
+            specs: The files; may be lazy.
+
+        Yields:
+            One outcome a file, as soon as it is committed or has failed. One bad file never
+            costs the others.
+
+        Raises:
+            SpecError: The specs disagree.
+            ClusterCapacityError: The job can't fit the limits or the cluster.
+            ClusterError: Ray can't be reached or stopped working.
+        """
+        specs = iter(specs)
+        first = next(specs, None)
+        if first is None:
+            return
+        self._check(first)
+        checked = self._checked(first, specs)
+        if first.compute == "local":
+            from sheaf_dagster.batch.local_job import run_local
+
+            yield from run_local(self._context, checked, self._on_progress)
+        else:
+            from sheaf_dagster.batch.ray_job import run_on_ray
+
+            yield from run_on_ray(self._context, first, checked, self.cluster, self._on_progress)
+
+    def _checked(self, first: BatchSpec, rest: Iterator[BatchSpec]) -> Iterator[BatchSpec]:
+        yield first
+        for spec in rest:
+            if (spec.compute, spec.num_actors) != (first.compute, first.num_actors):
+                raise SpecError(
+                    f"files of one job must share compute and num_actors: {spec.sink} has "
+                    f"{spec.compute!r}/{spec.num_actors}, the first one "
+                    f"{first.compute!r}/{first.num_actors}"
+                )
+            self._check(spec)
+            yield spec
+
+    def _check(self, spec: BatchSpec) -> None:
+        check_limits(self.model_spec, spec, self.cluster)
+        sink = Location.of(spec.sink, spec.storage_options)
+        for uri in spec.sources:
+            if Location.of(uri, spec.storage_options).uri == sink.uri:
+                raise SpecError(f"source and sink are the same file: {sink.uri}")
+        if spec.bucket_by is not None:
+            fields = self._context.rows.request.model_fields
+            if spec.bucket_by not in fields:
+                raise SpecError(
+                    f"bucket_by={spec.bucket_by!r} is no field of "
+                    f"{self._context.rows.request.__name__}; its fields: {', '.join(fields)}"
+                )

@@ -82,9 +82,10 @@ class ModelSpec(_Spec):
 class BatchSpec(_Spec):
     """A job: run every row of a source through a model and write the answers to a sink."""
 
-    source: str = Field(
+    source: str | list[str] = Field(
         min_length=1,
-        description="JSONL file of requests: a path or any fsspec URI; .gz and .zst by suffix.",
+        description="JSONL file of requests: a path or any fsspec URI; .gz and .zst by suffix. "
+        "A list of them is read as one file, in that order.",
     )
     sink: str = Field(
         min_length=1,
@@ -130,6 +131,11 @@ class BatchSpec(_Spec):
                 "compute='actors' needs num_actors: the size of the pool "
                 "(num_actors=2 with num_gpus=1 reserves 2 GPUs)"
             )
-        if self.source == self.sink:
-            raise ValueError(f"source and sink are the same file ({self.source})")
+        if self.sink in self.sources:
+            raise ValueError(f"source and sink are the same file ({self.sink})")
         return self
+
+    @property
+    def sources(self) -> list[str]:
+        """The source files, in order."""
+        return [self.source] if isinstance(self.source, str) else self.source

@@ -1,0 +1,244 @@
+"""One source→sink pair on its way: scanned, validated, run, committed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+import sheaf_dagster
+from sheaf_dagster.batch.loading import ModelContext
+from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, BatchResult, ValidationReport
+from sheaf_dagster.batch.rows import ChunkCheck, RowContract
+from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.batch.worker import ChunkFailure, ChunkReport, FileJob
+from sheaf_dagster.errors import InputValidationError, SheafError
+from sheaf_dagster import errors
+from sheaf_dagster.storage import Chunk, Location, Part, ScannedSource, Sink, scan_source
+from sheaf_dagster.storage.compression import codec_of
+
+__all__ = ["CheckMany", "FileTask", "check_chunks", "validate_source"]
+
+CheckMany = Callable[[RowContract, ScannedSource], Iterable[ChunkCheck]]
+"""Checks all chunks of a source; yields the findings in order."""
+
+_LAYOUT_VERSION = 1
+"""Raised when the same job would be cut or written differently than by an older version."""
+
+
+def check_chunks(
+    contract: RowContract, texts: Sequence[Location], chunks: Sequence[Chunk]
+) -> Iterator[ChunkCheck]:
+    """Checks chunks one after the other, in this process."""
+    for chunk in chunks:
+        data = texts[chunk.file].read_range(chunk.start, chunk.end)
+        yield contract.check(data, chunk.first_line)
+
+
+def validate_source(
+    contract: RowContract, source: ScannedSource, checks: Iterable[ChunkCheck]
+) -> tuple[ValidationReport, tuple[Chunk, ...]]:
+    """The report over all chunks, and the chunks with the checksums of what was checked."""
+    report = ValidationReport(
+        source=", ".join(f.stored.uri for f in source.files),
+        rows=source.rows,
+        source_digest=source.digest,
+        source_bytes=source.stored_bytes,
+    )
+    validated = []
+    several = len(source.files) > 1
+    for chunk, check in zip(source.chunks, checks, strict=True):
+        if check.rows != chunk.rows:
+            source.check_unchanged()
+        for violation in check.violations[: MAX_VIOLATIONS_SHOWN - len(report.violations)]:
+            if several:
+                violation.file = source.files[chunk.file].stored.uri
+            report.violations.append(violation)
+        report.total_violations += check.total_violations
+        report.invalid_rows += check.invalid_rows
+        validated.append(chunk.validated(check.crc))
+    return report, tuple(validated)
+
+
+class FileTask:
+    """State of one file in the driver. Its rows are never here."""
+
+    def __init__(self, id: int, spec: BatchSpec, context: ModelContext) -> None:
+        self.id = id
+        self.spec = spec
+        self.context = context
+        self.started = time.perf_counter()
+        self.sink = Sink(Location.of(spec.sink, spec.storage_options))
+        self.parts: dict[int, Part] = {}
+        self.resumed_rows = 0
+        self.rows = 0
+        self._reports: list[ChunkReport] = []
+        self._source: ScannedSource | None = None
+        self._validation: ValidationReport | None = None
+        self._chunks: tuple[Chunk, ...] = ()
+        self.fingerprint = ""
+
+    @property
+    def rows_done(self) -> int:
+        """Rows answered so far."""
+        return sum(p.rows for p in self.parts.values())
+
+    def prepare(self, check: CheckMany) -> tuple[FileJob, list[Chunk]]:
+        """Scans and validates the source, takes the sink, and finds what is left to do.
+
+        Raises:
+            InputValidationError: Rows don't match their contract.
+            SourceError, SinkError: A file can't be read or written.
+        """
+        source = self._scan()
+        self._source, self.rows = source, source.rows
+        report, self._chunks = validate_source(
+            self.context.rows, source, check(self.context.rows, source)
+        )
+        report.seconds = time.perf_counter() - self.started
+        self._validation = report
+        if not report.ok:
+            self.sink.discard()
+            raise InputValidationError(report.summary(), report)
+        self.fingerprint = self._fingerprint(source)
+        if not self.sink.held:
+            self.sink.prepare()
+        found = self.sink.open_run(self.fingerprint, resume=self.spec.resume)
+        by_index = {c.index: c for c in self._chunks}
+        self.parts = {
+            i: p for i, p in found.items() if i in by_index and by_index[i].rows == p.rows
+        }
+        self.resumed_rows = self.rows_done
+        job = FileJob(
+            id=self.id,
+            texts=tuple(f.text for f in source.files),
+            names=tuple(f.stored.uri for f in source.files),
+            store=self.sink.parts(self.fingerprint),
+            batch_size=self.spec.batch_size,
+            on_error=self.spec.on_error,
+            bucket_by=self.spec.bucket_by,
+        )
+        return job, [c for c in self._chunks if c.index not in self.parts]
+
+    def _scan(self) -> ScannedSource:
+        locations = [
+            Location.of(uri, self.spec.storage_options) for uri in self.spec.sources
+        ]
+        spool = None
+        if any(codec_of(location.uri) for location in locations):
+            # Unpacked copies lie beside the sink, where every worker can read them.
+            for location in locations:
+                location.require_state()
+            self.sink.prepare()
+            spool = self.sink.spool()
+        return scan_source(
+            locations, self.spec.batch_size, row_limit=self.spec.row_limit, spool=spool
+        )
+
+    def _fingerprint(self, source: ScannedSource) -> str:
+        identity = {
+            "layout": _LAYOUT_VERSION,
+            "source": source.digest,
+            "model": self.context.spec.digest(),
+            "contract": self.context.rows.request.model_json_schema(),
+            "batch_size": self.spec.batch_size,
+            "bucket_by": self.spec.bucket_by,
+            "on_error": self.spec.on_error,
+            "row_limit": self.spec.row_limit,
+            "codec": codec_of(self.spec.sink),
+            "version": sheaf_dagster.__version__,
+        }
+        text = json.dumps(identity, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk's part is there."""
+        return len(self.parts) == len(self._chunks)
+
+    def take(self, report: ChunkReport) -> None:
+        """Notes a finished chunk.
+
+        Raises:
+            SheafError: The chunk failed; the error that the worker met.
+        """
+        if report.failure is not None:
+            raise rebuild_error(report.failure)
+        assert report.part is not None
+        self.parts[report.chunk] = report.part
+        self._reports.append(report)
+
+    def commit(self) -> BatchResult:
+        """Joins the parts into the sink.
+
+        Raises:
+            SourceChangedError: The source is no longer what was validated.
+            SinkError: The sink could not be written.
+        """
+        assert self._source is not None and self._validation is not None
+        self._source.check_unchanged()
+        parts = [self.parts[c.index] for c in self._chunks]
+        size = self.sink.commit(self.sink.parts(self.fingerprint), parts)
+        reports = self._reports
+        predict_seconds = sum(r.predict_seconds for r in reports)
+        return BatchResult(
+            source=self._validation.source,
+            sink=self.sink.location.uri,
+            rows=self.rows,
+            seconds=time.perf_counter() - self.started,
+            source_digest=self._source.digest,
+            fingerprint=self.fingerprint,
+            resumed_rows=self.resumed_rows,
+            error_rows=sum(p.error_rows for p in parts),
+            non_finite=sum(p.non_finite for p in parts),
+            chunks=len(parts),
+            output_bytes=size,
+            validation=self._validation,
+            workers=len({r.worker for r in reports}),
+            model_digest=next((r.model_digest for r in reports if r.model_digest), None),
+            load_seconds=max((r.load_seconds for r in reports), default=0.0),
+            predict_seconds=predict_seconds,
+            device_busy_fraction=_busy_fraction(reports),
+            halved_batches=sum(r.halved for r in reports),
+        )
+
+    def abandon(self) -> None:
+        """Gives the sink free after a failure; finished parts stay if they may be resumed."""
+        if not self.spec.resume:
+            self.sink.discard()
+        self.sink.release()
+
+
+def rebuild_error(failure: ChunkFailure) -> SheafError:
+    """The worker's error, with its traceback as the cause."""
+    cls = getattr(errors, failure.error, errors.BackendError)
+    error: SheafError = cls(failure.message)
+    error.__cause__ = WorkerTraceback(failure.traceback)
+    return error
+
+
+class WorkerTraceback(Exception):
+    """The traceback of a worker, as text."""
+
+    def __str__(self) -> str:
+        return "\n" + str(self.args[0])
+
+
+def _busy_fraction(reports: Sequence[ChunkReport]) -> float | None:
+    """Time inside the model over the time that the workers were up for this file."""
+    spans: dict[str, tuple[float, float]] = {}
+    for r in reports:
+        start, end = spans.get(r.worker, (r.started, r.ended))
+        spans[r.worker] = (min(start, r.started), max(end, r.ended))
+    up = sum(end - start for start, end in spans.values())
+    busy = sum(r.predict_seconds for r in reports)
+    return min(1.0, busy / up) if up > 0 else None
+
+
+def grouped(chunks: Sequence[Chunk], size: int) -> Iterator[list[Chunk]]:
+    """Consecutive runs of ``size`` chunks."""
+    it = iter(chunks)
+    while group := list(islice(it, size)):
+        yield group

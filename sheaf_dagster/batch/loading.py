@@ -1,0 +1,119 @@
+"""A model in a worker process: found once, loaded once."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from sheaf_dagster.backends import ModelBackend, resolve_backend
+from sheaf_dagster.batch.rows import RowContract
+from sheaf_dagster.batch.spec import ModelSpec
+from sheaf_dagster.contracts import contract_for
+from sheaf_dagster.errors import BackendLoadError, SheafError, SpecError
+
+__all__ = ["LoadedBackend", "ModelContext", "cached_backend", "load_backend"]
+
+_BACKEND_CACHE: OrderedDict[str, LoadedBackend] = OrderedDict()
+_CACHE_LOCK = threading.Lock()
+_CACHE_SIZE = 4
+"""Models that a worker process keeps loaded; one where they sit on a GPU."""
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """All that a worker needs to load a model and parse its rows.
+
+    It travels with the classes themselves, not their names: a backend or contract that was
+    registered in the driver, a notebook say, need not be registered again on the workers.
+    """
+
+    spec: ModelSpec
+    backend_cls: type[ModelBackend]
+    rows: RowContract
+
+    @classmethod
+    def of(cls, spec: ModelSpec, *, redact: bool = False) -> ModelContext:
+        """Resolves a spec's backend and contract.
+
+        Raises:
+            UnknownBackendError, UnknownContractError: With the known names.
+            SpecError: The backend serves another model type.
+        """
+        backend_cls = resolve_backend(spec.backend)
+        contract = contract_for(spec.model_type)
+        served = backend_cls.model_type
+        if isinstance(served, str) and str(served) != spec.model_type:
+            raise SpecError(
+                f"model {spec.name!r}: backend {spec.backend!r} serves model type "
+                f"{str(served)!r}, but the spec says {spec.model_type!r}; change one of them"
+            )
+        return cls(spec, backend_cls, RowContract.of(contract, redact=redact))
+
+    @property
+    def key(self) -> str:
+        """Identity in a worker's cache: the whole spec and the class behind its name."""
+        where = f"{self.backend_cls.__module__}:{self.backend_cls.__qualname__}:"
+        return where + json.dumps(self.spec.model_dump(mode="json"), sort_keys=True)
+
+
+@dataclass
+class LoadedBackend:
+    """A backend that is ready to predict."""
+
+    backend: ModelBackend
+    load_seconds: float
+    ready_at: float
+    """``time.time()`` at the end of its load."""
+    digest: str | None
+    batch_seconds: float | None = field(default=None)
+    """Recent mean time of one ``batch_predict`` call."""
+
+
+def load_backend(context: ModelContext) -> LoadedBackend:
+    """Constructs, loads and warms up a backend.
+
+    Raises:
+        BackendLoadError: With the backend's own error at the end of the message.
+    """
+    spec = context.spec
+    started = time.perf_counter()
+    step = "constructor"
+    try:
+        backend = context.backend_cls(**spec.backend_kwargs)
+        step = "load()"
+        backend.load()
+        step = "warm-up"
+        warmup = list(backend.warmup_requests())
+        if warmup:
+            backend.batch_predict(warmup)
+        digest = backend.model_digest()
+    except SheafError:
+        raise
+    except Exception as e:
+        hint = (
+            "check backend_kwargs" if step == "constructor" else "check the weights and libraries"
+        )
+        raise BackendLoadError(
+            f"model {spec.name!r}: {step} of backend {spec.backend!r} failed; {hint}: "
+            f"{type(e).__name__}: {e}"
+        ) from e
+    return LoadedBackend(backend, time.perf_counter() - started, time.time(), digest)
+
+
+def cached_backend(context: ModelContext) -> LoadedBackend:
+    """The process's loaded backend of a model; loads it at the first call."""
+    with _CACHE_LOCK:
+        loaded = _BACKEND_CACHE.get(context.key)
+        if loaded is not None:
+            _BACKEND_CACHE.move_to_end(context.key)
+            return loaded
+        keep = 0 if context.spec.resources.num_gpus else _CACHE_SIZE - 1
+        while len(_BACKEND_CACHE) > keep:
+            _, old = _BACKEND_CACHE.popitem(last=False)
+            old.backend.close()
+        loaded = load_backend(context)
+        _BACKEND_CACHE[context.key] = loaded
+        return loaded

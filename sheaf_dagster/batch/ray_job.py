@@ -1,0 +1,271 @@
+"""Jobs on Ray: a feeder thread prepares files, Ray Data runs their chunks, commits overlap."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+from sheaf_dagster.batch.cluster import check_capacity, ray_session, worker_slots
+from sheaf_dagster.batch.cluster_config import ClusterConfig
+from sheaf_dagster.batch.file_task import FileTask, check_chunks, grouped
+from sheaf_dagster.batch.loading import ModelContext
+from sheaf_dagster.batch.progress import ProgressMeter
+from sheaf_dagster.batch.results import BatchOutcome, BatchProgress, BatchResult
+from sheaf_dagster.batch.rows import ChunkCheck, RowContract
+from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.batch.worker import ChunkReport
+from sheaf_dagster.errors import ClusterError
+from sheaf_dagster.storage import Chunk, ScannedSource
+
+__all__ = ["run_on_ray"]
+
+log = logging.getLogger(__name__)
+
+_FILES_AHEAD = 32
+"""Files that may be validated and not yet committed."""
+
+_SMALL_SOURCE_BYTES = 4 * 2**20
+"""Sources up to this size are validated in the driver: a Ray task costs more."""
+
+_COMMIT_THREADS = 4
+
+
+def run_on_ray(
+    context: ModelContext,
+    first: BatchSpec,
+    specs: Iterable[BatchSpec],
+    config: ClusterConfig,
+    on_progress: Callable[[BatchProgress], None] | None,
+) -> Iterator[BatchOutcome]:
+    """Runs files on Ray; see ``BatchRunner.run_many``."""
+    job = _RayJob(context, specs, config, on_progress)
+    with ExitStack() as stack:
+        # Cleared from the last entered to the first: Ray goes down after all that uses it.
+        feeder_stack = ExitStack()
+        stack.callback(feeder_stack.close)
+        # The feeder scans and validates while Ray starts.
+        job.start_feeding()
+        feeder_stack.callback(job.stop_feeding)
+        stack.enter_context(ray_session(config))
+        check_capacity(context.spec, first, config)
+        stack.callback(job.shutdown)
+        job.start_engine(first)
+        yield from job.outcomes()
+
+
+class _RayJob:
+    """One job's driver side.
+
+    Three kinds of work meet here: the feeder thread prepares files in order; the engine
+    reports chunks; a small pool commits finished files. The caller's thread brings them
+    together, so callbacks and outcomes come from one thread.
+    """
+
+    def __init__(
+        self,
+        context: ModelContext,
+        specs: Iterable[BatchSpec],
+        config: ClusterConfig,
+        on_progress: Callable[[BatchProgress], None] | None,
+    ) -> None:
+        self._context = context
+        self._specs = specs
+        self._config = config
+        self._progress = ProgressMeter(on_progress)
+        self._engine: Any = None
+        self._engine_ready = threading.Event()
+        self._stop = threading.Event()
+        self._room = threading.Semaphore(_FILES_AHEAD)
+        self._fed: queue.Queue[tuple[FileTask, Exception | None] | Exception | None] = queue.Queue()
+        self._feeder = threading.Thread(target=self._feed, daemon=True, name="sheaf-feeder")
+        self._commits = ThreadPoolExecutor(_COMMIT_THREADS, thread_name_prefix="sheaf-commit")
+        self._running: dict[int, FileTask] = {}
+        self._committing: dict[Future[BatchResult], FileTask] = {}
+        self._fed_all = False
+
+    # -- the feeder's thread ---------------------------------------------------------------
+
+    def start_feeding(self) -> None:
+        self._feeder.start()
+
+    def stop_feeding(self) -> None:
+        self._stop.set()
+        self._engine_ready.set()
+        self._room.release()
+        self._feeder.join(timeout=60)
+
+    def _feed(self) -> None:
+        try:
+            for id, spec in enumerate(self._specs):
+                self._room.acquire()
+                if self._stop.is_set():
+                    return
+                self._feed_one(id, spec)
+                if self._stop.is_set():
+                    return
+            self._engine_ready.wait()
+            if not self._stop.is_set():
+                self._engine.finish_submitting()
+            self._fed.put(None)
+        except Exception as e:
+            self._fed.put(e)
+
+    def _feed_one(self, id: int, spec: BatchSpec) -> None:
+        task = FileTask(id, spec, self._context)
+        self._progress.files_total += 1
+        try:
+            job, chunks = task.prepare(self._check)
+        except Exception as e:
+            self._fed.put((task, e))
+            return
+        # The main thread must know the task before its first report can come in.
+        self._fed.put((task, None))
+        self._engine_ready.wait()
+        if not self._stop.is_set() and chunks:
+            self._engine.submit(job, chunks)
+
+    def _check(self, contract: RowContract, source: ScannedSource) -> Iterator[ChunkCheck]:
+        """Checks chunks here until Ray is up, then on Ray where there are enough of them."""
+        texts = [f.text for f in source.files]
+        chunks = list(source.chunks)
+        size = sum(c.end - c.start for c in chunks)
+        at = 0
+        while at < len(chunks):
+            if self._stop.is_set():
+                raise InterruptedError("the job was stopped")
+            left = sum(c.end - c.start for c in chunks[at:]) if size > _SMALL_SOURCE_BYTES else 0
+            if left > _SMALL_SOURCE_BYTES and self._engine_ready.is_set():
+                yield from _check_on_ray(contract, texts, chunks[at:], self._stop)
+                return
+            yield from check_chunks(contract, texts, chunks[at : at + 1])
+            at += 1
+
+    # -- the caller's thread ---------------------------------------------------------------
+
+    def start_engine(self, first: BatchSpec) -> None:
+        from sheaf_dagster.batch.ray_engine import RayEngine
+
+        slots = worker_slots(self._context.spec, first, self._config)
+        self._engine = RayEngine(self._context, first, self._config, slots)
+        self._engine_ready.set()
+
+    def shutdown(self) -> None:
+        """Stops everything; what is not committed keeps its parts for a rerun."""
+        self._stop.set()
+        if self._engine is not None:
+            self._engine.shutdown()
+        self._commits.shutdown(wait=True, cancel_futures=True)
+        for task in (*self._running.values(), *self._committing.values()):
+            task.abandon()
+
+    def outcomes(self) -> Iterator[BatchOutcome]:
+        while True:
+            yield from self._take_fed()
+            yield from self._take_commits()
+            if self._fed_all and not self._running and not self._committing:
+                self._progress.tick((), force=True)
+                return
+            wait = 0.02 if self._committing else 0.1
+            for report in self._engine.poll(wait):
+                yield from self._take_fed()
+                yield from self._take_report(report)
+            self._progress.tick(self._running.values())
+
+    def _take_fed(self) -> Iterator[BatchOutcome]:
+        while True:
+            try:
+                item = self._fed.get_nowait()
+            except queue.Empty:
+                return
+            if item is None:
+                self._fed_all = True
+            elif isinstance(item, Exception):
+                raise item
+            else:
+                task, error = item
+                if error is not None:
+                    yield self._failed(task, error)
+                else:
+                    self._running[task.id] = task
+                    self._commit_if_complete(task)
+
+    def _take_report(self, report: ChunkReport) -> Iterator[BatchOutcome]:
+        task = self._running.get(report.job)
+        if task is None:
+            return  # a late chunk of a file that failed
+        try:
+            task.take(report)
+        except Exception as e:
+            del self._running[task.id]
+            self._engine.cancel(task.id)
+            yield self._failed(task, e)
+        else:
+            self._commit_if_complete(task)
+
+    def _commit_if_complete(self, task: FileTask) -> None:
+        if task.complete:
+            del self._running[task.id]
+            self._committing[self._commits.submit(task.commit)] = task
+
+    def _take_commits(self) -> Iterator[BatchOutcome]:
+        for future in [f for f in self._committing if f.done()]:
+            task = self._committing.pop(future)
+            try:
+                result = future.result()
+            except Exception as e:
+                yield self._failed(task, e)
+            else:
+                self._ended(task)
+                yield BatchOutcome(spec=task.spec, result=result)
+
+    def _failed(self, task: FileTask, error: Exception) -> BatchOutcome:
+        task.abandon()
+        self._ended(task)
+        return BatchOutcome(spec=task.spec, error=error)
+
+    def _ended(self, task: FileTask) -> None:
+        self._progress.ended(task)
+        self._room.release()
+
+
+def _check_on_ray(
+    contract: RowContract, texts: list[Any], chunks: list[Chunk], stop: threading.Event
+) -> Iterator[ChunkCheck]:
+    """Checks chunks in Ray tasks that reserve nothing, so that no pool of actors can starve
+    them; yields in order."""
+    import ray
+
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    check = ray.remote(_check_group).options(num_cpus=0, scheduling_strategy="SPREAD")
+    groups = grouped(chunks, max(1, len(chunks) // (cpus * 6)))
+    shared = ray.put((contract, texts))
+    ahead: list[Any] = []
+    try:
+        for group in groups:
+            ahead.append(check.remote(shared, group))
+            if len(ahead) >= cpus + 1:
+                yield from ray.get(ahead.pop(0))
+            if stop.is_set():
+                raise InterruptedError("the job was stopped")
+        while ahead:
+            yield from ray.get(ahead.pop(0))
+    except ray.exceptions.RayTaskError as e:
+        cause = e.cause
+        raise cause if isinstance(cause, Exception) else ClusterError(str(e)) from e
+    except ray.exceptions.RayError as e:
+        raise ClusterError(f"validation on the cluster failed: {e}") from e
+    finally:
+        for ref in ahead:
+            ray.cancel(ref, force=True)
+
+
+def _check_group(shared: tuple[RowContract, list[Any]], group: list[Chunk]) -> list[ChunkCheck]:
+    contract, texts = shared
+    return list(check_chunks(contract, texts, group))
+
+

@@ -1,0 +1,206 @@
+"""Rows: from a line to a typed request, and from a typed response to a line."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
+from sheaf_dagster.contracts import Contract
+from sheaf_dagster.storage import split_rows
+
+__all__ = ["ChunkCheck", "Row", "RowContract", "error_line", "response_line"]
+
+_NAMESPACE = UUID("5f0c3f0e-6d5e-5b3a-9a43-7d2f8f1e3c11").bytes
+_EXCERPT = 80
+
+
+@dataclass(frozen=True)
+class Row:
+    """A request with its place: global position and file line."""
+
+    position: int
+    line: int
+    request: Any
+
+
+@dataclass
+class ChunkCheck:
+    """What validating one chunk found."""
+
+    rows: int = 0
+    crc: int = 0
+    violations: list[Violation] = field(default_factory=list)
+    total_violations: int = 0
+    invalid_rows: int = 0
+
+
+@dataclass(frozen=True)
+class RowContract:
+    """Parses and checks the rows of one model type."""
+
+    model_type: str
+    request: type[BaseModel]
+    redact: bool = False
+    """Leave values out of violations."""
+
+    @classmethod
+    def of(cls, contract: Contract, *, redact: bool = False) -> RowContract:
+        """The parser of a contract's requests."""
+        return cls(contract.model_type, contract.request, redact)
+
+    def check(self, data: bytes, first_line: int) -> ChunkCheck:
+        """Checks every row in a chunk's bytes; keeps none of them."""
+        check = ChunkCheck(crc=zlib.crc32(data))
+        validate = self.request.__pydantic_validator__.validate_json
+        expected = self.model_type
+        typed = "model_type" in self.request.model_fields
+        for number, line in split_rows(data, first_line):
+            check.rows += 1
+            try:
+                request = validate(line)
+            except ValidationError as e:
+                found = self._violations(number, line, e)
+            except RecursionError:
+                found = [Violation(line=number, field="", message="JSON is nested too deeply")]
+            else:
+                if not typed or request.model_type == expected:  # type: ignore[attr-defined]
+                    continue
+                found = [self._wrong_type(number, str(request.model_type))]  # type: ignore[attr-defined]
+            check.invalid_rows += 1
+            check.total_violations += len(found)
+            if len(check.violations) < MAX_VIOLATIONS_SHOWN:
+                check.violations += found[: MAX_VIOLATIONS_SHOWN - len(check.violations)]
+        return check
+
+    def parse(self, lines: Iterable[tuple[int, bytes]], first_position: int) -> list[Row]:
+        """Rows of lines that were found valid; a missing ``request_id`` is derived.
+
+        The id is a UUIDv5 of the row's position in the source and its bytes.
+        """
+        validate = self.request.__pydantic_validator__.validate_json
+        has_id = "request_id" in self.request.model_fields
+        rows = []
+        for position, (number, line) in enumerate(lines, first_position):
+            request = validate(line)
+            if has_id and "request_id" not in request.model_fields_set:
+                # Past pydantic's setattr: a user's contract may be frozen.
+                request.__dict__["request_id"] = _derived_id(position, line)
+            rows.append(Row(position, number, request))
+        return rows
+
+    def _violations(self, number: int, line: bytes, error: ValidationError) -> list[Violation]:
+        found = []
+        for e in _without_union_noise(error.errors(include_url=False, include_context=False)):
+            path = ".".join(str(part) for part in e["loc"])
+            if path == "model_type":
+                found.append(self._wrong_type(number, str(e["input"])))
+                continue
+            message = str(e["msg"]).removeprefix("Value error, ")
+            whole = e["type"] in ("json_invalid", "missing", "model_type")
+            value = line[: 4 * _EXCERPT].decode("utf-8", "replace") if whole else repr(e["input"])
+            found.append(
+                Violation(
+                    line=number,
+                    field=path,
+                    message=message,
+                    excerpt="" if self.redact or e["type"] == "value_error" else _short(value),
+                )
+            )
+        return found
+
+    def _wrong_type(self, number: int, got: str) -> Violation:
+        return Violation(
+            line=number,
+            field="model_type",
+            message=f"is {_short(got)!r}, but the model serves {self.model_type!r}",
+        )
+
+
+def _without_union_noise(errors: Sequence[Any]) -> list[Any]:
+    """Of a union's branches, keeps the errors of the one that came closest.
+
+    Pydantic reports each branch's errors, with the branch's type inside the path
+    (``history``, ``list[float]``, ``3``): one bad element of a long list would otherwise drown
+    in one error for each element of the other branch.
+    """
+    kept: list[Any] = []
+    unions: dict[tuple[Any, ...], dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    order: list[tuple[Any, ...]] = []
+    for e in errors:
+        at = next((i for i, p in enumerate(e["loc"]) if isinstance(p, str) and "[" in p), None)
+        if at is None:
+            kept.append(e)
+            continue
+        prefix = e["loc"][:at]
+        if prefix not in unions:
+            order.append(prefix)
+        rest = tuple(p for p in e["loc"][at + 1 :] if not (isinstance(p, str) and "[" in p))
+        unions[prefix][e["loc"][at]].append({**e, "loc": prefix + rest})
+    for prefix in order:
+        kept += min(unions[prefix].values(), key=lambda es: (len(es), -len(es[0]["loc"])))
+    return kept
+
+
+def _derived_id(position: int, line: bytes) -> UUID:
+    digest = hashlib.sha1(
+        _NAMESPACE + b"%d:" % position + line.strip(), usedforsecurity=False
+    ).digest()
+    return UUID(bytes=digest[:16], version=5)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…"
+
+
+def response_line(response: BaseModel) -> tuple[bytes, int]:
+    """A response as one line of RFC 8259 JSON, and how many numbers in it were not finite.
+
+    Those become ``null``.
+    """
+    data = response.__pydantic_serializer__.to_json(response)
+    # As many nulls as the response has None fields means that no number became one: the
+    # common case costs two scans of bytes. Anything else is counted one by one.
+    nulls = data.count(b"null")
+    if (
+        nulls
+        and nulls != sum(value is None for value in response.__dict__.values())
+        or b"NaN" in data
+        or b"Infinity" in data
+    ):
+        plain = response.model_dump(mode="python")
+        bad = _count_non_finite(plain)
+        if b"NaN" in data or b"Infinity" in data:
+            data = orjson.dumps(response.model_dump(mode="json"))
+        return data + b"\n", bad
+    return data + b"\n", 0
+
+
+def _count_non_finite(value: Any) -> int:
+    if isinstance(value, float):
+        return value != value or value in (float("inf"), float("-inf"))
+    if isinstance(value, dict):
+        return sum(map(_count_non_finite, value.values()))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return sum(map(_count_non_finite, value))
+    return 0
+
+
+def error_line(request: Any, error: BaseException) -> bytes:
+    """The line that stands in for a failed row's response (``on_error="record"``)."""
+    record = {
+        key: str(getattr(request, key))
+        for key in ("request_id", "model_type", "model_name")
+        if getattr(request, key, None) is not None
+    }
+    record_error = {"type": type(error).__name__, "message": str(error)[:2000]}
+    return orjson.dumps({**record, "error": record_error}) + b"\n"

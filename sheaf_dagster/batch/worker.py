@@ -1,0 +1,310 @@
+"""What a worker does with chunks: read, parse, predict, serialise, write the part.
+
+The same function runs in tasks, in actors and in the driver's own process, so a chunk's bytes
+are the same wherever it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+import traceback
+import zlib
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sheaf_dagster.batch.loading import LoadedBackend, ModelContext
+from sheaf_dagster.batch.overlap import prefetch
+from sheaf_dagster.batch.predict import Answer, Predictor
+from sheaf_dagster.batch.rows import Row, response_line
+from sheaf_dagster.batch.spec import OnError
+from sheaf_dagster.errors import BackendError, SheafError, SourceChangedError
+from sheaf_dagster.storage import Chunk, Location, Part, PartStore, split_rows
+
+__all__ = ["ChunkFailure", "ChunkReport", "FileJob", "run_chunks", "worker_name"]
+
+log = logging.getLogger(__name__)
+
+_OVERLAP_FROM_SECONDS = 0.002
+"""Batches that take longer than this get reading and writing threads of their own; below it,
+handing batches between threads costs more than it hides (benchmarks/overlap.py)."""
+
+_BATCHES_AHEAD = 2
+_BATCHES_BEHIND = 4
+
+
+@dataclass(frozen=True)
+class FileJob:
+    """One source→sink pair as a worker sees it."""
+
+    id: int
+    texts: tuple[Location, ...]
+    """Where the text of each source file can be read."""
+    names: tuple[str, ...]
+    """What to call them in messages."""
+    store: PartStore
+    batch_size: int
+    on_error: OnError
+    bucket_by: str | None
+
+
+@dataclass(frozen=True)
+class ChunkFailure:
+    """An error that crosses processes as plain data, so that its type and text survive."""
+
+    error: str
+    """Name of the ``SheafError`` subclass."""
+    message: str
+    traceback: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException, place: str) -> ChunkFailure:
+        """Describes any exception."""
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        if isinstance(error, SheafError):
+            return cls(type(error).__name__, str(error), text)
+        return cls(BackendError.__name__, f"{place}: {type(error).__name__}: {error}", text)
+
+
+@dataclass(frozen=True)
+class ChunkReport:
+    """All that the driver learns of a chunk."""
+
+    job: int
+    chunk: int
+    first_row: int
+    worker: str
+    part: Part | None = None
+    failure: ChunkFailure | None = None
+    predict_seconds: float = 0.0
+    halved: int = 0
+    started: float = 0.0
+    ended: float = 0.0
+    load_seconds: float = 0.0
+    model_digest: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ChunkReport:
+        """The report that ``to_dict`` described."""
+        part, failure = data.pop("part"), data.pop("failure")
+        return cls(
+            **data,
+            part=Part(**part) if part else None,
+            failure=ChunkFailure(**failure) if failure else None,
+        )
+
+
+@dataclass
+class _Batch:
+    state: _ChunkState
+    rows: Sequence[Row]
+    last: bool
+
+
+@dataclass
+class _ChunkState:
+    """A chunk in the making."""
+
+    job: FileJob
+    chunk: Chunk
+    lines: list[bytes] = field(default_factory=list)
+    failure: BaseException | None = None
+    error_rows: int = 0
+    non_finite: int = 0
+    predict_seconds: float = 0.0
+    halved: int = 0
+    started: float = field(default_factory=time.time)
+
+    @property
+    def where(self) -> str:
+        return self.job.names[self.chunk.file]
+
+
+def worker_name() -> str:
+    """Names this process among those of a cluster."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def run_chunks(
+    context: ModelContext, loaded: LoadedBackend, items: Iterable[tuple[FileJob, Chunk]]
+) -> Iterator[ChunkReport]:
+    """Runs chunks through a loaded backend; yields a report as each is done.
+
+    While a batch is in the model, the next is read and parsed and the last one serialised and
+    written, where the model takes long enough for that to pay. A chunk that fails is reported,
+    and the rest of its file's chunks are passed over without a report.
+    """
+    failed: set[int] = set()
+    batches: Iterator[_Batch] = _read(context, items, failed)
+    behind: deque[Future[ChunkReport | None]] = deque()
+    writer: ThreadPoolExecutor | None = None
+    source = batches
+    try:
+        for batch in source:
+            answers = _predict(loaded, batch, failed)
+            slow = (loaded.batch_seconds or 0.0) > _OVERLAP_FROM_SECONDS
+            if slow and writer is None:
+                writer = ThreadPoolExecutor(1, thread_name_prefix="sheaf-writer")
+                source = prefetch(batches, _BATCHES_AHEAD)
+                # ``for`` holds the old iterator: go on with the prefetched one.
+                behind.append(writer.submit(_finish, loaded, batch, answers, failed))
+                yield from _overlapped(loaded, source, writer, behind, failed)
+                return
+            report = _finish(loaded, batch, answers, failed)
+            if report is not None:
+                yield report
+    finally:
+        if source is not batches:
+            source.close()  # type: ignore[attr-defined]
+        if writer is not None:
+            writer.shutdown(wait=True, cancel_futures=True)
+
+
+def _overlapped(
+    loaded: LoadedBackend,
+    batches: Iterator[_Batch],
+    writer: ThreadPoolExecutor,
+    behind: deque[Future[ChunkReport | None]],
+    failed: set[int],
+) -> Iterator[ChunkReport]:
+    for batch in batches:
+        answers = _predict(loaded, batch, failed)
+        behind.append(writer.submit(_finish, loaded, batch, answers, failed))
+        while behind and (behind[0].done() or len(behind) > _BATCHES_BEHIND):
+            report = behind.popleft().result()
+            if report is not None:
+                yield report
+    while behind:
+        report = behind.popleft().result()
+        if report is not None:
+            yield report
+
+
+def _read(
+    context: ModelContext, items: Iterable[tuple[FileJob, Chunk]], failed: set[int]
+) -> Iterator[_Batch]:
+    for job, chunk in items:
+        if job.id in failed:
+            continue
+        state = _ChunkState(job, chunk)
+        try:
+            data = job.texts[chunk.file].read_range(chunk.start, chunk.end)
+            if chunk.crc >= 0 and zlib.crc32(data) != chunk.crc:
+                raise SourceChangedError(
+                    f"{state.where} changed after it was validated (from line "
+                    f"{chunk.first_line}); run again once its writer has finished"
+                )
+            lines = split_rows(data, chunk.first_line)
+            del data
+            for rows, last in _batches(context, job, chunk, lines):
+                yield _Batch(state, rows, last)
+        except Exception as e:
+            state.failure = e
+            yield _Batch(state, (), True)
+
+
+def _batches(
+    context: ModelContext, job: FileJob, chunk: Chunk, lines: list[tuple[int, bytes]]
+) -> Iterator[tuple[list[Row], bool]]:
+    size = job.batch_size
+    if job.bucket_by is None:
+        for start in range(0, len(lines), size):
+            rows = context.rows.parse(lines[start : start + size], chunk.first_row + start)
+            yield rows, start + size >= len(lines)
+        return
+    # The window is the chunk: it is the same at every run, so the batches are too.
+    buckets: dict[Any, list[Row]] = defaultdict(list)
+    for row in context.rows.parse(lines, chunk.first_row):
+        buckets[repr(getattr(row.request, job.bucket_by, None))].append(row)
+    full = [
+        bucket[start : start + size]
+        for bucket in buckets.values()
+        for start in range(0, len(bucket), size)
+    ]
+    for i, rows in enumerate(full):
+        yield rows, i == len(full) - 1
+
+
+def _predict(loaded: LoadedBackend, batch: _Batch, failed: set[int]) -> list[Answer]:
+    state = batch.state
+    if state.failure is not None or not batch.rows or state.job.id in failed:
+        return []
+    predictor = Predictor(loaded.backend, state.job.on_error, state.where, log.warning)
+    try:
+        answers = predictor.run(batch.rows)
+    except Exception as e:
+        state.failure = e
+        answers = []
+    mean = predictor.seconds / max(predictor.calls, 1)
+    old = loaded.batch_seconds
+    loaded.batch_seconds = mean if old is None else 0.8 * old + 0.2 * mean
+    state.predict_seconds += predictor.seconds
+    state.halved += predictor.halved
+    state.error_rows += predictor.error_rows
+    return answers
+
+
+def _finish(
+    loaded: LoadedBackend, batch: _Batch, answers: list[Answer], failed: set[int]
+) -> ChunkReport | None:
+    """Serialises a batch's answers; after the last batch of a chunk, writes its part."""
+    state = batch.state
+    part = None
+    try:
+        if state.failure is None and state.job.id not in failed:
+            _serialise(state, batch.rows, answers)
+            if not batch.last:
+                return None
+            part = state.job.store.write(
+                state.chunk.index,
+                b"".join(state.lines),
+                rows=len(state.lines),
+                error_rows=state.error_rows,
+                non_finite=state.non_finite,
+            )
+            state.lines = []
+    except Exception as e:
+        state.failure = e
+    if state.job.id in failed:
+        return None
+    if state.failure is not None:
+        failed.add(state.job.id)
+    return ChunkReport(
+        job=state.job.id,
+        chunk=state.chunk.index,
+        first_row=state.chunk.first_row,
+        worker=worker_name(),
+        part=part,
+        failure=None if state.failure is None else ChunkFailure.of(state.failure, state.where),
+        predict_seconds=state.predict_seconds,
+        halved=state.halved,
+        started=max(state.started, loaded.ready_at),
+        ended=time.time(),
+        load_seconds=loaded.load_seconds,
+        model_digest=loaded.digest,
+    )
+
+
+def _serialise(state: _ChunkState, rows: Sequence[Row], answers: list[Answer]) -> None:
+    in_order = state.job.bucket_by is None
+    if not in_order and not state.lines:
+        state.lines = [b""] * state.chunk.rows
+    for row, answer in zip(rows, answers, strict=True):
+        if isinstance(answer, bytes):
+            line = answer
+        else:
+            line, bad = response_line(answer)
+            state.non_finite += bad
+        if in_order:
+            state.lines.append(line)
+        else:
+            state.lines[row.position - state.chunk.first_row] = line

@@ -1,0 +1,44 @@
+"""What a row is: typed requests and responses for each model type."""
+
+from sheaf_dagster.contracts.base import BaseRequest, BaseResponse, ModelType
+from sheaf_dagster.contracts.embedding import EmbeddingRequest, EmbeddingResponse
+from sheaf_dagster.contracts.registry import (
+    Contract,
+    contract_for,
+    known_model_types,
+    register_contract,
+)
+from sheaf_dagster.contracts.tabular import TabularRequest, TabularResponse
+from sheaf_dagster.contracts.time_series import (
+    FeatureRef,
+    Frequency,
+    OutputMode,
+    TimeSeriesRequest,
+    TimeSeriesResponse,
+)
+from sheaf_dagster.contracts.union import AnyRequest, AnyResponse
+
+register_contract(ModelType.TIME_SERIES, TimeSeriesRequest, TimeSeriesResponse)
+register_contract(ModelType.TABULAR, TabularRequest, TabularResponse)
+register_contract(ModelType.EMBEDDING, EmbeddingRequest, EmbeddingResponse)
+
+__all__ = [
+    "AnyRequest",
+    "AnyResponse",
+    "BaseRequest",
+    "BaseResponse",
+    "Contract",
+    "EmbeddingRequest",
+    "EmbeddingResponse",
+    "FeatureRef",
+    "Frequency",
+    "ModelType",
+    "OutputMode",
+    "TabularRequest",
+    "TabularResponse",
+    "TimeSeriesRequest",
+    "TimeSeriesResponse",
+    "contract_for",
+    "known_model_types",
+    "register_contract",
+]

@@ -1,0 +1,62 @@
+"""Rows and answers of embedders. Field-compatible with sheaf-serve 0.13."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Literal
+
+from pydantic import field_validator, model_validator
+from typing_extensions import Self
+
+from sheaf_dagster.contracts.base import BaseRequest, BaseResponse, ModelType
+
+__all__ = ["EmbeddingRequest", "EmbeddingResponse"]
+
+
+class EmbeddingRequest(BaseRequest):
+    """Texts or images to embed; one row may hold several.
+
+    Attributes:
+        texts: Texts to embed.
+        images_b64: Image files to embed, base64-encoded; exactly one of both is given.
+        normalize: Scale each embedding to length 1.
+    """
+
+    model_type: Literal[ModelType.EMBEDDING] = ModelType.EMBEDDING
+
+    texts: list[str] | None = None
+    images_b64: list[str] | None = None
+    normalize: bool = True
+
+    @field_validator("images_b64")
+    @classmethod
+    def _check_base64(cls, images: list[str] | None) -> list[str] | None:
+        for i, image in enumerate(images or ()):
+            try:
+                base64.b64decode(image, validate=True)
+            except (binascii.Error, ValueError) as e:
+                raise ValueError(f"image {i} is no valid base64: {e}") from e
+        return images
+
+    @model_validator(mode="after")
+    def _check_input(self) -> Self:
+        if self.texts is None and self.images_b64 is None:
+            raise ValueError("needs 'texts' or 'images_b64'")
+        if self.texts is not None and self.images_b64 is not None:
+            raise ValueError("has both 'texts' and 'images_b64'; give one of them")
+        return self
+
+
+class EmbeddingResponse(BaseResponse):
+    """Embeddings of a row's inputs.
+
+    Attributes:
+        embeddings: One vector an input (shape: n_inputs × dim).
+        dim: Length of a vector.
+    """
+
+    model_type: Literal[ModelType.EMBEDDING] = ModelType.EMBEDDING
+
+    embeddings: list[list[float]]
+    dim: int

@@ -1,0 +1,23 @@
+"""Any built-in request or response, told apart by its ``model_type``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Union
+
+from pydantic import Field
+
+from sheaf_dagster.contracts.embedding import EmbeddingRequest, EmbeddingResponse
+from sheaf_dagster.contracts.tabular import TabularRequest, TabularResponse
+from sheaf_dagster.contracts.time_series import TimeSeriesRequest, TimeSeriesResponse
+
+__all__ = ["AnyRequest", "AnyResponse"]
+
+AnyRequest = Annotated[
+    Union[TimeSeriesRequest, TabularRequest, EmbeddingRequest],  # noqa: UP007
+    Field(discriminator="model_type"),
+]
+
+AnyResponse = Annotated[
+    Union[TimeSeriesResponse, TabularResponse, EmbeddingResponse],  # noqa: UP007
+    Field(discriminator="model_type"),
+]

@@ -1,0 +1,282 @@
+"""A file, wherever it lives: one small object that pickles to workers."""
+
+from __future__ import annotations
+
+import io
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from sheaf_dagster.errors import MissingDependencyError, SinkError, SourceError, SourceNotFoundError
+
+__all__ = ["FileState", "Location"]
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What tells one version of a file from another, without reading it."""
+
+    size: int
+    version: str
+    """ETag or version id where the store has one, else modification time and inode."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """A path or fsspec URI with the options that reach it.
+
+    ``uri`` is absolute: a relative local path is resolved where the object is made, so that
+    every worker means the same file.
+    """
+
+    uri: str
+    options: dict[str, Any] = field(default_factory=dict, repr=False, hash=False, compare=False)
+
+    @classmethod
+    def of(cls, uri: str, options: dict[str, Any] | None = None) -> Location:
+        """The location of a path or URI.
+
+        Raises:
+            SourceError: The protocol is unknown.
+            MissingDependencyError: The package that speaks the protocol is not installed.
+        """
+        protocol = fsspec.utils.get_protocol(uri)
+        if protocol in ("file", "local"):
+            path = os.path.abspath(os.path.expanduser(LocalFileSystem._strip_protocol(uri)))
+            return cls(path, {})
+        location = cls(uri, dict(options or {}))
+        location.fs  # noqa: B018  (an unknown protocol is refused here, not on a worker)
+        return location
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a path on this machine."""
+        return "://" not in self.uri
+
+    @property
+    def fs(self) -> Any:
+        """The fsspec file system (one instance a process and set of options)."""
+        protocol = fsspec.utils.get_protocol(self.uri)
+        try:
+            return fsspec.filesystem(protocol, **self.options)
+        except ImportError as e:
+            extra = {"s3": "aws", "s3a": "aws"}.get(protocol)
+            cure = f"pip install 'sheaf_dagster[{extra}]'" if extra else str(e)
+            raise MissingDependencyError(f"{self.uri}: {protocol}:// needs a package: {cure}") from e
+        except ValueError as e:
+            raise SourceError(f"{self.uri}: {e}; use a local path or an fsspec URI") from e
+
+    @property
+    def path(self) -> str:
+        """The path inside the file system."""
+        return self.uri if self.is_local else str(self.fs._strip_protocol(self.uri))
+
+    @property
+    def name(self) -> str:
+        """Last component."""
+        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> Location:
+        """The folder or prefix that holds it."""
+        head = self.uri.rstrip("/").rsplit("/", 1)[0]
+        return Location(head or "/", self.options)
+
+    def child(self, name: str) -> Location:
+        """A file below this folder or prefix."""
+        return Location(f"{self.uri.rstrip('/')}/{name}", self.options)
+
+    def state(self) -> FileState | None:
+        """Size and version, or None where nothing is there.
+
+        Raises:
+            SourceError: There is something, but no readable file.
+        """
+        if self.is_local:
+            try:
+                st = os.stat(self.uri)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            except OSError as e:
+                raise SourceError(f"{self.uri}: {e.strerror}") from e
+            if os.path.isdir(self.uri):
+                raise SourceError(f"{self.uri} is a directory; name one JSONL file")
+            return FileState(st.st_size, f"{st.st_mtime_ns}:{st.st_ino}")
+        fs = self.fs
+        try:
+            fs.invalidate_cache(self.parent.path)
+            info = fs.info(self.path)
+        except FileNotFoundError:
+            return None
+        except Exception as e:
+            raise SourceError(f"{self.uri} can't be read: {describe(e)}") from e
+        if info.get("type") == "directory":
+            raise SourceError(f"{self.uri} is a directory; name one JSONL file")
+        version = next(
+            (str(info[k]) for k in ("ETag", "etag", "VersionId", "md5Hash") if info.get(k)), ""
+        )
+        if not version:
+            version = str(
+                info.get("LastModified")
+                or info.get("last_modified")
+                or info.get("mtime")
+                or info.get("created")
+                or ""
+            )
+        return FileState(int(info["size"] or 0), version.strip('"'))
+
+    def require_state(self) -> FileState:
+        """Like ``state``, but raises SourceNotFoundError where nothing is there."""
+        state = self.state()
+        if state is None:
+            raise SourceNotFoundError(
+                f"{self.uri} does not exist; write it first (materialise the upstream asset), "
+                "or correct the source location"
+            )
+        return state
+
+    def open(self) -> IO[bytes]:
+        """The stored bytes, from the start, unbuffered where that is faster."""
+        try:
+            if self.is_local:
+                return open(self.uri, "rb", buffering=0)
+            return self.fs.open(self.path, "rb", block_size=8 * 2**20, cache_type="readahead")  # type: ignore[no-any-return]
+        except FileNotFoundError:
+            raise SourceNotFoundError(f"{self.uri} does not exist") from None
+        except Exception as e:
+            raise SourceError(f"{self.uri} can't be opened: {describe(e)}") from e
+
+    def read_range(self, start: int, end: int) -> bytes:
+        """Bytes ``start`` to ``end`` (exclusive), all of them or an error.
+
+        Raises:
+            SourceError: Fewer bytes came than were asked for.
+        """
+        try:
+            if self.is_local:
+                with open(self.uri, "rb", buffering=0) as f:
+                    data = _pread(f, start, end - start)
+            else:
+                data = self.fs.cat_file(self.path, start=start, end=end)
+        except FileNotFoundError:
+            raise SourceNotFoundError(
+                f"{self.uri} is not visible on this machine; put it on storage that every "
+                "node sees, or it was deleted while the job ran"
+            ) from None
+        except Exception as e:
+            raise SourceError(f"{self.uri} can't be read: {describe(e)}") from e
+        if len(data) != end - start:
+            raise SourceError(
+                f"{self.uri}: bytes {start}–{end} gave {len(data)} of {end - start} bytes; "
+                "the file changed or the read was cut short"
+            )
+        return data
+
+    def read(self) -> bytes:
+        """The whole file; for small ones."""
+        if self.is_local:
+            with open(self.uri, "rb") as f:
+                return f.read()
+        return self.fs.cat_file(self.path)  # type: ignore[no-any-return]
+
+    def write(self, data: bytes) -> None:
+        """Replaces the file at once: readers see the old bytes or the new, never a mixture."""
+        if self.is_local:
+            temporary = f"{self.uri}.{uuid.uuid4().hex}.tmp"
+            try:
+                with open(temporary, "wb", buffering=0) as f:
+                    f.write(data)
+                os.replace(temporary, self.uri)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(temporary)
+                raise
+        else:
+            self.fs.pipe_file(self.path, data)
+
+    def make_parents(self) -> None:
+        """Makes the folder that holds it, where the store has folders."""
+        try:
+            if self.is_local:
+                os.makedirs(os.path.dirname(self.uri), exist_ok=True)
+            else:
+                with suppress(Exception):  # object stores have no folders to make
+                    self.fs.makedirs(self.parent.path, exist_ok=True)
+        except OSError as e:
+            raise SinkError(
+                f"{self.uri}: its folder can't be made: {e.strerror} ({e.filename}); "
+                "check the path and its permissions"
+            ) from e
+
+    def list_names(self) -> dict[str, int]:
+        """Names directly below this folder, each with its size; empty where there is none."""
+        if self.is_local:
+            try:
+                with os.scandir(self.uri) as entries:
+                    return {e.name: e.stat().st_size for e in entries if e.is_file()}
+            except FileNotFoundError:
+                return {}
+        fs = self.fs
+        fs.invalidate_cache(self.path)
+        try:
+            found = fs.ls(self.path, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {
+            str(f["name"]).rstrip("/").rsplit("/", 1)[-1]: int(f.get("size") or 0)
+            for f in found
+            if f.get("type") == "file"
+        }
+
+    def remove_tree(self) -> None:
+        """Removes this folder and all below it; no error where there is nothing."""
+        if self.is_local:
+            import shutil
+
+            shutil.rmtree(self.uri, ignore_errors=True)
+        else:
+            with suppress(FileNotFoundError):
+                self.fs.rm(self.path, recursive=True)
+
+
+@contextmanager
+def sink_errors(location: Location) -> Iterator[None]:
+    """Turns what a store says while a sink is written into one clear SinkError."""
+    try:
+        yield
+    except SinkError:
+        raise
+    except Exception as e:
+        raise SinkError(
+            f"{location.uri} can't be written: {describe(e)}; an existing file there is untouched"
+        ) from e
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _pread(f: io.FileIO, start: int, length: int) -> bytes:
+    f.seek(start)
+    data = f.read(length)
+    if data is None or len(data) == length:
+        return data or b""
+    pieces = [data]
+    got = len(data)
+    while got < length:
+        piece = f.read(length - got)
+        if not piece:
+            break
+        pieces.append(piece)
+        got += len(piece)
+    return b"".join(pieces)

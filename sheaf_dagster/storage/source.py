@@ -1,0 +1,152 @@
+"""The files that a job reads, scanned once."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sheaf_dagster.errors import SourceChangedError, SourceError, SourceNotFoundError
+from sheaf_dagster.storage.chunks import Chunk, FileScan, scan_stream
+from sheaf_dagster.storage.compression import codec_of, open_text
+from sheaf_dagster.storage.location import FileState, Location, describe, sink_errors
+
+__all__ = ["ScannedSource", "SourceFile", "scan_source", "source_digest"]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One scanned file."""
+
+    stored: Location
+    text: Location
+    """Where ranges of its text can be read: the file itself, or its unpacked copy."""
+    state: FileState
+    digest: str
+
+
+@dataclass(frozen=True)
+class ScannedSource:
+    """All that the driver needs to know of a job's source; its rows aren't part of it."""
+
+    files: tuple[SourceFile, ...]
+    chunks: tuple[Chunk, ...]
+    rows: int
+    digest: str
+    stored_bytes: int
+
+    def check_unchanged(self) -> None:
+        """Compares the files with what was scanned, by size and version.
+
+        Raises:
+            SourceChangedError: One was written to, replaced or deleted since.
+        """
+        for file in self.files:
+            now = file.stored.state()
+            if now != file.state:
+                raise SourceChangedError(
+                    f"{file.stored.uri} {'was deleted' if now is None else 'changed'} while the "
+                    "job ran; nothing was written to the sink. Run again once its writer has "
+                    "finished"
+                )
+
+
+def scan_source(
+    locations: Sequence[Location],
+    batch_size: int,
+    *,
+    row_limit: int | None = None,
+    spool: Location | None = None,
+    cancelled: threading.Event | None = None,
+) -> ScannedSource:
+    """Finds a job's chunks and the digest of its source in one pass over the files.
+
+    Several files are read as one, in the given order; chunks and batches don't span files.
+
+    Args:
+        locations: The files, in order.
+        batch_size: Rows of a batch.
+        row_limit: Rows that count, over all files.
+        spool: Folder for unpacked copies of compressed files; needed where there are any.
+        cancelled: Ends the scan early where it is set.
+
+    Raises:
+        SourceError: A file is missing, unreadable, damaged or a directory.
+    """
+    files: list[SourceFile] = []
+    chunks: list[Chunk] = []
+    rows = 0
+    for i, location in enumerate(locations):
+        left = None if row_limit is None else row_limit - rows
+        state = location.require_state()
+        text, scan = _scan_file(location, batch_size, left, spool, i)
+        if location.state() != state:
+            raise SourceChangedError(
+                f"{location.uri} changed while it was read; run again once its writer has finished"
+            )
+        chunks += scan.chunks(batch_size, file=i, first_index=len(chunks), first_row=rows)
+        rows += scan.rows
+        files.append(SourceFile(location, text, state, scan.digest))
+    return ScannedSource(
+        files=tuple(files),
+        chunks=tuple(chunks),
+        rows=rows,
+        digest=_joint_digest([f.digest for f in files]),
+        stored_bytes=sum(f.state.size for f in files),
+    )
+
+
+def _scan_file(
+    location: Location, batch_size: int, row_limit: int | None, spool: Location | None, i: int
+) -> tuple[Location, FileScan]:
+    codec = codec_of(location.uri)
+    # A limit of no rows left still hashes the file; one row at least keeps the scanner simple.
+    limit = None if row_limit is None else max(row_limit, 0)
+    try:
+        with location.open() as raw:
+            if codec is None:
+                return location, scan_stream(raw, batch_size, row_limit=limit)
+            if spool is None:
+                raise SourceError(f"{location.uri}: no place to unpack it was given")
+            text = spool.child(f"source-{i:04d}.jsonl")
+            digest = hashlib.sha256()
+            with sink_errors(text):
+                text.make_parents()
+                target = open(text.uri, "wb") if text.is_local else text.fs.open(text.path, "wb")
+            with target:
+                stream = open_text(raw, codec, name=location.uri, digest=digest, spool=target)
+                return text, scan_stream(stream, batch_size, row_limit=limit, digest=digest)
+    except SourceError as e:
+        if location.uri in str(e):
+            raise
+        raise type(e)(f"{location.uri}, {e}") from e
+    except FileNotFoundError:
+        raise SourceNotFoundError(f"{location.uri} does not exist") from None
+    except OSError as e:
+        raise SourceError(f"{location.uri} can't be read: {describe(e)}") from e
+
+
+def source_digest(
+    source: str | Sequence[str], storage_options: dict[str, Any] | None = None
+) -> str:
+    """``sha256:<hex>`` of a source's stored bytes, the same that a job's result carries.
+
+    Of several files it is the hash of their digests, in order.
+    """
+    uris = [source] if isinstance(source, str) else list(source)
+    digests = []
+    for uri in uris:
+        digest = hashlib.sha256()
+        with Location.of(uri, storage_options).open() as f:
+            while block := f.read(4 * 2**20):
+                digest.update(block)
+        digests.append(f"sha256:{digest.hexdigest()}")
+    return _joint_digest(digests)
+
+
+def _joint_digest(digests: Sequence[str]) -> str:
+    if len(digests) == 1:
+        return digests[0]
+    return f"sha256:{hashlib.sha256('|'.join(digests).encode()).hexdigest()}"
