@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -29,8 +30,9 @@ log = logging.getLogger(__name__)
 _FILES_AHEAD = 32
 """Files that may be validated and not yet committed."""
 
-_SMALL_SOURCE_BYTES = 4 * 2**20
-"""Sources up to this size are validated in the driver: a Ray task costs more."""
+_DRIVER_SECONDS = 5.0
+"""Validation that would take the driver longer than this is spread over the cluster: starting
+Ray tasks costs one to three seconds (benchmarks/throughput.py)."""
 
 _COMMIT_THREADS = 4
 
@@ -130,20 +132,22 @@ class _RayJob:
             self._engine.submit(job, chunks)
 
     def _check(self, contract: RowContract, source: ScannedSource) -> Iterator[ChunkCheck]:
-        """Checks chunks here until Ray is up, then on Ray where there are enough of them."""
+        """Checks chunks here, and on Ray once it is up if that will be faster."""
         texts = [f.text for f in source.files]
         chunks = list(source.chunks)
-        size = sum(c.end - c.start for c in chunks)
-        at = 0
-        while at < len(chunks):
+        left = sum(c.end - c.start for c in chunks)
+        done, started = 0, time.perf_counter()
+        for i, chunk in enumerate(chunks):
             if self._stop.is_set():
                 raise InterruptedError("the job was stopped")
-            left = sum(c.end - c.start for c in chunks[at:]) if size > _SMALL_SOURCE_BYTES else 0
-            if left > _SMALL_SOURCE_BYTES and self._engine_ready.is_set():
-                yield from _check_on_ray(contract, texts, chunks[at:], self._stop)
+            spent = time.perf_counter() - started
+            slow = spent > 0.3 and spent * left / done > _DRIVER_SECONDS
+            if slow and self._engine_ready.is_set():
+                yield from _check_on_ray(contract, texts, chunks[i:], self._stop)
                 return
-            yield from check_chunks(contract, texts, chunks[at : at + 1])
-            at += 1
+            yield from check_chunks(contract, texts, [chunk])
+            done += chunk.end - chunk.start
+            left -= chunk.end - chunk.start
 
     # -- the caller's thread ---------------------------------------------------------------
 
