@@ -1,6 +1,10 @@
 """What runs a batch: the backend interface, the registry, and the built-in backends."""
 
 from sheaf_dagster.backends.base import ModelBackend
-from sheaf_dagster.backends.registry import known_backends, register_backend, resolve_backend
+from sheaf_dagster.backends.registry import (
+    known_backends,
+    register_backend,
+    resolve_backend,
+)
 
 __all__ = ["ModelBackend", "known_backends", "register_backend", "resolve_backend"]

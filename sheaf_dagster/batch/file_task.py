@@ -6,17 +6,27 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 
 import sheaf_dagster
+from sheaf_dagster import errors
 from sheaf_dagster.batch.loading import ModelContext
-from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, BatchResult, ValidationReport
+from sheaf_dagster.batch.results import (
+    MAX_VIOLATIONS_SHOWN,
+    BatchResult,
+    ValidationReport,
+)
 from sheaf_dagster.batch.rows import ChunkCheck, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker import ChunkFailure, ChunkReport, FileJob
 from sheaf_dagster.errors import InputValidationError, SheafError
-from sheaf_dagster import errors
-from sheaf_dagster.storage import Chunk, Location, Part, ScannedSource, Sink, scan_source
+from sheaf_dagster.storage import (
+    Chunk,
+    Location,
+    Part,
+    ScannedSource,
+    Sink,
+    scan_source,
+)
 from sheaf_dagster.storage.compression import codec_of
 
 __all__ = ["CheckMany", "FileTask", "check_chunks", "validate_source"]
@@ -235,10 +245,3 @@ def _busy_fraction(reports: Sequence[ChunkReport]) -> float | None:
     up = sum(end - start for start, end in spans.values())
     busy = sum(r.predict_seconds for r in reports)
     return min(1.0, busy / up) if up > 0 else None
-
-
-def grouped(chunks: Sequence[Chunk], size: int) -> Iterator[list[Chunk]]:
-    """Consecutive runs of ``size`` chunks."""
-    it = iter(chunks)
-    while group := list(islice(it, size)):
-        yield group

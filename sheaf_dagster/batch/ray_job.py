@@ -5,23 +5,22 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
+from sheaf_dagster.batch.checking import check_in_parallel
 from sheaf_dagster.batch.cluster import check_capacity, ray_session, worker_slots
 from sheaf_dagster.batch.cluster_config import ClusterConfig
-from sheaf_dagster.batch.file_task import FileTask, check_chunks, grouped
+from sheaf_dagster.batch.file_task import FileTask
 from sheaf_dagster.batch.loading import ModelContext
 from sheaf_dagster.batch.progress import ProgressMeter
 from sheaf_dagster.batch.results import BatchOutcome, BatchProgress, BatchResult
 from sheaf_dagster.batch.rows import ChunkCheck, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker import ChunkReport
-from sheaf_dagster.errors import ClusterError
-from sheaf_dagster.storage import Chunk, ScannedSource
+from sheaf_dagster.storage import ScannedSource
 
 __all__ = ["run_on_ray"]
 
@@ -29,10 +28,6 @@ log = logging.getLogger(__name__)
 
 _FILES_AHEAD = 32
 """Files that may be validated and not yet committed."""
-
-_DRIVER_SECONDS = 5.0
-"""Validation that would take the driver longer than this is spread over the cluster: starting
-Ray tasks costs one to three seconds (benchmarks/throughput.py)."""
 
 _COMMIT_THREADS = 4
 
@@ -132,22 +127,13 @@ class _RayJob:
             self._engine.submit(job, chunks)
 
     def _check(self, contract: RowContract, source: ScannedSource) -> Iterator[ChunkCheck]:
-        """Checks chunks here, and on Ray once it is up if that will be faster."""
-        texts = [f.text for f in source.files]
-        chunks = list(source.chunks)
-        left = sum(c.end - c.start for c in chunks)
-        done, started = 0, time.perf_counter()
-        for i, chunk in enumerate(chunks):
-            if self._stop.is_set():
-                raise InterruptedError("the job was stopped")
-            spent = time.perf_counter() - started
-            slow = spent > 0.3 and spent * left / done > _DRIVER_SECONDS
-            if slow and self._engine_ready.is_set():
-                yield from _check_on_ray(contract, texts, chunks[i:], self._stop)
-                return
-            yield from check_chunks(contract, texts, [chunk])
-            done += chunk.end - chunk.start
-            left -= chunk.end - chunk.start
+        return check_in_parallel(
+            contract,
+            [f.text for f in source.files],
+            source.chunks,
+            self._engine_ready,
+            self._stop,
+        )
 
     # -- the caller's thread ---------------------------------------------------------------
 
@@ -235,41 +221,3 @@ class _RayJob:
     def _ended(self, task: FileTask) -> None:
         self._progress.ended(task)
         self._room.release()
-
-
-def _check_on_ray(
-    contract: RowContract, texts: list[Any], chunks: list[Chunk], stop: threading.Event
-) -> Iterator[ChunkCheck]:
-    """Checks chunks in Ray tasks that reserve nothing, so that no pool of actors can starve
-    them; yields in order."""
-    import ray
-
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    check = ray.remote(_check_group).options(num_cpus=0, scheduling_strategy="SPREAD")
-    groups = grouped(chunks, max(1, len(chunks) // (cpus * 6)))
-    shared = ray.put((contract, texts))
-    ahead: list[Any] = []
-    try:
-        for group in groups:
-            ahead.append(check.remote(shared, group))
-            if len(ahead) >= cpus + 1:
-                yield from ray.get(ahead.pop(0))
-            if stop.is_set():
-                raise InterruptedError("the job was stopped")
-        while ahead:
-            yield from ray.get(ahead.pop(0))
-    except ray.exceptions.RayTaskError as e:
-        cause = e.cause
-        raise cause if isinstance(cause, Exception) else ClusterError(str(e)) from e
-    except ray.exceptions.RayError as e:
-        raise ClusterError(f"validation on the cluster failed: {e}") from e
-    finally:
-        for ref in ahead:
-            ray.cancel(ref, force=True)
-
-
-def _check_group(shared: tuple[RowContract, list[Any]], group: list[Chunk]) -> list[ChunkCheck]:
-    contract, texts = shared
-    return list(check_chunks(contract, texts, group))
-
-

@@ -9,7 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from sheaf_dagster.batch.cluster_config import ClusterConfig, check_limits
 from sheaf_dagster.batch.file_task import check_chunks, validate_source
 from sheaf_dagster.batch.loading import ModelContext
-from sheaf_dagster.batch.results import BatchOutcome, BatchProgress, BatchResult, ValidationReport
+from sheaf_dagster.batch.results import (
+    BatchOutcome,
+    BatchProgress,
+    BatchResult,
+    ValidationReport,
+)
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.errors import SpecError
 from sheaf_dagster.storage import Location, scan_source

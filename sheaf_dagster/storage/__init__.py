@@ -4,7 +4,12 @@ from sheaf_dagster.storage.chunks import Chunk, split_rows
 from sheaf_dagster.storage.location import FileState, Location
 from sheaf_dagster.storage.parts import Part, PartStore
 from sheaf_dagster.storage.sink import Sink
-from sheaf_dagster.storage.source import ScannedSource, SourceFile, scan_source, source_digest
+from sheaf_dagster.storage.source import (
+    ScannedSource,
+    SourceFile,
+    scan_source,
+    source_digest,
+)
 
 __all__ = [
     "Chunk",

@@ -13,7 +13,12 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from sheaf_dagster.errors import MissingDependencyError, SinkError, SourceError, SourceNotFoundError
+from sheaf_dagster.errors import (
+    MissingDependencyError,
+    SinkError,
+    SourceError,
+    SourceNotFoundError,
+)
 
 __all__ = ["FileState", "Location"]
 

@@ -1,0 +1,61 @@
+# Needs Python 3.10 to 3.13 and make; everything else goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+export DAGSTER_HOME := $(CURDIR)/.dagster_home
+export HF_HUB_OFFLINE ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo backfill ui test test-fast lint format bench clean
+
+help:  ## This list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and by its pinned version: a range could bring in the newest CUDA build.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e '.[example]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+$(DAGSTER_HOME)/dagster.yaml:
+	@mkdir -p $(DAGSTER_HOME) && printf 'telemetry:\n  enabled: false\n' > $@
+
+demo: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## Forecast real series for a few days through real Dagster runs
+	$(BIN)/python -m example_project.demo
+
+backfill: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## Backfill the year as one run, with a closing table
+	$(BIN)/python -m example_project.backfill
+
+ui: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## The Dagster UI on the example project
+	$(BIN)/dagster dev -w workspace.yaml
+
+test: $(VENV)/.dev  ## The whole test suite
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.dev  ## The tests that need no cluster, daemon or model library
+	$(BIN)/python -m pytest -m 'not ray and not daemon and not s3 and not model'
+
+lint: $(VENV)/.dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## Format and fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## Benchmarks against the peers, printed and written to benchmarks/results
+	$(BIN)/python -m benchmarks
+
+clean:  ## Remove what the targets made
+	rm -rf $(VENV) .dagster_home data .pytest_cache .ruff_cache .mypy_cache
