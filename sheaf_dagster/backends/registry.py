@@ -18,7 +18,7 @@ ENTRY_POINT_GROUP = "sheaf_dagster.backends"
 _BUILTIN: dict[str, str] = {
     "chronos2": "sheaf_dagster.backends.chronos:ChronosBackend",
     "statsforecast": "sheaf_dagster.backends.statsforecast:StatsForecastBackend",
-    "sentence_transformers": "sheaf_dagster.backends.sentence_transformers:SentenceTransformersBackend",
+    "sentence_transformers": "sheaf_dagster.backends.text_embedder:SentenceTransformersBackend",
 }
 
 _REGISTRY: dict[str, type[ModelBackend]] = {}

