@@ -37,6 +37,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "BatchConfig",
         "ModelResource",
         "RayClusterResource",
+        "SourcePartitions",
         "StorageResource",
         "build_batch_inference_asset",
     ),
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
         BatchConfig,
         ModelResource,
         RayClusterResource,
+        SourcePartitions,
         StorageResource,
         build_batch_inference_asset,
     )

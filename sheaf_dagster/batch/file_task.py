@@ -29,7 +29,7 @@ from sheaf_dagster.storage import (
 )
 from sheaf_dagster.storage.compression import codec_of
 
-__all__ = ["CheckMany", "FileTask", "check_chunks", "validate_source"]
+__all__ = ["CheckMany", "FileTask", "check_chunks", "job_fingerprint", "validate_source"]
 
 CheckMany = Callable[[RowContract, ScannedSource], Iterable[ChunkCheck]]
 """Checks all chunks of a source; yields the findings in order."""
@@ -72,6 +72,24 @@ def validate_source(
     return report, tuple(validated)
 
 
+def job_fingerprint(context: ModelContext, spec: BatchSpec, source_digest: str) -> str:
+    """Hash of all that decides a job's output (hex, 64 digits)."""
+    identity = {
+        "layout": _LAYOUT_VERSION,
+        "source": source_digest,
+        "model": context.spec.digest(),
+        "contract": context.rows.request.model_json_schema(),
+        "batch_size": spec.batch_size,
+        "bucket_by": spec.bucket_by,
+        "on_error": spec.on_error,
+        "row_limit": spec.row_limit,
+        "codec": codec_of(spec.sink),
+        "version": sheaf_dagster.__version__,
+    }
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 class FileTask:
     """State of one file in the driver. Its rows are never here."""
 
@@ -112,7 +130,7 @@ class FileTask:
         if not report.ok:
             self.sink.discard()
             raise InputValidationError(report.summary(), report)
-        self.fingerprint = self._fingerprint(source)
+        self.fingerprint = job_fingerprint(self.context, self.spec, source.digest)
         if not self.sink.held:
             self.sink.prepare()
         found = self.sink.open_run(self.fingerprint, resume=self.spec.resume)
@@ -146,22 +164,6 @@ class FileTask:
         return scan_source(
             locations, self.spec.batch_size, row_limit=self.spec.row_limit, spool=spool
         )
-
-    def _fingerprint(self, source: ScannedSource) -> str:
-        identity = {
-            "layout": _LAYOUT_VERSION,
-            "source": source.digest,
-            "model": self.context.spec.digest(),
-            "contract": self.context.rows.request.model_json_schema(),
-            "batch_size": self.spec.batch_size,
-            "bucket_by": self.spec.bucket_by,
-            "on_error": self.spec.on_error,
-            "row_limit": self.spec.row_limit,
-            "codec": codec_of(self.spec.sink),
-            "version": sheaf_dagster.__version__,
-        }
-        text = json.dumps(identity, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def complete(self) -> bool:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from sheaf_dagster.batch.cluster_config import ClusterConfig, check_limits
-from sheaf_dagster.batch.file_task import check_chunks, validate_source
+from sheaf_dagster.batch.file_task import check_chunks, job_fingerprint, validate_source
 from sheaf_dagster.batch.loading import ModelContext
 from sheaf_dagster.batch.results import (
     BatchOutcome,
@@ -17,7 +17,7 @@ from sheaf_dagster.batch.results import (
 )
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.errors import SpecError
-from sheaf_dagster.storage import Location, scan_source
+from sheaf_dagster.storage import Location, scan_source, source_digest
 
 __all__ = ["BatchRunner"]
 
@@ -119,6 +119,18 @@ class BatchRunner:
             from sheaf_dagster.batch.ray_job import run_on_ray
 
             yield from run_on_ray(self._context, first, checked, self.cluster, self._on_progress)
+
+    def fingerprint(self, spec: BatchSpec) -> str:
+        """Identity of the output that a job would write: source, model, batch layout, policy.
+
+        It equals ``BatchResult.fingerprint`` of a finished job exactly if running the job again
+        would write the same bytes.
+
+        Raises:
+            SourceError: The source is missing or can't be read.
+        """
+        digest = source_digest(spec.sources, spec.storage_options)
+        return job_fingerprint(self._context, spec, digest)
 
     def _checked(self, first: BatchSpec, rest: Iterator[BatchSpec]) -> Iterator[BatchSpec]:
         yield first

@@ -1,0 +1,88 @@
+"""What earlier runs of the same chain have done: the memory behind a retry that skips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from sheaf_dagster.batch import BatchRunner
+from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.definitions.metadata import FINGERPRINT, OUTPUT_BYTES
+from sheaf_dagster.errors import SheafError
+from sheaf_dagster.storage import Location
+
+__all__ = ["EarlierMaterialization", "committed_in_this_chain"]
+
+_PAGE = 500
+
+
+@dataclass(frozen=True)
+class EarlierMaterialization:
+    """A partition's latest materialisation, made by this run or one that it retries."""
+
+    materialization: dg.AssetMaterialization
+    in_this_run: bool
+
+    def still_holds(self, runner: BatchRunner, spec: BatchSpec) -> bool:
+        """Whether the committed sink is what running the job again would write."""
+        md = self.materialization.metadata
+        fingerprint, size = md.get(FINGERPRINT), md.get(OUTPUT_BYTES)
+        if fingerprint is None or size is None:
+            return False
+        try:
+            state = Location.of(spec.sink, spec.storage_options).state()
+            if state is None or state.size != size.value:
+                return False
+            return runner.fingerprint(spec) == fingerprint.value
+        except SheafError:
+            return False  # running it will say what is wrong
+
+
+def committed_in_this_chain(
+    context: dg.AssetExecutionContext, key: dg.AssetKey, partitions: Sequence[str | None]
+) -> dict[str, EarlierMaterialization]:
+    """Latest materialisations by partition (``""`` for none), where this run, or a run that it
+    retries, made them. Empty for a run that is no retry."""
+    if context.run.parent_run_id is None and context.retry_number == 0:
+        return {}
+    chain = _chain(context)
+    wanted = {p or "" for p in partitions}
+    found: dict[str, EarlierMaterialization] = {}
+    seen: set[str] = set()
+    cursor = None
+    while len(seen) < len(wanted):
+        page = context.instance.fetch_materializations(
+            dg.AssetRecordsFilter(
+                asset_key=key,
+                asset_partitions=[p for p in partitions if p is not None] or None,
+            ),
+            limit=_PAGE,
+            cursor=cursor,
+        )
+        for record in page.records:
+            partition = record.partition_key or ""
+            if partition in seen or partition not in wanted:
+                continue
+            seen.add(partition)  # newest first: an older one doesn't count
+            run_id = record.event_log_entry.run_id
+            materialization = record.asset_materialization
+            if run_id in chain and materialization is not None:
+                found[partition] = EarlierMaterialization(
+                    materialization, in_this_run=run_id == context.run_id
+                )
+        if not page.has_more:
+            break
+        cursor = page.cursor
+    return found
+
+
+def _chain(context: dg.AssetExecutionContext) -> set[str]:
+    """This run and those that it is a retry of."""
+    chain = {context.run_id}
+    run = context.run
+    while run is not None and run.parent_run_id and run.parent_run_id not in chain:
+        chain.add(run.parent_run_id)
+        run = context.instance.get_run_by_id(run.parent_run_id)  # type: ignore[assignment]
+    return chain

@@ -1,0 +1,82 @@
+"""From a partition key to a file."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping
+
+import dagster as dg
+
+from sheaf_dagster.errors import SpecError
+
+__all__ = ["check_template", "partition_fields", "resolve"]
+
+_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]")
+
+
+def check_template(what: str, template: str, dimensions: list[str], *, partitioned: bool) -> None:
+    """Refuses a path template that can't be filled in.
+
+    Args:
+        what: Names it in messages.
+        template: Such as ``"{root}/requests/{partition_key}.jsonl"``.
+        dimensions: Names of a multi-dimensional partitions definition.
+        partitioned: Whether there are partition keys.
+
+    Raises:
+        SpecError: An unknown placeholder, or none that tells partitions apart.
+    """
+    known = ["root", *(["partition_key", *dimensions] if partitioned else [])]
+    try:
+        used = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as e:
+        raise SpecError(f"{what} {template!r} is no valid template: {e}") from e
+    for name in used:
+        if name not in known:
+            raise SpecError(
+                f"{what} {template!r}: unknown placeholder {{{name}}}; known here: "
+                + ", ".join(f"{{{k}}}" for k in known)
+            )
+    tells_apart = "partition_key" in used or (dimensions and set(dimensions) <= set(used))
+    if partitioned and not tells_apart:
+        raise SpecError(
+            f"{what} {template!r} is the same for every partition; put {{partition_key}}"
+            + (f" (or {', '.join('{' + d + '}' for d in dimensions)})" if dimensions else "")
+            + " into it"
+        )
+
+
+def partition_fields(key: str | None) -> dict[str, str]:
+    """What a partition key fills into a template.
+
+    ``{partition_key}`` of a multi-dimensional key joins its dimensions with ``|``, in the order
+    of their names; each dimension is there by its own name too.
+
+    Raises:
+        SpecError: The key could lead out of the storage root.
+    """
+    if key is None:
+        return {}
+    fields = {"partition_key": str(key)}
+    if isinstance(key, dg.MultiPartitionKey):
+        fields.update(key.keys_by_dimension)
+    for name, value in fields.items():
+        if (
+            not value
+            or value in (".", "..")
+            or value.startswith("~")
+            or value != value.strip()
+            or _UNSAFE.search(value)
+        ):
+            raise SpecError(
+                f"partition key {str(key)!r}: {name} can't be part of a file name; slashes, "
+                "backslashes, control characters, '.', '..', a leading '~' and outer blanks are "
+                "refused because they could lead out of the storage root"
+            )
+    return fields
+
+
+def resolve(template: str, root: str, fields: Mapping[str, str]) -> str:
+    """The file that a checked template names."""
+    return template.format(root=root, **fields)

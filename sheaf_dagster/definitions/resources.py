@@ -1,0 +1,128 @@
+"""Configurable resources: the model, the Ray cluster, the storage."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from sheaf_dagster.batch.cluster_config import ClusterConfig
+from sheaf_dagster.batch.spec import ModelSpec, ResourceConfig
+from sheaf_dagster.errors import SpecError
+
+__all__ = ["ModelResource", "RayClusterResource", "StorageResource"]
+
+
+class ModelResource(dg.ConfigurableResource):
+    """The model that an asset runs; the same fields as ``ModelSpec``."""
+
+    name: str = Field(description="Name of the model, shown in metadata.")
+    model_type: str = Field(
+        description="Contract of its rows: time_series, embedding, tabular, or a registered name."
+    )
+    backend: str = Field(description='Registry name of the backend, or "pkg.module:Class".')
+    backend_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of the backend's constructor."
+    )
+    num_cpus: float = Field(default=1.0, description="CPUs that one task or actor reserves.")
+    num_gpus: float = Field(
+        default=0.0, description="GPUs that one task or actor reserves; fractions share a GPU."
+    )
+    memory_gb: float | None = Field(
+        default=None, description="Memory (GiB) that one task or actor reserves."
+    )
+    custom_resources: dict[str, float] = Field(
+        default_factory=dict, description="Custom Ray resources that one task or actor reserves."
+    )
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec) -> ModelResource:
+        """The resource of a ``ModelSpec``."""
+        return cls(
+            name=spec.name,
+            model_type=spec.model_type,
+            backend=spec.backend,
+            backend_kwargs=spec.backend_kwargs,
+            num_cpus=spec.resources.num_cpus,
+            num_gpus=spec.resources.num_gpus,
+            memory_gb=spec.resources.memory_gb,
+            custom_resources=spec.resources.custom,
+        )
+
+    def to_spec(self) -> ModelSpec:
+        """The ``ModelSpec`` of this resource."""
+        return ModelSpec(
+            name=self.name,
+            model_type=self.model_type,
+            backend=self.backend,
+            backend_kwargs=dict(self.backend_kwargs),
+            resources=ResourceConfig(
+                num_cpus=self.num_cpus,
+                num_gpus=self.num_gpus,
+                memory_gb=self.memory_gb,
+                custom=dict(self.custom_resources),
+            ),
+        )
+
+
+class RayClusterResource(dg.ConfigurableResource):
+    """The Ray that assets run on, and how much of it one job may take."""
+
+    address: str | None = Field(
+        default=None,
+        description='None: a local Ray for the run; "auto" or "host:port": a running cluster.',
+    )
+    gpu_limit: float | None = Field(
+        default=None, description="GPUs that one job may reserve; None: what the cluster has."
+    )
+    cpu_limit: float | None = Field(
+        default=None, description="CPUs that one job may reserve; None: what the cluster has."
+    )
+    autoscaling: bool = Field(
+        default=False, description="The cluster grows on demand: trust the limits."
+    )
+    wait_for_capacity_s: float = Field(
+        default=600.0, description="How long to wait for busy or starting capacity (seconds)."
+    )
+
+    def to_config(self) -> ClusterConfig:
+        """The ``ClusterConfig`` of this resource.
+
+        Raises:
+            SpecError: The address is a ``ray://`` one, over which Ray Data can't run.
+        """
+        if self.address and self.address.startswith("ray://"):
+            raise SpecError(
+                f"ray_cluster: address {self.address!r} is a Ray Client address, over which Ray "
+                'Data does not run; use "auto" on a machine of the cluster, the GCS address '
+                '"host:6379", or run Dagster\'s steps as Ray jobs'
+            )
+        return ClusterConfig(
+            address=self.address,
+            gpu_limit=self.gpu_limit,
+            cpu_limit=self.cpu_limit,
+            autoscaling=self.autoscaling,
+            wait_for_capacity_s=self.wait_for_capacity_s,
+        )
+
+
+class StorageResource(dg.ConfigurableResource):
+    """Where the files are."""
+
+    root: str = Field(
+        description='Folder or URI prefix that "{root}" stands for: a path, "s3://bucket/prefix" …'
+    )
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Arguments of the fsspec file system (key, secret, endpoint_url …); take "
+        "secrets from environment variables with EnvVar.",
+    )
+
+    @property
+    def base(self) -> str:
+        """The root without a trailing slash; local paths are absolute."""
+        if "://" in self.root:
+            return self.root.rstrip("/")
+        return os.path.abspath(os.path.expanduser(self.root))

@@ -1,0 +1,60 @@
+"""Sources whose partitions differ from the sink's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster._core.definitions.partitions.context import partition_loading_context
+
+from sheaf_dagster.errors import SpecError
+
+__all__ = ["SourcePartitions"]
+
+
+@dataclass(frozen=True)
+class SourcePartitions:
+    """Which upstream partitions make up one partition's source.
+
+    Example: hourly files into a daily asset::
+
+        SourcePartitions(dg.HourlyPartitionsDefinition("2026-01-01-00:00"))
+
+    Attributes:
+        partitions_def: Partitions of the upstream files.
+        mapping: Dagster's mapping from them to the asset's; by default the overlapping time
+            windows.
+    """
+
+    partitions_def: dg.PartitionsDefinition
+    mapping: dg.PartitionMapping | None = None
+
+    def keys_for(
+        self,
+        partition: str | None,
+        partitions_def: dg.PartitionsDefinition | None,
+        instance: dg.DagsterInstance,
+    ) -> list[str]:
+        """Upstream keys of one partition, in their definition's order.
+
+        Raises:
+            SpecError: There are none.
+        """
+        mapping = self.mapping or dg.TimeWindowPartitionMapping()
+        with partition_loading_context(dynamic_partitions_store=instance):
+            subset = (
+                None
+                if partitions_def is None or partition is None
+                else partitions_def.subset_with_partition_keys([partition])
+            )
+            found = mapping.get_upstream_mapped_partitions_result_for_partitions(
+                subset, partitions_def, self.partitions_def
+            )
+            wanted = set(found.partitions_subset.get_partition_keys())
+            keys = [k for k in self.partitions_def.get_partition_keys() if k in wanted]
+        if not keys:
+            raise SpecError(
+                f"partition {partition!r} has no upstream partitions; check source_partitions "
+                "and its mapping"
+            )
+        return keys
