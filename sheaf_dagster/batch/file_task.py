@@ -211,6 +211,9 @@ class FileTask:
             workers=len({r.worker for r in reports}),
             model_digest=next((r.model_digest for r in reports if r.model_digest), None),
             load_seconds=max((r.load_seconds for r in reports), default=0.0),
+            inference_seconds=(
+                max(r.ended for r in reports) - min(r.started for r in reports) if reports else 0.0
+            ),
             predict_seconds=predict_seconds,
             device_busy_fraction=_busy_fraction(reports),
             halved_batches=sum(r.halved for r in reports),

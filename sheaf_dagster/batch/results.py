@@ -120,6 +120,7 @@ class BatchResult(BaseModel):
         workers: Worker processes that took part.
         model_digest: Identity of the loaded weights where the backend knows it.
         load_seconds: Longest ``load()`` among the workers that served this file first.
+        inference_seconds: From the first chunk's start to the last one's end.
         predict_seconds: Time inside ``batch_predict``, summed over workers.
         device_busy_fraction: Share of the workers' time after load that was spent inside
             ``batch_predict``; None where nothing was computed.
@@ -143,14 +144,19 @@ class BatchResult(BaseModel):
     workers: int = 0
     model_digest: str | None = None
     load_seconds: float = 0.0
+    inference_seconds: float = 0.0
     predict_seconds: float = 0.0
     device_busy_fraction: float | None = None
     halved_batches: int = 0
 
     @property
     def rows_per_second(self) -> float:
-        """Rows answered per second of wall time, resumed rows left out."""
-        return (self.rows - self.resumed_rows) / self.seconds if self.seconds > 0 else 0.0
+        """Rows answered per second of validation and inference.
+
+        Resumed rows don't count, nor does the wait for Ray and the model to come up.
+        """
+        seconds = self.validation.seconds + self.inference_seconds
+        return (self.rows - self.resumed_rows) / seconds if seconds > 0 else 0.0
 
 
 class BatchOutcome(BaseModel):

@@ -3,6 +3,7 @@
 
 # No postponed annotations here: Dagster reads those of the step function as they are.
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -144,6 +145,42 @@ def build_batch_inference_asset(
         partitions_def=partitions_def,
     )
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # backfill_policy, on every call
+        return _define(
+            spec,
+            source=source,
+            sink=sink,
+            built=built,
+            source_partitions=source_partitions,
+            resource_keys=(model, ray_cluster, storage),
+            backfill_policy=backfill_policy,
+            retry_policy=retry_policy,
+            pool=pool,
+            check_severities=check_severities or {},
+            redact_rows=redact_rows,
+        )
+
+
+def _define(
+    spec: dg.AssetSpec,
+    *,
+    source: str,
+    sink: str,
+    built: dict[str, Any],
+    source_partitions: SourcePartitions | None,
+    resource_keys: tuple[str, str, str],
+    backfill_policy: dg.BackfillPolicy | None,
+    retry_policy: dg.RetryPolicy | None,
+    pool: str | None,
+    check_severities: Mapping[str, dg.AssetCheckSeverity],
+    redact_rows: bool,
+) -> dg.AssetsDefinition:
+    asset_key = spec.key
+    partitions_def = spec.partitions_def
+    partitioned = partitions_def is not None
+    model, ray_cluster, storage = resource_keys
+
     @dg.multi_asset(
         name="__".join(asset_key.path),
         specs=[spec],
@@ -185,7 +222,7 @@ def build_batch_inference_asset(
             runner = BatchRunner(
                 model_spec, cluster, _progress_logger(context, len(keys)), redact_rows=redact_rows
             )
-            step = _Step(context, asset_key, runner, model_spec, check_severities or {})
+            step = _Step(context, asset_key, runner, model_spec, check_severities, redact_rows)
             step.run(keys, spec_of)
         except SheafError as e:
             raise dg.Failure(str(e), allow_retries=e.retryable) from e
@@ -219,11 +256,13 @@ class _Step:
         runner: BatchRunner,
         model: ModelSpec,
         severities: Mapping[str, dg.AssetCheckSeverity],
+        redact_rows: bool,
     ) -> None:
         self._context = context
         self._key = key
         self._runner = runner
         self._model = model
+        self._redact = redact_rows
         self.ledger = CheckLedger(severities)
         self._failed: dict[str, Exception] = {}
         self._reused: list[dg.AssetMaterialization] = []
@@ -268,7 +307,13 @@ class _Step:
             return
         result = outcome.result
         sample = sample_output(self._model, outcome.spec)
-        md = result_metadata(result, self._model, sample, partitioned=partition is not None)
+        md = result_metadata(
+            result,
+            self._model,
+            sample,
+            partitioned=partition is not None,
+            preview=not self._redact,
+        )
         self._context.log_event(
             dg.AssetMaterialization(
                 self._key,
@@ -327,7 +372,11 @@ def _progress_logger(
         if time.monotonic() < next_at:
             return
         next_at = time.monotonic() + _PROGRESS_EVERY_SECONDS
-        eta = "" if p.eta_seconds is None else f", about {p.eta_seconds:.0f} s to go"
+        # Files not scanned yet have no known rows: with many of them, time goes by files done.
+        left = p.eta_seconds
+        if files > 1:
+            left = p.elapsed_seconds * (files / p.files_done - 1) if p.files_done else None
+        eta = "" if left is None else f", about {left:.0f} s to go"
         done = f", {p.files_done} of {files} partitions done" if files > 1 else ""
         known = f"of {p.rows_total:,} rows" + (" known so far" if files > 1 else "")
         context.log.info(f"{p.rows_done:,} {known}, {p.rows_per_second:,.0f} rows/s{done}{eta}")

@@ -21,7 +21,7 @@ _CELL = 120
 
 
 def result_metadata(
-    result: BatchResult, model: ModelSpec, sample: OutputSample, *, partitioned: bool
+    result: BatchResult, model: ModelSpec, sample: OutputSample, *, partitioned: bool, preview: bool
 ) -> dict[str, Any]:
     """Metadata of one materialisation.
 
@@ -29,6 +29,7 @@ def result_metadata(
         result: The finished job.
         model: What ran.
         sample: Its first rows.
+        preview: Show the first rows and a plot of them.
         partitioned: Selects ``dagster/partition_row_count`` over ``dagster/row_count``.
     """
     md: dict[str, Any] = {
@@ -53,7 +54,7 @@ def result_metadata(
     }
     if result.device_busy_fraction is not None:
         md["device_busy_fraction"] = round(result.device_busy_fraction, 4)
-    if sample.pairs:
+    if sample.pairs and preview:
         md["preview"] = dg.MetadataValue.md(_preview(sample))
         plot = forecast_fan(sample.pairs) if model.model_type == "time_series" else ""
         if plot:

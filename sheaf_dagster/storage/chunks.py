@@ -108,7 +108,7 @@ class LineScanner:
         self._end: int | None = None
         self._line_start = 0
         self._line_blank = True
-        self._bom = True
+        self._head: bytes | None = b""
 
     @property
     def end(self) -> int:
@@ -121,17 +121,24 @@ class LineScanner:
         Raises:
             SourceError: A line is longer than 512 MiB.
         """
+        if self._head is not None:  # a byte order mark may come in pieces
+            block = self._head + bytes(block) if self._head else block
+            if len(block) < 3:
+                self._head = bytes(block)
+                return
+            self._head = None
+        self._scan(block)
+
+    def _scan(self, block: bytes | memoryview) -> None:
         base = self.size
         self.size += len(block)
         if self._end is not None or not len(block):
             return
         view = memoryview(block)
         skip = 0
-        if self._bom and base == 0:
-            self._bom = False
-            if bytes(view[:3]) == _BOM:
-                skip = 3
-                self._line_start = 3
+        if base == 0 and bytes(view[:3]) == _BOM:
+            skip = 3
+            self._line_start = 3
         array = np.frombuffer(view, dtype=np.uint8)
         newlines = np.flatnonzero(array == 10)
         if not len(newlines):
@@ -161,6 +168,9 @@ class LineScanner:
 
     def finish(self) -> None:
         """Counts a last line that has no newline."""
+        if self._head:
+            self._scan(self._head)
+            self._head = None
         if self._end is None and not self._line_blank:
             self._mark(np.array([True]), np.array([self._line_start]))
             self.lines += 1

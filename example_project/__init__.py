@@ -1,0 +1,1 @@
+"""A year of New York departures by route, forecast a week ahead, day by day."""

@@ -1,0 +1,137 @@
+"""Requests → forecasts → accuracy, a partition a day; and a plot of each month."""
+
+import json
+import os
+from datetime import date
+from pathlib import Path
+
+import dagster as dg
+
+import sheaf_dagster as sd
+from example_project.accuracy import read_responses, score
+from example_project.series import HISTORY_DAYS, HORIZON, load_series
+
+ROOT = Path(os.environ.get("SHEAF_EXAMPLE_ROOT") or Path(__file__).parent.parent / "data")
+
+# From the first day with a full history to the last one with a week of actuals after it.
+days = dg.DailyPartitionsDefinition("2013-03-01", end_date="2013-12-26")
+months = dg.MonthlyPartitionsDefinition("2013-03-01", end_date="2013-12-01")
+one_run = dg.BackfillPolicy.single_run()
+
+
+@dg.asset(partitions_def=days, backfill_policy=one_run, group_name="departures", kinds={"jsonl"})
+def forecast_requests(context: dg.AssetExecutionContext) -> None:
+    """One request a route: the last four weeks of daily departures."""
+    series = load_series()
+    folder = ROOT / "requests"
+    folder.mkdir(parents=True, exist_ok=True)
+    for key in context.partition_keys:
+        histories = series.before(date.fromisoformat(key), HISTORY_DAYS)
+        lines = [
+            json.dumps(
+                {
+                    "model_type": "time_series",
+                    "model_name": route,
+                    "history": history,
+                    "horizon": HORIZON,
+                    "frequency": "1d",
+                    "output_mode": "quantiles",
+                    "quantile_levels": [0.1, 0.5, 0.9],
+                }
+            )
+            for route, history in zip(series.routes, histories, strict=True)
+        ]
+        temporary = folder / f".{key}.tmp"
+        temporary.write_text("\n".join(lines) + "\n")
+        temporary.replace(folder / f"{key}.jsonl")
+        context.add_asset_metadata(
+            {"dagster/partition_row_count": len(lines)},
+            asset_key=context.asset_key,
+            partition_key=key,
+        )
+
+
+forecasts = sd.build_batch_inference_asset(
+    key="forecasts",
+    deps=[forecast_requests],
+    source="{root}/requests/{partition_key}.jsonl",
+    sink="{root}/forecasts/{partition_key}.jsonl",
+    partitions_def=days,
+    batch_size=64,
+    group_name="departures",
+    description="Departures of each route for the next seven days, with an 80 % interval.",
+)
+
+
+@dg.asset(
+    deps=[forecasts],
+    partitions_def=days,
+    backfill_policy=one_run,
+    group_name="departures",
+    kinds={"json"},
+)
+def forecast_accuracy(context: dg.AssetExecutionContext) -> None:
+    """The forecasts' error against what happened, next to seasonal naive."""
+    series = load_series()
+    folder = ROOT / "accuracy"
+    folder.mkdir(parents=True, exist_ok=True)
+    for key in context.partition_keys:
+        day = date.fromisoformat(key)
+        result = score(
+            read_responses(ROOT / "forecasts" / f"{key}.jsonl"),
+            series.before(day, HISTORY_DAYS),
+            series.ahead(day, HORIZON),
+        )
+        (folder / f"{key}.json").write_text(json.dumps(result.to_dict()))
+        context.add_asset_metadata(
+            {name: round(value, 4) for name, value in result.to_dict().items()},
+            asset_key=context.asset_key,
+            partition_key=key,
+        )
+
+
+@dg.asset(
+    deps=[forecast_accuracy],
+    partitions_def=months,
+    backfill_policy=one_run,
+    group_name="departures",
+    kinds={"svg"},
+)
+def monthly_accuracy(context: dg.AssetExecutionContext) -> None:
+    """The daily errors of a month as a plot."""
+    from sheaf_dagster.definitions.plots import line_chart
+
+    for month in context.partition_keys:
+        files = sorted((ROOT / "accuracy").glob(f"{month[:7]}-*.json"))
+        scores = [json.loads(f.read_text()) for f in files]
+        if not scores:
+            raise dg.Failure(f"{month}: no day of it is scored yet; materialise forecast_accuracy")
+        lines = {
+            "forecast": [s["wape"] for s in scores],
+            "seasonal naive": [s["naive_wape"] for s in scores],
+        }
+        context.add_asset_metadata(
+            {
+                "days": len(scores),
+                **{f"wape {n}": round(sum(v) / len(v), 4) for n, v in lines.items()},
+                "coverage": round(sum(s["coverage"] for s in scores) / len(scores), 4),
+                "plot": dg.MetadataValue.md(line_chart(lines, f"WAPE by day, {month[:7]}")),
+            },
+            asset_key=context.asset_key,
+            partition_key=month,
+        )
+
+
+defs = dg.Definitions(
+    assets=[forecast_requests, forecasts, forecast_accuracy, monthly_accuracy],
+    resources={
+        "model": sd.ModelResource(
+            name="departures-ets",
+            model_type="time_series",
+            backend="statsforecast",
+            backend_kwargs={"model": "AutoETS", "model_kwargs": {"model": "ANA"}},
+        ),
+        "ray_cluster": sd.RayClusterResource(),
+        "storage": sd.StorageResource(root=str(ROOT)),
+    },
+)

@@ -1,0 +1,119 @@
+"""Cutting files into chunks: rules that hold for any file."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import random
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sheaf_dagster import SourceError, SourceNotFoundError
+from sheaf_dagster.storage import Location, scan_source, source_digest, split_rows
+from sheaf_dagster.storage.chunks import LineScanner, scan_stream
+
+LINES = st.lists(
+    st.sampled_from(
+        [b"{}", b"", b" ", b"\t\r", b"\r", b'{"a": "\xe2\x80\xa8"}', b'{"x": 1}\r', b"  {}", b"\x00"]
+    ),
+    max_size=60,
+)
+
+
+def rows_of(text: bytes) -> list[tuple[int, bytes]]:
+    """The rule, as simply as it can be said."""
+    text = text.removeprefix(b"\xef\xbb\xbf")
+    lines = enumerate(text.split(b"\n"), 1)
+    return [(n, line) for n, line in lines if line.strip(b" \t\r")]
+
+
+@settings(max_examples=300, deadline=None)
+@given(LINES, st.booleans(), st.booleans(), st.integers(1, 7), st.integers(1, 40))
+def test_chunks_hold_every_row_once_and_whole_batches(lines, end, bom, batch_size, cut):
+    text = (b"\xef\xbb\xbf" if bom else b"") + b"\n".join(lines) + (b"\n" if end else b"")
+
+    scanner = LineScanner(batch_size)
+    for start in range(0, len(text), cut):
+        scanner.feed(text[start : start + cut])
+    scanner.finish()
+    whole = scan_stream(io.BytesIO(text), batch_size)
+    chunks = whole.chunks(batch_size)
+
+    assert (scanner.rows, scanner.marks) == (whole.rows, list(whole.marks))
+    found = [row for c in chunks for row in split_rows(text[c.start : c.end], c.first_line)]
+    assert found == rows_of(text)
+    assert [c.first_row for c in chunks] == [sum(x.rows for x in chunks[:i]) for i in range(len(chunks))]
+    assert all(c.rows % batch_size == 0 for c in chunks[:-1])
+    assert sum(c.rows for c in chunks) == whole.rows
+
+
+def test_a_bom_that_comes_in_pieces_is_still_one():
+    scanner = LineScanner(1)
+    for byte in b"\xef\xbb\xbf{}\n":
+        scanner.feed(bytes([byte]))
+    scanner.finish()
+    assert scanner.rows == 1
+
+
+def test_many_rows_make_few_chunks_that_depend_on_the_file_alone():
+    text = b"".join(b'{"v": %d}\n' % i for i in range(200_000))
+    scan = scan_stream(io.BytesIO(text), 8)
+
+    chunks = scan.chunks(8)
+
+    assert 64 <= len(chunks) <= 256
+    assert len({c.rows for c in chunks[:-1]}) == 1
+    assert chunks == scan_stream(io.BytesIO(text), 8).chunks(8)
+
+
+def test_a_row_limit_cuts_after_that_row():
+    text = b"{}\n\n{}\n{}\n"
+    scan = scan_stream(io.BytesIO(text), 2, row_limit=2)
+    (chunk,) = scan.chunks(2)
+    assert (scan.rows, text[chunk.start : chunk.end].count(b"{}")) == (2, 2)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_files_give_the_text_and_the_digest_of_what_is_stored(tmp_path, suffix):
+    pack = gzip.compress if suffix == ".gz" else zstandard.ZstdCompressor().compress
+    text = b"".join(b'{"v": %d}\n' % i for i in range(5000))
+    path = tmp_path / f"in.jsonl{suffix}"
+    path.write_bytes(pack(text[:20_001]) + pack(text[20_001:]))  # two members
+
+    source = scan_source([Location.of(str(path))], 32, spool=Location.of(str(tmp_path / "s")))
+
+    chunks = source.chunks
+    got = b"".join(source.files[0].text.read_range(c.start, c.end) for c in chunks)
+    assert got == text
+    assert source.digest == source_digest(str(path))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_truncated_compressed_file_is_an_error(tmp_path, suffix):
+    pack = gzip.compress if suffix == ".gz" else zstandard.ZstdCompressor().compress
+    random.seed(1)
+    text = b"".join(b'{"v": %d}\n' % random.getrandbits(60) for _ in range(5000))
+    path = tmp_path / f"in.jsonl{suffix}"
+    path.write_bytes(pack(text)[:-100])
+    with pytest.raises(SourceError, match="damaged or cut short"):
+        scan_source([Location.of(str(path))], 32, spool=Location.of(str(tmp_path / "s")))
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sheaf_dagster.storage.compression.MAX_RATIO_FROM", 2**20)
+    path = tmp_path / "bomb.jsonl.gz"
+    path.write_bytes(gzip.compress(b"\n" * 2**26, 9))
+    with pytest.raises(SourceError, match="bomb"):
+        scan_source([Location.of(str(path))], 32, spool=Location.of(str(tmp_path / "s")))
+
+
+def test_missing_files_and_directories_are_named(tmp_path):
+    with pytest.raises(SourceNotFoundError, match="nothing.jsonl does not exist; write it first"):
+        scan_source([Location.of(str(tmp_path / "nothing.jsonl"))], 1)
+    with pytest.raises(SourceError, match="is a directory"):
+        scan_source([Location.of(str(tmp_path))], 1)
+    with pytest.raises(SourceError, match="Protocol not known"):
+        Location.of("nosuch://x")

@@ -1,0 +1,109 @@
+"""A contract and models small enough to see through."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Literal
+
+from sheaf_dagster import (
+    BaseRequest,
+    BaseResponse,
+    ModelBackend,
+    ModelSpec,
+    ResourceConfig,
+    register_contract,
+)
+
+
+class NumberRequest(BaseRequest):
+    model_type: Literal["number"] = "number"
+    value: float
+    group: int = 0
+    note: str | None = None
+
+
+class NumberResponse(BaseResponse):
+    model_type: Literal["number"] = "number"
+    value: float
+    batch: int = 0
+    note: str | None = None
+
+
+register_contract("number", NumberRequest, NumberResponse)
+
+
+class Doubler(ModelBackend):
+    """Doubles; told by its arguments and by special values how to misbehave."""
+
+    model_type = "number"
+
+    def __init__(
+        self,
+        load_log: str | None = None,
+        batch_seconds: float = 0.0,
+        jitter: bool = False,
+        drop_last: bool = False,
+        reverse: bool = False,
+        fail_on: float | None = None,
+        memory_rows: int | None = None,
+        exit_on: float | None = None,
+        exit_once: str | None = None,
+        call_log: str | None = None,
+        fail_load: bool = False,
+    ) -> None:
+        self.__dict__.update({k: v for k, v in locals().items() if k != "self"})
+
+    def load(self) -> None:
+        if self.fail_load:
+            raise OSError("weights are gone")
+        _append(self.load_log, str(os.getpid()))
+
+    def predict(self, request):
+        return self.batch_predict([request])[0]
+
+    def batch_predict(self, requests):
+        _append(self.call_log, str(len(requests)))
+        if self.memory_rows is not None and len(requests) > self.memory_rows:
+            raise RuntimeError("CUDA out of memory (pretended)")
+        values = [r.value for r in requests]
+        if self.fail_on is not None and self.fail_on in values:
+            raise ValueError(f"cannot double {self.fail_on:g}")
+        if self.exit_on is not None and self.exit_on in values:
+            if self.exit_once is None:
+                os._exit(1)
+            if not os.path.exists(self.exit_once):
+                open(self.exit_once, "w").close()
+                os._exit(1)
+        if self.jitter and requests:
+            time.sleep((requests[0].request_id.int % 7) * 0.004)
+        time.sleep(self.batch_seconds)
+        answers = [
+            NumberResponse(
+                request_id=r.request_id,
+                model_name=r.model_name,
+                value=r.value * 2,
+                batch=len(requests),
+                note=r.note,
+            )
+            for r in requests
+        ]
+        if self.reverse:
+            answers.reverse()
+        return answers[:-1] if self.drop_last else answers
+
+
+def _append(path: str | None, line: str) -> None:
+    if path is not None:
+        with open(path, "a") as f:
+            f.write(line + "\n")
+
+
+def doubler(num_cpus: float = 1, num_gpus: float = 0, **kwargs) -> ModelSpec:
+    return ModelSpec(
+        name="doubler",
+        model_type="number",
+        backend="tests.toys:Doubler",
+        backend_kwargs=kwargs,
+        resources=ResourceConfig(num_cpus=num_cpus, num_gpus=num_gpus),
+    )
