@@ -35,7 +35,7 @@ class Accuracy:
 
 def read_responses(path: Path) -> list[dict]:
     """The rows of a file of responses."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def score(

@@ -49,4 +49,4 @@ def write_rows(tmp_path: Path) -> Callable[..., str]:
 
 def read_rows(path: str | Path) -> list[dict]:
     """The rows of an output."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return [json.loads(line) for line in Path(path).read_bytes().splitlines() if line]

@@ -133,7 +133,7 @@ class RayEngine:
     def _dataset(self) -> Any:
         resources = self._context.spec.resources
         kwargs: dict[str, Any] = {
-            "batch_size": None,
+            "batch_size": 1,  # bundles; a GPU operator must name one
             "batch_format": "pyarrow",
             "num_cpus": resources.num_cpus,
         }
