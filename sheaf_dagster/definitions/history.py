@@ -45,7 +45,7 @@ def committed_in_this_chain(
 ) -> dict[str, EarlierMaterialization]:
     """Latest materialisations by partition (``""`` for none), where this run, or a run that it
     retries, made them. Empty for a run that is no retry."""
-    if context.run.parent_run_id is None and context.retry_number == 0:
+    if _parent(context.run) is None and context.retry_number == 0:
         return {}
     chain = _chain(context)
     wanted = {p or "" for p in partitions}
@@ -81,8 +81,12 @@ def committed_in_this_chain(
 def _chain(context: dg.AssetExecutionContext) -> set[str]:
     """This run and those that it is a retry of."""
     chain = {context.run_id}
-    run = context.run
-    while run is not None and run.parent_run_id and run.parent_run_id not in chain:
-        chain.add(run.parent_run_id)
-        run = context.instance.get_run_by_id(run.parent_run_id)  # type: ignore[assignment]
+    run: dg.DagsterRun | None = context.run
+    while run is not None and (parent := _parent(run)) and parent not in chain:
+        chain.add(parent)
+        run = context.instance.get_run_by_id(parent)
     return chain
+
+
+def _parent(run: dg.DagsterRun) -> str | None:
+    return run.parent_run_id or run.tags.get("dagster/parent_run_id")

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sheaf_dagster.batch.cluster_config import ClusterConfig
 from sheaf_dagster.batch.spec import ModelSpec, ResourceConfig
@@ -36,6 +36,17 @@ class ModelResource(dg.ConfigurableResource):
     custom_resources: dict[str, float] = Field(
         default_factory=dict, description="Custom Ray resources that one task or actor reserves."
     )
+
+    @field_validator("backend_kwargs")
+    @classmethod
+    def _no_nulls(cls, value: dict[str, Any]) -> dict[str, Any]:
+        nulls = [name for name, argument in value.items() if argument is None]
+        if nulls:
+            raise ValueError(
+                f"backend_kwargs: {', '.join(nulls)} is None, which Dagster's config can't hold; "
+                "leave it out"
+            )
+        return value
 
     @classmethod
     def from_spec(cls, spec: ModelSpec) -> ModelResource:
