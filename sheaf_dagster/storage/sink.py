@@ -76,15 +76,21 @@ class Sink:
             marker.make_parents()
 
     def release(self) -> None:
-        """Gives the sink free; parts stay for a rerun."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Gives the sink free; parts stay for a rerun. Does nothing where another job holds it."""
+        if not self.held:
+            return
         if self.aside.is_local and set(self.aside.list_names()) <= {"lock"}:
             with suppress(OSError):
                 if not any(e.is_dir() for e in os.scandir(self.aside.uri)):
                     os.unlink(self.aside.child("lock").uri)
                     os.rmdir(self.aside.uri)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        self.held = False
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def parts(self, fingerprint: str) -> PartStore:
         """The store of the parts of the job with this fingerprint."""
@@ -115,8 +121,9 @@ class Sink:
         return store.existing() if resume else {}
 
     def discard(self) -> None:
-        """Removes all that was kept aside."""
-        self.aside.remove_tree()
+        """Removes all that was kept aside, if this job holds the sink."""
+        if self.held:
+            self.aside.remove_tree()
 
     def commit(self, store: PartStore, parts: Sequence[Part]) -> int:
         """Joins the parts in order and makes the sink appear; returns its size in bytes.
@@ -142,9 +149,7 @@ class Sink:
     def release_and_discard(self) -> None:
         """Removes what was kept aside, then gives the sink free."""
         self.discard()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._unlock()
 
     def _empty(self) -> bytes:
         return compress(b"", codec_of(self.location.uri))

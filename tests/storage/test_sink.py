@@ -72,6 +72,10 @@ def test_a_second_job_on_the_same_sink_is_refused_while_the_first_runs(tmp_path)
     first.prepare()
     with pytest.raises(SinkBusyError, match="written by another job"):
         second.prepare()
+    second.discard()
+    second.release()
+    with pytest.raises(SinkBusyError):
+        Sink(first.location).prepare()
     first.release()
     second.prepare()
     second.release()
