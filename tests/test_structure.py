@@ -1,0 +1,71 @@
+"""Imports go one way, and importing costs little."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "sheaf_dagster"
+MAY_IMPORT = {
+    "errors": set(),
+    "contracts": {"errors"},
+    "backends": {"errors", "contracts"},
+    "storage": {"errors"},
+    "batch": {"errors", "contracts", "backends", "storage"},
+    "testing": {"backends"},
+    "definitions": {"errors", "contracts", "batch", "storage"},
+}
+
+
+def imported(path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names.update(a.name for a in node.names)
+    return names
+
+
+@pytest.mark.parametrize("layer", MAY_IMPORT)
+def test_imports_point_downwards(layer):
+    files = list((PACKAGE / layer).rglob("*.py")) or [PACKAGE / f"{layer}.py"]
+    for path in files:
+        if path.name == "errors.py":
+            continue  # names a report type for type checkers alone
+        for name in imported(path):
+            if name.startswith("sheaf_dagster."):
+                target = name.split(".")[1]
+                assert target == layer or target in MAY_IMPORT[layer], f"{path.name} imports {name}"
+            if layer in ("contracts", "storage", "backends"):
+                assert name.split(".")[0] not in ("ray", "dagster"), f"{path.name} imports {name}"
+            if layer == "batch":
+                assert name.split(".")[0] != "dagster", f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import sheaf_dagster",
+        "from sheaf_dagster import BatchRunner, ModelSpec, TimeSeriesRequest"
+        .replace(", TimeSeriesRequest", ""),
+        "import example_project.definitions",
+    ],
+)
+def test_importing_loads_neither_ray_nor_torch(statement):
+    code = f"{statement}\nimport sys\nprint([m for m in ('ray', 'torch', 'pandas', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_resolves():
+    import sheaf_dagster as sd
+
+    assert all(getattr(sd, name) is not None for name in sd.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        sd.nonsense  # noqa: B018
