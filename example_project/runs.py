@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 
-__all__ = ["materialise", "materialisations", "quiet", "relative", "table"]
+__all__ = ["materialisations", "materialise", "quiet", "relative", "table"]
 
 
 def quiet() -> None:

@@ -65,7 +65,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = ["__version__", *sorted(_MODULE_OF)]  # noqa: PLE0604  (the names are those above)
+__all__ = ["__version__", *sorted(_MODULE_OF)]
 
 if TYPE_CHECKING:
     from sheaf_dagster.backends import ModelBackend, known_backends, register_backend
@@ -97,7 +97,7 @@ if TYPE_CHECKING:
         StorageResource,
         build_batch_inference_asset,
     )
-    from sheaf_dagster.errors import *  # noqa: F403
+    from sheaf_dagster.errors import *
 
 
 def __getattr__(name: str) -> Any:

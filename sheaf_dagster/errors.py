@@ -132,8 +132,10 @@ class SinkBusyError(SinkError):
 
 
 class ClusterCapacityError(SheafError):
-    """The job asks for more than the limit or the cluster has. Cure: lower ``num_actors`` or
-    the model's ``resources``, or raise the limit."""
+    """The job asks for more than the limit or the cluster has.
+
+    Cure: lower ``num_actors`` or the model's ``resources``, or raise the limit.
+    """
 
 
 class ClusterError(SheafError):

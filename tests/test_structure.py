@@ -52,14 +52,17 @@ def test_imports_point_downwards(layer):
     "statement",
     [
         "import sheaf_dagster",
-        "from sheaf_dagster import BatchRunner, ModelSpec, TimeSeriesRequest"
-        .replace(", TimeSeriesRequest", ""),
+        "from sheaf_dagster import BatchRunner, ModelSpec, TimeSeriesRequest".replace(
+            ", TimeSeriesRequest", ""
+        ),
         "import example_project.definitions",
     ],
 )
 def test_importing_loads_neither_ray_nor_torch(statement):
     code = f"{statement}\nimport sys\nprint([m for m in ('ray', 'torch', 'pandas', 'transformers') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 

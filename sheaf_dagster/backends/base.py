@@ -66,5 +66,5 @@ class ModelBackend(ABC):
         """Identity of the loaded weights, such as a hash or a hub revision, if it is known."""
         return None
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (optional)
         """Frees what ``load`` took."""

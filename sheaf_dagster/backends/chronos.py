@@ -77,8 +77,7 @@ class ChronosBackend(ModelBackend):
             chronos = importlib.import_module("chronos")
         except ImportError as e:
             raise MissingDependencyError(
-                "backend 'chronos2' needs a package: pip install 'sheaf_dagster[chronos]' "
-                f"({e})"
+                f"backend 'chronos2' needs a package: pip install 'sheaf_dagster[chronos]' ({e})"
             ) from e
         if "OMP_NUM_THREADS" in os.environ:  # Ray's share of the CPUs
             torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -122,8 +121,10 @@ class ChronosBackend(ModelBackend):
     def _paths(self, request: TimeSeriesRequest) -> int:
         if self._family != "ChronosPipeline":
             return 0
-        return request.num_samples if request.output_mode is OutputMode.SAMPLES else (
-            self._num_samples
+        return (
+            request.num_samples
+            if request.output_mode is OutputMode.SAMPLES
+            else (self._num_samples)
         )
 
     def _draw(self, group: list[TimeSeriesRequest], horizon: int, paths: int) -> list[Any]:

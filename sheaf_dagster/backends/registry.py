@@ -94,7 +94,7 @@ def _load_path(path: str, name: str) -> type[ModelBackend]:
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as e:
         raise UnknownBackendError(
-            f"backend {name!r} can't be imported: {e}; expected \"pkg.module:Class\" "
+            f'backend {name!r} can\'t be imported: {e}; expected "pkg.module:Class" '
             "that is importable where the job is defined and on every worker"
         ) from e
     return _check_class(found, name)

@@ -6,7 +6,6 @@ import importlib
 import math
 import os
 import warnings
-
 from typing import Any
 
 from sheaf_dagster.backends.base import ModelBackend
@@ -141,7 +140,7 @@ class StatsForecastBackend(ModelBackend):
                     result = self._build(season if seasonal else 1).forecast(
                         y=history, h=horizon, level=levels or None
                     )
-            except Exception:  # noqa: S110  (a model that can't be fitted: continued below)
+            except Exception:
                 pass
             else:
                 if np.isfinite(result["mean"]).all() and _has_intervals(result, levels):
@@ -214,9 +213,7 @@ def _has_intervals(result: dict[str, Any], levels: list[float]) -> bool:
 def _quantiles(result: dict[str, Any], request: TimeSeriesRequest) -> dict[str, list[float]]:
     out = {}
     for q in request.quantile_levels:
-        bound = (
-            result["mean"] if q == 0.5 else _bound(result, "lo" if q < 0.5 else "hi", _level(q))
-        )
+        bound = result["mean"] if q == 0.5 else _bound(result, "lo" if q < 0.5 else "hi", _level(q))
         out[str(q)] = bound.tolist()
     return out
 
@@ -236,5 +233,3 @@ def _normal_quantile(p: float) -> float:
     from statistics import NormalDist
 
     return NormalDist().inv_cdf(min(max(p, 1e-9), 1 - 1e-9)) if math.isfinite(p) else math.nan
-
-

@@ -49,9 +49,9 @@ def check_in_parallel(
             if stop.is_set():
                 raise InterruptedError("the job was stopped")
             spent = time.perf_counter() - started
-            if remote is None and ray_is_up.is_set() and spent > _MEASURE_SECONDS:
-                if spent / done * left > _DRIVER_SECONDS:
-                    remote = _RemoteChecks(contract, texts)
+            measured = remote is None and ray_is_up.is_set() and spent > _MEASURE_SECONDS
+            if measured and spent / done * left > _DRIVER_SECONDS:
+                remote = _RemoteChecks(contract, texts)
             while remote is not None and remote.has_room and front < back:
                 group = _group_from_back(sizes, front, back)
                 remote.submit(group, [chunks[i] for i in group])
@@ -128,6 +128,8 @@ class _RemoteChecks:
             self._ray.cancel(ref, force=True)
 
 
-def _check_group(shared: tuple[RowContract, list[Location]], group: list[Chunk]) -> list[ChunkCheck]:
+def _check_group(
+    shared: tuple[RowContract, list[Location]], group: list[Chunk]
+) -> list[ChunkCheck]:
     contract, texts = shared
     return list(check_chunks(contract, texts, group))

@@ -100,9 +100,11 @@ def _shortage(
 
     A worker must fit one node: two GPUs on two machines are no place for a worker of two.
     """
-    places = sum(
-        int(min((node.get(k, 0.0) + 1e-6) // v for k, v in demand.items())) for node in nodes
-    ) if demand else workers
+    places = (
+        sum(int(min((node.get(k, 0.0) + 1e-6) // v for k, v in demand.items())) for node in nodes)
+        if demand
+        else workers
+    )
     if places >= workers:
         return None
     for name, each in sorted(demand.items(), key=lambda kv: kv[0] != "GPU"):

@@ -151,9 +151,7 @@ class FileTask:
         return job, [c for c in self._chunks if c.index not in self.parts]
 
     def _scan(self) -> ScannedSource:
-        locations = [
-            Location.of(uri, self.spec.storage_options) for uri in self.spec.sources
-        ]
+        locations = [Location.of(uri, self.spec.storage_options) for uri in self.spec.sources]
         spool = None
         if any(codec_of(location.uri) for location in locations):
             # Unpacked copies lie beside the sink, where every worker can read them.
@@ -234,7 +232,7 @@ def rebuild_error(failure: ChunkFailure) -> SheafError:
     return error
 
 
-class WorkerTraceback(Exception):
+class WorkerTraceback(Exception):  # noqa: N818  (a cause to show, not an error to catch)
     """The traceback of a worker, as text."""
 
     def __str__(self) -> str:

@@ -1,5 +1,4 @@
-"""The two ends of the Ray Data pipeline: the feed of bundles, and the tasks or actors that
-run them."""
+"""The two ends of the Ray Data pipeline: the feed of bundles, and the workers."""
 
 from __future__ import annotations
 

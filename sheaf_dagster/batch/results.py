@@ -66,10 +66,11 @@ class ValidationReport(BaseModel):
         """One readable message: the counts, the first few violations, and what to do."""
         if self.ok:
             return f"{self.source}: all {self.rows} rows are valid"
-        lines = [
+        headline = (
             f"{self.source}: {self.invalid_rows} of {self.rows} rows are invalid "
             f"({self.total_violations} violations); nothing was run or written"
-        ]
+        )
+        lines = [headline]
         lines += [f"  {v}" for v in self.violations[:shown]]
         rest = self.total_violations - min(shown, len(self.violations))
         if rest > 0:

@@ -133,7 +133,7 @@ def _without_union_noise(errors: Sequence[Any]) -> list[Any]:
     in one error for each element of the other branch.
     """
     kept: list[Any] = []
-    unions: dict[tuple[Any, ...], dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    unions: dict[tuple[Any, ...], Any] = defaultdict(lambda: defaultdict(list))
     order: list[tuple[Any, ...]] = []
     for e in errors:
         at = next((i for i, p in enumerate(e["loc"]) if isinstance(p, str) and "[" in p), None)
@@ -172,8 +172,7 @@ def response_line(response: BaseModel) -> tuple[bytes, int]:
     # common case costs two scans of bytes. Anything else is counted one by one.
     nulls = data.count(b"null")
     if (
-        nulls
-        and nulls != sum(value is None for value in response.__dict__.values())
+        (nulls and nulls != sum(value is None for value in response.__dict__.values()))
         or b"NaN" in data
         or b"Infinity" in data
     ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Literal, cast
+from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 from typing_extensions import Self
@@ -92,7 +92,7 @@ class TimeSeriesRequest(BaseRequest):
             raise ValueError("has both 'history' and 'feature_ref'; give one of them")
         # The contract's union makes the list uniform: its first element speaks for all.
         if history and isinstance(history[0], list):
-            rows = cast("list[list[float]]", history)
+            rows = history
             width = len(rows[0])
             for i, row in enumerate(rows):
                 if len(row) != width:
@@ -120,9 +120,9 @@ class TimeSeriesRequest(BaseRequest):
         if not self.history:
             return []
         if isinstance(self.history[0], list):
-            rows = cast("list[list[float]]", self.history)
+            rows = self.history
             return [row[self.target_index] for row in rows]
-        return cast("list[float]", self.history)
+        return self.history
 
 
 class TimeSeriesResponse(BaseResponse):

@@ -13,11 +13,11 @@ from sheaf_dagster.contracts.time_series import TimeSeriesRequest, TimeSeriesRes
 __all__ = ["AnyRequest", "AnyResponse"]
 
 AnyRequest = Annotated[
-    Union[TimeSeriesRequest, TabularRequest, EmbeddingRequest],  # noqa: UP007
+    Union[TimeSeriesRequest, TabularRequest, EmbeddingRequest],
     Field(discriminator="model_type"),
 ]
 
 AnyResponse = Annotated[
-    Union[TimeSeriesResponse, TabularResponse, EmbeddingResponse],  # noqa: UP007
+    Union[TimeSeriesResponse, TabularResponse, EmbeddingResponse],
     Field(discriminator="model_type"),
 ]

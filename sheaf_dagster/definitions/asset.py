@@ -1,6 +1,5 @@
 """A batch job as a Dagster asset, for one partition or a range of them in one step."""
 
-
 # No postponed annotations here: Dagster reads those of the step function as they are.
 import time
 import warnings
@@ -269,9 +268,7 @@ class _Step:
         self._partition_of: dict[str, str | None] = {}
         self._total = 0
 
-    def run(
-        self, keys: Sequence[str | None], spec_of: Callable[[str | None], BatchSpec]
-    ) -> None:
+    def run(self, keys: Sequence[str | None], spec_of: Callable[[str | None], BatchSpec]) -> None:
         self._total = len(keys)
         with closing(self._runner.run_many(self._specs(keys, spec_of))) as outcomes:  # type: ignore[type-var]
             for outcome in outcomes:

@@ -43,8 +43,10 @@ class EarlierMaterialization:
 def committed_in_this_chain(
     context: dg.AssetExecutionContext, key: dg.AssetKey, partitions: Sequence[str | None]
 ) -> dict[str, EarlierMaterialization]:
-    """Latest materialisations by partition (``""`` for none), where this run, or a run that it
-    retries, made them. Empty for a run that is no retry."""
+    """Latest materialisations that this run, or a run that it retries, made.
+
+    Keyed by partition, ``""`` for none; empty for a run that is no retry.
+    """
     if _parent(context.run) is None and context.retry_number == 0:
         return {}
     chain = _chain(context)

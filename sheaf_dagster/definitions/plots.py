@@ -15,7 +15,7 @@ _HISTORY_SHOWN = 60
 
 def forecast_fan(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], shown: int = 4) -> str:
     """Markdown with histories and forecasts of the first series, quantile band included."""
-    pictures = []
+    pictures: list[str] = []
     for request, response in pairs:
         history = request.get("history")
         mean = response.get("mean")

@@ -76,9 +76,7 @@ class _Text:
         import pyarrow as pa
 
         self._counted = _Counted(raw, digest)
-        self._stream: Any = pa.CompressedInputStream(
-            pa.PythonFile(self._counted, mode="r"), codec
-        )
+        self._stream: Any = pa.CompressedInputStream(pa.PythonFile(self._counted, mode="r"), codec)
         self._codec = codec
         self._name = name
         self._spool = spool

@@ -73,7 +73,9 @@ class Location:
         except ImportError as e:
             extra = {"s3": "aws", "s3a": "aws"}.get(protocol)
             cure = f"pip install 'sheaf_dagster[{extra}]'" if extra else str(e)
-            raise MissingDependencyError(f"{self.uri}: {protocol}:// needs a package: {cure}") from e
+            raise MissingDependencyError(
+                f"{self.uri}: {protocol}:// needs a package: {cure}"
+            ) from e
         except ValueError as e:
             raise SourceError(f"{self.uri}: {e}; use a local path or an fsspec URI") from e
 

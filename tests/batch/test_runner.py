@@ -44,7 +44,15 @@ def test_order_is_kept_with_uneven_latencies(mode, write_rows, tmp_path):
 
     rows = read_rows(result.sink)
     assert [r["value"] for r in rows] == [2.0 * i for i in range(500)]
-    assert set(rows[0]) == {"request_id", "model_type", "model_name", "metadata", "value", "batch", "note"}
+    assert set(rows[0]) == {
+        "request_id",
+        "model_type",
+        "model_name",
+        "metadata",
+        "value",
+        "batch",
+        "note",
+    }
     assert (result.rows, result.chunks) == (500, 125)
     assert leftovers(tmp_path) == ["out.jsonl"]
 
@@ -53,7 +61,11 @@ def test_order_is_kept_with_uneven_latencies(mode, write_rows, tmp_path):
 def test_all_modes_write_the_same_bytes(ray_cluster, write_rows, tmp_path):
     source = write_rows([float(i % 13) for i in range(700)])
     outputs = []
-    for mode in ({"compute": "local"}, {"compute": "tasks"}, {"compute": "actors", "num_actors": 3}):
+    for mode in (
+        {"compute": "local"},
+        {"compute": "tasks"},
+        {"compute": "actors", "num_actors": 3},
+    ):
         fields = {"batch_size": 8, "bucket_by": "value", **mode}
         result = BatchRunner(doubler(num_cpus=0.5)).run(spec(source, tmp_path, **fields))
         outputs.append(Path(result.sink).read_bytes())
@@ -62,7 +74,9 @@ def test_all_modes_write_the_same_bytes(ray_cluster, write_rows, tmp_path):
 
 def test_missing_request_ids_are_the_same_at_every_run(write_rows, tmp_path):
     source = write_rows([1, 1, 2])
-    run = lambda: read_rows(BatchRunner(doubler()).run(spec(source, tmp_path, compute="local")).sink)  # noqa: E731
+    run = lambda: read_rows(
+        BatchRunner(doubler()).run(spec(source, tmp_path, compute="local")).sink
+    )  # noqa: E731
     first, second = run(), run()
     ids = [r["request_id"] for r in first]
     assert first == second
@@ -78,7 +92,13 @@ def test_the_model_is_loaded_once_per_worker(ray_cluster, write_rows, tmp_path, 
     model = doubler(load_log=str(log), batch_seconds=0.002)
 
     result = BatchRunner(model).run(
-        spec(source, tmp_path, batch_size=4, compute=compute, num_actors=2 if compute == "actors" else None)
+        spec(
+            source,
+            tmp_path,
+            batch_size=4,
+            compute=compute,
+            num_actors=2 if compute == "actors" else None,
+        )
     )
 
     loads = log.read_text().split()
@@ -110,7 +130,12 @@ def test_a_bad_line_is_named_before_the_model_loads(mode, write_rows, tmp_path):
         BatchRunner(doubler(load_log=str(log))).run(spec(source, tmp_path, **mode))
 
     report = caught.value.report
-    assert [(v.line, v.field) for v in report.violations] == [(5, "value"), (7, "value"), (8, ""), (9, "")]
+    assert [(v.line, v.field) for v in report.violations] == [
+        (5, "value"),
+        (7, "value"),
+        (8, ""),
+        (9, ""),
+    ]
     assert (report.rows, report.invalid_rows) == (7, 4)
     assert "line 5, field 'value': Input should be a valid number" in str(caught.value)
     assert not log.exists()
@@ -121,7 +146,10 @@ def test_a_row_of_another_model_type_is_named(write_rows, tmp_path):
     source = write_rows([1])
     with open(source, "a") as f:
         f.write('{"model_type": "embedding", "model_name": "m", "value": 1}\n')
-    with pytest.raises(sd.InputValidationError, match="line 2, field 'model_type': is 'embedding', but the model serves 'number'"):
+    with pytest.raises(
+        sd.InputValidationError,
+        match="line 2, field 'model_type': is 'embedding', but the model serves 'number'",
+    ):
         BatchRunner(doubler()).run(spec(source, tmp_path, compute="local"))
 
 
@@ -149,7 +177,10 @@ def test_redaction_keeps_values_out(write_rows, tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"drop_last": True}, r"lines 1–4: Doubler.batch_predict returned 3 responses for 4 requests"),
+        (
+            {"drop_last": True},
+            r"lines 1–4: Doubler.batch_predict returned 3 responses for 4 requests",
+        ),
         ({"reverse": True}, r"line 1: Doubler answered request .* in place of"),
     ],
 )
@@ -179,7 +210,9 @@ def test_failing_rows_are_recorded_in_place(mode, write_rows, tmp_path):
     rows = read_rows(result.sink)
     assert result.error_rows == 1
     assert rows[100]["error"] == {"type": "ValueError", "message": "cannot double 100"}
-    assert [r["value"] for i, r in enumerate(rows) if i != 100] == [2 * v for v in values if v != 100]
+    assert [r["value"] for i, r in enumerate(rows) if i != 100] == [
+        2 * v for v in values if v != 100
+    ]
     assert len(calls.read_text().split()) <= 4 + 2 * 6 + 1
 
 
@@ -192,15 +225,21 @@ def test_out_of_memory_halves_the_batch(write_rows, tmp_path):
 
 
 def test_a_load_that_fails_ends_the_job_with_its_error(mode, write_rows, tmp_path):
-    with pytest.raises(sd.BackendLoadError, match=r"load\(\) of backend .* failed.*OSError: weights are gone"):
+    with pytest.raises(
+        sd.BackendLoadError, match=r"load\(\) of backend .* failed.*OSError: weights are gone"
+    ):
         BatchRunner(doubler(fail_load=True)).run(spec(write_rows([1, 2]), tmp_path, **mode))
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("compute", ["tasks", "actors"])
-def test_rows_that_kill_their_worker_are_reported_not_retried_for_ever(ray_cluster, write_rows, tmp_path, compute):
+def test_rows_that_kill_their_worker_are_reported_not_retried_for_ever(
+    ray_cluster, write_rows, tmp_path, compute
+):
     fields = {"batch_size": 4, "compute": compute, "num_actors": 1 if compute == "actors" else None}
-    with pytest.raises(sd.WorkerCrashError, match=r"in.jsonl, the 4 rows from line 9: .*died 4 times"):
+    with pytest.raises(
+        sd.WorkerCrashError, match=r"in.jsonl, the 4 rows from line 9: .*died 4 times"
+    ):
         BatchRunner(doubler(exit_on=9)).run(spec(write_rows(list(range(40))), tmp_path, **fields))
 
 
@@ -223,7 +262,9 @@ def test_a_worker_that_dies_once_costs_nothing(ray_cluster, write_rows, tmp_path
         (0.75, 6, None, r"6 actors × 0.75 GPU = 4.5 GPUs"),
     ],
 )
-def test_too_many_gpus_are_refused_with_the_sum(ray_cluster, tmp_path, gpus, actors, limit, message):
+def test_too_many_gpus_are_refused_with_the_sum(
+    ray_cluster, tmp_path, gpus, actors, limit, message
+):
     runner = BatchRunner(doubler(num_cpus=0, num_gpus=gpus), sd.ClusterConfig(gpu_limit=limit))
     # The source does not even exist: the sum is checked before anything is read.
     with pytest.raises(sd.ClusterCapacityError, match=message):
@@ -299,12 +340,20 @@ def test_a_source_that_changes_meanwhile_is_an_error(write_rows, tmp_path):
 def test_one_bad_file_never_costs_the_others(mode, write_rows, tmp_path):
     values = [[1, 2], ["x"], [3], [41], [5, 6, 7]]
     specs = [
-        BatchSpec(source=write_rows(v, name=f"in/{i}.jsonl"), sink=str(tmp_path / f"out/{i}.jsonl"), **mode)
+        BatchSpec(
+            source=write_rows(v, name=f"in/{i}.jsonl"),
+            sink=str(tmp_path / f"out/{i}.jsonl"),
+            **mode,
+        )
         for i, v in enumerate(values)
     ]
-    specs.insert(2, BatchSpec(source=str(tmp_path / "no.jsonl"), sink=str(tmp_path / "out/no.jsonl"), **mode))
+    specs.insert(
+        2, BatchSpec(source=str(tmp_path / "no.jsonl"), sink=str(tmp_path / "out/no.jsonl"), **mode)
+    )
 
-    outcomes = {Path(o.spec.sink).stem: o for o in BatchRunner(doubler(fail_on=41)).run_many(iter(specs))}
+    outcomes = {
+        Path(o.spec.sink).stem: o for o in BatchRunner(doubler(fail_on=41)).run_many(iter(specs))
+    }
 
     assert {k for k, o in outcomes.items() if o.ok} == {"0", "2", "4"}
     assert isinstance(outcomes["1"].error, sd.InputValidationError)

@@ -25,7 +25,9 @@ number = st.one_of(
 good = st.floats(-1e6, 1e6)
 vector = st.one_of(st.lists(good, max_size=5), st.lists(number, max_size=4), st.none())
 matrix = st.lists(st.one_of(st.lists(good, min_size=2, max_size=2), vector), max_size=4)
-junk = st.one_of(number, st.text(max_size=3), vector, st.dictionaries(st.text(max_size=2), number, max_size=2))
+junk = st.one_of(
+    number, st.text(max_size=3), vector, st.dictionaries(st.text(max_size=2), number, max_size=2)
+)
 common = {"model_name": st.one_of(st.just("m"), junk)}
 ids = {"request_id": st.one_of(st.uuids().map(str), junk), "surplus": junk}
 
@@ -36,7 +38,9 @@ time_series = st.fixed_dictionaries(
         "history": st.one_of(vector, matrix),
         "feature_ref": st.one_of(
             st.none(),
-            st.just({"feature_view": "a", "feature_name": "b", "entity_key": "c", "entity_value": "d"}),
+            st.just(
+                {"feature_view": "a", "feature_name": "b", "entity_key": "c", "entity_value": "d"}
+            ),
             junk,
         ),
         "target_index": st.one_of(st.integers(-1, 3), junk),

@@ -84,7 +84,9 @@ class Project:
         )
 
     def records(self):
-        found = self.instance.fetch_materializations(dg.AssetRecordsFilter(asset_key=KEY), limit=999)
+        found = self.instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=KEY), limit=999
+        )
         return list(reversed(found.records))
 
     def logged(self, run_id: str) -> list[str]:
@@ -277,7 +279,9 @@ def test_hourly_files_make_a_daily_asset(tmp_path):
         project.write(f"2026-01-02-{h:02}:00", [h])
     result = project.run(key="2026-01-02")
     assert result.success
-    assert [r["value"] for r in read_rows(tmp_path / "out/2026-01-02.jsonl")] == [2 * h for h in range(24)]
+    assert [r["value"] for r in read_rows(tmp_path / "out/2026-01-02.jsonl")] == [
+        2 * h for h in range(24)
+    ]
 
 
 def test_run_config_changes_one_materialisation(tmp_path):
@@ -321,7 +325,10 @@ def test_a_range_on_actors(tmp_path, ray_cluster):
     ("fields", "message"),
     [
         ({"sink": "{root}/out.jsonl"}, "same for every partition"),
-        ({"source": "{base}/{partition_key}"}, r"unknown placeholder \{base\}; known here: \{root\}"),
+        (
+            {"source": "{base}/{partition_key}"},
+            r"unknown placeholder \{base\}; known here: \{root\}",
+        ),
         ({"compute": "actors"}, "asset predictions: .*needs num_actors"),
         ({"batch_size": 0}, "batch_size: Input should be greater than 0"),
     ],
@@ -344,7 +351,7 @@ def test_rows_can_be_kept_out_of_what_is_shown(tmp_path):
     project = Project(tmp_path, redact_rows=True)
     project.write("all", ["secret-name"])
     result = project.run()
-    assert "secret-name" not in str([e for e in result.all_events])
+    assert "secret-name" not in str(list(result.all_events))
     project.write("all", [1])
     project.run()
     assert "preview" not in project.records()[-1].asset_materialization.metadata
@@ -367,7 +374,9 @@ def test_a_killed_or_interrupted_run_keeps_what_is_done(tmp_path, how):
     project = Project(tmp_path, DAYS, {"batch_seconds": 0.15})
     for k in keys:
         project.write(k, list(range(12)))
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
     while len(project.records()) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)

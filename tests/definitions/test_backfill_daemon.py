@@ -75,7 +75,9 @@ class Dagster:
             if found:
                 return found
             time.sleep(0.5)
-        raise AssertionError(f"{what} did not happen; see {self.log.name}: {Path(self.log.name).read_text()[-2000:]}")
+        raise AssertionError(
+            f"{what} did not happen; see {self.log.name}: {Path(self.log.name).read_text()[-2000:]}"
+        )
 
     def wait_for_backfill(self, backfill_id: str) -> str:
         def ended():
@@ -114,8 +116,15 @@ def test_one_bad_day_is_shown_failed_and_alone_redone(dagster, tmp_path):
     (tmp_path / "in").mkdir()
     for key in KEYS:
         value = "x" if key == KEYS[4] else 1
-        (tmp_path / "in" / f"{key}.jsonl").write_text(json.dumps({"model_name": "m", "value": value}) + "\n")
-    dagster.until("the UI", lambda: dagster.query("{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }")["repositoriesOrError"].get("nodes"))
+        (tmp_path / "in" / f"{key}.jsonl").write_text(
+            json.dumps({"model_name": "m", "value": value}) + "\n"
+        )
+    dagster.until(
+        "the UI",
+        lambda: dagster.query(
+            "{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }"
+        )["repositoriesOrError"].get("nodes"),
+    )
 
     launched = dagster.query(
         "mutation($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) "
@@ -139,10 +148,15 @@ def test_one_bad_day_is_shown_failed_and_alone_redone(dagster, tmp_path):
 
     assert status == "COMPLETED_SUCCESS"
     assert dagster.partitions() == {"MATERIALIZED": KEYS}
-    runs = dagster.query("{ runsOrError { ... on Runs { results { runId tags { key value } } } } }")["runsOrError"]["results"]
+    runs = dagster.query(
+        "{ runsOrError { ... on Runs { results { runId tags { key value } } } } }"
+    )["runsOrError"]["results"]
     assert len(runs) == 2, "one run for the range, one for the bad day"
     tags = {t["key"]: t["value"] for t in runs[0]["tags"]}
-    assert KEYS[4] in (tags.get("dagster/partition"), tags.get("dagster/asset_partition_range_start"))
+    assert KEYS[4] in (
+        tags.get("dagster/partition"),
+        tags.get("dagster/asset_partition_range_start"),
+    )
     with dg.DagsterInstance.from_config(str(tmp_path / "home")) as instance:
         records = instance.fetch_materializations(dg.AssetKey("predictions"), limit=100).records
     assert sorted(r.partition_key for r in records) == KEYS, "no partition was logged twice"

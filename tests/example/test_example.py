@@ -54,7 +54,9 @@ def test_the_demo_forecasts_three_days_and_prints_them(place, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("2013-06-1")]
-    assert [(d, i, o) for d, i, o, *_ in lines] == [(f"2013-06-1{n}", "182", "182") for n in range(3)]
+    assert [(d, i, o) for d, i, o, *_ in lines] == [
+        (f"2013-06-1{n}", "182", "182") for n in range(3)
+    ]
     for *_, wape, naive, coverage, path in lines:
         assert 0 < float(wape.rstrip("%")) < 15
         assert 0 < float(naive.rstrip("%")) < 15

@@ -17,7 +17,17 @@ from sheaf_dagster.storage.chunks import LineScanner, scan_stream
 
 LINES = st.lists(
     st.sampled_from(
-        [b"{}", b"", b" ", b"\t\r", b"\r", b'{"a": "\xe2\x80\xa8"}', b'{"x": 1}\r', b"  {}", b"\x00"]
+        [
+            b"{}",
+            b"",
+            b" ",
+            b"\t\r",
+            b"\r",
+            b'{"a": "\xe2\x80\xa8"}',
+            b'{"x": 1}\r',
+            b"  {}",
+            b"\x00",
+        ]
     ),
     max_size=60,
 )
@@ -45,7 +55,9 @@ def test_chunks_hold_every_row_once_and_whole_batches(lines, end, bom, batch_siz
     assert (scanner.rows, scanner.marks) == (whole.rows, list(whole.marks))
     found = [row for c in chunks for row in split_rows(text[c.start : c.end], c.first_line)]
     assert found == rows_of(text)
-    assert [c.first_row for c in chunks] == [sum(x.rows for x in chunks[:i]) for i in range(len(chunks))]
+    assert [c.first_row for c in chunks] == [
+        sum(x.rows for x in chunks[:i]) for i in range(len(chunks))
+    ]
     assert all(c.rows % batch_size == 0 for c in chunks[:-1])
     assert sum(c.rows for c in chunks) == whole.rows
 
