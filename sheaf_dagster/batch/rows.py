@@ -7,7 +7,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -23,8 +23,7 @@ _NAMESPACE = UUID("5f0c3f0e-6d5e-5b3a-9a43-7d2f8f1e3c11").bytes
 _EXCERPT = 80
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A request with its place: global position and file line."""
 
     position: int
@@ -146,7 +145,8 @@ def _without_union_noise(errors: Sequence[Any]) -> list[Any]:
         rest = tuple(p for p in e["loc"][at + 1 :] if not (isinstance(p, str) and "[" in p))
         unions[prefix][e["loc"][at]].append({**e, "loc": prefix + rest})
     for prefix in order:
-        kept += min(unions[prefix].values(), key=lambda es: (len(es), -len(es[0]["loc"])))
+        branches: list[list[Any]] = list(unions[prefix].values())
+        kept += min(branches, key=lambda es: (len(es), -len(es[0]["loc"])))
     return kept
 
 
@@ -172,7 +172,7 @@ def response_line(response: BaseModel) -> tuple[bytes, int]:
     # common case costs two scans of bytes. Anything else is counted one by one.
     nulls = data.count(b"null")
     if (
-        (nulls and nulls != sum(value is None for value in response.__dict__.values()))
+        (nulls and nulls != list(response.__dict__.values()).count(None))
         or b"NaN" in data
         or b"Infinity" in data
     ):

@@ -1,0 +1,1 @@
+"""What proves the speed and memory claims."""

@@ -1,0 +1,130 @@
+"""``make bench``: every comparison inside one run, on the same files."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.backfill import backfill
+from benchmarks.common import in_process, requests_file
+from benchmarks.real_model import real_model
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def throughput(folder: Path) -> dict[str, Any]:
+    """Rows per second after ray.init, against the peers and one plain loop."""
+    small, large = (str(requests_file(folder, n)) for n in (100_000, 1_000_000))
+    figures: dict[str, Any] = {}
+    for name, case, arguments in (
+        ("loop 100k", "loop", {"source": small}),
+        ("ours tasks 100k", "ours", {"source": small, "compute": "tasks"}),
+        ("peer tasks 100k", "peer", {"source": small, "compute": "tasks"}),
+        ("ours actors 100k", "ours", {"source": small, "compute": "actors"}),
+        ("peer actors 100k", "peer", {"source": small, "compute": "actors"}),
+        ("ours local 100k", "ours", {"source": small, "compute": "local"}),
+        ("raw Ray Data 100k", "raw_ray_data", {"source": small}),
+        ("loop 1M", "loop", {"source": large}),
+        ("ours tasks 1M", "ours", {"source": large, "compute": "tasks"}),
+        ("ours actors 1M", "ours", {"source": large, "compute": "actors"}),
+    ):
+        figures[name] = in_process(case, **arguments)
+        _show(name, figures[name])
+    rate = {k: v.get("rows_per_second", 0.0) for k, v in figures.items()}
+    figures["ratios"] = {
+        "tasks over peer, 100k": rate["ours tasks 100k"] / max(rate["peer tasks 100k"], 1e-9),
+        "actors over peer, 100k": rate["ours actors 100k"] / max(rate["peer actors 100k"], 1e-9),
+        "tasks over loop, 1M": rate["ours tasks 1M"] / max(rate["loop 1M"], 1e-9),
+        "actors over loop, 1M": rate["ours actors 1M"] / max(rate["loop 1M"], 1e-9),
+        "tasks over raw Ray Data, 100k": rate["ours tasks 100k"]
+        / max(rate["raw Ray Data 100k"], 1e-9),
+    }
+    _ratios(figures)
+    return figures
+
+
+def memory(folder: Path) -> dict[str, Any]:
+    """Peak driver and total memory at 15 MB, 150 MB and 1.5 GB of input."""
+    figures: dict[str, Any] = {}
+    for rows in (11_000, 110_000, 1_000_000):
+        source = str(requests_file(folder, rows))
+        figures[f"{rows} rows"] = in_process("ours", source=source, compute="tasks", memory=True)
+        _show(f"memory, {rows} rows", figures[f"{rows} rows"])
+    first, *_, last = figures.values()
+    figures["ratios"] = {"driver growth, MB": last["driver_mb"] - first["driver_mb"]}
+    _ratios(figures)
+    return figures
+
+
+def overlap(folder: Path) -> dict[str, Any]:
+    """Share of the workers' time inside a model that sleeps 20 ms a batch."""
+    source = str(requests_file(folder, 30_000))
+    figures = {
+        mode: in_process("ours", source=source, compute=mode, sleep=0.02)
+        for mode in ("local", "actors", "tasks")
+    }
+    for name, figure in figures.items():
+        _show(f"overlap, {name}", figure)
+    return figures
+
+
+def small_jobs(folder: Path) -> dict[str, Any]:
+    """200 rows in a cold process, Ray's start included."""
+    source = str(requests_file(folder, 200))
+    figures: dict[str, Any] = {}
+    for name, case, arguments in (
+        ("ours tasks", "ours", {"compute": "tasks"}),
+        ("peer tasks", "peer", {"compute": "tasks"}),
+        ("ours local", "ours", {"compute": "local"}),
+    ):
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            in_process(case, source=source, **arguments)
+            times.append(time.perf_counter() - started)
+        figures[name] = {"seconds": median(times)}
+        _show(f"200 rows, {name}", figures[name])
+    figures["ratios"] = {
+        "tasks over peer's time": figures["ours tasks"]["seconds"]
+        / figures["peer tasks"]["seconds"],
+        "peer's time over local": figures["peer tasks"]["seconds"]
+        / figures["ours local"]["seconds"],
+    }
+    _ratios(figures)
+    return figures
+
+
+def _show(name: str, figure: dict[str, Any]) -> None:
+    cells = [
+        f"{key} {value:,.3g}" if abs(value) < 100 else f"{key} {value:,.0f}"
+        for key, value in figure.items()
+        if isinstance(value, (int, float))
+    ]
+    print(f"{name:<24}", "  ".join(cells) or figure, flush=True)
+
+
+def _ratios(figures: dict[str, Any]) -> None:
+    for name, value in figures["ratios"].items():
+        print(f"    → {name}: {value:.2f}", flush=True)
+
+
+def main(names: list[str]) -> None:
+    """Runs the named benchmarks, by default all."""
+    known = {f.__name__: f for f in (throughput, memory, overlap, small_jobs, real_model, backfill)}
+    with tempfile.TemporaryDirectory(prefix="sheaf-bench-", dir=os.environ.get("BENCH_DIR")) as d:
+        folder = Path(d)
+        for name in names or list(known):
+            print(f"\n{name}: {(known[name].__doc__ or '').splitlines()[0]}", flush=True)
+            figures = known[name](folder)
+            RESULTS.mkdir(exist_ok=True)
+            (RESULTS / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,153 @@
+"""Files, models and measuring for the benchmarks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sheaf_dagster import ModelBackend, ModelSpec
+from sheaf_dagster.contracts import TimeSeriesRequest, TimeSeriesResponse
+
+FLOATS = 128
+
+
+class Trivial(ModelBackend):
+    """The mean of the history, as a forecast of 24 steps; optionally sleeps like a device."""
+
+    model_type = "time_series"
+
+    def __init__(self, sleep: float = 0.0, load_seconds: float = 0.0) -> None:
+        self._sleep = sleep
+        self._load_seconds = load_seconds
+
+    def load(self) -> None:
+        """Takes as long as it is told."""
+        time.sleep(self._load_seconds)
+
+    def predict(self, request: TimeSeriesRequest) -> TimeSeriesResponse:
+        """One row."""
+        return self.batch_predict([request])[0]
+
+    def batch_predict(self, requests: Sequence[TimeSeriesRequest]) -> list[TimeSeriesResponse]:
+        """A batch."""
+        if self._sleep:
+            time.sleep(self._sleep)
+        return [respond(r, TimeSeriesResponse) for r in requests]
+
+
+def respond(r: Any, response: type) -> Any:
+    """The work that all contenders do for a row."""
+    mean = sum(r.history) / len(r.history)
+    return response(
+        request_id=r.request_id,
+        model_name=r.model_name,
+        mean=[mean] * r.horizon,
+        horizon=r.horizon,
+        frequency=r.frequency.value,
+    )
+
+
+def trivial(**kwargs: float) -> ModelSpec:
+    """The spec of the trivial model."""
+    return ModelSpec(
+        name="trivial",
+        model_type="time_series",
+        backend="benchmarks.common:Trivial",
+        backend_kwargs=kwargs,
+    )
+
+
+def requests_file(folder: Path, rows: int) -> Path:
+    """A file of requests of about 1.4 KB a row."""
+    path = folder / f"requests-{rows}.jsonl"
+    if path.exists():
+        return path
+    rng = random.Random(1)
+    with path.open("w") as f:
+        for i in range(rows):
+            row = {
+                "request_id": f"00000000-0000-4000-8000-{i:012x}",
+                "model_type": "time_series",
+                "model_name": "m",
+                "history": [round(rng.random() * 100, 6) for _ in range(FLOATS)],
+                "horizon": 24,
+                "frequency": "1h",
+            }
+            f.write(json.dumps(row) + "\n")
+    return path
+
+
+class MemorySampler:
+    """Peak memory of this process and of it with all of Ray's workers (bytes).
+
+    Looking at all processes takes CPU: time and memory are measured in different runs.
+    """
+
+    def __init__(self, on: bool) -> None:
+        self._on = on
+
+    def __enter__(self) -> MemorySampler:
+        import psutil
+
+        self._psutil = psutil
+        self.driver = self.total = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        if self._on:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._on:
+            self._thread.join()
+
+    def figures(self) -> dict[str, float]:
+        """Peaks in MB, where they were measured."""
+        if not self._on:
+            return {}
+        return {"driver_mb": self.driver / 2**20, "total_mb": self.total / 2**20}
+
+    def _run(self) -> None:
+        me = self._psutil.Process()
+        while not self._stop.wait(0.2):
+            self.driver = max(self.driver, me.memory_info().rss)
+            total = 0
+            for p in self._psutil.process_iter(["name", "cmdline"]):
+                line = " ".join(p.info["cmdline"] or ())
+                if p.pid == me.pid or "ray::" in line or "default_worker" in line:
+                    try:
+                        mem = p.memory_info()
+                        total += mem.rss - mem.shared
+                    except self._psutil.Error:
+                        continue
+            self.total = max(self.total, total)
+
+
+def in_process(case: str, **arguments: Any) -> dict[str, Any]:
+    """Runs one case in a fresh process; returns what it prints as its last line."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.case", case, json.dumps(arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.getcwd(), "RAY_AUTH_MODE": "disabled"},
+    )
+    if done.returncode:
+        return {"error": done.stderr.strip().splitlines()[-1] if done.stderr else "failed"}
+    return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def start_ray() -> None:
+    """Ray as every contender finds it; not part of any time."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

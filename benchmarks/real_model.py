@@ -1,0 +1,93 @@
+"""A Chronos-Bolt of the published tiny size (random weights) against a loop over tensors."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import requests_file
+
+ROWS = 6_000
+BATCH = 64
+
+
+def real_model(folder: Path) -> dict[str, Any]:
+    """Our engine in this process against a hand-written loop over the same model."""
+    import torch
+    from chronos import BaseChronosPipeline
+
+    from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec
+
+    torch.set_num_threads(1)
+    weights = _tiny_bolt(folder)
+    source = requests_file(folder, ROWS)
+    pipeline = BaseChronosPipeline.from_pretrained(weights, device_map="cpu")
+    histories = [
+        torch.tensor(json.loads(line)["history"], dtype=torch.float32)
+        for line in source.read_bytes().splitlines()
+    ]
+    pipeline.predict(histories[:BATCH], prediction_length=24)  # warm
+
+    spec = ModelSpec(
+        name="bolt",
+        model_type="time_series",
+        backend="chronos2",
+        backend_kwargs={"model_id": weights, "device": "cpu"},
+    )
+    job = BatchSpec(
+        source=str(source), sink=str(folder / "bolt.out"), batch_size=BATCH, compute="local"
+    )
+    runner = BatchRunner(spec)
+    runner.run(job)  # loads the model
+    ratios = []
+    for _ in range(3):
+        started = time.perf_counter()
+        for i in range(0, ROWS, BATCH):
+            pipeline.predict(histories[i : i + BATCH], prediction_length=24).tolist()
+        by_hand = time.perf_counter() - started
+        started = time.perf_counter()
+        result = runner.run(job)
+        ours = time.perf_counter() - started
+        ratios.append(by_hand / ours)
+    figures = {
+        "by hand": {"rows_per_second": ROWS / by_hand},
+        "ours, local": {"rows_per_second": ROWS / ours, "busy": result.device_busy_fraction},
+        "ratios": {"ours over the loop": sorted(ratios)[1]},
+    }
+    for name, value in figures.items():
+        print(f"{name:<24}", {k: round(v or 0, 3) for k, v in value.items()}, flush=True)
+    return figures
+
+
+def _tiny_bolt(folder: Path) -> str:
+    import torch
+    from chronos.chronos_bolt import ChronosBoltModelForForecasting
+    from transformers import T5Config
+
+    torch.manual_seed(0)
+    config = T5Config(
+        d_model=256,
+        d_kv=64,
+        d_ff=1024,
+        num_layers=4,
+        num_decoder_layers=4,
+        num_heads=4,
+        vocab_size=2,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        architectures=["ChronosBoltModelForForecasting"],
+        feed_forward_proj="relu",
+        chronos_config={
+            "context_length": 2048,
+            "prediction_length": 64,
+            "input_patch_size": 16,
+            "input_patch_stride": 16,
+            "quantiles": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
+            "use_reg_token": True,
+        },
+    )
+    config.chronos_pipeline_class = "ChronosBoltPipeline"
+    ChronosBoltModelForForecasting(config).save_pretrained(folder / "bolt")
+    return str(folder / "bolt")
