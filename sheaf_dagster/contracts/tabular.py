@@ -35,7 +35,7 @@ class TabularRequest(BaseRequest):
     feature_names: list[str] | None = None
     categorical_feature_indices: list[int] | None = None
     output_mode: Literal["predictions", "probabilities", "quantiles"] = "predictions"
-    quantile_levels: list[float] = Field(default=[0.1, 0.5, 0.9])
+    quantile_levels: list[float] = Field(default_factory=lambda: [0.1, 0.5, 0.9])
 
     @model_validator(mode="after")
     def _check_shapes(self) -> Self:

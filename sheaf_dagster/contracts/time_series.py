@@ -78,7 +78,7 @@ class TimeSeriesRequest(BaseRequest):
     horizon: int = Field(gt=0)
     frequency: Frequency
     output_mode: OutputMode = OutputMode.MEAN
-    quantile_levels: list[float] = Field(default=[0.1, 0.5, 0.9])
+    quantile_levels: list[float] = Field(default_factory=lambda: [0.1, 0.5, 0.9])
     num_samples: int = 20
 
     @model_validator(mode="after")
