@@ -146,8 +146,13 @@ def _without_union_noise(errors: Sequence[Any]) -> list[Any]:
         unions[prefix][e["loc"][at]].append({**e, "loc": prefix + rest})
     for prefix in order:
         branches: list[list[Any]] = list(unions[prefix].values())
-        kept += min(branches, key=lambda es: (len(es), -len(es[0]["loc"])))
+        kept += min(branches, key=_distance)
     return kept
+
+
+def _distance(errors: list[Any]) -> tuple[int, int]:
+    """Fewest errors first; among equals the one that went deepest."""
+    return len(errors), -len(errors[0]["loc"])
 
 
 def _derived_id(position: int, line: bytes) -> UUID:
