@@ -146,7 +146,8 @@ def _without_union_noise(errors: Sequence[Any]) -> list[Any]:
         unions[prefix][e["loc"][at]].append({**e, "loc": prefix + rest})
     for prefix in order:
         branches: list[list[Any]] = list(unions[prefix].values())
-        kept += min(branches, key=_distance)
+        closest = min(branches, key=_distance)
+        kept += closest
     return kept
 
 
