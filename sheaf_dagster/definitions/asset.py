@@ -16,7 +16,7 @@ from sheaf_dagster.batch.sample import sample_output
 from sheaf_dagster.batch.spec import BatchSpec, Compute, ModelSpec, OnError
 from sheaf_dagster.definitions.checks import CheckLedger, check_specs
 from sheaf_dagster.definitions.config import BatchConfig
-from sheaf_dagster.definitions.history import committed_in_this_chain
+from sheaf_dagster.definitions.history import Provenance, committed_in_this_chain
 from sheaf_dagster.definitions.metadata import result_metadata
 from sheaf_dagster.definitions.paths import check_template, partition_fields, resolve
 from sheaf_dagster.definitions.sources import SourcePartitions
@@ -270,6 +270,7 @@ class _Step:
 
     def run(self, keys: Sequence[str | None], spec_of: Callable[[str | None], BatchSpec]) -> None:
         self._total = len(keys)
+        self._provenance = Provenance(self._context, self._key, keys)
         with closing(self._runner.run_many(self._specs(keys, spec_of))) as outcomes:  # type: ignore[type-var]
             for outcome in outcomes:
                 self._take(outcome)
@@ -316,11 +317,7 @@ class _Step:
                 self._key,
                 partition=partition,
                 metadata=md,
-                tags={
-                    "dagster/data_version": result.fingerprint[:32],
-                    "dagster/data_version_is_user_provided": "true",
-                    **_code_version_tag(self._context, self._key),
-                },
+                tags=self._provenance.tags(partition, result.fingerprint[:32]),
             )
         )
         self.ledger.committed(partition or "", result, sample)
@@ -352,11 +349,6 @@ class _Step:
             },
             allow_retries=retryable,
         ) from next(iter(self._failed.values()))
-
-
-def _code_version_tag(context: dg.AssetExecutionContext, key: dg.AssetKey) -> dict[str, str]:
-    version = context.assets_def.code_versions_by_key.get(key)
-    return {"dagster/code_version": version or context.run_id}
 
 
 def _progress_logger(

@@ -13,7 +13,7 @@ from sheaf_dagster.definitions.metadata import FINGERPRINT, OUTPUT_BYTES
 from sheaf_dagster.errors import SheafError
 from sheaf_dagster.storage import Location
 
-__all__ = ["EarlierMaterialization", "committed_in_this_chain"]
+__all__ = ["EarlierMaterialization", "Provenance", "committed_in_this_chain"]
 
 _PAGE = 500
 
@@ -92,3 +92,69 @@ def _chain(context: dg.AssetExecutionContext) -> set[str]:
 
 def _parent(run: dg.DagsterRun) -> str | None:
     return run.parent_run_id or run.tags.get("dagster/parent_run_id")
+
+
+class Provenance:
+    """Data version tags of materialisations that we log ourselves.
+
+    Dagster adds them to those that it logs; without them it couldn't tell that an upstream
+    partition has changed since. They name, for each upstream asset, the version and the event
+    of the partition that was read.
+    """
+
+    def __init__(
+        self, context: dg.AssetExecutionContext, key: dg.AssetKey, partitions: Sequence[str | None]
+    ) -> None:
+        spec = context.assets_def.specs_by_key[key]
+        self._code_version = spec.code_version or context.run_id
+        self._upstream: dict[dg.AssetKey, dict[str, tuple[str, str]]] = {}
+        self._known = all(dep.partition_mapping is None for dep in spec.deps)
+        for dep in spec.deps if self._known else ():
+            self._upstream[dep.asset_key] = _latest(context.instance, dep.asset_key, partitions)
+
+    def tags(self, partition: str | None, data_version: str) -> dict[str, str]:
+        """The tags of one partition's materialisation."""
+        tags = {
+            "dagster/data_version": data_version,
+            "dagster/data_version_is_user_provided": "true",
+        }
+        if not self._known:
+            return tags
+        inputs = {dep: found.get(partition or "") for dep, found in self._upstream.items()}
+        if any(version is None for version in inputs.values()):
+            return tags  # with half a provenance Dagster would take an input for a new one
+        tags["dagster/code_version"] = self._code_version
+        for dep, version in inputs.items():
+            assert version is not None
+            name = dep.to_user_string()
+            tags[f"dagster/input_data_version/{name}"] = version[0]
+            tags[f"dagster/input_event_pointer/{name}"] = version[1]
+        return tags
+
+
+def _latest(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Sequence[str | None]
+) -> dict[str, tuple[str, str]]:
+    """(data version, event id) of an asset's latest materialisation, by partition."""
+    wanted = {p or "" for p in partitions}
+    found: dict[str, tuple[str, str]] = {}
+    cursor = None
+    while len(found) < len(wanted):
+        page = instance.fetch_materializations(
+            dg.AssetRecordsFilter(
+                asset_key=key,
+                asset_partitions=[p for p in partitions if p is not None] or None,
+            ),
+            limit=_PAGE,
+            cursor=cursor,
+        )
+        for record in page.records:
+            made = record.asset_materialization
+            partition = record.partition_key or ""
+            if made is not None and partition in wanted and partition not in found:
+                version = (made.tags or {}).get("dagster/data_version", "INITIAL")
+                found[partition] = (version, str(record.storage_id))
+        if not page.has_more:
+            break
+        cursor = page.cursor
+    return found

@@ -187,6 +187,42 @@ def test_a_retry_that_fails_again_still_owns_what_it_passed_over(year):
     assert sorted(year.logged(again.run_id)) == keys[1:4]
 
 
+def test_dagster_sees_whether_an_upstream_partition_has_changed_since(tmp_path):
+    from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+    from dagster._core.loader import LoadingContextForTest
+
+    project = Project(tmp_path, DAYS, deps=["upstream"])
+    keys = DAYS.get_partition_keys()[:3]
+    upstream = dg.AssetKey("upstream")
+    writer = dg.asset(name="upstream", partitions_def=DAYS)(lambda: None)
+
+    def write(key: str, value: int) -> None:
+        project.write(key, [value])
+        project.instance.report_runless_asset_event(
+            dg.AssetMaterialization(
+                upstream, partition=key, tags={"dagster/data_version": f"v{value}"}
+            )
+        )
+
+    def status(key: str) -> StaleStatus:
+        graph = dg.Definitions(
+            assets=[project.asset, writer],
+            resources=project.defs.resources,
+        ).resolve_asset_graph()
+        loading = LoadingContextForTest(project.instance)
+        resolver = CachingStaleStatusResolver(project.instance, graph, loading)
+        return resolver.get_status(KEY, key)
+
+    for key in keys:
+        write(key, 1)
+    assert project.run(keys[0], keys[-1]).success
+    assert [status(k) for k in keys] == [StaleStatus.FRESH] * 3
+
+    write(keys[1], 2)
+
+    assert [status(k) for k in keys] == [StaleStatus.FRESH, StaleStatus.STALE, StaleStatus.FRESH]
+
+
 def test_materialising_anew_always_runs(year):
     keys = DAYS.get_partition_keys()
     first, second = year.run(key=keys[0]), year.run(key=keys[0])
