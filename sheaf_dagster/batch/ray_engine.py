@@ -29,7 +29,7 @@ _MIN_BUNDLE_SECONDS = {"tasks": 1.0, "actors": 0.1}
 """Shortest useful bundle: Ray Data leaves 0.12 s between two tasks of a worker, 0.01 s between
 two calls of an actor (benchmarks/throughput.py)."""
 
-_STUCK_AFTER_SECONDS = 10.0
+_WARM_WORKERS = 64
 
 
 class RayEngine:
@@ -61,8 +61,23 @@ class RayEngine:
             )
             .remote(slots, _MIN_BUNDLE_SECONDS[spec.compute], config.autoscaling)
         )
+        if spec.compute == "tasks":
+            self._warm_workers()
         self._thread = threading.Thread(target=self._pump, daemon=True, name="sheaf-ray-data")
         self._thread.start()
+
+    def _warm_workers(self) -> None:
+        """Lets task workers start and import while the file is still scanned and validated.
+
+        A task of Ray Data takes over an idle worker; without this it waits one to two seconds
+        for a process of its own (benchmarks/throughput.py).
+        """
+        resources = self._context.spec.resources
+        warm = ray.remote(_import_worker).options(
+            num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_retries=0
+        )
+        for _ in range(min(self._slots, _WARM_WORKERS)):
+            warm.remote()
 
     def submit(self, job: FileJob, chunks: list[Chunk]) -> None:
         """Adds a validated file's chunks."""
@@ -188,3 +203,7 @@ class _quiet_context:
 
     def __exit__(self, *_: object) -> None:
         DataContext._set_current(self._saved)
+
+
+def _import_worker() -> None:
+    import sheaf_dagster.batch.ray_worker  # noqa: F401
