@@ -27,7 +27,12 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.init(
-        num_cpus=2, num_gpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        "local",
+        num_cpus=2,
+        num_gpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
     )
     yield
     ray.shutdown()

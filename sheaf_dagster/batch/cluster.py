@@ -38,7 +38,8 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         "configure_logging": False,
     }
     if config.address is None and not os.environ.get("RAY_ADDRESS"):
-        options["include_dashboard"] = False
+        # "local": never one that happens to run on this machine.
+        options |= {"address": "local", "include_dashboard": False}
     else:
         options["address"] = config.address
     try:

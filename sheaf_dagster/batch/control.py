@@ -1,71 +1,78 @@
-"""The job's one coordinator on the cluster: what is to do, who tried it, what was called off.
+"""The job's one coordinator on the cluster: what is to do, who does it, what came of it.
 
-It is a Ray actor that uses no CPU. Workers ask it before they start, which is how attempts are
-counted (Ray Data itself retries a chunk that kills its worker for ever), and the feed reads
-from it what to send through Ray Data.
+It is a Ray actor that uses no CPU. Workers that Ray Data has started pull chunks from it and
+hand their reports to it, so it knows what a worker held when it died: attempts are counted
+here (Ray Data itself retries, for ever, whatever kills its worker), and no report is lost or
+heard twice because a call was repeated.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
-from sheaf_dagster.batch.worker import FileJob
+from sheaf_dagster.batch.worker import ChunkFailure, ChunkReport, FileJob
+from sheaf_dagster.errors import WorkerCrashError
 from sheaf_dagster.storage import Chunk
 
-__all__ = ["Bundle", "JobControl", "bundle_size"]
+__all__ = ["MAX_ATTEMPTS", "Grab", "JobControl", "grab_size"]
 
 MAX_ATTEMPTS = 3
-"""Times that a chunk may kill its worker before the job gives up on it."""
+"""Times that a chunk may be tried again after its worker died."""
+
+_GRAB_SECONDS = 0.25
+"""About how much work a worker takes at a time: far more than the millisecond that asking
+costs, and little enough that all workers end together."""
+
+Grab = tuple[list[tuple[int, Chunk]], dict[int, FileJob]]
+"""Chunks with the ids of their files, and those of the files that the worker has not seen."""
+
+_Key = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """Chunks that go through Ray Data as one task."""
-
-    id: int
-    chunks: tuple[tuple[int, Chunk], ...]
-    """(job id, chunk) pairs."""
-
-
-def bundle_size(pending: int, slots: int, chunk_seconds: float | None, min_seconds: float) -> int:
-    """How many of the pending chunks go into the next task (guided self-scheduling).
-
-    Large bundles first, since a task has a fixed cost (0.1 s between two tasks of Ray Data),
-    small ones last, so that all workers finish together; but none shorter than
-    ``min_seconds``, as far as each worker still gets its share.
-    """
-    guided = ceil(pending / (3 * slots))
-    share = ceil(pending / slots)
-    least = ceil(min_seconds / chunk_seconds) if chunk_seconds else 1
-    return max(1, min(max(guided, least), share))
+def grab_size(pending: int, slots: int, chunk_seconds: float | None) -> int:
+    """How many of the pending chunks a worker takes: a share at most, and a short while's work."""
+    share = ceil(pending / (2 * slots))
+    wanted = int(_GRAB_SECONDS / chunk_seconds) if chunk_seconds else 1
+    return max(1, min(wanted, share))
 
 
 class JobControl:
     """State of one job; every method is a remote call."""
 
-    def __init__(self, slots: int, min_bundle_seconds: float, unbounded: bool) -> None:
+    def __init__(self, slots: int, backend: str) -> None:
         self._slots = slots
-        self._min_seconds = min_bundle_seconds
-        self._unbounded = unbounded
+        self._backend = backend
         self._jobs: dict[int, FileJob] = {}
         self._pending: deque[tuple[int, Chunk]] = deque()
-        self._bundles: list[Bundle] = []
-        self._left: set[int] = set()
-        self._entered: dict[int, int] = defaultdict(int)
-        self._attempts: dict[tuple[int, int], int] = defaultdict(int)
+        # Chunks whose worker died. They run one at a time, so that the one to blame is known.
+        self._suspects: deque[tuple[int, Chunk]] = deque()
+        self._suspected: set[_Key] = set()
+        self._open: dict[int, dict[_Key, Chunk]] = defaultdict(dict)
+        self._sent: dict[int, set[int]] = defaultdict(set)
+        self._deaths: dict[_Key, int] = defaultdict(int)
+        self._reports: list[dict[str, Any]] = []
         self._cancelled: set[int] = set()
-        self._closed = False
-        self._changed = asyncio.Condition()
-        self._gate = asyncio.Event()
-        self._chunk_seconds: float | None = None
         self._workers: set[str] = set()
+        self._chunk_seconds: float | None = None
+        self._loading = 0
+        self._broken: ChunkFailure | None = None
+        self._closed = False
+        self._gate = asyncio.Event()
+        self._aborted = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._reported = asyncio.Event()
+
+    # -- called by the driver --------------------------------------------------------------
 
     async def add(self, job: FileJob, chunks: list[Chunk]) -> None:
         """Adds a validated file's work and lets the workers load the model."""
         self._jobs[job.id] = job
+        if self._broken is not None:
+            self._fail(job.id, self._broken)
+            return
         self._pending.extend((job.id, chunk) for chunk in chunks)
         self._gate.set()
         await self._notify()
@@ -78,65 +85,149 @@ class JobControl:
 
     async def cancel(self, job: int) -> None:
         """Calls off what is left of a file."""
-        self._cancelled.add(job)
-        self._pending = deque(p for p in self._pending if p[0] != job)
+        self._call_off(job)
         await self._notify()
 
-    async def next_bundle(self, index: int) -> Bundle | None:
-        """The ``index``-th bundle, None after the last; waits until there is one.
+    async def abort(self) -> None:
+        """The driver gives up: no more work is handed out, what runs stops after its batch."""
+        for job in list(self._jobs):
+            self._call_off(job)
+        self._jobs.clear()
+        self._aborted.set()
+        await self.close()
 
-        Asked twice for the same index (a restarted feed), it answers the same.
-        """
-        async with self._changed:
-            while index >= len(self._bundles):
-                busy = len(self._bundles) - len(self._left)
-                if self._pending and (self._unbounded or busy < 2 * self._slots):
-                    n = bundle_size(
-                        len(self._pending), self._slots, self._chunk_seconds, self._min_seconds
-                    )
-                    chunks = tuple(self._pending.popleft() for _ in range(n))
-                    self._bundles.append(Bundle(len(self._bundles), chunks))
-                elif self._closed and not self._pending:
-                    return None
-                else:
-                    await self._changed.wait()
-            return self._bundles[index]
-
-    async def enter(self, bundle: int) -> tuple[int, dict[int, FileJob], set[int]]:
-        """A worker starts a bundle: which attempt this is, its files, and those called off."""
-        self._entered[bundle] += 1
-        ids = {job for job, _ in self._bundles[bundle].chunks}
-        return (
-            self._entered[bundle],
-            {i: self._jobs[i] for i in ids},
-            self._cancelled & ids,
-        )
-
-    async def begin(self, job: int, chunk: int) -> int:
-        """A worker starts a chunk of a bundle that was tried before: which attempt this is."""
-        self._attempts[job, chunk] += 1
-        return self._attempts[job, chunk]
-
-    async def leave(self, bundle: int, seconds: float) -> None:
-        """A worker finished a bundle."""
-        self._left.add(bundle)
-        each = seconds / max(len(self._bundles[bundle].chunks), 1)
-        old = self._chunk_seconds
-        self._chunk_seconds = each if old is None else 0.5 * old + 0.5 * each
-        await self._notify()
-
-    async def ready(self, worker: str) -> None:
-        """An actor is up, its model not loaded yet."""
-        self._workers.add(worker)
+    async def take(self) -> list[dict[str, Any]]:
+        """Reports that have come in since the last call; waits until there is one."""
+        await self._reported.wait()
+        self._reported.clear()
+        reports, self._reports = self._reports, []
+        return reports
 
     async def workers(self) -> int:
-        """How many actors have come up so far."""
+        """How many workers have come up so far."""
         return len(self._workers)
+
+    # -- called by the workers -------------------------------------------------------------
+
+    async def ready(self, worker: str) -> None:
+        """A worker is up, its model not loaded yet."""
+        self._workers.add(worker)
 
     async def gate(self) -> bool:
         """Waits until the first file is valid; False where the job ended before that."""
         await self._gate.wait()
         return bool(self._jobs)
+
+    async def aborted(self) -> None:
+        """Waits until the driver gives up."""
+        await self._aborted.wait()
+
+    async def begin_load(self) -> None:
+        """An actor begins to load the model.
+
+        Ray starts an actor whose process dies in ``load()`` again and again; this ends it.
+        """
+        self._loading += 1
+        if self._loading > self._slots + MAX_ATTEMPTS and self._broken is None:
+            error = WorkerCrashError(
+                f"backend {self._backend!r} killed {MAX_ATTEMPTS + 1} actors while they loaded the "
+                "model (segmentation fault, exit, or killed for memory); look at the actors' log, "
+                "and give the model more memory_gb or fewer actors"
+            )
+            self._broken = ChunkFailure.of(error, "")
+            for job in self._jobs.keys() - self._cancelled:
+                self._fail(job, self._broken)
+            await self._notify()
+
+    async def end_load(self) -> None:
+        """An actor has loaded the model, or knows why it can't."""
+        self._loading -= 1
+
+    async def enter(self, ticket: int) -> None:
+        """A worker begins a ticket; not the first one to do so if that one died."""
+        self._sent.pop(ticket, None)
+        lost = self._open.pop(ticket, {})
+        for (job, index), chunk in lost.items():
+            if job in self._cancelled:
+                continue
+            self._deaths[job, index] += 1
+            if len(lost) == 1 and self._deaths[job, index] > MAX_ATTEMPTS:
+                self._keep(self._crashed(job, chunk))
+            else:
+                self._suspects.append((job, chunk))
+                self._suspected.add((job, index))
+        if lost:
+            await self._notify()
+
+    async def next(self, ticket: int) -> Grab | None:
+        """The next chunks for a worker; waits until there are some; None after the last."""
+        held = self._open[ticket]
+        async with self._changed:
+            while True:
+                # Whoever holds a suspect holds nothing else.
+                if not self._suspected.isdisjoint(held):
+                    pass
+                elif self._suspects and not held:
+                    return self._hand_out(ticket, [self._suspects.popleft()])
+                elif self._pending:
+                    n = grab_size(len(self._pending), self._slots, self._chunk_seconds)
+                    return self._hand_out(ticket, [self._pending.popleft() for _ in range(n)])
+                elif self._closed and not self._suspects:
+                    return None
+                await self._changed.wait()
+
+    async def report(self, ticket: int, report: dict[str, Any]) -> None:
+        """A worker is done with a chunk, well or not."""
+        key = (report["job"], report["chunk"])
+        if self._open[ticket].pop(key, None) is None:
+            return  # called off meanwhile, or from a worker given up for dead
+        failed = report["failure"] is not None
+        if failed:
+            self._call_off(report["job"])
+        seconds = report["ended"] - report["started"]
+        old = self._chunk_seconds
+        self._chunk_seconds = seconds if old is None else 0.7 * old + 0.3 * seconds
+        self._keep(report)
+        if failed or self._suspects or key in self._suspected:
+            self._suspected.discard(key)
+            await self._notify()
+
+    # -- inside ----------------------------------------------------------------------------
+
+    def _hand_out(self, ticket: int, chunks: list[tuple[int, Chunk]]) -> Grab:
+        self._open[ticket].update({(job, c.index): c for job, c in chunks})
+        new = {job for job, _ in chunks} - self._sent[ticket]
+        self._sent[ticket] |= new
+        return chunks, {job: self._jobs[job] for job in new}
+
+    def _keep(self, report: dict[str, Any]) -> None:
+        self._reports.append(report)
+        self._reported.set()
+
+    def _call_off(self, job: int) -> None:
+        self._cancelled.add(job)
+        self._pending = deque(p for p in self._pending if p[0] != job)
+        self._suspects = deque(p for p in self._suspects if p[0] != job)
+        # Workers pass over what they hold of a file that failed, without a report.
+        for held in self._open.values():
+            for key in [k for k in held if k[0] == job]:
+                del held[key]
+
+    def _fail(self, job: int, failure: ChunkFailure) -> None:
+        self._call_off(job)
+        self._keep(ChunkReport(job, 0, 0, "", failure=failure).to_dict())
+
+    def _crashed(self, job: int, chunk: Chunk) -> dict[str, Any]:
+        where = self._jobs[job].names[chunk.file]
+        deaths = self._deaths[job, chunk.index]
+        error = WorkerCrashError(
+            f"{where}, the {chunk.rows} rows from line {chunk.first_line}: their worker process "
+            f"died {deaths} times (segmentation fault, exit, or killed for memory) in backend "
+            f"{self._backend!r}; look at these rows and at the worker's log, lower batch_size, or "
+            "give the model more memory_gb"
+        )
+        failure = ChunkFailure.of(error, where)
+        return ChunkReport(job, chunk.index, chunk.first_row, "", failure=failure).to_dict()
 
     async def _notify(self) -> None:
         async with self._changed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TypeVar
 
 __all__ = ["prefetch"]
@@ -17,10 +17,11 @@ class _End:
         self.error = error
 
 
-def prefetch(source: Iterator[T], ahead: int) -> Iterator[T]:
+def prefetch(source: Iterator[T], ahead: int, tick: float) -> Generator[T | None, None, None]:
     """The same items, produced in a thread, up to ``ahead`` of them before they are asked for.
 
-    Closing the generator stops the thread; an exception in ``source`` is raised here.
+    While none is ready, a None comes every ``tick`` seconds, so that a caller who has other
+    things in hand can see to them. Closing the generator stops the thread; an exception in ``source`` is raised here.
     """
     ready: queue.Queue[T | _End] = queue.Queue(maxsize=ahead)
     stop = threading.Event()
@@ -47,7 +48,11 @@ def prefetch(source: Iterator[T], ahead: int) -> Iterator[T]:
     thread.start()
     try:
         while True:
-            item = ready.get()
+            try:
+                item = ready.get(timeout=tick)
+            except queue.Empty:
+                yield None
+                continue
             if isinstance(item, _End):
                 if item.error is not None:
                     raise item.error

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
+import time
 from typing import Any
 
-import orjson
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
@@ -15,7 +14,7 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from sheaf_dagster.batch.cluster_config import ClusterConfig
 from sheaf_dagster.batch.control import JobControl
 from sheaf_dagster.batch.loading import ModelContext
-from sheaf_dagster.batch.ray_worker import BundleFeed, _BackendActor, run_bundle_task
+from sheaf_dagster.batch.ray_worker import _BackendActor, run_worker_task, tickets
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker import ChunkReport, FileJob
 from sheaf_dagster.errors import ClusterError
@@ -25,15 +24,11 @@ __all__ = ["RayEngine"]
 
 log = logging.getLogger(__name__)
 
-_MIN_BUNDLE_SECONDS = {"tasks": 1.0, "actors": 0.1}
-"""Shortest useful bundle: Ray Data leaves 0.12 s between two tasks of a worker, 0.01 s between
-two calls of an actor (benchmarks/throughput.py)."""
-
-_WARM_WORKERS = 64
+_LATE_SECONDS = 10.0
 
 
 class RayEngine:
-    """Feeds validated files to Ray Data and returns reports of chunks.
+    """Has Ray Data start workers, hands them chunks, and returns their reports.
 
     The dataset starts before there is anything to do, so that workers come up while files are
     scanned and validated; its pool stays warm for every file of the job.
@@ -46,7 +41,9 @@ class RayEngine:
         self._spec = spec
         self._config = config
         self._slots = slots
-        self._reports: queue.Queue[ChunkReport | BaseException | None] = queue.Queue()
+        self._taking: Any = None
+        self._error: BaseException | None = None
+        self._ended_at: float | None = None
         self._stop = threading.Event()
         here = ray.get_runtime_context().get_node_id()
         self._control: Any = (
@@ -54,30 +51,15 @@ class RayEngine:
             .options(
                 num_cpus=0,
                 max_restarts=0,
-                max_concurrency=1000,
+                max_concurrency=10_000,
                 scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
                     here, soft=True
                 ),
             )
-            .remote(slots, _MIN_BUNDLE_SECONDS[spec.compute], config.autoscaling)
+            .remote(slots, context.spec.backend)
         )
-        if spec.compute == "tasks":
-            self._warm_workers()
-        self._thread = threading.Thread(target=self._pump, daemon=True, name="sheaf-ray-data")
+        self._thread = threading.Thread(target=self._run, daemon=True, name="sheaf-ray-data")
         self._thread.start()
-
-    def _warm_workers(self) -> None:
-        """Lets task workers start and import while the file is still scanned and validated.
-
-        A task of Ray Data takes over an idle worker; without this it waits one to two seconds
-        for a process of its own (benchmarks/throughput.py).
-        """
-        resources = self._context.spec.resources
-        warm = ray.remote(_import_worker).options(
-            num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_retries=0
-        )
-        for _ in range(min(self._slots, _WARM_WORKERS)):
-            warm.remote()
 
     def submit(self, job: FileJob, chunks: list[Chunk]) -> None:
         """Adds a validated file's chunks."""
@@ -97,58 +79,64 @@ class RayEngine:
         Raises:
             ClusterError: Ray stopped working.
         """
-        found: list[ChunkReport] = []
-        try:
-            item = self._reports.get(timeout=timeout)
-            while True:
-                if isinstance(item, BaseException):
-                    raise item
-                if item is not None:
-                    found.append(item)
-                item = self._reports.get_nowait()
-        except queue.Empty:
-            return found
+        if self._taking is None:
+            self._taking = self._control.take.remote()
+        ready, _ = ray.wait([self._taking], timeout=timeout)
+        if not ready:
+            self._check_alive()
+            return []
+        reports = self._call(self._taking)
+        self._taking = None
+        return [ChunkReport.from_dict(r) for r in reports]
+
+    def _check_alive(self) -> None:
+        if self._error is not None:
+            raise self._error
+        # The last reports may still be on their way when the workers are through.
+        if self._ended_at is not None and time.monotonic() - self._ended_at > _LATE_SECONDS:
+            raise ClusterError(
+                "Ray Data ended before all chunks were done; check the cluster and run again "
+                "(finished chunks are kept)"
+            )
 
     def shutdown(self) -> None:
         """Stops what is running; part files of finished chunks stay."""
         self._stop.set()
         try:
+            # Asked, not killed: an actor that is just starting would be restarted, with noise.
+            ray.get(self._control.abort.remote(), timeout=10)
+            self._thread.join(timeout=30)
             ray.kill(self._control, no_restart=True)
         except Exception as e:
             log.debug("control actor was gone: %s", e)
-        self._thread.join(timeout=30)
+        self._thread.join(timeout=10)
 
-    def _call(self, ref: Any) -> None:
+    def _call(self, ref: Any) -> Any:
         try:
-            ray.get(ref)
+            return ray.get(ref)
         except ray.exceptions.RayError as e:
             raise ClusterError(f"the job's coordinator on the cluster is gone: {e}") from e
 
-    def _pump(self) -> None:
+    def _run(self) -> None:
         try:
-            dataset = self._dataset()
-            for batch in dataset.iter_batches(
+            for _ in self._dataset().iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
             ):
-                for text in batch.column("reports").to_pylist():
-                    for report in orjson.loads(text):
-                        self._reports.put(ChunkReport.from_dict(report))
                 if self._stop.is_set():
                     return
-            self._reports.put(None)
         except Exception as e:
-            if not self._stop.is_set():
-                error = ClusterError(
-                    f"Ray Data stopped: {type(e).__name__}: {e}; check the cluster and run again "
-                    "(finished chunks are kept)"
-                )
-                error.__cause__ = e
-                self._reports.put(error)
+            self._error = ClusterError(
+                f"Ray Data stopped: {type(e).__name__}: {e}; check the cluster and run again "
+                "(finished chunks are kept)"
+            )
+            self._error.__cause__ = e
+        finally:
+            self._ended_at = time.monotonic()
 
     def _dataset(self) -> Any:
         resources = self._context.spec.resources
         kwargs: dict[str, Any] = {
-            "batch_size": 1,  # bundles; a GPU operator must name one
+            "batch_size": 1,  # tickets; a GPU operator must name one
             "batch_format": "pyarrow",
             "num_cpus": resources.num_cpus,
         }
@@ -159,23 +147,20 @@ class RayEngine:
         if resources.custom:
             kwargs["resources"] = resources.custom
         with _quiet_context():
-            feed = ray.data.read_datasource(
-                BundleFeed(self._control),
-                override_num_blocks=1,
-                compute=TaskPoolStrategy(size=1),
-                num_cpus=0,
-            )
+            actors = self._spec.compute == "actors"
+            feed = ray.data.from_arrow(tickets(self._slots, actors=actors))
             arguments = {"context": self._context, "control": self._control}
-            if self._spec.compute == "actors":
+            if actors:
                 return feed.map_batches(
                     _BackendActor,
                     fn_constructor_kwargs=arguments,
-                    compute=ActorPoolStrategy(size=self._slots),
+                    # A second ticket would wait behind the first while another actor has none.
+                    compute=ActorPoolStrategy(size=self._slots, max_tasks_in_flight_per_actor=1),
                     **kwargs,
                 )
             limited = self._config.cpu_limit is not None or self._config.gpu_limit is not None
             return feed.map_batches(
-                run_bundle_task,
+                run_worker_task,
                 fn_kwargs=arguments,
                 compute=TaskPoolStrategy(size=self._slots if limited else None),
                 **kwargs,
@@ -193,8 +178,6 @@ class _quiet_context:
         context = self._saved.copy()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        # Each table that a worker yields is a block of its own and arrives at once.
-        context.target_max_block_size = 1
         context.execution_options.preserve_order = False
         # Waiting for capacity is ours to bound and to report.
         context.execution_no_progress_timeout_s = -1
@@ -203,7 +186,3 @@ class _quiet_context:
 
     def __exit__(self, *_: object) -> None:
         DataContext._set_current(self._saved)
-
-
-def _import_worker() -> None:
-    import sheaf_dagster.batch.ray_worker  # noqa: F401

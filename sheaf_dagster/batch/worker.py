@@ -13,8 +13,9 @@ import time
 import traceback
 import zlib
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -36,6 +37,8 @@ handing batches between threads costs more than it hides (benchmarks/overlap.py)
 
 _BATCHES_AHEAD = 2
 _BATCHES_BEHIND = 4
+_TICK_SECONDS = 0.02
+"""While the reader waits for work, reports go out this soon."""
 
 
 @dataclass(frozen=True)
@@ -135,58 +138,58 @@ def worker_name() -> str:
 
 
 def run_chunks(
-    context: ModelContext, loaded: LoadedBackend, items: Iterable[tuple[FileJob, Chunk]]
+    context: ModelContext,
+    loaded: LoadedBackend,
+    items: Iterable[tuple[FileJob, Chunk]],
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[ChunkReport]:
     """Runs chunks through a loaded backend; yields a report as each is done.
 
     While a batch is in the model, the next is read and parsed and the last one serialised and
     written, where the model takes long enough for that to pay. A chunk that fails is reported,
-    and the rest of its file's chunks are passed over without a report.
+    and the rest of its file's chunks are passed over without a report. Ends after the batch in
+    hand once ``stop`` says so.
     """
     failed: set[int] = set()
-    batches: Iterator[_Batch] = _read(context, items, failed)
-    behind: deque[Future[ChunkReport | None]] = deque()
-    writer: ThreadPoolExecutor | None = None
-    source = batches
-    try:
-        for batch in source:
-            answers = _predict(loaded, batch, failed)
-            slow = (loaded.batch_seconds or 0.0) > _OVERLAP_FROM_SECONDS
-            if slow and writer is None:
-                writer = ThreadPoolExecutor(1, thread_name_prefix="sheaf-writer")
-                source = prefetch(batches, _BATCHES_AHEAD)
-                # ``for`` holds the old iterator: go on with the prefetched one.
-                behind.append(writer.submit(_finish, loaded, batch, answers, failed))
-                yield from _overlapped(loaded, source, writer, behind, failed)
-                return
-            report = _finish(loaded, batch, answers, failed)
-            if report is not None:
-                yield report
-    finally:
-        if source is not batches:
-            source.close()  # type: ignore[attr-defined]
-        if writer is not None:
-            writer.shutdown(wait=True, cancel_futures=True)
+    batches = _read(context, items, failed)
+    for batch in batches:
+        answers = _predict(loaded, batch, failed)
+        report = _finish(loaded, batch, answers, failed)
+        if report is not None:
+            yield report
+        if (loaded.batch_seconds or 0.0) > _OVERLAP_FROM_SECONDS:
+            yield from _overlapped(loaded, batches, failed, stop)
+            return
+        if stop():
+            return
 
 
 def _overlapped(
     loaded: LoadedBackend,
     batches: Iterator[_Batch],
-    writer: ThreadPoolExecutor,
-    behind: deque[Future[ChunkReport | None]],
     failed: set[int],
+    stop: Callable[[], bool],
 ) -> Iterator[ChunkReport]:
-    for batch in batches:
-        answers = _predict(loaded, batch, failed)
-        behind.append(writer.submit(_finish, loaded, batch, answers, failed))
-        while behind and (behind[0].done() or len(behind) > _BATCHES_BEHIND):
-            report = behind.popleft().result()
-            if report is not None:
-                yield report
-    while behind:
-        report = behind.popleft().result()
-        if report is not None:
-            yield report
+    ahead = prefetch(batches, _BATCHES_AHEAD, _TICK_SECONDS)
+    behind: deque[Future[ChunkReport | None]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="sheaf-writer") as writer, closing(ahead):
+        try:
+            for batch in ahead:
+                if stop():
+                    return
+                if batch is not None:
+                    answers = _predict(loaded, batch, failed)
+                    behind.append(writer.submit(_finish, loaded, batch, answers, failed))
+                while behind and (behind[0].done() or len(behind) > _BATCHES_BEHIND):
+                    report = behind.popleft().result()
+                    if report is not None:
+                        yield report
+            while behind:
+                report = behind.popleft().result()
+                if report is not None:
+                    yield report
+        finally:
+            writer.shutdown(wait=True, cancel_futures=True)
 
 
 def _read(

@@ -378,7 +378,7 @@ def test_many_small_files_share_workers_that_load_once(ray_cluster, write_rows, 
     outcomes = list(BatchRunner(doubler(load_log=str(log))).run_many(specs))
     assert all(o.ok for o in outcomes)
     assert len(outcomes) == 60
-    assert len(log.read_text().split()) == 2
+    assert 1 <= len(log.read_text().split()) <= 2, "once an actor; one may do it all alone"
 
 
 KILLED = """
