@@ -44,6 +44,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "sheaf_dagster.errors": (
         "BackendError",
         "BackendLoadError",
+        "ClusterBusyError",
         "ClusterCapacityError",
         "ClusterError",
         "InputValidationError",

@@ -14,6 +14,7 @@
     ├── SinkError                     a sink that can't be written
     │   └── SinkBusyError             another job is writing it
     ├── ClusterCapacityError          more GPUs, CPUs or memory than there are
+    │   └── ClusterBusyError          others held them for too long               (retryable)
     ├── ClusterError                  Ray can't be reached or stopped working   (retryable)
     ├── BackendError                  the model failed
     │   ├── BackendLoadError          load() raised
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BackendError",
     "BackendLoadError",
+    "ClusterBusyError",
     "ClusterCapacityError",
     "ClusterError",
     "InputValidationError",
@@ -136,6 +138,15 @@ class ClusterCapacityError(SheafError):
 
     Cure: lower ``num_actors`` or the model's ``resources``, or raise the limit.
     """
+
+
+class ClusterBusyError(ClusterCapacityError):
+    """The job fits the cluster, but others held it, or it didn't grow, for too long.
+
+    Cure: run again later, or wait longer (``wait_for_capacity_s``); the message says who held it.
+    """
+
+    retryable = True
 
 
 class ClusterError(SheafError):

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sheaf_dagster.batch.cluster_config import ClusterConfig, check_limits, spell_demand
+from sheaf_dagster.batch.capacity import demand_of, places, shortage, workers_of
+from sheaf_dagster.batch.cluster_config import ClusterConfig, check_limits, refuse_ray_client
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.errors import ClusterCapacityError, ClusterError
 
-__all__ = ["check_capacity", "ray_session", "worker_slots"]
-
-log = logging.getLogger(__name__)
+__all__ = [
+    "alive_nodes",
+    "check_capacity",
+    "ray_session",
+    "surely_fits_here",
+    "worker_slots",
+]
 
 
 @contextmanager
-def ray_session(config: ClusterConfig) -> Iterator[None]:
+def ray_session(config: ClusterConfig) -> Iterator[bool]:
     """The Ray of this process, or the one that ``config`` names; stopped only if started here.
+
+    Yields:
+        Whether others may use the same cluster at the same time.
 
     Raises:
         ClusterError: The cluster can't be reached.
@@ -28,7 +34,9 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        yield
+        if ray.util.client.ray.is_connected():
+            refuse_ray_client("ray://…")
+        yield True
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -38,9 +46,11 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         "configure_logging": False,
     }
     if config.address is None and not os.environ.get("RAY_ADDRESS"):
-        # "local": never one that happens to run on this machine.
+        # Without an address Ray would join whatever cluster this machine was last part of.
         options |= {"address": "local", "include_dashboard": False}
     else:
+        if config.address is None:
+            refuse_ray_client(os.environ["RAY_ADDRESS"])
         options["address"] = config.address
     try:
         ray.init(**options)
@@ -51,18 +61,9 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             "versions are the driver's"
         ) from e
     try:
-        yield
+        yield options["address"] != "local"
     finally:
         ray.shutdown()
-
-
-def _demand(model: ModelSpec) -> dict[str, float]:
-    """What one worker reserves, in Ray's names."""
-    r = model.resources
-    demand = {"CPU": r.num_cpus, "GPU": r.num_gpus, **r.custom}
-    if r.memory_gb:
-        demand["memory"] = r.memory_gb * 2**30
-    return {k: v for k, v in demand.items() if v > 0}
 
 
 def _limits(config: ClusterConfig) -> dict[str, float]:
@@ -73,65 +74,50 @@ def _limits(config: ClusterConfig) -> dict[str, float]:
 def check_capacity(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> None:
     """Refuses a job that can't fit the limits or the live cluster.
 
+    A cluster that grows on demand is trusted up to the limits; what it can't bring up in
+    ``wait_for_capacity_s`` is refused then.
+
     Raises:
         ClusterCapacityError: With the sum spelled out.
     """
     check_limits(model, spec, config)
-    if spec.compute == "local":
+    if spec.compute == "local" or config.autoscaling:
         return
+    problem = shortage(demand_of(model), workers_of(spec), alive_nodes(), spec.compute)
+    if problem is not None:
+        raise ClusterCapacityError(problem)
+
+
+def alive_nodes() -> list[dict[str, float]]:
+    """Total resources of each node of the cluster that is up."""
     import ray
 
-    actors = (spec.num_actors or 1) if spec.compute == "actors" else 1
-    deadline = time.monotonic() + (config.wait_for_capacity_s if config.autoscaling else 0)
-    while True:
-        alive = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-        problem = _shortage(_demand(model), actors, alive, spec.compute)
-        if problem is None or (config.autoscaling and _limits(config)):
-            return
-        if time.monotonic() >= deadline:
-            raise ClusterCapacityError(problem)
-        log.info("waiting for the cluster to grow: %s", problem)
-        time.sleep(min(5.0, max(0.1, deadline - time.monotonic())))
+    return [n["Resources"] for n in ray.nodes() if n["Alive"]]
 
 
-def _shortage(
-    demand: dict[str, float], workers: int, nodes: list[dict[str, float]], compute: str
-) -> str | None:
-    """What is missing for that many workers on these nodes; None where they fit.
+def surely_fits_here(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> bool:
+    """Whether a local Ray, still to be started, is bound to have room for the job.
 
-    A worker must fit one node: two GPUs on two machines are no place for a worker of two.
+    Only then may work begin before Ray is up; any other job is checked against the cluster
+    first, before a row is read.
     """
-    places = (
-        sum(int(min((node.get(k, 0.0) + 1e-6) // v for k, v in demand.items())) for node in nodes)
-        if demand
-        else workers
-    )
-    if places >= workers:
-        return None
-    for name, each in sorted(demand.items(), key=lambda kv: kv[0] != "GPU"):
-        total = sum(node.get(name, 0.0) for node in nodes)
-        if each * workers > total + 1e-6:
-            return (
-                f"{spell_demand(workers, each, name, compute)}, but the Ray cluster has "
-                f"{total:g} in {len(nodes)} node(s); lower num_actors or the model's resources, "
-                "or use a larger cluster"
-            )
-    wanted = ", ".join(f"{v:g} {k}" for k, v in demand.items())
-    return (
-        f"{workers} worker(s) of {wanted} each don't fit the cluster's {len(nodes)} node(s), "
-        f"which have room for {places}; a worker must fit one node. Lower num_actors or the "
-        "model's resources"
-    )
+    import ray
+
+    if ray.is_initialized() or config.address or os.environ.get("RAY_ADDRESS"):
+        return False
+    demand = demand_of(model)
+    cpus = demand.pop("CPU", 0.0) * workers_of(spec)
+    return not demand and cpus <= (os.cpu_count() or 1)
 
 
 def worker_slots(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> int:
     """How many workers can run at once."""
     if spec.compute == "actors":
-        return spec.num_actors or 1
-    import ray
-
-    demand = _demand(model) or {"CPU": 1.0}
-    total = {**ray.cluster_resources()}
-    for name, limit in _limits(config).items():
-        total[name] = limit if config.autoscaling else min(total.get(name, 0.0), limit)
-    return max(1, int(min((total.get(k, 0.0) + 1e-6) // v for k, v in demand.items())))
+        return workers_of(spec)
+    demand = demand_of(model) or {"CPU": 1.0}
+    limits = {k: v for k, v in _limits(config).items() if k in demand}
+    allowed = min((int((v + 1e-6) // demand[k]) for k, v in limits.items()), default=None)
+    room = sum(places(demand, node) for node in alive_nodes())
+    if allowed is None:
+        return max(1, room)
+    return max(1, allowed if config.autoscaling else min(room, allowed))

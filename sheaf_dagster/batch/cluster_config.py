@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from sheaf_dagster.batch.capacity import demand_of, spell_demand, workers_of
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
-from sheaf_dagster.errors import ClusterCapacityError
+from sheaf_dagster.errors import ClusterCapacityError, SpecError
 
-__all__ = ["ClusterConfig", "check_limits"]
+__all__ = ["ClusterConfig", "check_limits", "refuse_ray_client"]
 
 
 class ClusterConfig(BaseModel):
@@ -28,13 +29,39 @@ class ClusterConfig(BaseModel):
     )
     autoscaling: bool = Field(
         default=False,
-        description="The cluster grows on demand: trust the limits beyond what is alive now.",
+        description="The cluster grows on demand: ask it for what is not alive yet, and wait.",
     )
     wait_for_capacity_s: float = Field(
         default=600.0,
         ge=0,
         description="How long to wait for busy or starting capacity before giving up (seconds).",
     )
+    holder: str = Field(
+        default="",
+        description="What the job is called in the messages of others that wait for its capacity; "
+        "by default its model, host and process.",
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _no_ray_client(cls, value: str | None) -> str | None:
+        refuse_ray_client(value)
+        return value
+
+
+def refuse_ray_client(address: str | None) -> None:
+    """Refuses an address over which Ray Data can't run.
+
+    Raises:
+        SpecError: It is a Ray Client address; the message names what works.
+    """
+    if address and address.strip().lower().startswith("ray://"):
+        raise SpecError(
+            f"address {address!r} is a Ray Client address, over which Ray Data does not run. Use "
+            '"auto" or the GCS address "host:6379" where the driver runs on a machine of the '
+            'cluster; or run the step as a Ray job (launch="ray_job") or the whole run as one '
+            "(dagster-ray's RayRunLauncher), which need only the cluster's dashboard address"
+        )
 
 
 def check_limits(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> None:
@@ -45,22 +72,12 @@ def check_limits(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> No
     """
     if spec.compute == "local":
         return
-    actors = spec.num_actors if spec.compute == "actors" else 1
-    assert actors is not None  # BatchSpec guarantees it
-    for unit, each, limit in (
-        ("GPU", model.resources.num_gpus, config.gpu_limit),
-        ("CPU", model.resources.num_cpus, config.cpu_limit),
-    ):
-        if limit is not None and each * actors > limit + 1e-9:
+    workers, demand = workers_of(spec), demand_of(model)
+    for unit, limit in (("GPU", config.gpu_limit), ("CPU", config.cpu_limit)):
+        each = demand.get(unit, 0.0)
+        if limit is not None and each * workers > limit + 1e-9:
             raise ClusterCapacityError(
-                f"{spell_demand(actors, each, unit, spec.compute)}, but the limit "
+                f"{spell_demand(workers, each, unit, spec.compute)}, but the limit "
                 f"({unit.lower()}_limit) is {limit:g}; lower num_actors or the model's "
                 f"num_{unit.lower()}s, or raise {unit.lower()}_limit"
             )
-
-
-def spell_demand(count: int, each: float, unit: str, compute: str) -> str:
-    """``"3 actors × 1 GPU = 3 GPUs"``."""
-    what = {"actors": "actor", "tasks": "task"}[compute] + ("" if count == 1 else "s")
-    total = count * each
-    return f"{count} {what} × {each:g} {unit} = {total:g} {unit}{'' if total == 1 else 's'}"

@@ -15,6 +15,7 @@ from sheaf_dagster.batch.cluster_config import ClusterConfig
 from sheaf_dagster.batch.control import JobControl
 from sheaf_dagster.batch.loading import ModelContext
 from sheaf_dagster.batch.ray_worker import _BackendActor, run_worker_task, tickets
+from sheaf_dagster.batch.reservation import placement
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker import ChunkReport, FileJob
 from sheaf_dagster.errors import ClusterError
@@ -35,8 +36,14 @@ class RayEngine:
     """
 
     def __init__(
-        self, context: ModelContext, spec: BatchSpec, config: ClusterConfig, slots: int
+        self,
+        context: ModelContext,
+        spec: BatchSpec,
+        config: ClusterConfig,
+        slots: int,
+        pool: Any = None,
     ) -> None:
+        self._pool = pool
         self._context = context
         self._spec = spec
         self._config = config
@@ -143,7 +150,7 @@ class RayEngine:
         if resources.num_gpus:
             kwargs["num_gpus"] = resources.num_gpus
         if resources.memory_gb:
-            kwargs["memory"] = resources.memory_gb * 2**30
+            kwargs["memory"] = int(resources.memory_gb * 2**30)
         if resources.custom:
             kwargs["resources"] = resources.custom
         with _quiet_context():
@@ -157,6 +164,7 @@ class RayEngine:
                     # A second ticket would wait behind the first while another actor has none.
                     compute=ActorPoolStrategy(size=self._slots, max_tasks_in_flight_per_actor=1),
                     **kwargs,
+                    **placement(self._pool),
                 )
             limited = self._config.cpu_limit is not None or self._config.gpu_limit is not None
             return feed.map_batches(

@@ -11,11 +11,17 @@ from contextlib import ExitStack
 from typing import Any
 
 from sheaf_dagster.batch.checking import check_in_parallel
-from sheaf_dagster.batch.cluster import check_capacity, ray_session, worker_slots
+from sheaf_dagster.batch.cluster import (
+    check_capacity,
+    ray_session,
+    surely_fits_here,
+    worker_slots,
+)
 from sheaf_dagster.batch.cluster_config import ClusterConfig
 from sheaf_dagster.batch.file_task import FileTask
 from sheaf_dagster.batch.loading import ModelContext
 from sheaf_dagster.batch.progress import ProgressMeter
+from sheaf_dagster.batch.reservation import reserved_pool
 from sheaf_dagster.batch.results import BatchOutcome, BatchProgress, BatchResult
 from sheaf_dagster.batch.rows import ChunkCheck, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
@@ -45,13 +51,17 @@ def run_on_ray(
         # Cleared from the last entered to the first: Ray goes down after all that uses it.
         feeder_stack = ExitStack()
         stack.callback(feeder_stack.close)
-        # The feeder scans and validates while Ray starts.
-        job.start_feeding()
         feeder_stack.callback(job.stop_feeding)
-        stack.enter_context(ray_session(config))
+        early = surely_fits_here(context.spec, first, config)
+        if early:  # the feeder scans and validates while Ray starts
+            job.start_feeding()
+        shared = stack.enter_context(ray_session(config))
         check_capacity(context.spec, first, config)
+        if not early:
+            job.start_feeding()
+        pool = stack.enter_context(reserved_pool(context.spec, first, config)) if shared else None
         stack.callback(job.shutdown)
-        job.start_engine(first)
+        job.start_engine(first, pool)
         yield from job.outcomes()
 
 
@@ -94,7 +104,8 @@ class _RayJob:
         self._stop.set()
         self._engine_ready.set()
         self._room.release()
-        self._feeder.join(timeout=60)
+        if self._feeder.ident is not None:
+            self._feeder.join(timeout=60)
 
     def _feed(self) -> None:
         try:
@@ -137,11 +148,11 @@ class _RayJob:
 
     # -- the caller's thread ---------------------------------------------------------------
 
-    def start_engine(self, first: BatchSpec) -> None:
+    def start_engine(self, first: BatchSpec, pool: Any) -> None:
         from sheaf_dagster.batch.ray_engine import RayEngine
 
         slots = worker_slots(self._context.spec, first, self._config)
-        self._engine = RayEngine(self._context, first, self._config, slots)
+        self._engine = RayEngine(self._context, first, self._config, slots, pool)
         self._engine_ready.set()
 
     def shutdown(self) -> None:

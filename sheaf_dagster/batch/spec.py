@@ -35,6 +35,27 @@ class ResourceConfig(_Spec):
         default=1, ge=1, description="For sheaf-serve deployments; batch jobs don't use it."
     )
 
+    @field_validator("num_gpus")
+    @classmethod
+    def _whole_above_one(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError(
+                f"num_gpus={value:g}: a worker reserves a fraction of one GPU or a whole number of "
+                "them"
+            )
+        return value
+
+    @field_validator("custom")
+    @classmethod
+    def _custom_is_custom(cls, value: dict[str, float]) -> dict[str, float]:
+        named = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory_gb"}
+        for name, amount in value.items():
+            if name in named:
+                raise ValueError(f"custom: {name} is reserved by {named[name]}")
+            if amount < 0:
+                raise ValueError(f"custom: {name} must not be negative (got {amount:g})")
+        return value
+
 
 class ModelSpec(_Spec):
     """A model: which backend, with what arguments, on what hardware.
