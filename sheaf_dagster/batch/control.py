@@ -55,7 +55,9 @@ class JobControl:
         self._deaths: dict[_Key, int] = defaultdict(int)
         self._reports: list[dict[str, Any]] = []
         self._cancelled: set[int] = set()
-        self._workers: set[str] = set()
+        self._workers: dict[str, str] = {}
+        self._lost_nodes: set[str] = set()
+        self._node_of: dict[int, str] = {}
         self._chunk_seconds: float | None = None
         self._loading = 0
         self._broken: ChunkFailure | None = None
@@ -103,15 +105,27 @@ class JobControl:
         reports, self._reports = self._reports, []
         return reports
 
-    async def workers(self) -> int:
-        """How many workers have come up so far."""
-        return len(self._workers)
+    async def workers(self) -> tuple[int, bool]:
+        """How many workers are up, or have been heard of, and whether there is work for them."""
+        up = sum(node not in self._lost_nodes for node in self._workers.values())
+        return up, bool(self._pending or self._suspects or self._any_open())
+
+    async def lost(self, nodes: set[str]) -> None:
+        """Nodes are gone; hands out again what their workers held.
+
+        A call to an actor stays with that actor, so Ray lets it wait until the actor has a new
+        place: for ever, where no other node has room.
+        """
+        self._lost_nodes |= nodes
+        for ticket in [t for t, node in self._node_of.items() if node in nodes]:
+            self._hand_in(ticket)
+        await self._notify()
 
     # -- called by the workers -------------------------------------------------------------
 
-    async def ready(self, worker: str) -> None:
+    async def ready(self, worker: str, node: str) -> None:
         """A worker is up, its model not loaded yet."""
-        self._workers.add(worker)
+        self._workers[worker] = node
 
     async def gate(self) -> bool:
         """Waits until the first file is valid; False where the job ended before that."""
@@ -143,20 +157,11 @@ class JobControl:
         """An actor has loaded the model, or knows why it can't."""
         self._loading -= 1
 
-    async def enter(self, ticket: int) -> None:
+    async def enter(self, ticket: int, node: str) -> None:
         """A worker begins a ticket; not the first one to do so if that one died."""
+        self._node_of[ticket] = node
         self._sent.pop(ticket, None)
-        lost = self._open.pop(ticket, {})
-        for (job, index), chunk in lost.items():
-            if job in self._cancelled:
-                continue
-            self._deaths[job, index] += 1
-            if len(lost) == 1 and self._deaths[job, index] > MAX_ATTEMPTS:
-                self._keep(self._crashed(job, chunk))
-            else:
-                self._suspects.append((job, chunk))
-                self._suspected.add((job, index))
-        if lost:
+        if self._hand_in(ticket):
             await self._notify()
 
     async def next(self, ticket: int) -> Grab | None:
@@ -172,8 +177,8 @@ class JobControl:
                 elif self._pending:
                     n = grab_size(len(self._pending), self._slots, self._chunk_seconds)
                     return self._hand_out(ticket, [self._pending.popleft() for _ in range(n)])
-                elif self._closed and not self._suspects:
-                    return None
+                elif self._closed and not self._suspects and not self._any_open():
+                    return None  # not before: what another worker holds may come back
                 await self._changed.wait()
 
     async def report(self, ticket: int, report: dict[str, Any]) -> None:
@@ -188,7 +193,8 @@ class JobControl:
         old = self._chunk_seconds
         self._chunk_seconds = seconds if old is None else 0.7 * old + 0.3 * seconds
         self._keep(report)
-        if failed or self._suspects or key in self._suspected:
+        last = self._closed and not self._any_open()
+        if failed or last or self._suspects or key in self._suspected:
             self._suspected.discard(key)
             await self._notify()
 
@@ -199,6 +205,21 @@ class JobControl:
         new = {job for job, _ in chunks} - self._sent[ticket]
         self._sent[ticket] |= new
         return chunks, {job: self._jobs[job] for job in new}
+
+    def _any_open(self) -> bool:
+        return any(self._open.values())
+
+    def _hand_in(self, ticket: int) -> bool:
+        """Takes back what a worker held that died; whether there was any."""
+        lost = self._open.pop(ticket, {})
+        for (job, index), chunk in lost.items():
+            self._deaths[job, index] += 1
+            if len(lost) == 1 and self._deaths[job, index] > MAX_ATTEMPTS:
+                self._fail(job, self._crash(job, chunk), chunk)
+            else:
+                self._suspects.append((job, chunk))
+                self._suspected.add((job, index))
+        return bool(lost)
 
     def _keep(self, report: dict[str, Any]) -> None:
         self._reports.append(report)
@@ -213,11 +234,12 @@ class JobControl:
             for key in [k for k in held if k[0] == job]:
                 del held[key]
 
-    def _fail(self, job: int, failure: ChunkFailure) -> None:
+    def _fail(self, job: int, failure: ChunkFailure, chunk: Chunk | None = None) -> None:
         self._call_off(job)
-        self._keep(ChunkReport(job, 0, 0, "", failure=failure).to_dict())
+        index, row = (chunk.index, chunk.first_row) if chunk else (0, 0)
+        self._keep(ChunkReport(job, index, row, "", failure=failure).to_dict())
 
-    def _crashed(self, job: int, chunk: Chunk) -> dict[str, Any]:
+    def _crash(self, job: int, chunk: Chunk) -> ChunkFailure:
         where = self._jobs[job].names[chunk.file]
         deaths = self._deaths[job, chunk.index]
         error = WorkerCrashError(
@@ -226,8 +248,7 @@ class JobControl:
             f"{self._backend!r}; look at these rows and at the worker's log, lower batch_size, or "
             "give the model more memory_gb"
         )
-        failure = ChunkFailure.of(error, where)
-        return ChunkReport(job, chunk.index, chunk.first_row, "", failure=failure).to_dict()
+        return ChunkFailure.of(error, where)
 
     async def _notify(self) -> None:
         async with self._changed:

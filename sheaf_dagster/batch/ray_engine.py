@@ -14,6 +14,7 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from sheaf_dagster.batch.cluster_config import ClusterConfig
 from sheaf_dagster.batch.control import JobControl
 from sheaf_dagster.batch.loading import ModelContext
+from sheaf_dagster.batch.pool_watch import PoolWatch
 from sheaf_dagster.batch.ray_worker import _BackendActor, run_worker_task, tickets
 from sheaf_dagster.batch.reservation import placement
 from sheaf_dagster.batch.spec import BatchSpec
@@ -65,6 +66,7 @@ class RayEngine:
             )
             .remote(slots, context.spec.backend)
         )
+        self._watch = PoolWatch(self._control, spec.compute, slots, config)
         self._thread = threading.Thread(target=self._run, daemon=True, name="sheaf-ray-data")
         self._thread.start()
 
@@ -85,7 +87,9 @@ class RayEngine:
 
         Raises:
             ClusterError: Ray stopped working.
+            ClusterBusyError: No worker came up in time.
         """
+        self._watch.look()
         if self._taking is None:
             self._taking = self._control.take.remote()
         ready, _ = ray.wait([self._taking], timeout=timeout)

@@ -59,7 +59,7 @@ def tickets(slots: int, *, actors: bool) -> list[pa.Table]:
 
 def run_worker_task(table: pa.Table, context: ModelContext, control: Any) -> Iterator[pa.Table]:
     """A stateless task, with the model that this process has loaded or now loads."""
-    ray.get(control.ready.remote(worker_name()))
+    _say_ready(control)
     for ticket in table.to_pylist():
         yield _work(ticket, context, control, lambda: cached_backend(context))
 
@@ -72,7 +72,7 @@ class _BackendActor:
         self._control = control
         self._loaded: LoadedBackend | None = None
         self._error: Exception | None = None
-        ray.get(control.ready.remote(worker_name()))
+        _say_ready(control)
         if ray.get(control.gate.remote()):
             ray.get(control.begin_load.remote())
             try:
@@ -91,6 +91,12 @@ class _BackendActor:
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for ticket in table.to_pylist():
             yield _work(ticket, self._context, self._control, self._backend)
+
+
+def _say_ready(control: Any) -> None:
+    here = ray.get_runtime_context()
+    worker = here.get_actor_id() or here.get_worker_id()
+    ray.get(control.ready.remote(worker, here.get_node_id()))
 
 
 class _Pulled:
@@ -131,7 +137,7 @@ def _work(
     backend: Callable[[], LoadedBackend],
 ) -> pa.Table:
     """Runs chunks until there are no more; returns their descriptors in order of their rows."""
-    ray.get(control.enter.remote(ticket["ticket"]))
+    ray.get(control.enter.remote(ticket["ticket"], ray.get_runtime_context().get_node_id()))
     done: list[ChunkReport] = []
     if ray.get(control.gate.remote()):
         work = _Pulled(control, ticket)

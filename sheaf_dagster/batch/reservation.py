@@ -157,9 +157,7 @@ class _Turn:
 
         mine = float(self._ticket.split("|")[1])
         older = [
-            g
-            for g in _groups()
-            if g.ticket is not None and g.ticket < mine and g.state in _WAITING
+            g for g in _groups() if g.ticket is not None and g.ticket < mine and g.state in _WAITING
         ]
         if not older:
             return []
@@ -219,7 +217,8 @@ def describe_capacity(*, besides: str = "") -> str:
         parts.append("held by: " + "; ".join(holders))
     if waiting:
         parts.append(
-            "also waiting: " + "; ".join(f"{g.holder}: {', '.join(amounts(g.total))}" for g in waiting)
+            "also waiting: "
+            + "; ".join(f"{g.holder}: {', '.join(amounts(g.total))}" for g in waiting)
         )
     return "; ".join(parts)
 

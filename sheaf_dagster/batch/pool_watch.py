@@ -1,0 +1,109 @@
+"""Watches a job's workers from the driver: says what it waits for, gives up, sees nodes vanish."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from sheaf_dagster.batch.cluster_config import ClusterConfig
+from sheaf_dagster.batch.reservation import TELL_EVERY_SECONDS, describe_capacity
+from sheaf_dagster.errors import ClusterBusyError, ClusterError
+
+__all__ = ["PoolWatch"]
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_SECONDS = 1.0
+
+
+class PoolWatch:
+    """What a job's coordinator and Ray know of its workers.
+
+    Ray itself waits for capacity without a word and without an end.
+
+    Args:
+        control: The job's coordinator.
+        compute: ``tasks`` or ``actors``.
+        wanted: Workers that are to come up.
+        config: How long to wait for the first of them.
+    """
+
+    def __init__(self, control: Any, compute: str, wanted: int, config: ClusterConfig) -> None:
+        self._control = control
+        self._actors = compute == "actors"
+        self._wanted = wanted
+        self._patience = config.wait_for_capacity_s
+        now = time.monotonic()
+        self._look_at = now + _LOOK_EVERY_SECONDS
+        self._tell_at = now + TELL_EVERY_SECONDS
+        self._none_since: float | None = None
+        self._asked: Any = None
+        self._nodes: set[str] = self._alive()
+
+    def look(self) -> None:
+        """Does its round once a second; never waits for an answer.
+
+        Raises:
+            ClusterBusyError: There is work and no worker, for longer than ``wait_for_capacity_s``.
+            ClusterError: The coordinator is gone.
+        """
+        import ray
+
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK_EVERY_SECONDS
+        if self._actors:
+            self._see_lost_nodes()
+        if self._asked is None:
+            self._asked = self._control.workers.remote()
+        if not ray.wait([self._asked], timeout=0)[0]:
+            return
+        try:
+            up, has_work = ray.get(self._asked)
+        except ray.exceptions.RayError as e:
+            raise ClusterError(
+                f"the job's coordinator on the cluster is gone: {e}; run again (finished chunks are "
+                "kept)"
+            ) from e
+        self._asked = None
+        if up or not has_work:
+            self._none_since = None
+        elif self._none_since is None:
+            self._none_since = now
+        if has_work and (up == 0 or (self._actors and up < self._wanted)):
+            self._tell(now, up)
+
+    def _tell(self, now: float, up: int) -> None:
+        waited = now - self._none_since if self._none_since is not None else 0.0
+        if now < self._tell_at and waited < self._patience:
+            return
+        self._tell_at = now + TELL_EVERY_SECONDS
+        what = f"{up} of {self._wanted} actors up" if self._actors else "no task could start yet"
+        text = f"{what}; {describe_capacity()}"
+        if waited >= self._patience:
+            raise ClusterBusyError(
+                f"no worker came up within {self._patience:g} s (wait_for_capacity_s): {text}; run "
+                "again later, wait longer, or look at the cluster"
+            )
+        log.info("waiting for capacity: %s", text)
+
+    def _see_lost_nodes(self) -> None:
+        alive = self._alive()
+        lost = self._nodes - alive
+        self._nodes = alive
+        if lost:
+            self._control.lost.remote(lost)
+            log.warning(
+                "%d node(s) of the cluster are gone, %d are left; what they were working on goes "
+                "to the other workers",
+                len(lost),
+                len(alive),
+            )
+
+    @staticmethod
+    def _alive() -> set[str]:
+        import ray
+
+        return {n["NodeID"] for n in ray.nodes() if n["Alive"]}
