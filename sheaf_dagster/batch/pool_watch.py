@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from sheaf_dagster.batch.cluster_config import ClusterConfig
@@ -16,6 +17,9 @@ log = logging.getLogger(__name__)
 
 _LOOK_EVERY_SECONDS = 1.0
 
+_START_SECONDS = 120.0
+"""A worker whose place is free may take this long to come up: its runtime environment, imports."""
+
 
 class PoolWatch:
     """What a job's coordinator and Ray know of its workers.
@@ -25,12 +29,21 @@ class PoolWatch:
     Args:
         control: The job's coordinator.
         compute: ``tasks`` or ``actors``.
+        demand: What one worker reserves.
         wanted: Workers that are to come up.
         config: How long to wait for the first of them.
     """
 
-    def __init__(self, control: Any, compute: str, wanted: int, config: ClusterConfig) -> None:
+    def __init__(
+        self,
+        control: Any,
+        compute: str,
+        demand: Mapping[str, float],
+        wanted: int,
+        config: ClusterConfig,
+    ) -> None:
         self._control = control
+        self._demand = demand
         self._actors = compute == "actors"
         self._wanted = wanted
         self._patience = config.wait_for_capacity_s
@@ -77,17 +90,26 @@ class PoolWatch:
 
     def _tell(self, now: float, up: int) -> None:
         waited = now - self._none_since if self._none_since is not None else 0.0
-        if now < self._tell_at and waited < self._patience:
+        patience = self._patience
+        if self._actors or self._has_room():
+            patience = max(patience, _START_SECONDS)
+        if now < self._tell_at and waited < patience:
             return
         self._tell_at = now + TELL_EVERY_SECONDS
         what = f"{up} of {self._wanted} actors up" if self._actors else "no task could start yet"
         text = f"{what}; {describe_capacity()}"
-        if waited >= self._patience:
+        if waited >= patience:
             raise ClusterBusyError(
-                f"no worker came up within {self._patience:g} s (wait_for_capacity_s): {text}; run "
+                f"no worker came up within {patience:g} s (wait_for_capacity_s): {text}; run "
                 "again later, wait longer, or look at the cluster"
             )
         log.info("waiting for capacity: %s", text)
+
+    def _has_room(self) -> bool:
+        import ray
+
+        free = ray.available_resources()
+        return all(free.get(name, 0.0) >= each for name, each in self._demand.items())
 
     def _see_lost_nodes(self) -> None:
         alive = self._alive()

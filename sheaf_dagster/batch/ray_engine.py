@@ -11,6 +11,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
+from sheaf_dagster.batch.capacity import demand_of
 from sheaf_dagster.batch.cluster_config import ClusterConfig
 from sheaf_dagster.batch.control import JobControl
 from sheaf_dagster.batch.loading import ModelContext
@@ -61,12 +62,12 @@ class RayEngine:
                 max_restarts=0,
                 max_concurrency=10_000,
                 scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-                    here, soft=True
+                    here, soft=False
                 ),
             )
             .remote(slots, context.spec.backend)
         )
-        self._watch = PoolWatch(self._control, spec.compute, slots, config)
+        self._watch = PoolWatch(self._control, spec.compute, demand_of(context.spec), slots, config)
         self._thread = threading.Thread(target=self._run, daemon=True, name="sheaf-ray-data")
         self._thread.start()
 

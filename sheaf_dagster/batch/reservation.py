@@ -137,7 +137,12 @@ class _Turn:
 
     def let_pass(self) -> None:
         """Waits for the older jobs that this one was about to overtake."""
-        while self._older_waiting():
+        told = False
+        while older := self._older_waiting():
+            if not told:
+                names = "; ".join(f"{g.holder}: {', '.join(amounts(g.total))}" for g in older)
+                log.info("waiting for capacity: it is the turn of those who came first: %s", names)
+                told = True
             self._wait()
             time.sleep(0.5)
 

@@ -8,9 +8,8 @@ from typing import Any
 import dagster as dg
 from pydantic import Field, field_validator
 
-from sheaf_dagster.batch.cluster_config import ClusterConfig
+from sheaf_dagster.batch.cluster_config import ClusterConfig, refuse_ray_client
 from sheaf_dagster.batch.spec import ModelSpec, ResourceConfig
-from sheaf_dagster.errors import SpecError
 
 __all__ = ["ModelResource", "RayClusterResource", "StorageResource"]
 
@@ -83,20 +82,30 @@ class RayClusterResource(dg.ConfigurableResource):
 
     address: str | None = Field(
         default=None,
-        description='None: a local Ray for the run; "auto" or "host:port": a running cluster.',
+        description='None: a local Ray for the run; "auto" or "host:port": a running cluster, '
+        "where the step runs on one of its machines.",
     )
     gpu_limit: float | None = Field(
-        default=None, description="GPUs that one job may reserve; None: what the cluster has."
+        default=None,
+        ge=0,
+        description="GPUs that one job may reserve; None: what the cluster has.",
     )
     cpu_limit: float | None = Field(
-        default=None, description="CPUs that one job may reserve; None: what the cluster has."
+        default=None, gt=0, description="CPUs that one job may reserve; None: what the cluster has."
     )
     autoscaling: bool = Field(
-        default=False, description="The cluster grows on demand: trust the limits."
+        default=False,
+        description="The cluster grows on demand: ask it for what is not alive yet, and wait.",
     )
     wait_for_capacity_s: float = Field(
-        default=600.0, description="How long to wait for busy or starting capacity (seconds)."
+        default=600.0, ge=0, description="How long to wait for busy or starting capacity (seconds)."
     )
+
+    @field_validator("address")
+    @classmethod
+    def _no_ray_client(cls, value: str | None) -> str | None:
+        refuse_ray_client(value)
+        return value
 
     def to_config(self) -> ClusterConfig:
         """The ``ClusterConfig`` of this resource.
@@ -104,12 +113,7 @@ class RayClusterResource(dg.ConfigurableResource):
         Raises:
             SpecError: The address is a ``ray://`` one, over which Ray Data can't run.
         """
-        if self.address and self.address.startswith("ray://"):
-            raise SpecError(
-                f"ray_cluster: address {self.address!r} is a Ray Client address, over which Ray "
-                'Data does not run; use "auto" on a machine of the cluster, the GCS address '
-                '"host:6379", or run Dagster\'s steps as Ray jobs'
-            )
+        refuse_ray_client(self.address)  # an EnvVar has a value only now
         return ClusterConfig(
             address=self.address,
             gpu_limit=self.gpu_limit,

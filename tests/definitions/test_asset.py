@@ -379,8 +379,8 @@ def test_resources_convert_both_ways_and_refuse_ray_client():
     assert sd.ModelResource.from_spec(spec).to_spec() == spec
     with pytest.raises(ValueError, match="load_log is None, which Dagster's config can't hold"):
         sd.ModelResource.from_spec(doubler(load_log=None))
-    with pytest.raises(sd.SpecError, match='over which Ray Data does not run; use "auto"'):
-        sd.RayClusterResource(address="ray://head:10001").to_config()
+    with pytest.raises(ValueError, match='over which Ray Data does not run. Use "auto"'):
+        sd.RayClusterResource(address="ray://head:10001")
 
 
 def test_rows_can_be_kept_out_of_what_is_shown(tmp_path):
