@@ -28,6 +28,7 @@ __all__ = ["RayEngine"]
 log = logging.getLogger(__name__)
 
 _LATE_SECONDS = 10.0
+_STOP_SECONDS = 5.0
 
 
 class RayEngine:
@@ -112,16 +113,20 @@ class RayEngine:
             )
 
     def shutdown(self) -> None:
-        """Stops what is running; part files of finished chunks stay."""
+        """Stops what is running; part files of finished chunks stay.
+
+        Workers stop after the batch in hand. What is stuck, or still waits for a place, finds
+        the coordinator gone and ends by itself.
+        """
         self._stop.set()
         try:
             # Asked, not killed: an actor that is just starting would be restarted, with noise.
             ray.get(self._control.abort.remote(), timeout=10)
-            self._thread.join(timeout=30)
+            self._thread.join(timeout=_STOP_SECONDS)
             ray.kill(self._control, no_restart=True)
         except Exception as e:
             log.debug("control actor was gone: %s", e)
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=1)
 
     def _call(self, ref: Any) -> Any:
         try:
@@ -160,7 +165,9 @@ class RayEngine:
             kwargs["resources"] = resources.custom
         with _quiet_context():
             actors = self._spec.compute == "actors"
-            feed = ray.data.from_arrow(tickets(self._slots, actors=actors))
+            work = tickets(self._slots, actors=actors)
+            # One block each. (from_arrow would need a free CPU to look at them.)
+            feed = ray.data.from_items(work, override_num_blocks=len(work))
             arguments = {"context": self._context, "control": self._control}
             if actors:
                 return feed.map_batches(

@@ -49,9 +49,8 @@ def run_on_ray(
     job = _RayJob(context, specs, config, on_progress)
     with ExitStack() as stack:
         # Cleared from the last entered to the first: Ray goes down after all that uses it.
-        feeder_stack = ExitStack()
-        stack.callback(feeder_stack.close)
-        feeder_stack.callback(job.stop_feeding)
+        stack.callback(job.abandon)
+        stack.callback(job.stop_feeding)
         early = surely_fits_here(context.spec, first, config)
         if early:  # the feeder scans and validates while Ray starts
             job.start_feeding()
@@ -161,7 +160,15 @@ class _RayJob:
         if self._engine is not None:
             self._engine.shutdown()
         self._commits.shutdown(wait=True, cancel_futures=True)
-        for task in (*self._running.values(), *self._committing.values()):
+
+    def abandon(self) -> None:
+        """Gives the sinks of unfinished files free, once nothing works on them any more."""
+        unseen = []
+        while not self._fed.empty():
+            item = self._fed.get()
+            if isinstance(item, tuple):
+                unseen.append(item[0])
+        for task in (*self._running.values(), *self._committing.values(), *unseen):
             task.abandon()
 
     def outcomes(self) -> Iterator[BatchOutcome]:

@@ -36,7 +36,7 @@ _TASK_SECONDS = 30.0
 _GENERATIONS = 6
 
 
-def tickets(slots: int, *, actors: bool) -> list[pa.Table]:
+def tickets(slots: int, *, actors: bool) -> list[dict[str, float]]:
     """What Ray Data schedules: leave to work for the job, with how long it holds.
 
     An actor has one ticket and holds it to the end of the job. A task gives its place back
@@ -46,12 +46,10 @@ def tickets(slots: int, *, actors: bool) -> list[pa.Table]:
     generations = 1 if actors else _GENERATIONS
     last = generations - 1
     return [
-        pa.table(
-            {
-                "ticket": [generation * slots + i],
-                "seconds": [-1.0 if generation == last else _TASK_SECONDS * 2.0**generation],
-            }
-        )
+        {
+            "ticket": generation * slots + i,
+            "seconds": -1.0 if generation == last else _TASK_SECONDS * 2.0**generation,
+        }
         for generation in range(generations)
         for i in range(slots)
     ]
@@ -72,15 +70,21 @@ class _BackendActor:
         self._control = control
         self._loaded: LoadedBackend | None = None
         self._error: Exception | None = None
-        _say_ready(control)
-        if ray.get(control.gate.remote()):
-            ray.get(control.begin_load.remote())
-            try:
-                self._loaded = load_backend(context)
-            except Exception as e:
-                # Raised here, Ray would start the actor again and again, for ever.
-                self._error = e
-            control.end_load.remote()
+        # Whatever is raised here, Ray starts the actor again and again, for ever.
+        try:
+            _say_ready(control)
+            if ray.get(control.gate.remote()):
+                ray.get(control.begin_load.remote())
+                self._load()
+                control.end_load.remote()
+        except ray.exceptions.RayError as e:  # the job is over
+            self._error = e
+
+    def _load(self) -> None:
+        try:
+            self._loaded = load_backend(self._context)
+        except Exception as e:
+            self._error = e
 
     def _backend(self) -> LoadedBackend:
         if self._error is not None:
