@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.object_store import ObjectStore, Server
+
 ROOT = Path(__file__).parent.parent
 # Ray's workers import the toy models of the tests by name.
 os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -36,6 +38,20 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Server]:
+    """An S3 endpoint on loopback."""
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: Server) -> ObjectStore:
+    """An empty bucket."""
+    return s3_server.bucket()
 
 
 @pytest.fixture

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from sheaf_dagster.errors import (
     MissingDependencyError,
+    SheafError,
     SinkError,
     SourceError,
     SourceNotFoundError,
+    SpecError,
 )
+from sheaf_dagster.storage.options import (
+    S3_PROTOCOLS,
+    check_no_credentials,
+    package_for,
+    scrub,
+    with_defaults,
+)
+from sheaf_dagster.storage.reader import RangeReader
+from sheaf_dagster.storage.retry import ShortReadError, retried
 
 __all__ = ["FileState", "Location"]
+
+T = TypeVar("T")
+
+_WITHOUT_FOLDERS = S3_PROTOCOLS | {"gs", "gcs", "az", "abfs", "abfss", "memory"}
+"""Object stores. Making a folder there would at best do nothing, at worst make a bucket."""
+
+_AT_A_TIME = 16
+"""Requests under way where one file each has to be deleted."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +69,16 @@ class Location:
         """The location of a path or URI.
 
         Raises:
-            SourceError: The protocol is unknown.
+            SourceError: The protocol is unknown, or its file system refuses the options.
+            SpecError: The URI carries credentials.
             MissingDependencyError: The package that speaks the protocol is not installed.
         """
+        check_no_credentials(uri)
         protocol = fsspec.utils.get_protocol(uri)
         if protocol in ("file", "local"):
             path = os.path.abspath(os.path.expanduser(LocalFileSystem._strip_protocol(uri)))
             return cls(path, {})
-        location = cls(uri, dict(options or {}))
+        location = cls(uri, with_defaults(protocol, options))
         location.fs  # noqa: B018  (an unknown protocol is refused here, not on a worker)
         return location
 
@@ -69,15 +92,45 @@ class Location:
         """The fsspec file system (one instance a process and set of options)."""
         protocol = fsspec.utils.get_protocol(self.uri)
         try:
-            return fsspec.filesystem(protocol, **self.options)
+            fs = fsspec.filesystem(protocol, **self.options)
         except ImportError as e:
-            extra = {"s3": "aws", "s3a": "aws"}.get(protocol)
-            cure = f"pip install 'sheaf_dagster[{extra}]'" if extra else str(e)
             raise MissingDependencyError(
-                f"{self.uri}: {protocol}:// needs a package: {cure}"
+                f"{self.uri}: {protocol}:// needs a package: {package_for(protocol, e)}"
             ) from e
-        except ValueError as e:
-            raise SourceError(f"{self.uri}: {e}; use a local path or an fsspec URI") from e
+        except Exception as e:
+            if "not known" in str(e):
+                raise SourceError(f"{self.uri}: {e}; use a local path or an fsspec URI") from e
+            raise self.error(
+                SpecError, f"{self.uri}: {protocol}:// can't be used", e, "check storage_options"
+            ) from self.cause(e)
+        if protocol in S3_PROTOCOLS:
+            fs.retries = 1  # botocore retries requests and we whole reads; a third layer multiplies
+        return fs
+
+    @property
+    def is_s3(self) -> bool:
+        """Whether S3's own requests can be made (``fs.call_s3``)."""
+        return not self.is_local and fsspec.utils.get_protocol(self.uri) in S3_PROTOCOLS
+
+    def error(
+        self, cls: type[SheafError], what: str, cause: BaseException, cure: str = ""
+    ) -> SheafError:
+        """An error in one line, with no secret of the options in it."""
+        text = scrub(f"{what}: {describe(cause)}", self.options)
+        return cls(f"{text}; {cure}" if cure else text)
+
+    def cause(self, error: BaseException) -> BaseException | None:
+        """The error as a cause to chain, or None where its text would tell a secret."""
+        seen: BaseException | None = error
+        while seen is not None:
+            if scrub(str(seen), self.options) != str(seen):
+                return None
+            seen = seen.__cause__ or seen.__context__
+        return error
+
+    def remote(self, what: str, call: Callable[[], T]) -> T:
+        """Makes a request of a remote store, again where it failed for a passing reason."""
+        return retried(call, f"{self.uri}: {what}")
 
     @property
     def path(self) -> str:
@@ -116,13 +169,17 @@ class Location:
                 raise SourceError(f"{self.uri} is a directory; name one JSONL file")
             return FileState(st.st_size, f"{st.st_mtime_ns}:{st.st_ino}")
         fs = self.fs
-        try:
+
+        def look() -> dict[str, Any]:
             fs.invalidate_cache(self.parent.path)
-            info = fs.info(self.path)
+            return cast("dict[str, Any]", fs.info(self.path))
+
+        try:
+            info = self.remote("info", look)
         except FileNotFoundError:
             return None
         except Exception as e:
-            raise SourceError(f"{self.uri} can't be read: {describe(e)}") from e
+            raise self.error(SourceError, f"{self.uri} can't be read", e) from self.cause(e)
         if info.get("type") == "directory":
             raise SourceError(f"{self.uri} is a directory; name one JSONL file")
         version = next(
@@ -150,10 +207,10 @@ class Location:
 
     def open(self) -> IO[bytes]:
         """The stored bytes, from the start, unbuffered where that is faster."""
+        if not self.is_local:
+            return cast("IO[bytes]", RangeReader(self, self.require_state().size))
         try:
-            if self.is_local:
-                return open(self.uri, "rb", buffering=0)
-            return self.fs.open(self.path, "rb", block_size=8 * 2**20, cache_type="readahead")  # type: ignore[no-any-return]
+            return open(self.uri, "rb", buffering=0)
         except FileNotFoundError:
             raise SourceNotFoundError(f"{self.uri} does not exist") from None
         except Exception as e:
@@ -165,23 +222,31 @@ class Location:
         Raises:
             SourceError: Fewer bytes came than were asked for.
         """
+        if start >= end:
+            return b""
         try:
             if self.is_local:
                 with open(self.uri, "rb", buffering=0) as f:
-                    data = _pread(f, start, end - start)
-            else:
-                data = self.fs.cat_file(self.path, start=start, end=end)
+                    return self._whole(_pread(f, start, end - start), start, end)
+            fs, path = self.fs, self.path
+            return self.remote(
+                "read", lambda: self._whole(fs.cat_file(path, start=start, end=end), start, end)
+            )
         except FileNotFoundError:
             raise SourceNotFoundError(
                 f"{self.uri} is not visible on this machine; put it on storage that every "
                 "node sees, or it was deleted while the job ran"
             ) from None
+        except ShortReadError as e:
+            raise SourceError(f"{self.uri}: {e.strerror}") from None
         except Exception as e:
-            raise SourceError(f"{self.uri} can't be read: {describe(e)}") from e
+            raise self.error(SourceError, f"{self.uri} can't be read", e) from self.cause(e)
+
+    def _whole(self, data: bytes, start: int, end: int) -> bytes:
         if len(data) != end - start:
-            raise SourceError(
-                f"{self.uri}: bytes {start}–{end} gave {len(data)} of {end - start} bytes; "
-                "the file changed or the read was cut short"
+            raise ShortReadError(
+                f"bytes {start}–{end} gave {len(data)} of {end - start} bytes; the file changed "
+                "or the read was cut short"
             )
         return data
 
@@ -190,7 +255,8 @@ class Location:
         if self.is_local:
             with open(self.uri, "rb") as f:
                 return f.read()
-        return self.fs.cat_file(self.path)  # type: ignore[no-any-return]
+        fs, path = self.fs, self.path
+        return self.remote("read", lambda: cast("bytes", fs.cat_file(path)))
 
     def write(self, data: bytes) -> None:
         """Replaces the file at once: readers see the old bytes or the new, never a mixture."""
@@ -205,16 +271,16 @@ class Location:
                     os.unlink(temporary)
                 raise
         else:
-            self.fs.pipe_file(self.path, data)
+            fs, path = self.fs, self.path
+            self.remote("write", lambda: fs.pipe_file(path, data))
 
     def make_parents(self) -> None:
         """Makes the folder that holds it, where the store has folders."""
         try:
             if self.is_local:
                 os.makedirs(os.path.dirname(self.uri), exist_ok=True)
-            else:
-                with suppress(Exception):  # object stores have no folders to make
-                    self.fs.makedirs(self.parent.path, exist_ok=True)
+            elif fsspec.utils.get_protocol(self.uri) not in _WITHOUT_FOLDERS:
+                self.fs.makedirs(self.parent.path, exist_ok=True)
         except OSError as e:
             raise SinkError(
                 f"{self.uri}: its folder can't be made: {e.strerror} ({e.filename}); "
@@ -229,10 +295,14 @@ class Location:
                     return {e.name: e.stat().st_size for e in entries if e.is_file()}
             except FileNotFoundError:
                 return {}
-        fs = self.fs
-        fs.invalidate_cache(self.path)
+        fs, path = self.fs, self.path
+
+        def look() -> list[dict[str, Any]]:
+            fs.invalidate_cache(path)
+            return list(fs.ls(path, detail=True))
+
         try:
-            found = fs.ls(self.path, detail=True)
+            found = self.remote("list", look)
         except FileNotFoundError:
             return {}
         return {
@@ -241,15 +311,37 @@ class Location:
             if f.get("type") == "file"
         }
 
-    def remove_tree(self) -> None:
-        """Removes this folder and all below it; no error where there is nothing."""
+    def remove_tree(self, keep: tuple[str, ...] = ()) -> None:
+        """Removes this folder and all below it; no error where there is nothing.
+
+        Args:
+            keep: What stays, in a remote folder: starts of names below it.
+        """
         if self.is_local:
             import shutil
 
             shutil.rmtree(self.uri, ignore_errors=True)
-        else:
+            return
+        fs, path = self.fs, self.path
+
+        def remove(found: str) -> None:
+            # One by one and by exact name: fs.rm takes *, ? and [ in a name for a pattern, and
+            # says nothing of files that a bulk request failed to delete.
             with suppress(FileNotFoundError):
-                self.fs.rm(self.path, recursive=True)
+                self.remote("delete", lambda: fs.rm_file(found))
+
+        fs.invalidate_cache(path)
+        root = path.strip("/") + "/"
+        found = [
+            name
+            for name in self.remote("list", lambda: list(fs.find(path)))
+            if not (keep and name.strip("/").removeprefix(root).startswith(keep))
+        ]
+        with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="sheaf-delete") as pool:
+            list(pool.map(remove, found))
+        if not keep and fsspec.utils.get_protocol(self.uri) not in _WITHOUT_FOLDERS:
+            with suppress(FileNotFoundError):
+                fs.rm(glob.escape(path), recursive=True)
 
 
 @contextmanager
@@ -260,9 +352,9 @@ def sink_errors(location: Location) -> Iterator[None]:
     except SinkError:
         raise
     except Exception as e:
-        raise SinkError(
-            f"{location.uri} can't be written: {describe(e)}; an existing file there is untouched"
-        ) from e
+        raise location.error(
+            SinkError, f"{location.uri} can't be written", e, "an existing file there is untouched"
+        ) from location.cause(e)
 
 
 def describe(error: BaseException) -> str:

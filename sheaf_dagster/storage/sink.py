@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO
 
-from sheaf_dagster.errors import SinkBusyError, SinkError
+from sheaf_dagster.errors import SinkBusyError, SinkError, SourceError
 from sheaf_dagster.storage.compression import codec_of, compress
-from sheaf_dagster.storage.location import Location, sink_errors
+from sheaf_dagster.storage.joining import abort_uploads, join
+from sheaf_dagster.storage.lease import Lease
+from sheaf_dagster.storage.location import Location, describe, sink_errors
+from sheaf_dagster.storage.options import scrub
 from sheaf_dagster.storage.parts import Part, PartStore
 
 __all__ = ["Sink"]
 
-_ONE_PUT_BYTES = 32 * 2**20
-"""Outputs up to this size are written to an object store in a single, atomic request."""
+log = logging.getLogger(__name__)
 
 _COPY_BYTES = 8 * 2**20
 
@@ -33,6 +36,7 @@ class Sink:
         self.location = location
         self.aside = location.parent.child(f".{location.name}.sheaf")
         self._lock: int | None = None
+        self._lease: Lease | None = None
         self.held = False
 
     def prepare(self) -> None:
@@ -40,7 +44,8 @@ class Sink:
 
         Raises:
             SinkError: The place can't be written, or the sink is a directory.
-            SinkBusyError: Another job on this machine is writing it.
+            SinkBusyError: Another job is writing it: on this machine, or on any where the sink
+                is in a remote store.
         """
         if self.location.is_local and os.path.isdir(self.location.uri):
             raise SinkError(f"{self.location.uri} is a directory; name a file")
@@ -48,6 +53,11 @@ class Sink:
         marker.make_parents()
         if self.location.is_local:
             self._take_lock(marker)
+        else:
+            lease = Lease(marker, self.location.uri)
+            with sink_errors(self.location):
+                lease.take()
+            self._lease = lease
         self.held = True
 
     def _take_lock(self, marker: Location) -> None:
@@ -79,6 +89,8 @@ class Sink:
         """Gives the sink free; parts stay for a rerun. Does nothing where another job holds it."""
         if not self.held:
             return
+        with suppress(Exception):  # unpacked copies are made anew by every run
+            self.spool().remove_tree()
         if self.aside.is_local and set(self.aside.list_names()) <= {"lock"}:
             with suppress(OSError):
                 if not any(e.is_dir() for e in os.scandir(self.aside.uri)):
@@ -91,6 +103,9 @@ class Sink:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
 
     def parts(self, fingerprint: str) -> PartStore:
         """The store of the parts of the job with this fingerprint."""
@@ -114,16 +129,19 @@ class Sink:
                 for entry in os.scandir(self.aside.uri):
                     if entry.name.startswith("run-") and (entry.name != keep or not resume):
                         shutil.rmtree(entry.path, ignore_errors=True)
-        elif not resume:
-            self._run_folder(fingerprint).remove_tree()
+        else:
+            with sink_errors(self.location):
+                self.aside.remove_tree(keep=("lock", "source/", *([f"{keep}/"] if resume else [])))
         store = self.parts(fingerprint)
         store.folder.child("x").make_parents()
-        return store.existing() if resume else {}
+        with sink_errors(self.location):
+            return store.existing() if resume else {}
 
     def discard(self) -> None:
         """Removes all that was kept aside, if this job holds the sink."""
         if self.held:
             self.aside.remove_tree()
+            abort_uploads(self.aside)  # of large parts whose worker was killed
 
     def commit(self, store: PartStore, parts: Sequence[Part]) -> int:
         """Joins the parts in order and makes the sink appear; returns its size in bytes.
@@ -135,21 +153,36 @@ class Sink:
             if self.location.is_local:
                 self._commit_local(store, parts)
             else:
-                self._commit_remote(store, parts)
-        state = self.location.state()
-        expected = sum(p.size for p in parts) or len(self._empty())
+                if self._lease is not None:
+                    self._lease.check()
+                join(self.location, [(store.location(p), p.size) for p in parts], self._empty())
+        size = sum(p.size for p in parts) or len(self._empty())
+        self._check_committed(size)
+        try:
+            self.discard()
+        except Exception as e:  # the output is there and whole: no reason to fail
+            log.warning(
+                "%s is committed, but %s could not be removed: %s; the next job on this sink "
+                "removes it",
+                self.location.uri,
+                self.aside.uri,
+                scrub(describe(e), self.location.options),
+            )
+        self._unlock()
+        return size
+
+    def _check_committed(self, expected: int) -> None:
+        try:
+            state = self.location.state()
+        except SourceError as e:
+            # The store has confirmed the commit; that it can't be asked again changes nothing.
+            log.warning("%s is committed, but could not be looked at: %s", self.location.uri, e)
+            return
         if state is None or state.size != expected:
             raise SinkError(
                 f"{self.location.uri} holds {state.size if state else 0} bytes after the commit, "
                 f"expected {expected}; another job may be writing it. Run again"
             )
-        self.release_and_discard()
-        return state.size
-
-    def release_and_discard(self) -> None:
-        """Removes what was kept aside, then gives the sink free."""
-        self.discard()
-        self._unlock()
 
     def _empty(self) -> bytes:
         return compress(b"", codec_of(self.location.uri))
@@ -165,22 +198,6 @@ class Sink:
             os.fsync(target.fileno())
         os.replace(joined, self.location.uri)
         _sync_folder(os.path.dirname(self.location.uri))
-
-    def _commit_remote(self, store: PartStore, parts: Sequence[Part]) -> None:
-        fs, path = self.location.fs, self.location.path
-        if sum(p.size for p in parts) <= _ONE_PUT_BYTES:
-            pieces = [store.location(p).read() for p in parts]
-            fs.pipe_file(path, b"".join(pieces) or self._empty())
-            return
-        # Object stores show the object when the multipart upload is completed, at close.
-        target = fs.open(path, "wb", block_size=_ONE_PUT_BYTES)
-        try:
-            for part in parts:
-                target.write(store.location(part).read())
-        except BaseException:
-            _discard_upload(target)
-            raise
-        target.close()
 
 
 def _append(piece: IO[bytes], target: IO[bytes], size: int) -> None:
@@ -209,12 +226,3 @@ def _sync_folder(path: str) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-def _discard_upload(target: object) -> None:
-    # Leaving the file object open, or closing it, could complete the upload.
-    discard = getattr(target, "discard", None) or getattr(target, "abort", None)
-    with suppress(Exception):
-        if discard is not None:
-            discard()
-        target.closed = True  # type: ignore[attr-defined]

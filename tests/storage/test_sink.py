@@ -1,4 +1,4 @@
-"""A sink appears whole or not at all."""
+"""A sink appears whole or not at all, wherever it is."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ def filled(sink: Sink, pieces: list[bytes], fingerprint: str = "f" * 64):
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out.jsonl.zst"])
 @pytest.mark.parametrize("pieces", [[], [b"a\n"], [b"a\nb\n", b"c\n", b"d\n"]])
-def test_parts_are_joined_in_order_and_nothing_else_stays(tmp_path, name, pieces):
-    sink = Sink(Location.of(str(tmp_path / "deep" / name)))
+def test_parts_are_joined_in_order_and_nothing_else_stays(place, name, pieces):
+    sink = Sink(place.at(f"deep/{name}"))
+    store, parts = filled(sink, pieces)
+    assert sink.location.state() is None
 
-    sink.commit(*filled(sink, pieces))
+    sink.commit(store, parts)
 
-    data = (tmp_path / "deep" / name).read_bytes()
+    data = sink.location.read()
     if name.endswith(".gz"):
         data = gzip.decompress(data)
     elif name.endswith(".zst"):
@@ -37,38 +39,56 @@ def test_parts_are_joined_in_order_and_nothing_else_stays(tmp_path, name, pieces
 
         data = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True).read()
     assert data == b"".join(pieces)
-    assert os.listdir(tmp_path / "deep") == [name]
+    assert place.names() == [f"deep/{name}"]
 
 
-def test_sinks_on_an_object_store_are_written_at_once():
-    sink = Sink(Location.of("memory://bucket/out.jsonl"))
-    store, parts = filled(sink, [b"a\n", b"b\n"])
-    assert sink.location.state() is None
+@pytest.mark.parametrize("name", ["a b", "50%", "[1]", "*", "ü?x=1#y", "a+b&c"])
+def test_any_name_is_taken_as_it_is(place, name):
+    for other in ("aa.jsonl", "1.jsonl"):
+        filled(Sink(place.at(other)), [b"other\n"])
+    before = place.names()
+    sink = Sink(place.at(f"{name}.jsonl"))
 
-    sink.commit(store, parts)
+    sink.commit(*filled(sink, [b"a\n", b"b\n"]))
 
     assert sink.location.read() == b"a\nb\n"
-    assert not sink.location.fs.glob("/bucket/**/part-*")
+    assert set(place.names()) == {*before, f"{name}.jsonl"}
 
 
-def test_parts_of_the_same_job_are_found_again_and_torn_ones_are_not(tmp_path):
-    sink = Sink(Location.of(str(tmp_path / "out.jsonl")))
+def test_parts_of_the_same_job_are_found_again_and_torn_ones_are_not(place):
+    sink = Sink(place.at("out.jsonl"))
     store, parts = filled(sink, [b"a\n", b"b\n", b"c\n"])
-    with open(store.location(parts[1]).uri, "wb") as f:
-        f.write(b"b")
+    store.location(parts[1]).write(b"b")
     sink.release()
 
-    again = Sink(Location.of(str(tmp_path / "out.jsonl")))
+    again = Sink(place.at("out.jsonl"))
     again.prepare()
     found = again.open_run("f" * 64, resume=True)
 
     assert set(found) == {0, 2}
     assert again.open_run("0" * 64, resume=True) == {}
     again.discard()
+    again.release()
+    assert place.names() == []
 
 
-def test_a_second_job_on_the_same_sink_is_refused_while_the_first_runs(tmp_path):
-    first, second = (Sink(Location.of(str(tmp_path / "out.jsonl"))) for _ in range(2))
+def test_parts_of_another_job_are_removed_and_so_are_ones_own_without_resume(place):
+    sink = Sink(place.at("out.jsonl"))
+    filled(sink, [b"a\n", b"b\n"])
+    assert len(sink.open_run("f" * 64, resume=True)) == 2
+    assert sink.open_run("0" * 64, resume=True) == {}
+    assert sink.open_run("f" * 64, resume=True) == {}
+
+    filled_again = [n for n in place.names() if "part-" in n]
+
+    assert filled_again == []
+    filled(Sink(place.at("other.jsonl")), [b"a\n"])
+    assert sink.open_run("f" * 64, resume=False) == {}
+    sink.release()
+
+
+def test_a_second_job_on_the_same_sink_is_refused_while_the_first_runs(place):
+    first, second = (Sink(place.at("out.jsonl")) for _ in range(2))
     first.prepare()
     with pytest.raises(SinkBusyError, match="written by another job"):
         second.prepare()
@@ -79,20 +99,20 @@ def test_a_second_job_on_the_same_sink_is_refused_while_the_first_runs(tmp_path)
     first.release()
     second.prepare()
     second.release()
-    assert os.listdir(tmp_path) == []
+    assert place.names() == []
 
 
-def test_an_existing_sink_survives_a_failed_commit(tmp_path):
-    path = tmp_path / "out.jsonl"
-    path.write_text("old\n")
-    sink = Sink(Location.of(str(path)))
+def test_an_existing_sink_survives_a_failed_commit(place):
+    place.put("out.jsonl", b"old\n")
+    sink = Sink(place.at("out.jsonl"))
     store, parts = filled(sink, [b"a\n"])
-    os.unlink(store.location(parts[0]).uri)
+    lost = store.location(parts[0])
+    lost.fs.rm_file(lost.path)
 
     with pytest.raises(SinkError, match="an existing file there is untouched"):
         sink.commit(store, parts)
 
-    assert path.read_text() == "old\n"
+    assert sink.location.read() == b"old\n"
     sink.release()
 
 
@@ -105,3 +125,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SinkError, match="file"):
         Sink(Location.of(str(tmp_path / "file" / "out.jsonl"))).prepare()
+
+
+def test_nothing_stays_of_a_local_sink_but_itself(tmp_path):
+    sink = Sink(Location.of(str(tmp_path / "out.jsonl")))
+    sink.commit(*filled(sink, [b"a\n"]))
+    assert os.listdir(tmp_path) == ["out.jsonl"]

@@ -1,0 +1,96 @@
+"""Options of remote file systems: sound defaults, and secrets that stay out of every text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from fsspec.registry import known_implementations
+
+from sheaf_dagster.errors import SpecError
+
+__all__ = ["S3_PROTOCOLS", "check_no_credentials", "package_for", "scrub", "with_defaults"]
+
+S3_PROTOCOLS = frozenset({"s3", "s3a"})
+
+_S3_CONFIG: dict[str, Any] = {
+    # Five tries a request, with waits that grow; what then still fails is tried again from the
+    # start a few times (storage/retry.py).
+    "retries": {"mode": "standard", "max_attempts": 5},
+    "connect_timeout": 10,
+    # Between two pieces of a body, not for the whole of it.
+    "read_timeout": 30,
+    "max_pool_connections": 32,
+}
+
+_SECRET_NAME = re.compile(
+    r"key|secret|token|passw|passphrase|cred|sas|conn.*str|auth|signature", re.IGNORECASE
+)
+_SIGNED = re.compile(
+    r"[?&](?:x-amz-signature|x-amz-security-token|x-goog-signature|signature|sig|token|"
+    r"access_token|password)=",
+    re.IGNORECASE,
+)
+_SHORTEST_SECRET = 6
+"""A shorter value may well be part of an innocent word, and protects nothing."""
+
+
+def with_defaults(protocol: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options with our defaults where they say nothing.
+
+    For S3: retries and timeouts of botocore, under ``config_kwargs``, and no cache of listings,
+    since other processes write while we look.
+    """
+    given = dict(options or {})
+    if protocol not in S3_PROTOCOLS:
+        return given
+    config = {**_S3_CONFIG, **(given.get("config_kwargs") or {})}
+    return {"use_listings_cache": False, **given, "config_kwargs": config}
+
+
+def check_no_credentials(uri: str) -> None:
+    """Refuses a URI that carries a password or a signature: URIs are shown in many places.
+
+    Raises:
+        SpecError: It does; the message leaves the secret out.
+    """
+    if "://" not in uri:
+        return
+    authority = urlsplit(uri).netloc
+    if ":" in authority.rpartition("@")[0] or _SIGNED.search(uri):
+        bare = uri.split("?")[0].replace(f"{authority.rpartition('@')[0]}@", "")
+        raise SpecError(
+            f"{bare}: the URI carries credentials, and URIs are shown in logs and metadata; "
+            "give them through storage_options or the environment instead"
+        )
+
+
+def package_for(protocol: str, error: ImportError) -> str:
+    """What to install for a protocol whose implementation could not be imported."""
+    if protocol in S3_PROTOCOLS:
+        return "pip install 'sheaf_dagster[aws]'"
+    module = str(known_implementations.get(protocol, {}).get("class", "")).partition(".")[0]
+    if module and module != "fsspec":
+        return f"pip install {module}"
+    missing = getattr(error, "name", None)
+    return f"pip install {missing}" if missing else str(error)
+
+
+def scrub(text: str, options: Mapping[str, Any]) -> str:
+    """The text with every secret of the options replaced."""
+    for secret in sorted(set(_secrets(options)), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _secrets(value: Any, named: bool = False) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for name, below in value.items():
+            yield from _secrets(below, named or bool(_SECRET_NAME.search(str(name))))
+    elif isinstance(value, (list, tuple)):
+        for below in value:
+            yield from _secrets(below, named)
+    elif named and isinstance(value, str) and len(value) >= _SHORTEST_SECRET:
+        yield value

@@ -1,0 +1,82 @@
+"""An S3 endpoint over HTTP on loopback, and what tests look at in it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+KEY = "AKIATESTONLYKEY00001"
+SECRET = "test-only-secret-access-key-0123456789"
+
+
+@dataclass
+class ObjectStore:
+    """A bucket of its own on a running server."""
+
+    endpoint: str
+    bucket: str
+    client: Any
+
+    def options(self, endpoint: str | None = None, **config: Any) -> dict[str, Any]:
+        """``storage_options`` that reach it, directly or through another endpoint."""
+        options: dict[str, Any] = {
+            "key": KEY,
+            "secret": SECRET,
+            "endpoint_url": endpoint or self.endpoint,
+            "client_kwargs": {"region_name": "us-east-1"},
+        }
+        return {**options, "config_kwargs": config} if config else options
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self.bucket}/{key}"
+
+    def put(self, key: str, data: bytes) -> str:
+        self.client.put_object(Bucket=self.bucket, Key=key, Body=data)
+        return self.uri(key)
+
+    def get(self, key: str) -> bytes:
+        return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+    def keys(self, prefix: str = "") -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=prefix
+        )
+        return [o["Key"] for page in pages for o in page.get("Contents", ())]
+
+    def uploads(self) -> list[str]:
+        """Keys of multipart uploads that were begun and neither completed nor aborted."""
+        found = self.client.list_multipart_uploads(Bucket=self.bucket)
+        return [u["Key"] for u in found.get("Uploads", ())]
+
+
+class Server:
+    """moto's server in a thread of this process."""
+
+    def __init__(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self._server.start()
+        host, port = self._server.get_host_and_port()
+        self.endpoint = f"http://{host}:{port}"
+        self._buckets = 0
+
+    def bucket(self) -> ObjectStore:
+        import boto3
+
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
+            region_name="us-east-1",
+        )
+        self._buckets += 1
+        name = f"bucket-{self._buckets}"
+        client.create_bucket(Bucket=name)
+        return ObjectStore(self.endpoint, name, client)
+
+    def stop(self) -> None:
+        self._server.stop()

@@ -1,0 +1,57 @@
+"""The same tests over every kind of storage."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from sheaf_dagster.storage import Location
+
+
+@dataclass
+class Place:
+    """A folder on some storage."""
+
+    root: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def at(self, name: str) -> Location:
+        return Location.of(f"{self.root}/{name}", self.options)
+
+    def put(self, name: str, data: bytes) -> Location:
+        location = self.at(name)
+        location.make_parents()
+        location.write(data)
+        return location
+
+    def names(self) -> list[str]:
+        """Files below it, at any depth."""
+        folder = self.at("x").parent
+        fs, path = folder.fs, folder.path
+        fs.invalidate_cache()
+        base = path.strip("/") + "/"
+        return sorted(f.strip("/").removeprefix(base) for f in fs.find(path))
+
+
+KINDS = ["local", "file", "memory", pytest.param("s3", marks=pytest.mark.s3)]
+
+
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest, tmp_path) -> Place:
+    """An empty folder: on the disk, by path and by URI, in memory, and in a bucket."""
+    made: dict[str, Callable[[], Place]] = {
+        "local": lambda: Place(str(tmp_path)),
+        "file": lambda: Place(f"file://{tmp_path}"),
+        "memory": lambda: Place(f"memory://{uuid.uuid4().hex}"),
+        "s3": lambda: _bucket(request),
+    }
+    return made[request.param]()
+
+
+def _bucket(request: pytest.FixtureRequest) -> Place:
+    store = request.getfixturevalue("s3")
+    return Place(store.uri("some/folder"), store.options())
