@@ -92,7 +92,7 @@ class Location:
         """The fsspec file system (one instance a process and set of options)."""
         protocol = fsspec.utils.get_protocol(self.uri)
         try:
-            fs = fsspec.filesystem(protocol, **self.options)
+            fs = fsspec.filesystem(protocol, **with_defaults(protocol, self.options))
         except ImportError as e:
             raise MissingDependencyError(
                 f"{self.uri}: {protocol}:// needs a package: {package_for(protocol, e)}"

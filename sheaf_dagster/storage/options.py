@@ -18,7 +18,7 @@ S3_PROTOCOLS = frozenset({"s3", "s3a"})
 _S3_CONFIG: dict[str, Any] = {
     # Five tries a request, with waits that grow; what then still fails is tried again from the
     # start a few times (storage/retry.py).
-    "retries": {"mode": "standard", "max_attempts": 5},
+    "retries": {"mode": "standard", "total_max_attempts": 5},
     "connect_timeout": 10,
     # Between two pieces of a body, not for the whole of it.
     "read_timeout": 30,
@@ -47,6 +47,9 @@ def with_defaults(protocol: str, options: Mapping[str, Any] | None) -> dict[str,
     if protocol not in S3_PROTOCOLS:
         return given
     config = {**_S3_CONFIG, **(given.get("config_kwargs") or {})}
+    # botocore writes into the dictionary that it is given: fsspec would no longer know the file
+    # system by its options, and make another with connections of its own.
+    config["retries"] = dict(config.get("retries") or {})
     return {"use_listings_cache": False, **given, "config_kwargs": config}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import random
 
@@ -11,7 +12,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sheaf_dagster import SourceError, SourceNotFoundError
+from sheaf_dagster import SourceChangedError, SourceError, SourceNotFoundError
 from sheaf_dagster.storage import Location, scan_source, source_digest, split_rows
 from sheaf_dagster.storage.chunks import LineScanner, scan_stream
 
@@ -89,29 +90,63 @@ def test_a_row_limit_cuts_after_that_row():
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_compressed_files_give_the_text_and_the_digest_of_what_is_stored(tmp_path, suffix):
+def test_compressed_files_give_the_text_and_the_digest_of_what_is_stored(place, suffix):
     pack = gzip.compress if suffix == ".gz" else zstandard.ZstdCompressor().compress
     text = b"".join(b'{"v": %d}\n' % i for i in range(5000))
-    path = tmp_path / f"in.jsonl{suffix}"
-    path.write_bytes(pack(text[:20_001]) + pack(text[20_001:]))  # two members
+    stored = pack(text[:20_001]) + pack(text[20_001:])  # two members
+    location = place.put(f"in.jsonl{suffix}", stored)
 
-    source = scan_source([Location.of(str(path))], 32, spool=Location.of(str(tmp_path / "s")))
+    source = scan_source([location], 32, spool=place.at("spool"))
 
     chunks = source.chunks
     got = b"".join(source.files[0].text.read_range(c.start, c.end) for c in chunks)
     assert got == text
-    assert source.digest == source_digest(str(path))
+    assert source.digest == source_digest(location.uri, place.options)
+    assert source.digest == f"sha256:{hashlib.sha256(stored).hexdigest()}"
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_a_truncated_compressed_file_is_an_error(tmp_path, suffix):
+def test_a_truncated_compressed_file_is_an_error(place, suffix):
     pack = gzip.compress if suffix == ".gz" else zstandard.ZstdCompressor().compress
     random.seed(1)
     text = b"".join(b'{"v": %d}\n' % random.getrandbits(60) for _ in range(5000))
-    path = tmp_path / f"in.jsonl{suffix}"
-    path.write_bytes(pack(text)[:-100])
+    location = place.put(f"in.jsonl{suffix}", pack(text)[:-100])
     with pytest.raises(SourceError, match="damaged or cut short"):
-        scan_source([Location.of(str(path))], 32, spool=Location.of(str(tmp_path / "s")))
+        scan_source([location], 32, spool=place.at("spool"))
+
+
+def test_a_file_of_many_blocks_is_read_whole_and_in_order(place, monkeypatch):
+    monkeypatch.setattr("sheaf_dagster.storage.reader._BLOCK_BYTES", 1000)
+    text = b"".join(b'{"v": %d}\n' % i for i in range(1000))
+    location = place.put("in.jsonl", text)
+
+    source = scan_source([location], 7)
+
+    assert (source.rows, source.files[0].state.size) == (1000, len(text))
+    assert source.digest == f"sha256:{hashlib.sha256(text).hexdigest()}"
+    assert b"".join(location.read_range(c.start, c.end) for c in source.chunks) == text
+    assert scan_source([place.put("empty.jsonl", b"")], 7).rows == 0
+
+
+def test_a_source_that_is_written_again_or_deleted_is_noticed(place):
+    location = place.put("in.jsonl", b"{}\n{}\n")
+    source = scan_source([location], 1)
+    source.check_unchanged()
+
+    place.put("in.jsonl", b"{}\n[]\n")
+    with pytest.raises(SourceChangedError, match="changed while the job ran"):
+        source.check_unchanged()
+
+    location.fs.rm_file(location.path)
+    with pytest.raises(SourceChangedError, match="was deleted"):
+        source.check_unchanged()
+
+
+def test_a_range_beyond_the_end_is_an_error_and_never_a_short_answer(place):
+    location = place.put("in.jsonl", b"{}\n")
+    with pytest.raises(SourceError, match="in.jsonl"):
+        location.read_range(1, 10)
+    assert location.read_range(2, 2) == b""
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
@@ -122,10 +157,9 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
         scan_source([Location.of(str(path))], 32, spool=Location.of(str(tmp_path / "s")))
 
 
-def test_missing_files_and_directories_are_named(tmp_path):
+def test_missing_files_and_directories_are_named(place):
     with pytest.raises(SourceNotFoundError, match="nothing.jsonl does not exist; write it first"):
-        scan_source([Location.of(str(tmp_path / "nothing.jsonl"))], 1)
+        scan_source([place.at("nothing.jsonl")], 1)
+    place.put("folder/in.jsonl", b"")
     with pytest.raises(SourceError, match="is a directory"):
-        scan_source([Location.of(str(tmp_path))], 1)
-    with pytest.raises(SourceError, match="Protocol not known"):
-        Location.of("nosuch://x")
+        scan_source([place.at("folder")], 1)

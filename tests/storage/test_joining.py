@@ -1,0 +1,169 @@
+"""Parts become one object on S3: copied inside the store, completed at once, or not there."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sheaf_dagster import SinkError
+from sheaf_dagster.storage import Location, Sink
+from sheaf_dagster.storage import joining as joining_module
+from sheaf_dagster.storage.joining import MAX_COPY, MIN_PIECE, abort_uploads, join, plan_pieces
+
+SIZES = st.one_of(
+    st.integers(1, 100),
+    st.integers(MIN_PIECE - 2, MIN_PIECE + 2),
+    st.integers(1, 4 * MIN_PIECE),
+    st.integers(MAX_COPY - 1, 3 * MAX_COPY),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(SIZES, min_size=1, max_size=30))
+def test_pieces_cover_every_byte_once_in_order_within_the_rules_of_s3(sizes):
+    pieces = plan_pieces(sizes)
+
+    flat = [e for piece in pieces for e in piece]
+    covered = [(e.part, at) for e in flat for at in (e.start, e.end)]
+    assert covered == sorted(covered)
+    assert all(e.start < e.end for e in flat)
+    for part, size in enumerate(sizes):
+        ranges = [e for e in flat if e.part == part]
+        assert (ranges[0].start, ranges[-1].end) == (0, size)
+        assert all(a.end == b.start for a, b in zip(ranges, ranges[1:]))
+    assert all(sum(e.size for e in piece) >= MIN_PIECE for piece in pieces[:-1])
+    assert all(e.size <= MAX_COPY for e in flat)
+    assert len(pieces) <= 10_000
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 4 * MIN_PIECE), min_size=1, max_size=30))
+def test_of_each_part_at_most_ten_mebibytes_pass_through_the_driver(sizes):
+    fetched = [0] * len(sizes)
+    for piece in plan_pieces(sizes):
+        for e in piece if len(piece) > 1 or piece[0].size < MIN_PIECE else ():
+            fetched[e.part] += e.size
+    assert max(fetched) < 2 * MIN_PIECE
+
+
+@pytest.mark.parametrize("count", [1, 9_000, 40_000])
+def test_a_huge_number_of_parts_stays_below_the_limit_of_pieces(count):
+    assert len(plan_pieces([6 * 2**20] * count)) <= 10_000
+
+
+@pytest.fixture
+def requests(monkeypatch) -> list[tuple[str, dict]]:
+    """Every request that a commit makes."""
+    made: list[tuple[str, dict]] = []
+    call = joining_module._S3Commit._call
+
+    def noted(self, method, **arguments):
+        made.append((method, arguments))
+        return call(self, method, **arguments)
+
+    monkeypatch.setattr(joining_module._S3Commit, "_call", noted)
+    return made
+
+
+def stored(s3, sizes: list[int]) -> tuple[list[tuple[Location, int]], bytes]:
+    data = [os.urandom(size) for size in sizes]
+    uris = [s3.put(f"aside/part %{i}+[x]", d) for i, d in enumerate(data)]
+    return [(Location.of(u, s3.options()), len(d)) for u, d in zip(uris, data)], b"".join(data)
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(
+    ("sizes", "copied", "sent"),
+    [
+        ([100, 200], 0, 0),
+        ([MIN_PIECE, MIN_PIECE + 7, 50], 2, 1),
+        ([50, 3 * MIN_PIECE, 60], 1, 2),
+        ([MIN_PIECE + 1], 1, 0),
+        ([MIN_PIECE - 1] * 7, 0, 4),
+    ],
+)
+def test_large_parts_are_copied_inside_the_store(s3, requests, sizes, copied, sent):
+    parts, data = stored(s3, sizes)
+    target = Location.of(s3.uri("out.jsonl"), s3.options())
+
+    join(target, parts, b"")
+
+    assert s3.get("out.jsonl") == data
+    methods = [m for m, _ in requests]
+    assert (methods.count("upload_part_copy"), methods.count("upload_part")) == (copied, sent)
+    assert s3.uploads() == []
+
+
+@pytest.mark.s3
+def test_a_commit_that_fails_leaves_the_old_object_and_no_upload(s3):
+    parts, _ = stored(s3, [MIN_PIECE, MIN_PIECE, 10])
+    s3.put("out.jsonl", b"old\n")
+    gone = Location.of(s3.uri("aside/gone"), s3.options())
+    target = Location.of(s3.uri("out.jsonl"), s3.options())
+
+    with pytest.raises(FileNotFoundError):
+        join(target, [*parts[:2], (gone, MIN_PIECE)], b"")
+
+    assert (s3.get("out.jsonl"), s3.uploads()) == (b"old\n", [])
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("sizes", [[100], [MIN_PIECE, 10]])
+def test_a_commit_whose_answer_was_lost_counts_as_done(s3, monkeypatch, sizes):
+    parts, data = stored(s3, sizes)
+    target = Location.of(s3.uri("out.jsonl"), s3.options())
+    call = joining_module._S3Commit._call
+
+    def lose_the_answer(self, method, **arguments):
+        answer = call(self, method, **arguments)
+        if method in ("put_object", "complete_multipart_upload"):
+            raise ConnectionResetError("the connection broke")
+        return answer
+
+    monkeypatch.setattr(joining_module._S3Commit, "_call", lose_the_answer)
+    join(target, parts, b"")
+
+    assert (s3.get("out.jsonl"), s3.uploads()) == (data, [])
+
+
+@pytest.mark.s3
+def test_someone_elses_object_is_not_taken_for_ours(s3, monkeypatch):
+    parts, _ = stored(s3, [100])
+    target = Location.of(s3.uri("out.jsonl"), s3.options())
+    call = joining_module._S3Commit._call
+
+    def fail(self, method, **arguments):
+        if method == "put_object":
+            s3.put("out.jsonl", b"x" * 100)
+            raise ConnectionResetError("the connection broke")
+        return call(self, method, **arguments)
+
+    monkeypatch.setattr(joining_module._S3Commit, "_call", fail)
+    with pytest.raises(ConnectionResetError):
+        join(target, parts, b"")
+
+
+@pytest.mark.s3
+def test_uploads_of_killed_runs_are_aborted_and_those_of_others_are_not(s3):
+    for key in ("dir/out.jsonl", "dir/out.jsonl2", "dir/.out.jsonl.sheaf/run-1/part"):
+        s3.client.create_multipart_upload(Bucket=s3.bucket, Key=key)
+    target = Location.of(s3.uri("dir/out.jsonl"), s3.options())
+    parts, _ = stored(s3, [MIN_PIECE, 10])
+
+    join(target, parts, b"")
+    abort_uploads(Sink(target).aside)
+
+    assert s3.uploads() == ["dir/out.jsonl2"]
+
+
+@pytest.mark.s3
+def test_a_bucket_that_is_not_there_is_named_and_not_made(s3):
+    sink = Sink(Location.of("s3://no-such-bucket/out.jsonl", s3.options()))
+    with pytest.raises(
+        SinkError, match="no-such-bucket/out.jsonl can't be written.*does not exist"
+    ):
+        sink.prepare()
+    assert "no-such-bucket" not in [b["Name"] for b in s3.client.list_buckets()["Buckets"]]

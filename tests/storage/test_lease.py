@@ -1,0 +1,114 @@
+"""The lock of a remote sink: a running job is told from a killed one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from sheaf_dagster import SinkBusyError, SinkError
+from sheaf_dagster.storage import Location, Sink, lease
+from tests.storage.test_sink import filled
+
+pytestmark = pytest.mark.s3
+
+
+@pytest.fixture(autouse=True)
+def short_times(monkeypatch):
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "STALE_SECONDS", 0.6)
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "_dead", set())
+
+
+@pytest.fixture
+def sink(s3):
+    return Sink(Location.of(s3.uri("out.jsonl"), s3.options()))
+
+
+def marker(sink: Sink) -> Location:
+    return sink.aside.child("lock")
+
+
+def foreign(sink: Sink, **fields) -> None:
+    """Another machine's lock."""
+    state = {"lease": "theirs", "process": "p", "host": "elsewhere", "pid": 1, "beat": 0}
+    marker(sink).write(json.dumps({**state, **fields}).encode())
+
+
+def test_a_lock_that_is_renewed_is_respected(sink):
+    foreign(sink)
+    stop = threading.Event()
+
+    def renew():
+        beat = 0
+        while not stop.wait(0.05):
+            beat += 1
+            foreign(sink, beat=beat)
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        with pytest.raises(SinkBusyError, match="written by another job"):
+            sink.prepare()
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_lock_that_stands_still_is_taken_over_and_its_process_known_as_dead(sink, s3):
+    foreign(sink)
+    sink.prepare()
+    assert json.loads(marker(sink).read())["lease"] != "theirs"
+    sink.release()
+    assert s3.keys() == []
+    assert lease._dead == {"p"}
+
+
+def test_a_killed_process_of_this_machine_is_not_waited_for(sink, monkeypatch):
+    monkeypatch.setattr(lease, "STALE_SECONDS", 3600)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    foreign(sink, host=lease._host(), pid=ended.pid)
+    sink.prepare()
+    sink.release()
+
+
+def test_a_holder_renews_its_lock(sink):
+    sink.prepare()
+    while json.loads(marker(sink).read())["beat"] < 2:
+        pass
+    sink.release()
+
+
+def test_a_job_that_lost_its_sink_gives_way_before_it_commits(sink, s3):
+    store, parts = filled(sink, [b"a\n"])
+    foreign(sink)
+
+    with pytest.raises(SinkBusyError, match="taken over by another job"):
+        sink.commit(store, parts)
+
+    sink.release()
+    assert "out.jsonl" not in s3.keys()
+    assert json.loads(marker(sink).read())["lease"] == "theirs"
+
+
+def test_a_damaged_lock_goes_stale_like_any_other(sink):
+    marker(sink).write(b"{")
+    sink.prepare()
+    sink.release()
+
+
+def test_a_store_that_refuses_says_so_before_anything_is_run(s3):
+    options = {
+        **s3.options(),
+        "endpoint_url": "http://127.0.0.1:9",
+        "config_kwargs": {"retries": {"max_attempts": 1}},
+    }
+    sink = Sink(Location.of(s3.uri("out.jsonl"), options))
+    with pytest.raises(SinkError, match="out.jsonl can't be written: EndpointConnectionError"):
+        sink.prepare()
