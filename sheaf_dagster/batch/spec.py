@@ -15,7 +15,12 @@ OnError = Literal["fail", "record"]
 
 
 class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), validate_assignment=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        protected_namespaces=(),
+        validate_assignment=True,
+        hide_input_in_errors=True,  # a refused spec would be quoted with its credentials
+    )
 
 
 class ResourceConfig(_Spec):

@@ -1,15 +1,16 @@
 """Configurable resources: the model, the Ray cluster, the storage."""
 
-from __future__ import annotations
-
+# No postponed annotations here: Dagster reads those of nested resources as they are.
 import os
 from typing import Any
 
 import dagster as dg
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from sheaf_dagster.batch.cluster_config import ClusterConfig, refuse_ray_client
 from sheaf_dagster.batch.spec import ModelSpec, ResourceConfig
+from sheaf_dagster.definitions.credentials import from_environment, merged, s3_options
+from sheaf_dagster.errors import SpecError
 
 __all__ = ["ModelResource", "RayClusterResource", "StorageResource"]
 
@@ -48,7 +49,7 @@ class ModelResource(dg.ConfigurableResource):
         return value
 
     @classmethod
-    def from_spec(cls, spec: ModelSpec) -> ModelResource:
+    def from_spec(cls, spec: ModelSpec) -> "ModelResource":
         """The resource of a ``ModelSpec``."""
         return cls(
             name=spec.name,
@@ -124,16 +125,64 @@ class RayClusterResource(dg.ConfigurableResource):
 
 
 class StorageResource(dg.ConfigurableResource):
-    """Where the files are."""
+    """Where the files are, and what it takes to reach them.
+
+    Credentials come from the environment (an instance profile, ``AWS_…`` variables, a profile),
+    from ``s3``, or from ``storage_options``, each of whose values may be an ``EnvVar``::
+
+        StorageResource(
+            root="s3://my-bucket/prefix",
+            s3=S3Resource(
+                endpoint_url="https://minio.example.com",
+                aws_access_key_id=dg.EnvVar("S3_KEY"),
+                aws_secret_access_key=dg.EnvVar("S3_SECRET"),
+            ),
+        )
+
+    They are read when a step runs, and shown nowhere.
+    """
 
     root: str = Field(
         description='Folder or URI prefix that "{root}" stands for: a path, "s3://bucket/prefix" …'
     )
+    s3: dg.ResourceDependency[Any] = Field(
+        default=None,  # type: ignore[arg-type]
+        repr=False,
+        description="dagster-aws's S3Resource: its credentials, endpoint, region, profile and "
+        "retries are used for s3://.",
+    )
     storage_options: dict[str, Any] = Field(
         default_factory=dict,
-        description="Arguments of the fsspec file system (key, secret, endpoint_url …); take "
-        "secrets from environment variables with EnvVar.",
+        repr=False,
+        description="Arguments of the fsspec file system (key, secret, endpoint_url …), over "
+        "those of s3; take secrets from environment variables with EnvVar.",
     )
+
+    _s3_itself: Any = PrivateAttr(default=None)
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Finds the ``S3Resource`` behind ``s3`` where that is a resource of its own, too."""
+        # Dagster then hands us what it hands to ops: the boto3 client that the resource makes.
+        originals = context.resources.original_resource_dict
+        for key, original in originals.items():
+            if self.s3 is not None and getattr(context.resources, key) is self.s3:
+                self._s3_itself = original
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All arguments of the fsspec file system, environment variables filled in.
+
+        Raises:
+            SpecError: An environment variable is not set, or ``s3`` doesn't fit the root.
+        """
+        given = from_environment("storage: storage_options", self.storage_options)
+        resource = self._s3_itself if self._s3_itself is not None else self.s3
+        if resource is None:
+            return given
+        protocol = self.root.partition("://")[0] if "://" in self.root else "s3"
+        if protocol not in ("s3", "s3a"):
+            raise SpecError(f"storage: s3 was given, but the root is {self.root}; leave s3 out")
+        return merged(s3_options(resource), given)
 
     @property
     def base(self) -> str:

@@ -65,7 +65,7 @@ def test_a_lock_that_stands_still_is_taken_over_and_its_process_known_as_dead(si
     sink.prepare()
     assert json.loads(marker(sink).read())["lease"] != "theirs"
     sink.release()
-    assert s3.keys() == []
+    assert s3.names() == []
     assert lease._dead == {"p"}
 
 
@@ -93,7 +93,7 @@ def test_a_job_that_lost_its_sink_gives_way_before_it_commits(sink, s3):
         sink.commit(store, parts)
 
     sink.release()
-    assert "out.jsonl" not in s3.keys()
+    assert "out.jsonl" not in s3.names()
     assert json.loads(marker(sink).read())["lease"] == "theirs"
 
 

@@ -1,0 +1,273 @@
+"""Whole jobs on S3: the same bytes as on disk, and what faults of the store come to."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import moto.s3.models
+import pytest
+
+from sheaf_dagster import BatchRunner, BatchSpec, SheafError, SinkError, SourceChangedError
+from sheaf_dagster.storage import joining, retry
+from tests.conftest import ROOT
+from tests.faults import KINDS, Faults, FaultyProxy
+from tests.object_store import ObjectStore
+from tests.toys import doubler
+
+pytestmark = pytest.mark.s3
+
+
+def rows(count: int) -> bytes:
+    lines = [
+        {"model_type": "number", "model_name": "m", "value": v, "note": f"row {v}"}
+        for v in range(count)
+    ]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def on_disk(tmp_path, text: bytes, **fields) -> bytes:
+    """What the job writes on the local disk."""
+    source, sink = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(text)
+    spec = BatchSpec(source=str(source), sink=str(sink), compute="local", **fields)
+    BatchRunner(doubler()).run(spec)
+    return sink.read_bytes()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("compute", ["tasks", "actors", "local"])
+def test_a_job_on_s3_writes_the_bytes_that_it_writes_on_disk(s3, tmp_path, ray_cluster, compute):
+    text = rows(500)
+    expected = on_disk(tmp_path, text, batch_size=4)
+    spec = BatchSpec(
+        source=s3.put("in/requests.jsonl.gz", gzip.compress(text)),
+        sink=s3.uri("out/answers.jsonl"),
+        batch_size=4,
+        compute=compute,
+        num_actors=2 if compute == "actors" else None,
+        storage_options=s3.options(),
+    )
+
+    result = BatchRunner(doubler(num_cpus=0.5)).run(spec)
+
+    assert s3.get("out/answers.jsonl") == expected
+    assert (result.rows, result.output_bytes) == (500, len(expected))
+    assert s3.names() == ["in/requests.jsonl.gz", "out/answers.jsonl"]
+
+
+def test_many_files_of_which_one_is_missing(s3):
+    specs = [
+        BatchSpec(
+            source=s3.uri(f"in/{i}.jsonl"),
+            sink=s3.uri(f"out/{i}.jsonl"),
+            compute="local",
+            storage_options=s3.options(),
+        )
+        for i in range(4)
+    ]
+    for i in (0, 1, 3):
+        s3.put(f"in/{i}.jsonl", rows(i))
+
+    outcomes = list(BatchRunner(doubler()).run_many(specs))
+
+    assert [o.ok for o in outcomes] == [True, True, False, True]
+    assert s3.names("out/") == ["out/0.jsonl", "out/1.jsonl", "out/3.jsonl"]
+    assert s3.get("out/0.jsonl") == b""
+
+
+CHILD = """
+import sys, json
+from sheaf_dagster import BatchRunner, BatchSpec
+from tests.toys import doubler
+spec = BatchSpec(**json.load(sys.stdin))
+BatchRunner(doubler(batch_seconds=0.1), on_progress=lambda p: print(p.rows_done, flush=True)).run(spec)
+"""
+
+
+def test_a_killed_job_on_s3_resumes(s3, tmp_path):
+    text = rows(200)
+    spec = BatchSpec(
+        source=s3.put("in.jsonl", text),
+        sink=s3.uri("out.jsonl"),
+        batch_size=2,
+        compute="local",
+        storage_options=s3.options(),
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    child.stdin.write(spec.model_dump_json())
+    child.stdin.close()
+    while int(child.stdout.readline()) < 10:
+        pass
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    left = s3.names(".out.jsonl.sheaf/")
+    assert ".out.jsonl.sheaf/lock" in left
+    assert "out.jsonl" not in s3.names()
+
+    # The same model but faster: arguments are part of a model's identity.
+    result = BatchRunner(doubler(batch_seconds=0.1)).run(
+        spec.model_copy(update={"row_limit": None})
+    )
+
+    assert result.resumed_rows >= 10
+    assert s3.get("out.jsonl") == on_disk(tmp_path, text, batch_size=2)
+    assert s3.names() == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_source_replaced_while_the_job_runs_is_an_error_and_nothing_is_written(s3):
+    s3.put("in.jsonl", rows(40))
+    spec = BatchSpec(
+        source=s3.uri("in.jsonl"),
+        sink=s3.uri("out.jsonl"),
+        batch_size=2,
+        compute="local",
+        storage_options=s3.options(),
+    )
+
+    def replace(progress):
+        if progress.rows_done >= 10:
+            s3.put("in.jsonl", rows(40).replace(b"row 3", b"ROW 3"))
+
+    with pytest.raises(SourceChangedError, match="in.jsonl changed"):
+        BatchRunner(doubler(batch_seconds=0.02), on_progress=replace).run(spec)
+    assert "out.jsonl" not in s3.names()
+
+
+# -- faults ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def proxy(s3):
+    proxy = FaultyProxy(s3.endpoint)
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture
+def quick(monkeypatch) -> dict:
+    """Small pieces and short waits, so that a small job makes the requests of a large one."""
+    monkeypatch.setattr(moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 1000)
+    monkeypatch.setattr(joining, "MIN_PIECE", 1000)
+    monkeypatch.setattr(joining, "ONE_PUT_BYTES", 3000)
+    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("sheaf_dagster.storage.reader._BLOCK_BYTES", 4000)
+    return {"retries": {"total_max_attempts": 1}, "read_timeout": 0.5}
+
+
+def job(s3: ObjectStore, options: dict, compute: str = "local", count: int = 400) -> BatchSpec:
+    return BatchSpec(
+        source=s3.put("in.jsonl", rows(count)),
+        sink=s3.uri("out.jsonl"),
+        batch_size=16,
+        compute=compute,
+        storage_options=options,
+    )
+
+
+SEEDS = int(os.environ.get("SHEAF_FAULT_SEEDS", "4"))
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_random_faults_end_in_the_whole_output_or_in_one_error(s3, tmp_path, proxy, quick, seed):
+    spec = job(s3, s3.options(proxy.endpoint, **quick))
+    expected = on_disk(tmp_path, rows(400), batch_size=16)
+    # From faults that retries get over to those that they don't.
+    proxy.faults = Faults(seed, rate=(0.1, 0.2, 0.35, 0.6)[seed % 4], stall_seconds=1)
+
+    try:
+        BatchRunner(doubler()).run(spec)
+    except SheafError as e:
+        assert "s3://" in str(e)
+        assert "\n" not in str(e)
+        assert "out.jsonl" not in s3.names()
+        proxy.faults = Faults()
+        BatchRunner(doubler()).run(spec)  # and the next run, with the store well again, mends it
+    assert proxy.faults.requests
+    assert s3.get("out.jsonl") == expected
+    assert s3.uploads() == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_fault_is_got_over_wherever_it_strikes(s3, tmp_path, proxy, quick, kind):
+    expected = on_disk(tmp_path, rows(400), batch_size=16)
+    options = s3.options(proxy.endpoint, **quick)
+    requests = ["GET .*in", "HEAD", "PUT .*part-", "GET .*part-", "DELETE", "PUT .*lock"]
+    requests += ["POST .*uploads", "PUT .*partNumber", "POST .*uploadId", "GET .*prefix="]
+    for pick in requests:
+        proxy.faults = Faults(kinds=(kind,), pick=pick, times=2, stall_seconds=1)
+
+        BatchRunner(doubler()).run(job(s3, options))
+
+        assert proxy.faults.seen.total() == 2, pick
+        assert s3.get("out.jsonl") == expected, pick
+        assert s3.uploads() == [], pick
+        assert s3.names() == ["in.jsonl", "out.jsonl"], pick
+        s3.client.delete_object(Bucket=s3.bucket, Key="out.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("pick", "message"),
+    [
+        ("GET .*in", "in.jsonl can't be read"),
+        ("PUT .*part-", "part-.* can't be written"),
+        ("PUT .*lock", "out.jsonl can't be written"),
+        ("PUT .*partNumber", "out.jsonl can't be written"),
+        ("POST .*uploadId", "out.jsonl can't be written"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["503", "reset"])
+def test_a_fault_that_stays_is_one_clear_error(s3, proxy, quick, pick, message, kind):
+    spec = job(s3, s3.options(proxy.endpoint, **quick))
+    proxy.faults = Faults(kinds=(kind,), pick=pick)
+
+    with pytest.raises(SheafError, match=message):
+        BatchRunner(doubler()).run(spec)
+
+    assert "out.jsonl" not in s3.names()
+    assert s3.uploads() == []
+
+
+def test_a_commit_of_which_nothing_is_known_says_so(s3, tmp_path, proxy, quick):
+    spec = job(s3, s3.options(proxy.endpoint, **quick))
+    proxy.faults = Faults(kinds=("lost answer",), pick="(POST|DELETE) .*uploadId|HEAD .*out.jsonl$")
+
+    with pytest.raises(SinkError, match="could not be asked whether it was carried out"):
+        BatchRunner(doubler()).run(spec)
+
+    assert s3.get("out.jsonl") == on_disk(tmp_path, rows(400), batch_size=16)
+
+
+def test_a_store_that_fails_after_the_commit_does_not_unmake_it(s3, proxy, quick, caplog):
+    spec = job(s3, s3.options(proxy.endpoint, **quick))
+    proxy.faults = Faults(kinds=("503",), pick="DELETE .*part-")
+
+    result = BatchRunner(doubler()).run(spec)
+
+    assert result.rows == 400
+    assert "is committed, but" in caplog.text
+
+
+@pytest.mark.ray
+def test_a_job_on_ray_gets_over_random_faults_with_the_default_retries(
+    s3, tmp_path, proxy, ray_cluster
+):
+    spec = job(s3, s3.options(proxy.endpoint, read_timeout=1), compute="tasks")
+    proxy.faults = Faults(7, rate=0.1, stall_seconds=2)
+
+    BatchRunner(doubler(num_cpus=0.5)).run(spec)
+
+    assert proxy.faults.seen.total() > 3
+    assert s3.get("out.jsonl") == on_disk(tmp_path, rows(400), batch_size=16)
+    assert s3.names() == ["in.jsonl", "out.jsonl"]

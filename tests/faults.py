@@ -1,0 +1,157 @@
+"""An HTTP proxy that stands between a client and an object store and makes trouble."""
+
+from __future__ import annotations
+
+import http.client
+import random
+import re
+import socket
+import struct
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+KINDS = ("500", "503", "reset", "lost answer", "stall", "truncated", "error in a 200")
+
+_ERROR = '<?xml version="1.0"?><Error><Code>{}</Code><Message>{}</Message></Error>'
+_BODIES = {
+    "500": (500, _ERROR.format("InternalError", "We encountered an internal error.")),
+    "503": (503, _ERROR.format("SlowDown", "Please reduce your request rate.")),
+    "error in a 200": (200, _ERROR.format("InternalError", "We encountered an internal error.")),
+}
+
+
+@dataclass
+class Faults:
+    """Which requests fail, and how: some at random, those that ``pick`` names always."""
+
+    seed: int = 0
+    rate: float = 0.0
+    kinds: tuple[str, ...] = KINDS
+    pick: str | None = None
+    """Regular expression over ``METHOD /path?query``; such requests fail with ``kinds[0]``."""
+    times: int | None = None
+    """How many requests may fail in all."""
+    stall_seconds: float = 3.0
+    seen: Counter = field(default_factory=Counter)
+    requests: int = 0
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+        self._lock = threading.Lock()
+
+    def kind_for(self, request: str) -> str | None:
+        with self._lock:
+            self.requests += 1
+            if self.times is not None and self.seen.total() >= self.times:
+                return None
+            if self.pick is not None:
+                kind = self.kinds[0] if re.search(self.pick, request) else None
+            else:
+                kind = (
+                    self._random.choice(self.kinds) if self._random.random() < self.rate else None
+                )
+            # S3 says 200 and an error only where an answer may take long to come.
+            if kind == "error in a 200" and not re.match(r"POST .*uploadId=", request):
+                kind = "500"
+            if kind is not None:
+                self.seen[kind] += 1
+            return kind
+
+
+class FaultyProxy:
+    """Forwards to ``endpoint`` from a port of its own, with the faults of the day."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.faults = Faults()
+        self._stopped = threading.Event()
+        outer, parts = self, urlsplit(endpoint)
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def _handle(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                faults = outer.faults
+                kind = faults.kind_for(f"{self.command} {self.path}")
+                if kind == "reset":
+                    self.rfile.read(length // 2)
+                    self._reset()
+                    return
+                body = self.rfile.read(length)
+                if kind == "stall":
+                    outer._stopped.wait(faults.stall_seconds)
+                    self._reset()
+                    return
+                if kind in _BODIES:
+                    status, text = _BODIES[kind]
+                    self._answer(status, [], text.encode())
+                    return
+                upstream = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
+                try:
+                    upstream.putrequest(
+                        self.command, self.path, skip_host=True, skip_accept_encoding=True
+                    )
+                    for name, value in self.headers.items():
+                        upstream.putheader(name, value)
+                    upstream.endheaders(body)
+                    answer = upstream.getresponse()
+                    data = answer.read()
+                    headers = answer.getheaders()
+                    length = int(answer.getheader("Content-Length") or len(data))
+                finally:
+                    upstream.close()
+                if kind == "lost answer":
+                    self._reset()
+                    return
+                self._answer(answer.status, headers, data, length, cut=kind == "truncated")
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _handle
+
+            def _answer(self, status, headers, data, length=None, cut=False) -> None:
+                self.send_response_only(status)
+                dropped = ("content-length", "transfer-encoding", "connection")
+                for name, value in headers:
+                    if name.lower() not in dropped:
+                        self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data) if length is None else length))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(data[: len(data) // 2] if cut else data)
+                if cut:
+                    self.wfile.flush()
+                    self.close_connection = True
+
+            def _reset(self) -> None:
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                self.connection.close()
+                self.close_connection = True
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128
+
+            def handle_error(self, *_: object) -> None:
+                pass  # a client that went away
+
+            def shutdown_request(self, request) -> None:
+                try:
+                    super().shutdown_request(request)
+                except OSError:
+                    pass
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._server.shutdown()
+        self._server.server_close()
