@@ -25,17 +25,18 @@ _BODIES = {
 
 @dataclass
 class Faults:
-    """Which requests fail, and how: some at random, those that ``pick`` names always."""
+    """Which requests fail, and how: some at random, or those that ``picks`` name."""
 
     seed: int = 0
     rate: float = 0.0
     kinds: tuple[str, ...] = KINDS
-    pick: str | None = None
-    """Regular expression over ``METHOD /path?query``; such requests fail with ``kinds[0]``."""
+    picks: tuple[str, ...] = ()
+    """Regular expressions over ``METHOD /path?query``; such requests fail with ``kinds[0]``."""
     times: int | None = None
-    """How many requests may fail in all."""
+    """How many requests fail of each pick."""
     stall_seconds: float = 3.0
     seen: Counter = field(default_factory=Counter)
+    hit: Counter = field(default_factory=Counter)
     requests: int = 0
 
     def __post_init__(self) -> None:
@@ -45,20 +46,22 @@ class Faults:
     def kind_for(self, request: str) -> str | None:
         with self._lock:
             self.requests += 1
-            if self.times is not None and self.seen.total() >= self.times:
-                return None
-            if self.pick is not None:
-                kind = self.kinds[0] if re.search(self.pick, request) else None
-            else:
-                kind = (
-                    self._random.choice(self.kinds) if self._random.random() < self.rate else None
-                )
+            kind = self._picked(request)
+            if not self.picks and self._random.random() < self.rate:
+                kind = self._random.choice(self.kinds)
             # S3 says 200 and an error only where an answer may take long to come.
             if kind == "error in a 200" and not re.match(r"POST .*uploadId=", request):
                 kind = "500"
             if kind is not None:
                 self.seen[kind] += 1
             return kind
+
+    def _picked(self, request: str) -> str | None:
+        for pick in self.picks:
+            if re.search(pick, request) and (self.times is None or self.hit[pick] < self.times):
+                self.hit[pick] += 1
+                return self.kinds[0]
+        return None
 
 
 class FaultyProxy:

@@ -360,8 +360,8 @@ def sink_errors(location: Location) -> Iterator[None]:
 def describe(error: BaseException) -> str:
     """An exception in one line."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = " ".join(str(error).split())
+        return error.strerror.rstrip(".")
+    text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

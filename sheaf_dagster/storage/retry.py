@@ -43,6 +43,8 @@ _TRANSIENT_NAMES = frozenset(
     {
         "ClientPayloadError",
         "ClientConnectionError",
+        "ConnectTimeoutError",
+        "EndpointConnectionError",
         "HTTPClientError",
         "ResponseParserError",
         "ResponseStreamingError",
