@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import moto.s3.models
 import pytest
@@ -42,6 +43,34 @@ def on_disk(tmp_path, text: bytes, **fields) -> bytes:
     spec = BatchSpec(source=str(source), sink=str(sink), compute="local", **fields)
     BatchRunner(doubler()).run(spec)
     return sink.read_bytes()
+
+
+@pytest.fixture
+def proxy(s3):
+    proxy = FaultyProxy(s3.endpoint)
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture
+def quick(monkeypatch) -> dict:
+    """Small pieces and short waits, so that a small job makes the requests of a large one."""
+    monkeypatch.setattr(moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 3000)
+    monkeypatch.setattr(joining, "MIN_PIECE", 3000)
+    monkeypatch.setattr(joining, "ONE_PUT_BYTES", 3000)
+    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("sheaf_dagster.storage.reader._BLOCK_BYTES", 4000)
+    return {"retries": {"total_max_attempts": 1}, "read_timeout": 0.3}
+
+
+def job(s3: ObjectStore, options: dict, compute: str = "local", count: int = 0) -> BatchSpec:
+    return BatchSpec(
+        source=s3.put("in.jsonl", rows(count or ROWS)),
+        sink=s3.uri("out.jsonl"),
+        batch_size=16,
+        compute=compute,
+        storage_options=options,
+    )
 
 
 @pytest.mark.ray
@@ -88,21 +117,17 @@ def test_many_files_of_which_one_is_missing(s3):
 CHILD = """
 import sys, json
 from sheaf_dagster import BatchRunner, BatchSpec
+from sheaf_dagster.storage import joining
 from tests.toys import doubler
+joining.MIN_PIECE = joining.ONE_PUT_BYTES = 3000
 spec = BatchSpec(**json.load(sys.stdin))
-BatchRunner(doubler(batch_seconds=0.1), on_progress=lambda p: print(p.rows_done, flush=True)).run(spec)
+runner = BatchRunner(doubler(batch_seconds=0.1), on_progress=lambda p: print(p.rows_done, flush=True))
+runner.run(spec)
 """
 
 
-def test_a_killed_job_on_s3_resumes(s3, tmp_path):
-    text = rows(200)
-    spec = BatchSpec(
-        source=s3.put("in.jsonl", text),
-        sink=s3.uri("out.jsonl"),
-        batch_size=2,
-        compute="local",
-        storage_options=s3.options(),
-    )
+def start(spec: BatchSpec) -> subprocess.Popen:
+    """The job in a process of its own, which prints the rows done."""
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD],
         cwd=ROOT,
@@ -112,23 +137,54 @@ def test_a_killed_job_on_s3_resumes(s3, tmp_path):
     )
     child.stdin.write(spec.model_dump_json())
     child.stdin.close()
-    while int(child.stdout.readline()) < 10:
-        pass
+    return child
+
+
+def kill(child: subprocess.Popen) -> None:
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()
-    left = s3.names(".out.jsonl.sheaf/")
-    assert ".out.jsonl.sheaf/lock" in left
+
+
+def test_a_killed_job_on_s3_resumes(s3, tmp_path):
+    text = rows(60)
+    spec = BatchSpec(
+        source=s3.put("in.jsonl", text),
+        sink=s3.uri("out.jsonl"),
+        batch_size=2,
+        compute="local",
+        storage_options=s3.options(),
+    )
+    child = start(spec)
+    while int(child.stdout.readline()) < 10:
+        pass
+    kill(child)
+    assert ".out.jsonl.sheaf/lock" in s3.names()
     assert "out.jsonl" not in s3.names()
 
-    # The same model but faster: arguments are part of a model's identity.
-    result = BatchRunner(doubler(batch_seconds=0.1)).run(
-        spec.model_copy(update={"row_limit": None})
-    )
+    result = BatchRunner(doubler(batch_seconds=0.1)).run(spec)
 
     assert result.resumed_rows >= 10
     assert s3.get("out.jsonl") == on_disk(tmp_path, text, batch_size=2)
     assert s3.names() == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_job_killed_while_it_commits_leaves_no_upload_after_the_next(s3, proxy, quick, tmp_path):
+    proxy.faults = Faults(kinds=("stall",), picks=("POST .*uploadId",), stall_seconds=60)
+    spec = job(s3, s3.options(proxy.endpoint, read_timeout=60))
+    child = start(spec)
+    while not proxy.faults.seen:
+        assert child.poll() is None
+        time.sleep(0.05)
+    kill(child)
+    assert s3.uploads() == ["out.jsonl"]
+
+    proxy.faults = Faults()
+    result = BatchRunner(doubler(batch_seconds=0.1)).run(spec)
+
+    assert result.resumed_rows == ROWS
+    assert s3.get("out.jsonl") == on_disk(tmp_path, rows(ROWS), batch_size=16)
+    assert (s3.names(), s3.uploads()) == (["in.jsonl", "out.jsonl"], [])
 
 
 def test_a_source_replaced_while_the_job_runs_is_an_error_and_nothing_is_written(s3):
@@ -151,35 +207,6 @@ def test_a_source_replaced_while_the_job_runs_is_an_error_and_nothing_is_written
 
 
 # -- faults ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def proxy(s3):
-    proxy = FaultyProxy(s3.endpoint)
-    yield proxy
-    proxy.stop()
-
-
-@pytest.fixture
-def quick(monkeypatch) -> dict:
-    """Small pieces and short waits, so that a small job makes the requests of a large one."""
-    monkeypatch.setattr(moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 3000)
-    monkeypatch.setattr(joining, "MIN_PIECE", 3000)
-    monkeypatch.setattr(joining, "ONE_PUT_BYTES", 3000)
-    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr("sheaf_dagster.storage.reader._BLOCK_BYTES", 4000)
-    return {"retries": {"total_max_attempts": 1}, "read_timeout": 0.5}
-
-
-def job(s3: ObjectStore, options: dict, compute: str = "local", count: int = 0) -> BatchSpec:
-    return BatchSpec(
-        source=s3.put("in.jsonl", rows(count or ROWS)),
-        sink=s3.uri("out.jsonl"),
-        batch_size=16,
-        compute=compute,
-        storage_options=options,
-    )
-
 
 SEEDS = int(os.environ.get("SHEAF_FAULT_SEEDS", "4"))
 
