@@ -25,6 +25,7 @@ from sheaf_dagster.storage import (
     Part,
     ScannedSource,
     Sink,
+    read_ranges,
     scan_source,
 )
 from sheaf_dagster.storage.compression import codec_of
@@ -42,9 +43,9 @@ def check_chunks(
     contract: RowContract, texts: Sequence[Location], chunks: Sequence[Chunk]
 ) -> Iterator[ChunkCheck]:
     """Checks chunks one after the other, in this process."""
-    for chunk in chunks:
-        data = texts[chunk.file].read_range(chunk.start, chunk.end)
-        yield contract.check(data, chunk.first_line)
+    ranges = read_ranges([(texts[c.file], c.start, c.end) for c in chunks])
+    for chunk, read in zip(chunks, ranges, strict=True):
+        yield contract.check(read(), chunk.first_line)
 
 
 def validate_source(

@@ -25,7 +25,7 @@ from sheaf_dagster.batch.predict import Answer, Predictor
 from sheaf_dagster.batch.rows import Row, response_line
 from sheaf_dagster.batch.spec import OnError
 from sheaf_dagster.errors import BackendError, SheafError, SourceChangedError
-from sheaf_dagster.storage import Chunk, Location, Part, PartStore, split_rows
+from sheaf_dagster.storage import Chunk, Location, Part, PartStore, read_ranges, split_rows
 
 __all__ = ["ChunkFailure", "ChunkReport", "FileJob", "run_chunks", "worker_name"]
 
@@ -157,7 +157,9 @@ def run_chunks(
         report = _finish(loaded, batch, answers, failed)
         if report is not None:
             yield report
-        if (loaded.batch_seconds or 0.0) > _OVERLAP_FROM_SECONDS:
+        # A remote store takes longer than any handing over.
+        remote = not batch.state.job.store.folder.is_local
+        if remote or (loaded.batch_seconds or 0.0) > _OVERLAP_FROM_SECONDS:
             yield from _overlapped(loaded, batches, failed, stop)
             return
         if stop():
@@ -195,12 +197,14 @@ def _overlapped(
 def _read(
     context: ModelContext, items: Iterable[tuple[FileJob, Chunk]], failed: set[int]
 ) -> Iterator[_Batch]:
-    for job, chunk in items:
+    items = list(items)
+    ranges = read_ranges([(job.texts[c.file], c.start, c.end) for job, c in items])
+    for (job, chunk), read in zip(items, ranges, strict=True):
         if job.id in failed:
             continue
         state = _ChunkState(job, chunk)
         try:
-            data = job.texts[chunk.file].read_range(chunk.start, chunk.end)
+            data = read()
             if chunk.crc >= 0 and zlib.crc32(data) != chunk.crc:
                 raise SourceChangedError(
                     f"{state.where} changed after it was validated (from line "

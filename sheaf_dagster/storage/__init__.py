@@ -3,6 +3,7 @@
 from sheaf_dagster.storage.chunks import Chunk, split_rows
 from sheaf_dagster.storage.location import FileState, Location
 from sheaf_dagster.storage.parts import Part, PartStore
+from sheaf_dagster.storage.reader import read_ranges
 from sheaf_dagster.storage.sink import Sink
 from sheaf_dagster.storage.source import (
     ScannedSource,
@@ -20,6 +21,7 @@ __all__ = [
     "ScannedSource",
     "Sink",
     "SourceFile",
+    "read_ranges",
     "scan_source",
     "source_digest",
     "split_rows",

@@ -54,7 +54,7 @@ class Lease:
     def __init__(self, marker: Location, what: str) -> None:
         self._marker = marker
         self._what = what
-        self._id = uuid.uuid4().hex
+        self.id = uuid.uuid4().hex
         self._beat = 0
         self._guard = threading.Lock()
         self._held = False
@@ -65,6 +65,15 @@ class Lease:
         Raises:
             SinkBusyError: A running job holds it.
         """
+        _renewer.add(self)  # known as alive before its lock can be seen
+        try:
+            self._take()
+        except BaseException:
+            _renewer.remove(self)
+            raise
+        self._held = True
+
+    def _take(self) -> None:
         seen: dict[str, Any] | None = None
         seen_at = time.monotonic()
         while not self._create():
@@ -72,19 +81,21 @@ class Lease:
             if found is None:
                 time.sleep(WATCH_SECONDS / 10)
                 continue
-            if found.get("lease") == self._id:
+            if found.get("lease") == self.id:
                 break  # made by a request whose answer was lost
             if seen is None:
                 seen, seen_at = found, time.monotonic()
-            if found != seen or found.get("process") == _PROCESS:
+            ours = found.get("process") == _PROCESS
+            if found != seen or (ours and _renewer.holds(found.get("lease"))):
                 raise self._busy()
-            if time.monotonic() - seen_at >= STALE_SECONDS or _is_dead(found):
+            if ours or _is_dead(found):  # ours: the request that gave it back failed
+                self._take_over()
+                break
+            if time.monotonic() - seen_at >= STALE_SECONDS:
                 _dead.add(str(found.get("process")))
                 self._take_over()
                 break
             time.sleep(WATCH_SECONDS)
-        self._held = True
-        _renewer.add(self)
 
     def check(self) -> None:
         """Makes sure that the lock is still ours.
@@ -93,7 +104,7 @@ class Lease:
             SinkBusyError: Another job has taken the sink over.
         """
         found = self._read()
-        if found is None or found.get("lease") != self._id:
+        if found is None or found.get("lease") != self.id:
             raise SinkBusyError(
                 f"{self._what} was taken over by another job while this one could not reach the "
                 "store; its output stands. Run again if this one is wanted instead"
@@ -105,7 +116,7 @@ class Lease:
         with self._guard, suppress(Exception):  # it would go stale by itself
             self._held = False
             found = self._read()
-            if found is not None and found.get("lease") == self._id:
+            if found is not None and found.get("lease") == self.id:
                 fs, path = self._marker.fs, self._marker.path
                 self._marker.remote("delete", lambda: fs.rm_file(path))
 
@@ -113,13 +124,13 @@ class Lease:
         """Shows that the holder lives."""
         with self._guard:
             found = self._read() if self._held else None
-            if found is not None and found.get("lease") == self._id:
+            if found is not None and found.get("lease") == self.id:
                 self._beat += 1
                 self._marker.write(self._content())
 
     def _content(self) -> bytes:
         state = {
-            "lease": self._id,
+            "lease": self.id,
             "process": _PROCESS,
             "host": _host(),
             "pid": os.getpid(),
@@ -149,7 +160,7 @@ class Lease:
         self._marker.write(self._content())
         time.sleep(SETTLE_SECONDS * random.uniform(1.0, 1.5))  # noqa: S311
         found = self._read()
-        if found is None or found.get("lease") != self._id:
+        if found is None or found.get("lease") != self.id:
             raise self._busy()
 
     def _busy(self) -> SinkBusyError:
@@ -203,6 +214,10 @@ class _Renewer:
                     target=self._run, args=(self._wake,), daemon=True, name="sheaf-lease"
                 )
                 self._thread.start()
+
+    def holds(self, id: object) -> bool:
+        with self._lock:
+            return any(lease.id == id for lease in self._leases)
 
     def remove(self, lease: Lease) -> None:
         with self._lock:

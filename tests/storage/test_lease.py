@@ -97,6 +97,18 @@ def test_a_job_that_lost_its_sink_gives_way_before_it_commits(sink, s3):
     assert json.loads(marker(sink).read())["lease"] == "theirs"
 
 
+def test_a_lock_that_this_process_could_not_give_back_is_its_own_to_take(sink, monkeypatch):
+    monkeypatch.setattr(lease, "STALE_SECONDS", 3600)
+    sink.prepare()
+    left = marker(sink).read()
+    sink.release()
+    marker(sink).write(left)
+
+    again = Sink(sink.location)
+    again.prepare()
+    again.release()
+
+
 def test_a_damaged_lock_goes_stale_like_any_other(sink):
     marker(sink).write(b"{")
     sink.prepare()
