@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo backfill ui test test-fast lint format bench clean
+.PHONY: help demo backfill ui test test-fast test-faults lint format bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ test: $(VENV)/.dev  ## The whole test suite
 
 test-fast: $(VENV)/.dev  ## The tests that need no cluster, daemon or model library
 	$(BIN)/python -m pytest -m 'not ray and not daemon and not s3 and not model'
+
+test-faults: $(VENV)/.dev  ## Hundreds of jobs with random faults of the object store (minutes)
+	SHEAF_FAULT_SEEDS=300 $(BIN)/python -m pytest tests/batch/test_s3_jobs.py -k random_faults_end
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .

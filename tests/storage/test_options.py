@@ -7,11 +7,19 @@ import traceback
 
 import pytest
 
-from sheaf_dagster import MissingDependencyError, SinkError, SourceError, SpecError
+from sheaf_dagster import (
+    BatchRunner,
+    BatchSpec,
+    MissingDependencyError,
+    SinkError,
+    SourceError,
+    SpecError,
+)
 from sheaf_dagster.storage import Location
 from sheaf_dagster.storage.location import sink_errors
 from sheaf_dagster.storage.options import scrub, with_defaults
 from tests.object_store import KEY, SECRET
+from tests.toys import doubler
 
 
 def test_an_unknown_protocol_is_named():
@@ -40,6 +48,7 @@ def test_users_may_change_retries_and_timeouts_one_by_one():
     assert with_defaults("gs", {"token": "t"}) == {"token": "t"}
 
 
+@pytest.mark.s3
 def test_options_reach_botocore(s3):
     location = Location.of(s3.uri("x"), s3.options(read_timeout=7))
     location.state()
@@ -47,6 +56,7 @@ def test_options_reach_botocore(s3):
     assert (config.read_timeout, config.retries["total_max_attempts"]) == (7, 5)
 
 
+@pytest.mark.s3
 def test_one_file_system_serves_all_files_of_the_same_options(s3):
     options = s3.options(retries={"max_attempts": 2})
     first = Location.of(s3.uri("x"), options)
@@ -101,6 +111,29 @@ def test_options_the_file_system_refuses_are_an_error_of_the_spec():
     with pytest.raises(SpecError, match="check storage_options") as e:
         Location.of("s3://b/x", {"key": KEY, "username": SECRET})
     assert SECRET not in str(e.value)
+
+
+def test_a_spec_shows_no_options_and_neither_does_the_error_that_refuses_it():
+    options = {"key": KEY, "secret": SECRET}
+    spec = BatchSpec(source="s3://b/x", sink="s3://b/y", storage_options=options)
+    assert SECRET not in f"{spec!r} {spec}"
+    with pytest.raises(ValueError, match="needs num_actors") as e:
+        BatchSpec(source="s3://b/x", sink="s3://b/y", compute="actors", storage_options=options)
+    assert SECRET not in str(e.value)
+    with pytest.raises(ValueError, match="batch_size") as e:
+        BatchSpec(source="s3://b/x", sink="s3://b/y", storage_options=options, batch_size=0)
+    assert SECRET not in str(e.value)
+
+
+@pytest.mark.s3
+def test_a_fingerprint_does_not_depend_on_credentials(s3):
+    source = s3.put("in.jsonl", b'{"model_name": "m", "value": 1}\n')
+    runner = BatchRunner(doubler())
+    found = {
+        runner.fingerprint(BatchSpec(source=source, sink=s3.uri("x"), storage_options=options))
+        for options in (s3.options(), {**s3.options(), "secret": "another-secret"})
+    }
+    assert len(found) == 1
 
 
 def test_a_location_shows_no_options_and_keeps_them_across_processes():
