@@ -93,13 +93,16 @@ def _copies(part: int, start: int, end: int) -> Iterable[Extent]:
     return (Extent(part, a, b) for a, b in pairwise(cuts))
 
 
-def join(target: Location, parts: Sequence[tuple[Location, int]], empty: bytes) -> None:
+def join(
+    target: Location, parts: Sequence[tuple[Location, int]], empty: bytes, aside: Location
+) -> None:
     """Writes the parts, in order, as one object that appears when it is whole.
 
     Args:
         target: The object.
         parts: Each with its size in bytes.
         empty: What to write where there are no parts.
+        aside: Folder in which a store that has folders puts the file together first.
     """
     total = sum(size for _, size in parts)
     small = total <= ONE_PUT_BYTES
@@ -108,10 +111,14 @@ def join(target: Location, parts: Sequence[tuple[Location, int]], empty: bytes) 
         _S3Commit(target, total if parts else len(empty)).run(
             parts, None if not small else _fetch_all(parts) or empty
         )
+    elif target.has_folders:  # sftp, hdfs, smb …: files show while they are written
+        whole = aside.child("joined.tmp")
+        _stream(whole, parts, empty)
+        target.fs.mv(whole.path, target.path)
     elif small:
         target.write(_fetch_all(parts) or empty)
     else:
-        _stream(target, parts)
+        _stream(target, parts, b"")
 
 
 def _fetch_all(parts: Sequence[tuple[Location, int]]) -> bytes:
@@ -119,10 +126,12 @@ def _fetch_all(parts: Sequence[tuple[Location, int]]) -> bytes:
         return b"".join(pool.map(lambda p: p[0].read_range(0, p[1]), parts))
 
 
-def _stream(target: Location, parts: Sequence[tuple[Location, int]]) -> None:
+def _stream(target: Location, parts: Sequence[tuple[Location, int]], empty: bytes) -> None:
     # Object stores show the object when the upload is completed, at close.
     file = target.fs.open(target.path, "wb", block_size=ONE_PUT_BYTES)
     try:
+        if not parts:
+            file.write(empty)
         for location, size in parts:
             file.write(location.read_range(0, size))
         file.close()

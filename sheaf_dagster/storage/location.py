@@ -112,6 +112,11 @@ class Location:
         """Whether S3's own requests can be made (``fs.call_s3``)."""
         return not self.is_local and fsspec.utils.get_protocol(self.uri) in S3_PROTOCOLS
 
+    @property
+    def has_folders(self) -> bool:
+        """Whether folders are to be made, and files show while they are written."""
+        return self.is_local or fsspec.utils.get_protocol(self.uri) not in _WITHOUT_FOLDERS
+
     def error(
         self, cls: type[SheafError], what: str, cause: BaseException, cure: str = ""
     ) -> SheafError:
@@ -279,7 +284,7 @@ class Location:
         try:
             if self.is_local:
                 os.makedirs(os.path.dirname(self.uri), exist_ok=True)
-            elif fsspec.utils.get_protocol(self.uri) not in _WITHOUT_FOLDERS:
+            elif self.has_folders:
                 self.fs.makedirs(self.parent.path, exist_ok=True)
         except OSError as e:
             raise SinkError(
@@ -339,7 +344,7 @@ class Location:
         ]
         with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="sheaf-delete") as pool:
             list(pool.map(remove, found))
-        if not keep and fsspec.utils.get_protocol(self.uri) not in _WITHOUT_FOLDERS:
+        if not keep and self.has_folders:
             with suppress(FileNotFoundError):
                 fs.rm(glob.escape(path), recursive=True)
 

@@ -155,7 +155,8 @@ class Sink:
             else:
                 if self._lease is not None:
                     self._lease.check()
-                join(self.location, [(store.location(p), p.size) for p in parts], self._empty())
+                pieces = [(store.location(p), p.size) for p in parts]
+                join(self.location, pieces, self._empty(), store.folder)
         size = sum(p.size for p in parts) or len(self._empty())
         self._check_committed(size)
         try:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from sheaf_dagster.storage import Location
 
@@ -37,7 +39,19 @@ class Place:
         return sorted(f.strip("/").removeprefix(base) for f in fs.find(path))
 
 
-KINDS = ["local", "file", "memory", pytest.param("s3", marks=pytest.mark.s3)]
+class MountedFileSystem(LocalFileSystem):
+    """A store with folders, such as sftp or hdfs: a file shows while it is written."""
+
+    protocol = "mounted"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return LocalFileSystem._strip_protocol(path.removeprefix("mounted://"))
+
+
+fsspec.register_implementation("mounted", MountedFileSystem, clobber=True)
+
+KINDS = ["local", "file", "memory", "mounted", pytest.param("s3", marks=pytest.mark.s3)]
 
 
 @pytest.fixture(params=KINDS)
@@ -47,6 +61,7 @@ def place(request: pytest.FixtureRequest, tmp_path) -> Place:
         "local": lambda: Place(str(tmp_path)),
         "file": lambda: Place(f"file://{tmp_path}"),
         "memory": lambda: Place(f"memory://{uuid.uuid4().hex}"),
+        "mounted": lambda: Place(f"mounted://{tmp_path}"),
         "s3": lambda: _bucket(request),
     }
     return made[request.param]()

@@ -89,7 +89,7 @@ def test_large_parts_are_copied_inside_the_store(s3, requests, sizes, copied, se
     parts, data = stored(s3, sizes)
     target = Location.of(s3.uri("out.jsonl"), s3.options())
 
-    join(target, parts, b"")
+    join(target, parts, b"", target.parent)
 
     assert s3.get("out.jsonl") == data
     methods = [m for m, _ in requests]
@@ -105,7 +105,7 @@ def test_a_commit_that_fails_leaves_the_old_object_and_no_upload(s3):
     target = Location.of(s3.uri("out.jsonl"), s3.options())
 
     with pytest.raises(FileNotFoundError):
-        join(target, [*parts[:2], (gone, MIN_PIECE)], b"")
+        join(target, [*parts[:2], (gone, MIN_PIECE)], b"", target.parent)
 
     assert (s3.get("out.jsonl"), s3.uploads()) == (b"old\n", [])
 
@@ -124,7 +124,7 @@ def test_a_commit_whose_answer_was_lost_counts_as_done(s3, monkeypatch, sizes):
         return answer
 
     monkeypatch.setattr(joining_module._S3Commit, "_call", lose_the_answer)
-    join(target, parts, b"")
+    join(target, parts, b"", target.parent)
 
     assert (s3.get("out.jsonl"), s3.uploads()) == (data, [])
 
@@ -143,7 +143,7 @@ def test_someone_elses_object_is_not_taken_for_ours(s3, monkeypatch):
 
     monkeypatch.setattr(joining_module._S3Commit, "_call", fail)
     with pytest.raises(ConnectionResetError):
-        join(target, parts, b"")
+        join(target, parts, b"", target.parent)
 
 
 @pytest.mark.s3
@@ -153,7 +153,7 @@ def test_uploads_of_killed_runs_are_aborted_and_those_of_others_are_not(s3):
     target = Location.of(s3.uri("dir/out.jsonl"), s3.options())
     parts, _ = stored(s3, [MIN_PIECE, 10])
 
-    join(target, parts, b"")
+    join(target, parts, b"", target.parent)
     abort_uploads(Sink(target).aside)
 
     assert s3.uploads() == ["dir/out.jsonl2"]
