@@ -24,7 +24,8 @@ MAX_ATTEMPTS = 3
 
 _GRAB_SECONDS = 0.25
 """About how much work a worker takes at a time: far more than the millisecond that asking
-costs, and little enough that all workers end together."""
+costs, and little enough that all workers end together. Two chunks at least, so that one can
+be fetched from a store while the other is used."""
 
 Grab = tuple[list[tuple[int, Chunk]], dict[int, FileJob]]
 """Chunks with the ids of their files, and those of the files that the worker has not seen."""
@@ -35,7 +36,7 @@ _Key = tuple[int, int]
 def grab_size(pending: int, slots: int, chunk_seconds: float | None) -> int:
     """How many of the pending chunks a worker takes: a share at most, and a short while's work."""
     share = ceil(pending / (2 * slots))
-    wanted = int(_GRAB_SECONDS / chunk_seconds) if chunk_seconds else 1
+    wanted = max(2, int(_GRAB_SECONDS / chunk_seconds)) if chunk_seconds else 1
     return max(1, min(wanted, share))
 
 

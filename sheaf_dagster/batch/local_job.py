@@ -45,7 +45,7 @@ def _run_file(task: FileTask, context: ModelContext, progress: ProgressMeter) ->
     job, chunks = task.prepare(_check_here)
     if chunks:
         loaded = cached_backend(context)
-        for report in run_chunks(context, loaded, [(job, c) for c in chunks]):
+        for report in run_chunks(context, loaded, [[(job, c) for c in chunks]]):
             task.take(report)
             progress.tick([task])
     return task.commit()

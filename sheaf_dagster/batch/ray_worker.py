@@ -123,13 +123,12 @@ class _Pulled:
 
         threading.Thread(target=wait, daemon=True, name="sheaf-abort").start()
 
-    def __iter__(self) -> Iterator[tuple[FileJob, Chunk]]:
+    def __iter__(self) -> Iterator[list[tuple[FileJob, Chunk]]]:
         started = time.monotonic()
         while (grab := ray.get(self._control.next.remote(self._ticket))) is not None:
             chunks, jobs = grab
             self._jobs.update(jobs)
-            for job, chunk in chunks:
-                yield self._jobs[job], chunk
+            yield [(self._jobs[job], chunk) for job, chunk in chunks]
             if 0 <= self._seconds < time.monotonic() - started:
                 return
 
@@ -159,12 +158,12 @@ def _reports(
     first = next(pulled, None)
     if first is None:
         return
-    items = chain([first], pulled)
+    grabs = chain([first], pulled)
     try:
         loaded = backend()
     except Exception as e:
         # Every file learns why, and the next one gets the next try.
-        for job, chunk in items:
+        for job, chunk in chain.from_iterable(grabs):
             yield ChunkReport(
                 job.id,
                 chunk.index,
@@ -173,7 +172,7 @@ def _reports(
                 failure=ChunkFailure.of(e, job.names[chunk.file]),
             )
     else:
-        yield from run_chunks(context, loaded, items, work.aborted.is_set)
+        yield from run_chunks(context, loaded, grabs, work.aborted.is_set)
 
 
 def _descriptors(reports: list[ChunkReport]) -> pa.Table:

@@ -140,7 +140,7 @@ def worker_name() -> str:
 def run_chunks(
     context: ModelContext,
     loaded: LoadedBackend,
-    items: Iterable[tuple[FileJob, Chunk]],
+    grabs: Iterable[Sequence[tuple[FileJob, Chunk]]],
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[ChunkReport]:
     """Runs chunks through a loaded backend; yields a report as each is done.
@@ -149,9 +149,15 @@ def run_chunks(
     written, where the model takes long enough for that to pay. A chunk that fails is reported,
     and the rest of its file's chunks are passed over without a report. Ends after the batch in
     hand once ``stop`` says so.
+
+    Args:
+        context: The model and its contract.
+        loaded: Its backend.
+        grabs: Chunks with their files, a few at a time; the next are asked for when needed.
+        stop: Whether to end early.
     """
     failed: set[int] = set()
-    batches = _read(context, items, failed)
+    batches = _read(context, grabs, failed)
     for batch in batches:
         answers = _predict(loaded, batch, failed)
         report = _finish(loaded, batch, answers, failed)
@@ -195,28 +201,33 @@ def _overlapped(
 
 
 def _read(
-    context: ModelContext, items: Iterable[tuple[FileJob, Chunk]], failed: set[int]
+    context: ModelContext, grabs: Iterable[Sequence[tuple[FileJob, Chunk]]], failed: set[int]
 ) -> Iterator[_Batch]:
-    items = list(items)
-    ranges = read_ranges([(job.texts[c.file], c.start, c.end) for job, c in items])
-    for (job, chunk), read in zip(items, ranges, strict=True):
-        if job.id in failed:
-            continue
-        state = _ChunkState(job, chunk)
-        try:
-            data = read()
-            if chunk.crc >= 0 and zlib.crc32(data) != chunk.crc:
-                raise SourceChangedError(
-                    f"{state.where} changed after it was validated (from line "
-                    f"{chunk.first_line}); run again once its writer has finished"
-                )
-            lines = split_rows(data, chunk.first_line)
-            del data
-            for rows, last in _batches(context, job, chunk, lines):
-                yield _Batch(state, rows, last)
-        except Exception as e:
-            state.failure = e
-            yield _Batch(state, (), True)
+    for grab in grabs:
+        ranges = read_ranges([(job.texts[c.file], c.start, c.end) for job, c in grab])
+        for (job, chunk), read in zip(grab, ranges, strict=True):
+            if job.id not in failed:
+                yield from _read_chunk(context, job, chunk, read)
+
+
+def _read_chunk(
+    context: ModelContext, job: FileJob, chunk: Chunk, read: Callable[[], bytes]
+) -> Iterator[_Batch]:
+    state = _ChunkState(job, chunk)
+    try:
+        data = read()
+        if chunk.crc >= 0 and zlib.crc32(data) != chunk.crc:
+            raise SourceChangedError(
+                f"{state.where} changed after it was validated (from line "
+                f"{chunk.first_line}); run again once its writer has finished"
+            )
+        lines = split_rows(data, chunk.first_line)
+        del data
+        for rows, last in _batches(context, job, chunk, lines):
+            yield _Batch(state, rows, last)
+    except Exception as e:
+        state.failure = e
+        yield _Batch(state, (), True)
 
 
 def _batches(
