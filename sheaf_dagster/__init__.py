@@ -40,6 +40,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "SourcePartitions",
         "StorageResource",
         "build_batch_inference_asset",
+        "build_jsonl_arrival_sensor",
     ),
     "sheaf_dagster.errors": (
         "BackendError",
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
         SourcePartitions,
         StorageResource,
         build_batch_inference_asset,
+        build_jsonl_arrival_sensor,
     )
     from sheaf_dagster.errors import *
 

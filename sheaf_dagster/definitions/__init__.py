@@ -7,6 +7,7 @@ from sheaf_dagster.definitions.resources import (
     RayClusterResource,
     StorageResource,
 )
+from sheaf_dagster.definitions.sensor import build_jsonl_arrival_sensor
 from sheaf_dagster.definitions.sources import SourcePartitions
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "SourcePartitions",
     "StorageResource",
     "build_batch_inference_asset",
+    "build_jsonl_arrival_sensor",
 ]

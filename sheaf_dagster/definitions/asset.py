@@ -18,7 +18,12 @@ from sheaf_dagster.definitions.checks import CheckLedger, check_specs
 from sheaf_dagster.definitions.config import BatchConfig
 from sheaf_dagster.definitions.history import Provenance, committed_in_this_chain
 from sheaf_dagster.definitions.metadata import result_metadata
-from sheaf_dagster.definitions.paths import check_template, partition_fields, resolve
+from sheaf_dagster.definitions.paths import (
+    SOURCE_METADATA,
+    check_template,
+    partition_fields,
+    resolve,
+)
 from sheaf_dagster.definitions.sources import SourcePartitions
 from sheaf_dagster.errors import SheafError, SpecError
 
@@ -119,9 +124,12 @@ def build_batch_inference_asset(
     )
     partitioned = partitions_def is not None
     check_template("sink", sink, dimensions, partitioned=partitioned)
-    check_template(
-        "source", source, [] if source_partitions else dimensions, partitioned=partitioned
-    )
+
+    def check_source(template: str) -> None:
+        names = [] if source_partitions else dimensions
+        check_template("source", template, names, partitioned=partitioned)
+
+    check_source(source)
     built = {
         "batch_size": batch_size,
         "compute": compute,
@@ -138,7 +146,7 @@ def build_batch_inference_asset(
         owners=owners,
         tags=tags,
         kinds={"ray", *(kinds or ())},
-        metadata=metadata,
+        metadata={SOURCE_METADATA: source, **(metadata or {})},
         code_version=code_version,
         automation_condition=automation_condition,
         partitions_def=partitions_def,
@@ -149,6 +157,7 @@ def build_batch_inference_asset(
         return _define(
             spec,
             source=source,
+            check_source=check_source,
             sink=sink,
             built=built,
             source_partitions=source_partitions,
@@ -165,6 +174,7 @@ def _define(
     spec: dg.AssetSpec,
     *,
     source: str,
+    check_source: Callable[[str], None],
     sink: str,
     built: dict[str, Any],
     source_partitions: SourcePartitions | None,
@@ -196,7 +206,9 @@ def _define(
         cluster = getattr(context.resources, ray_cluster).to_config()
         where = getattr(context.resources, storage)
         changed = config.changes()
+        read_from = changed.pop("source", source)
         try:
+            check_source(read_from)
             options = where.options
         except SheafError as e:
             raise dg.Failure(str(e), allow_retries=False) from e
@@ -205,10 +217,10 @@ def _define(
         def spec_of(partition: str | None) -> BatchSpec:
             fields = partition_fields(partition)
             if source_partitions is None:
-                files: str | list[str] = resolve(source, where.base, fields)
+                files: str | list[str] = resolve(read_from, where.base, fields)
             else:
                 upstream = source_partitions.keys_for(partition, partitions_def, context.instance)
-                files = [resolve(source, where.base, partition_fields(k)) for k in upstream]
+                files = [resolve(read_from, where.base, partition_fields(k)) for k in upstream]
                 files = files[0] if len(files) == 1 else files
             return _batch_spec(
                 f"partition {partition}" if partition else asset_key.to_user_string(),

@@ -49,6 +49,12 @@ class BatchConfig(dg.Config):
         default=None, description="Reuse the finished parts of a killed run."
     )
 
+    source: Optional[str] = Field(
+        default=None,
+        description="Template of another source to read, such as "
+        '"{root}/inbox/{partition_key}.jsonl".',
+    )
+
     def changes(self) -> dict[str, Any]:
         """The BatchSpec fields that it sets."""
         return {

@@ -10,7 +10,10 @@ import dagster as dg
 
 from sheaf_dagster.errors import SpecError
 
-__all__ = ["check_template", "partition_fields", "resolve"]
+__all__ = ["SOURCE_METADATA", "check_template", "partition_fields", "resolve"]
+
+SOURCE_METADATA = "sheaf_dagster/source"
+"""Metadata of a batch inference asset: the template of its source."""
 
 _UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]")
 

@@ -1,6 +1,7 @@
 """Where rows live: locations over fsspec, line-aligned chunks, parts and atomic sinks."""
 
 from sheaf_dagster.storage.chunks import Chunk, split_rows
+from sheaf_dagster.storage.listing import FoundFile, list_files
 from sheaf_dagster.storage.location import FileState, Location
 from sheaf_dagster.storage.parts import Part, PartStore
 from sheaf_dagster.storage.reader import read_ranges
@@ -15,12 +16,14 @@ from sheaf_dagster.storage.source import (
 __all__ = [
     "Chunk",
     "FileState",
+    "FoundFile",
     "Location",
     "Part",
     "PartStore",
     "ScannedSource",
     "Sink",
     "SourceFile",
+    "list_files",
     "read_ranges",
     "scan_source",
     "source_digest",

@@ -187,18 +187,7 @@ class Location:
             raise self.error(SourceError, f"{self.uri} can't be read", e) from self.cause(e)
         if info.get("type") == "directory":
             raise SourceError(f"{self.uri} is a directory; name one JSONL file")
-        version = next(
-            (str(info[k]) for k in ("ETag", "etag", "VersionId", "md5Hash") if info.get(k)), ""
-        )
-        if not version:
-            version = str(
-                info.get("LastModified")
-                or info.get("last_modified")
-                or info.get("mtime")
-                or info.get("created")
-                or ""
-            )
-        return FileState(int(info["size"] or 0), version.strip('"'))
+        return state_of(info)
 
     def require_state(self) -> FileState:
         """Like ``state``, but raises SourceNotFoundError where nothing is there."""
@@ -347,6 +336,20 @@ class Location:
         if not keep and self.has_folders:
             with suppress(FileNotFoundError):
                 fs.rm(glob.escape(path), recursive=True)
+
+
+def state_of(info: dict[str, Any]) -> FileState:
+    """The state of a file that an fsspec file system describes."""
+    version = next(
+        (str(info[k]) for k in ("ETag", "etag", "VersionId", "md5Hash") if info.get(k)), ""
+    )
+    return FileState(int(info.get("size") or 0), (version or str(modified_of(info))).strip('"'))
+
+
+def modified_of(info: dict[str, Any]) -> Any:
+    """When a file was last modified, in its file system's own type; empty where it doesn't say."""
+    known = ("LastModified", "last_modified", "mtime", "updated", "created")
+    return next((info[k] for k in known if info.get(k)), "")
 
 
 @contextmanager
