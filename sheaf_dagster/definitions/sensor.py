@@ -125,7 +125,8 @@ def build_jsonl_arrival_sensor(
         default_status=default_status,
         description=description or f"Runs {asset.key.to_user_string()} for files at {template}",
     )
-    def arrivals(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    def arrivals(context: dg.SensorEvaluationContext, **_: Any) -> dg.SensorResult:
+        # The daemon gives the resources in the context alone, a direct call by name as well.
         where = getattr(context.resources, storage)
         return watcher.tick(context, where.base, where.options)
 

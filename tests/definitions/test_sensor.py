@@ -51,13 +51,13 @@ class Inbox:
         return path
 
     def tick(self) -> dg.SensorResult:
-        context = dg.build_sensor_context(
+        with dg.build_sensor_context(
             instance=self.instance,
             cursor=self.cursor,
             definitions=self.defs,
             resources={"storage": self.resources["storage"]},
-        )
-        self.result = self.sensor(context)
+        ) as context:
+            self.result = self.sensor(context)
         self.cursor = self.result.cursor
         for request in self.result.dynamic_partitions_requests or ():
             self.instance.add_dynamic_partitions(
