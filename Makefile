@@ -43,7 +43,7 @@ test: $(VENV)/.dev  ## The whole test suite
 	$(BIN)/python -m pytest
 
 test-fast: $(VENV)/.dev  ## The tests that need no cluster, daemon or model library
-	$(BIN)/python -m pytest -m 'not ray and not daemon and not s3 and not model'
+	$(BIN)/python -m pytest -m 'not ray and not daemon and not s3 and not model and not browser'
 
 test-faults: $(VENV)/.dev  ## Hundreds of jobs with random faults of the object store (minutes)
 	SHEAF_FAULT_SEEDS=300 $(BIN)/python -m pytest tests/batch/test_s3_jobs.py -k random_faults_end
