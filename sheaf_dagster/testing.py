@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sheaf_dagster.backends import ModelBackend
+from sheaf_dagster.contracts import row_identity
 
 __all__ = ["check_backend"]
 
@@ -34,7 +35,7 @@ def check_backend(
     batch = backend.batch_predict(list(requests))
     assert len(batch) == len(requests), "one response for each request"
     for request, response in zip(requests, batch, strict=True):
-        assert response.request_id == request.request_id, "responses must keep the order"  # type: ignore[attr-defined]
+        assert row_identity(response) == row_identity(request), "responses must keep the order"
         type(response).model_validate_json(response.model_dump_json())
     again = backend.batch_predict(list(requests))
     for first, second in zip(batch, again, strict=True):
@@ -45,7 +46,7 @@ def check_backend(
         (alone,) = backend.batch_predict([request])
         _assert_close(alone.model_dump(), together.model_dump(), tolerance, type(backend).__name__)
     backward = backend.batch_predict(list(reversed(requests)))
-    assert [r.request_id for r in backward] == [r.request_id for r in reversed(requests)], (  # type: ignore[attr-defined]
+    assert [row_identity(r) for r in backward] == [row_identity(r) for r in reversed(requests)], (
         "responses must follow the order of their requests"
     )
     backend.close()

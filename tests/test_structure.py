@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "backends": {"errors", "contracts"},
     "storage": {"errors"},
     "batch": {"errors", "contracts", "backends", "storage"},
-    "testing": {"backends"},
+    "testing": {"backends", "contracts"},
     "definitions": {"errors", "contracts", "batch", "storage"},
 }
 

@@ -39,8 +39,9 @@ class ModelBackend(ABC):
                 return NumberResponse.answer(request, value=request.value * self.factor)
     """
 
-    model_type: ClassVar[str]
-    """Model type that this backend serves, a ``ModelType`` value or a registered name."""
+    model_type: ClassVar[str | tuple[str, ...]]
+    """Model type that this backend serves, a ``ModelType`` value or a registered name; or
+    several, where it tells their requests apart by class. A batch holds rows of one of them."""
 
     @abstractmethod
     def load(self) -> None:

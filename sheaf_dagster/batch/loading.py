@@ -45,10 +45,11 @@ class ModelContext:
         backend_cls = resolve_backend(spec.backend)
         contract = contract_for(spec.model_type)
         served = backend_cls.model_type
-        if isinstance(served, str) and str(served) != spec.model_type:
+        names = [str(t) for t in ((served,) if isinstance(served, str) else served)]
+        if spec.model_type not in names:
             raise SpecError(
                 f"model {spec.name!r}: backend {spec.backend!r} serves model type "
-                f"{str(served)!r}, but the spec says {spec.model_type!r}; change one of them"
+                f"{' or '.join(map(repr, names))}, but the spec says {spec.model_type!r}; change one of them"
             )
         return cls(spec, backend_cls, RowContract.of(contract, redact=redact))
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.batch.rows import Row, error_line
 from sheaf_dagster.batch.spec import OnError
+from sheaf_dagster.contracts import row_identity
 from sheaf_dagster.errors import PredictError, ResponseMismatchError, SheafError
 
 __all__ = ["Answer", "Predictor"]
@@ -90,12 +91,11 @@ class Predictor:
                     f"{self.where}, line {row.line}: {name} returned "
                     f"{type(response).__name__} instead of a response (a pydantic model)"
                 )
-            asked = getattr(request, "request_id", None)
-            if asked is not None and getattr(response, "request_id", asked) != asked:
+            asked, answered = row_identity(request), row_identity(response)
+            if None not in (asked, answered) and answered != asked:
                 raise ResponseMismatchError(
-                    f"{self.where}, line {row.line}: {name} answered request "
-                    f"{response.request_id} in place of {asked}; "  # type: ignore[attr-defined]
-                    "batch_predict must keep the order and copy each request_id"
+                    f"{self.where}, line {row.line}: {name} answered request {answered} in "
+                    f"place of {asked}; batch_predict must keep the order and copy each id"
                 )
 
     def _halve(self, rows: Sequence[Row], error: BaseException) -> list[Answer]:

@@ -201,7 +201,13 @@ def _count_non_finite(value: Any) -> int:
 
 
 def error_line(request: Any, error: BaseException) -> bytes:
-    """The line that stands in for a failed row's response (``on_error="record"``)."""
+    """The line that stands in for a failed row's response (``on_error="record"``).
+
+    A request type may have a form of its own: a method ``error_record(error) -> dict``.
+    """
+    own_form = getattr(request, "error_record", None)
+    if callable(own_form):
+        return orjson.dumps(own_form(error)) + b"\n"
     record = {
         key: str(getattr(request, key))
         for key in ("request_id", "model_type", "model_name")

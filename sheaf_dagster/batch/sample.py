@@ -11,7 +11,7 @@ import orjson
 
 from sheaf_dagster.batch.rows import RowContract
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
-from sheaf_dagster.contracts import contract_for
+from sheaf_dagster.contracts import contract_for, row_identity
 from sheaf_dagster.storage import Location
 from sheaf_dagster.storage.chunks import split_rows
 from sheaf_dagster.storage.compression import codec_of
@@ -51,8 +51,8 @@ def sample_output(model: ModelSpec, spec: BatchSpec, rows: int = 200) -> OutputS
     for row, (_, line) in zip(parsed, responses, strict=True):
         answer = orjson.loads(line)
         request = row.request.model_dump(mode="json")
-        asked = request.get("request_id")
-        if asked is not None and answer.get("request_id") != asked:
+        asked = row_identity(request)
+        if asked is not None and row_identity(answer) != asked:
             in_order = False
         pairs.append((request, answer))
     sink = Location.of(spec.sink, spec.storage_options)

@@ -1,7 +1,12 @@
 """What a row is: typed requests and responses for each model type."""
 
-from sheaf_dagster.contracts.base import BaseRequest, BaseResponse, ModelType
+from sheaf_dagster.contracts.base import BaseRequest, BaseResponse, ModelType, row_identity
 from sheaf_dagster.contracts.embedding import EmbeddingRequest, EmbeddingResponse
+from sheaf_dagster.contracts.openai_batch import (
+    OPENAI_BATCH,
+    OpenAIBatchRequest,
+    OpenAIBatchResponse,
+)
 from sheaf_dagster.contracts.registry import (
     Contract,
     contract_for,
@@ -21,8 +26,10 @@ from sheaf_dagster.contracts.union import AnyRequest, AnyResponse
 register_contract(ModelType.TIME_SERIES, TimeSeriesRequest, TimeSeriesResponse)
 register_contract(ModelType.TABULAR, TabularRequest, TabularResponse)
 register_contract(ModelType.EMBEDDING, EmbeddingRequest, EmbeddingResponse)
+register_contract(OPENAI_BATCH, OpenAIBatchRequest, OpenAIBatchResponse)
 
 __all__ = [
+    "OPENAI_BATCH",
     "AnyRequest",
     "AnyResponse",
     "BaseRequest",
@@ -33,6 +40,8 @@ __all__ = [
     "FeatureRef",
     "Frequency",
     "ModelType",
+    "OpenAIBatchRequest",
+    "OpenAIBatchResponse",
     "OutputMode",
     "TabularRequest",
     "TabularResponse",
@@ -41,4 +50,5 @@ __all__ = [
     "contract_for",
     "known_model_types",
     "register_contract",
+    "row_identity",
 ]

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["BaseRequest", "BaseResponse", "ModelType"]
+__all__ = ["BaseRequest", "BaseResponse", "ModelType", "row_identity"]
 
 
 class ModelType(str, Enum):
@@ -77,3 +77,16 @@ class BaseResponse(BaseModel):
     model_type: str
     model_name: str
     metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+def row_identity(row: Any) -> Any:
+    """By what an answer is matched to its row: ``request_id``, or ``custom_id``, or None.
+
+    Args:
+        row: A request, a response, or either as a dictionary.
+    """
+    for name in ("request_id", "custom_id"):
+        value = row.get(name) if isinstance(row, dict) else getattr(row, name, None)
+        if value is not None:
+            return value
+    return None
