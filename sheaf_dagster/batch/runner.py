@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import nullcontext
+from typing import Literal
 
 from sheaf_dagster.batch.cluster_config import ClusterConfig, check_limits
 from sheaf_dagster.batch.file_task import check_chunks, job_fingerprint, validate_source
 from sheaf_dagster.batch.loading import ModelContext
-from sheaf_dagster.batch.results import (
-    BatchOutcome,
-    BatchProgress,
-    BatchResult,
-    ValidationReport,
-)
+from sheaf_dagster.batch.progress import OnProgress, shown_progress
+from sheaf_dagster.batch.results import BatchOutcome, BatchResult, ValidationReport
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.errors import SpecError
 from sheaf_dagster.storage import Location, scan_source, source_digest
@@ -30,6 +28,8 @@ class BatchRunner:
         cluster: Which Ray, and how much of it; by default the Ray that this process is
             connected to, or a local one that is started for the job and stopped after it.
         on_progress: Called a few times a second while a job runs, from the calling thread.
+            ``"auto"`` shows a bar in a terminal or notebook and elsewhere logs a line every ten
+            seconds (logger ``sheaf_dagster``, level INFO); None tells nothing.
         redact_rows: Leave values of rows out of violations and messages.
 
     Raises:
@@ -40,7 +40,7 @@ class BatchRunner:
         self,
         model_spec: ModelSpec,
         cluster: ClusterConfig | None = None,
-        on_progress: Callable[[BatchProgress], None] | None = None,
+        on_progress: OnProgress | Literal["auto"] | None = "auto",
         *,
         redact_rows: bool = False,
     ) -> None:
@@ -105,20 +105,26 @@ class BatchRunner:
             ClusterCapacityError: The job can't fit the limits or the cluster.
             ClusterError: Ray can't be reached or stopped working.
         """
+        files = len(specs) if isinstance(specs, Sized) else None
         specs = iter(specs)
         first = next(specs, None)
         if first is None:
             return
         self._check(first)
         checked = self._checked(first, specs)
-        if first.compute == "local":
-            from sheaf_dagster.batch.local_job import run_local
+        with (
+            shown_progress(self.model_spec.name, files=files)
+            if self._on_progress == "auto"
+            else nullcontext(self._on_progress)
+        ) as on_progress:
+            if first.compute == "local":
+                from sheaf_dagster.batch.local_job import run_local
 
-            yield from run_local(self._context, checked, self._on_progress)
-        else:
-            from sheaf_dagster.batch.ray_job import run_on_ray
+                yield from run_local(self._context, checked, on_progress)
+            else:
+                from sheaf_dagster.batch.ray_job import run_on_ray
 
-            yield from run_on_ray(self._context, first, checked, self.cluster, self._on_progress)
+                yield from run_on_ray(self._context, first, checked, self.cluster, on_progress)
 
     def fingerprint(self, spec: BatchSpec) -> str:
         """Identity of the output that a job would write: source, model, batch layout, policy.

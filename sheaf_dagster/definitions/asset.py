@@ -1,7 +1,6 @@
 """A batch job as a Dagster asset, for one partition or a range of them in one step."""
 
 # No postponed annotations here: Dagster reads those of the step function as they are.
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -11,7 +10,8 @@ import dagster as dg
 from pydantic import ValidationError
 
 from sheaf_dagster.batch import BatchRunner
-from sheaf_dagster.batch.results import BatchOutcome, BatchProgress
+from sheaf_dagster.batch.progress import EVERY_SECONDS, progress_lines
+from sheaf_dagster.batch.results import BatchOutcome
 from sheaf_dagster.batch.sample import OutputSample, sample_output
 from sheaf_dagster.batch.spec import BatchSpec, Compute, ModelSpec, OnError
 from sheaf_dagster.definitions.checks import CheckLedger, check_specs
@@ -28,8 +28,6 @@ from sheaf_dagster.definitions.sources import SourcePartitions
 from sheaf_dagster.errors import SheafError, SpecError
 
 __all__ = ["build_batch_inference_asset"]
-
-_PROGRESS_EVERY_SECONDS = 10.0
 
 # Dagster logs one materialisation for each partition of a range when the step's output is
 # yielded, and only then: too late for a range of which some fail, and without a data version of
@@ -68,6 +66,7 @@ def build_batch_inference_asset(
     code_version: str | None = None,
     check_severities: Mapping[str, dg.AssetCheckSeverity] | None = None,
     redact_rows: bool = False,
+    progress_every_s: float = EVERY_SECONDS,
 ) -> dg.AssetsDefinition:
     """An asset that runs a JSONL file of requests through a model, for each partition.
 
@@ -109,6 +108,8 @@ def build_batch_inference_asset(
         code_version: Version of the code that makes the asset.
         check_severities: Severity by check name, in place of the default.
         redact_rows: Keep row values out of errors, metadata and previews.
+        progress_every_s: Seconds between two lines in the event log that say how far the step
+            is: rows, rate, partitions done, time to go.
 
     Returns:
         The asset, with its checks.
@@ -167,6 +168,7 @@ def build_batch_inference_asset(
             pool=pool,
             check_severities=check_severities or {},
             redact_rows=redact_rows,
+            progress_every_s=progress_every_s,
         )
 
 
@@ -184,6 +186,7 @@ def _define(
     pool: str | None,
     check_severities: Mapping[str, dg.AssetCheckSeverity],
     redact_rows: bool,
+    progress_every_s: float,
 ) -> dg.AssetsDefinition:
     asset_key = spec.key
     partitions_def = spec.partitions_def
@@ -233,10 +236,11 @@ def _define(
                 },
             )
 
+        on_progress = progress_lines(
+            context.log.info, every_s=progress_every_s, files=len(keys), noun="partitions"
+        )
         try:
-            runner = BatchRunner(
-                model_spec, cluster, _progress_logger(context, len(keys)), redact_rows=redact_rows
-            )
+            runner = BatchRunner(model_spec, cluster, on_progress, redact_rows=redact_rows)
             step = _Step(context, asset_key, runner, model_spec, check_severities, redact_rows)
             step.run(keys, spec_of)
         except SheafError as e:
@@ -372,25 +376,3 @@ class _Step:
             },
             allow_retries=retryable,
         ) from next(iter(self._failed.values()))
-
-
-def _progress_logger(
-    context: dg.AssetExecutionContext, files: int
-) -> Callable[[BatchProgress], None]:
-    next_at = time.monotonic() + _PROGRESS_EVERY_SECONDS / 2
-
-    def tell(p: BatchProgress) -> None:
-        nonlocal next_at
-        if time.monotonic() < next_at:
-            return
-        next_at = time.monotonic() + _PROGRESS_EVERY_SECONDS
-        # Files not scanned yet have no known rows: with many of them, time goes by files done.
-        left = p.eta_seconds
-        if files > 1:
-            left = p.elapsed_seconds * (files / p.files_done - 1) if p.files_done else None
-        eta = "" if left is None else f", about {left:.0f} s to go"
-        done = f", {p.files_done} of {files} partitions done" if files > 1 else ""
-        known = f"of {p.rows_total:,} rows" + (" known so far" if files > 1 else "")
-        context.log.info(f"{p.rows_done:,} {known}, {p.rows_per_second:,.0f} rows/s{done}{eta}")
-
-    return tell
