@@ -45,6 +45,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "sheaf_dagster.errors": (
         "BackendError",
         "BackendLoadError",
+        "BatchTimeoutError",
         "ClusterBusyError",
         "ClusterCapacityError",
         "ClusterError",

@@ -19,6 +19,7 @@
     ├── BackendError                  the model failed
     │   ├── BackendLoadError          load() raised
     │   ├── PredictError              batch_predict() raised
+    │   ├── BatchTimeoutError         batch_predict() took longer than batch_timeout
     │   └── ResponseMismatchError     wrong number, order or type of responses
     ├── WorkerCrashError              a chunk killed its worker process again and again
     └── PartitionsFailedError         some files of a many-file job failed
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BackendError",
     "BackendLoadError",
+    "BatchTimeoutError",
     "ClusterBusyError",
     "ClusterCapacityError",
     "ClusterError",
@@ -165,6 +167,13 @@ class BackendLoadError(BackendError):
 
 class PredictError(BackendError):
     """``batch_predict()`` raised. Cure: fix the named row, or use ``on_error="record"``."""
+
+
+class BatchTimeoutError(BackendError):
+    """``batch_predict()`` took longer than ``batch_timeout`` and was stopped.
+
+    Cure: look at the named rows, raise ``batch_timeout``, or use ``on_error="record"``.
+    """
 
 
 class ResponseMismatchError(BackendError):

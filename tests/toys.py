@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import Literal
 
@@ -51,6 +52,9 @@ class Doubler(ModelBackend):
         exit_once: str | None = None,
         call_log: str | None = None,
         fail_load: bool = False,
+        fail_every: int | None = None,
+        hang_on: list[float] | None = None,
+        hang_how: str = "sleep",
     ) -> None:
         self.__dict__.update({k: v for k, v in locals().items() if k != "self"})
 
@@ -67,6 +71,10 @@ class Doubler(ModelBackend):
         if self.memory_rows is not None and len(requests) > self.memory_rows:
             raise RuntimeError("CUDA out of memory (pretended)")
         values = [r.value for r in requests]
+        if self.hang_on is not None and any(v in self.hang_on for v in values):
+            _hang(self.hang_how)
+        if self.fail_every is not None and any(v % self.fail_every == 0 for v in values):
+            raise ValueError("cannot double this")
         if self.fail_on is not None and self.fail_on in values:
             raise ValueError(f"cannot double {self.fail_on:g}")
         if self.exit_on is not None and self.exit_on in values:
@@ -91,6 +99,15 @@ class Doubler(ModelBackend):
         if self.reverse:
             answers.reverse()
         return answers[:-1] if self.drop_last else answers
+
+
+def _hang(how: str) -> None:
+    if how == "spin":
+        while True:
+            pass
+    elif how == "locked":  # in a library, with the interpreter locked
+        re.match(r"(a+)+$", "a" * 60 + "b")
+    time.sleep(120)
 
 
 def _append(path: str | None, line: str) -> None:

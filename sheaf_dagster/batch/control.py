@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
+from sheaf_dagster.batch.hanging import Hangs
 from sheaf_dagster.batch.worker import ChunkFailure, ChunkReport, FileJob
-from sheaf_dagster.errors import WorkerCrashError
+from sheaf_dagster.errors import BatchTimeoutError, WorkerCrashError
 from sheaf_dagster.storage import Chunk
 
 __all__ = ["MAX_ATTEMPTS", "Grab", "JobControl", "grab_size"]
@@ -53,6 +55,10 @@ class JobControl:
         self._suspected: set[_Key] = set()
         self._open: dict[int, dict[_Key, Chunk]] = defaultdict(dict)
         self._sent: dict[int, set[int]] = defaultdict(set)
+        # How often a ticket has been entered: what its earlier, dead workers still ask for or
+        # say counts no more.
+        self._turns: dict[int, int] = defaultdict(int)
+        self._ending: set[int] = set()
         self._deaths: dict[_Key, int] = defaultdict(int)
         self._reports: list[dict[str, Any]] = []
         self._cancelled: set[int] = set()
@@ -119,6 +125,7 @@ class JobControl:
         """
         self._lost_nodes |= nodes
         for ticket in [t for t, node in self._node_of.items() if node in nodes]:
+            self._turns[ticket] += 1
             self._hand_in(ticket)
         await self._notify()
 
@@ -158,20 +165,32 @@ class JobControl:
         """An actor has loaded the model, or knows why it can't."""
         self._loading -= 1
 
-    async def enter(self, ticket: int, node: str) -> None:
-        """A worker begins a ticket; not the first one to do so if that one died."""
+    async def enter(self, ticket: int, node: str) -> int:
+        """A worker begins a ticket; not the first one to do so if that one died.
+
+        Returns:
+            Its turn, by which ``next`` knows it.
+        """
+        self._turns[ticket] += 1
+        self._ending.discard(ticket)
         self._node_of[ticket] = node
         self._sent.pop(ticket, None)
-        if self._hand_in(ticket):
-            await self._notify()
+        self._hand_in(ticket)
+        await self._notify()  # also what the dead worker waits for in next()
+        return self._turns[ticket]
 
-    async def next(self, ticket: int) -> Grab | None:
-        """The next chunks for a worker; waits until there are some; None after the last."""
-        held = self._open[ticket]
+    async def next(self, ticket: int, turn: int) -> Grab | None:
+        """The next chunks for a worker; waits until there are some; None after the last.
+
+        A worker that has died may have left a call here. What that was given would be lost.
+        """
         async with self._changed:
             while True:
+                if turn != self._turns[ticket]:
+                    return None
+                held = self._open[ticket]
                 # Whoever holds a suspect holds nothing else.
-                if not self._suspected.isdisjoint(held):
+                if ticket in self._ending or not self._suspected.isdisjoint(held):
                     pass
                 elif self._suspects and not held:
                     return self._hand_out(ticket, [self._suspects.popleft()])
@@ -198,6 +217,33 @@ class JobControl:
         if failed or last or self._suspects or key in self._suspected:
             self._suspected.discard(key)
             await self._notify()
+
+    async def hung(
+        self, ticket: int, job: int, index: int, rows: frozenset[int], message: str
+    ) -> None:
+        """A batch ran out of time; its worker ends itself as soon as it has said so.
+
+        What else the worker held is not to blame. The chunk fails, or is tried again by another
+        worker, which then knows of the rows that hung.
+        """
+        held = self._open.pop(ticket, {})
+        self._ending.add(ticket)
+        chunk = held.pop((job, index), None)
+        for (other, i), innocent in held.items():
+            queue = self._suspects if (other, i) in self._suspected else self._pending
+            queue.appendleft((other, innocent))
+        if chunk is not None:
+            file = self._jobs[job]
+            if file.on_error == "fail":
+                self._fail(job, ChunkFailure.of(BatchTimeoutError(message), ""), chunk)
+            else:
+                hangs = file.hangs.get(index, Hangs()).after(rows)
+                self._jobs[job] = replace(file, hangs={**file.hangs, index: hangs})
+                for sent in self._sent.values():
+                    sent.discard(job)
+                self._suspects.append((job, chunk))
+                self._suspected.add((job, index))
+        await self._notify()
 
     # -- inside ----------------------------------------------------------------------------
 

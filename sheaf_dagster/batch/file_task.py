@@ -87,6 +87,8 @@ def job_fingerprint(context: ModelContext, spec: BatchSpec, source_digest: str) 
         "codec": codec_of(spec.sink),
         "version": sheaf_dagster.__version__,
     }
+    if spec.on_error == "record":  # what decides which rows become error rows, and their text
+        identity |= {"batch_timeout": spec.batch_timeout, "redact": context.rows.redact}
     text = json.dumps(identity, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -148,6 +150,8 @@ class FileTask:
             batch_size=self.spec.batch_size,
             on_error=self.spec.on_error,
             bucket_by=self.spec.bucket_by,
+            batch_timeout=self.spec.batch_timeout,
+            redact=self.context.rows.redact,
         )
         return job, [c for c in self._chunks if c.index not in self.parts]
 

@@ -14,7 +14,7 @@ from sheaf_dagster.batch.spec import ModelSpec
 from sheaf_dagster.contracts import contract_for
 from sheaf_dagster.errors import BackendLoadError, SheafError, SpecError
 
-__all__ = ["LoadedBackend", "ModelContext", "cached_backend", "load_backend"]
+__all__ = ["LoadedBackend", "ModelContext", "cached_backend", "forget_backend", "load_backend"]
 
 _BACKEND_CACHE: OrderedDict[str, LoadedBackend] = OrderedDict()
 _CACHE_LOCK = threading.Lock()
@@ -118,3 +118,10 @@ def cached_backend(context: ModelContext) -> LoadedBackend:
         loaded = load_backend(context)
         _BACKEND_CACHE[context.key] = loaded
         return loaded
+
+
+def forget_backend(loaded: LoadedBackend) -> None:
+    """Takes a backend that can't be used any more out of the process's cache."""
+    with _CACHE_LOCK:
+        for key in [k for k, known in _BACKEND_CACHE.items() if known is loaded]:
+            del _BACKEND_CACHE[key]

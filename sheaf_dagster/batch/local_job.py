@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sheaf_dagster.batch.file_task import FileTask, check_chunks
-from sheaf_dagster.batch.loading import ModelContext, cached_backend
+from sheaf_dagster.batch.hanging import InterruptingLimit, TimeLimit, took_too_long
+from sheaf_dagster.batch.loading import (
+    LoadedBackend,
+    ModelContext,
+    cached_backend,
+    forget_backend,
+    load_backend,
+)
 from sheaf_dagster.batch.progress import ProgressMeter
 from sheaf_dagster.batch.results import BatchOutcome, BatchProgress, BatchResult
-from sheaf_dagster.batch.rows import ChunkCheck, RowContract
+from sheaf_dagster.batch.rows import ChunkCheck, Row, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
-from sheaf_dagster.batch.worker import run_chunks
-from sheaf_dagster.storage import ScannedSource
+from sheaf_dagster.batch.worker import FileJob, run_chunks
+from sheaf_dagster.errors import BatchTimeoutError
+from sheaf_dagster.storage import Chunk, ScannedSource
 
 __all__ = ["run_local"]
 
@@ -45,7 +53,9 @@ def _run_file(task: FileTask, context: ModelContext, progress: ProgressMeter) ->
     job, chunks = task.prepare(_check_here)
     if chunks:
         loaded = cached_backend(context)
-        for report in run_chunks(context, loaded, [[(job, c) for c in chunks]]):
+        for report in run_chunks(
+            context, loaded, [[(job, c) for c in chunks]], limit_for=_limits(context)
+        ):
             task.take(report)
             progress.tick([task])
     return task.commit()
@@ -53,3 +63,22 @@ def _run_file(task: FileTask, context: ModelContext, progress: ProgressMeter) ->
 
 def _check_here(contract: RowContract, source: ScannedSource) -> Iterable[ChunkCheck]:
     return check_chunks(contract, [f.text for f in source.files], source.chunks)
+
+
+def _limits(context: ModelContext) -> Callable[[LoadedBackend, FileJob, Chunk], TimeLimit]:
+    def limit_for(loaded: LoadedBackend, job: FileJob, chunk: Chunk) -> TimeLimit:
+        assert job.batch_timeout is not None
+        seconds = job.batch_timeout
+        backend = type(loaded.backend).__name__
+
+        def error(rows: Sequence[Row]) -> BatchTimeoutError:
+            return BatchTimeoutError(took_too_long(job.names[chunk.file], rows, backend, seconds))
+
+        def abandon() -> None:
+            forget_backend(loaded)
+            if job.on_error == "record":  # the stuck one is still in use: go on with another
+                loaded.backend = load_backend(context).backend
+
+        return InterruptingLimit(seconds, error, abandon)
+
+    return limit_for

@@ -5,16 +5,22 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
 
-from sheaf_dagster.backends import ModelBackend
-from sheaf_dagster.batch.rows import Row, error_line
+from sheaf_dagster.batch.hanging import MAX_IN_A_ROW, Hangs, TimeLimit
+from sheaf_dagster.batch.loading import LoadedBackend
+from sheaf_dagster.batch.rows import Row, error_line, lines_of, said_by
 from sheaf_dagster.batch.spec import OnError
 from sheaf_dagster.contracts import row_identity
-from sheaf_dagster.errors import PredictError, ResponseMismatchError, SheafError
+from sheaf_dagster.errors import (
+    BatchTimeoutError,
+    PredictError,
+    ResponseMismatchError,
+    SheafError,
+)
 
 __all__ = ["Answer", "Predictor"]
 
@@ -33,11 +39,16 @@ class Predictor:
         error_rows: Rows answered by an error response.
     """
 
-    backend: ModelBackend
+    loaded: LoadedBackend
     on_error: OnError
     where: str
     """Names the source in messages."""
     on_halve: Callable[[str], None] = lambda message: None
+    limit: TimeLimit = lambda rows, call: call()
+    hangs: Hangs = field(default_factory=Hangs)
+    """Rows of this chunk that have run out of time before."""
+    redact: bool = False
+    """Leave what a backend says of a row out of messages."""
     seconds: float = 0.0
     calls: int = 0
     halved: int = 0
@@ -48,10 +59,16 @@ class Predictor:
 
         Raises:
             PredictError: ``on_error="fail"`` and a row failed; the message has its line.
+            BatchTimeoutError: ``on_error="fail"`` and the batch took too long, or the backend
+                hangs whatever it is given.
             ResponseMismatchError: Wrong number, order or type of responses.
         """
+        if not self.hangs.together.isdisjoint(row.position for row in rows):
+            return self._one_by_one(rows)
         try:
             return list(self._call(rows))
+        except BatchTimeoutError as e:
+            return self._after_timeout(rows, e)
         except SheafError:
             raise
         except Exception as e:
@@ -65,7 +82,7 @@ class Predictor:
         requests = [row.request for row in rows]
         started = time.perf_counter()
         try:
-            responses = self.backend.batch_predict(requests)
+            responses = self.limit(rows, lambda: self.loaded.backend.batch_predict(requests))
         finally:
             self.seconds += time.perf_counter() - started
             self.calls += 1
@@ -73,8 +90,8 @@ class Predictor:
         return responses
 
     def _check(self, rows: Sequence[Row], requests: Sequence[Any], responses: Any) -> None:
-        place = f"{self.where}, {_lines(rows)}"
-        name = type(self.backend).__name__
+        place = f"{self.where}, {lines_of(rows)}"
+        name = self._name
         if not isinstance(responses, (list, tuple)):
             raise ResponseMismatchError(
                 f"{place}: {name}.batch_predict returned {type(responses).__name__}; it must "
@@ -93,16 +110,22 @@ class Predictor:
                 )
             asked, answered = row_identity(request), row_identity(response)
             if None not in (asked, answered) and answered != asked:
+                what = f"request {answered} in place of {asked}"
                 raise ResponseMismatchError(
-                    f"{self.where}, line {row.line}: {name} answered request {answered} in "
-                    f"place of {asked}; batch_predict must keep the order and copy each id"
+                    f"{self.where}, line {row.line}: {name} answered "
+                    f"{'another request' if self.redact else what}; batch_predict must keep the "
+                    "order and copy each id"
                 )
+
+    @property
+    def _name(self) -> str:
+        return type(self.loaded.backend).__name__
 
     def _halve(self, rows: Sequence[Row], error: BaseException) -> list[Answer]:
         self.halved += 1
         middle = len(rows) // 2
         self.on_halve(
-            f"{self.where}, {_lines(rows)}: out of memory with {len(rows)} rows "
+            f"{self.where}, {lines_of(rows)}: out of memory with {len(rows)} rows "
             f"({type(error).__name__}); trying {middle}. Lower batch_size to avoid this"
         )
         torch = sys.modules.get("torch")
@@ -117,6 +140,8 @@ class Predictor:
         if not known_bad:
             try:
                 return list(self._call(rows))
+            except BatchTimeoutError as e:
+                return self._after_timeout(rows, e)
             except SheafError:
                 raise
             except Exception as e:
@@ -124,14 +149,59 @@ class Predictor:
         if len(rows) == 1:
             if error is None:  # bad only by inference; hear it from the row itself
                 return self._isolate(rows, None, known_bad=False)
-            self.error_rows += 1
-            return [error_line(rows[0].request, error)]
+            return [self._error(rows[0], error)]
         middle = len(rows) // 2
         before = self.error_rows
         left = self._isolate(rows[:middle], None, known_bad=False)
         # A good left half means that the right one is bad: don't try it whole again.
         right = self._isolate(rows[middle:], None, known_bad=self.error_rows == before)
         return left + right
+
+    def _after_timeout(self, rows: Sequence[Row], error: BatchTimeoutError) -> list[Answer]:
+        """Goes on after a call that was stopped in this process."""
+        if self.on_error == "fail":
+            raise error
+        self.hangs = self.hangs.after(row.position for row in rows)
+        return self._one_by_one(rows)
+
+    def _one_by_one(self, rows: Sequence[Row]) -> list[Answer]:
+        """Answers what can be answered of rows of which some hang.
+
+        Splitting would need fewer calls, but each that hangs costs the time limit and, on Ray,
+        a worker with its loaded model.
+        """
+        answers: list[Answer] = []
+        in_a_row = 0
+        for row in rows:
+            error: Exception | None = None
+            if row.position in self.hangs.alone:
+                error = BatchTimeoutError("took longer than batch_timeout allows")
+            elif in_a_row >= MAX_IN_A_ROW:
+                raise BatchTimeoutError(
+                    f"{self.where}, line {row.line}: {self._name} hung on each of the "
+                    f"{in_a_row} rows before this one, each given alone, so it seems to hang "
+                    "whatever it is given; look at the backend, or raise batch_timeout"
+                )
+            else:
+                try:
+                    answers += self._call([row])
+                except BatchTimeoutError as e:
+                    self.hangs = self.hangs.after([row.position])
+                    error = BatchTimeoutError("took longer than batch_timeout allows")
+                    error.__cause__ = e
+                except SheafError:
+                    raise
+                except Exception as e:
+                    error = e
+            hung = isinstance(error, BatchTimeoutError)
+            in_a_row = in_a_row + 1 if hung else 0
+            if error is not None:
+                answers.append(self._error(row, error))
+        return answers
+
+    def _error(self, row: Row, error: BaseException) -> bytes:
+        self.error_rows += 1
+        return error_line(row.request, error, redact=self.redact)
 
     def _first_failure(self, rows: Sequence[Row], error: Exception) -> PredictError:
         """Finds the first row that fails alone, in log2(batch) calls."""
@@ -149,18 +219,13 @@ class Predictor:
         except Exception as e:
             place, cause = f"line {rows[low].line}", e
         else:
-            place, cause = f"{_lines(all_rows)} together (each half alone succeeds)", error
+            place, cause = f"{lines_of(all_rows)} together (each half alone succeeds)", error
         failure = PredictError(
-            f"{self.where}, {place}: {type(self.backend).__name__} failed; fix the row or the "
-            f'model, or use on_error="record" to go on without it: {type(cause).__name__}: {cause}'
+            f"{self.where}, {place}: {self._name} failed; fix the row or the model, or use "
+            f'on_error="record" to go on without it: {said_by(cause, redact=self.redact)}'
         )
         failure.__cause__ = cause
         return failure
-
-
-def _lines(rows: Sequence[Row]) -> str:
-    first, last = min(r.line for r in rows), max(r.line for r in rows)
-    return f"line {first}" if first == last else f"lines {first}–{last}"
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

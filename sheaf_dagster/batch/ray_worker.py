@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from sheaf_dagster.batch.hanging import TimeLimit, WorkerLimit, took_too_long
 from sheaf_dagster.batch.loading import (
     LoadedBackend,
     ModelContext,
     cached_backend,
     load_backend,
 )
+from sheaf_dagster.batch.rows import Row
 from sheaf_dagster.batch.worker import (
     ChunkFailure,
     ChunkReport,
@@ -31,6 +33,9 @@ __all__ = ["IDX_FIELD", "_BackendActor", "run_worker_task", "tickets"]
 
 IDX_FIELD = "_sheaf_row_idx"
 """Column that carries the position of a finished chunk's first row through Ray Data."""
+
+_TELL_SECONDS = 2.5
+"""A worker that is about to end itself waits this long for the coordinator to hear why."""
 
 _TASK_SECONDS = 30.0
 _GENERATIONS = 6
@@ -106,9 +111,10 @@ def _say_ready(control: Any) -> None:
 class _Pulled:
     """The chunks of a ticket, asked for as they are needed."""
 
-    def __init__(self, control: Any, ticket: dict[str, Any]) -> None:
+    def __init__(self, control: Any, ticket: dict[str, Any], turn: int) -> None:
         self._control = control
         self._ticket = ticket["ticket"]
+        self._turn = turn
         self._seconds = ticket["seconds"]
         self._jobs: dict[int, FileJob] = {}
         self.aborted = threading.Event()
@@ -123,9 +129,23 @@ class _Pulled:
 
         threading.Thread(target=wait, daemon=True, name="sheaf-abort").start()
 
+    def limit_for(self, loaded: LoadedBackend, job: FileJob, chunk: Chunk) -> TimeLimit:
+        """Bounds the calls for a chunk by the life of this process."""
+        assert job.batch_timeout is not None
+        seconds = job.batch_timeout
+        backend = type(loaded.backend).__name__
+
+        def report(rows: Sequence[Row]) -> None:
+            message = took_too_long(job.names[chunk.file], rows, backend, seconds)
+            positions = frozenset(row.position for row in rows)
+            said = self._control.hung.remote(self._ticket, job.id, chunk.index, positions, message)
+            ray.get(said, timeout=_TELL_SECONDS)
+
+        return WorkerLimit(seconds, report)
+
     def __iter__(self) -> Iterator[list[tuple[FileJob, Chunk]]]:
         started = time.monotonic()
-        while (grab := ray.get(self._control.next.remote(self._ticket))) is not None:
+        while (grab := ray.get(self._control.next.remote(self._ticket, self._turn))) is not None:
             chunks, jobs = grab
             self._jobs.update(jobs)
             yield [(self._jobs[job], chunk) for job, chunk in chunks]
@@ -140,10 +160,11 @@ def _work(
     backend: Callable[[], LoadedBackend],
 ) -> pa.Table:
     """Runs chunks until there are no more; returns their descriptors in order of their rows."""
-    ray.get(control.enter.remote(ticket["ticket"], ray.get_runtime_context().get_node_id()))
+    node = ray.get_runtime_context().get_node_id()
+    turn = ray.get(control.enter.remote(ticket["ticket"], node))
     done: list[ChunkReport] = []
     if ray.get(control.gate.remote()):
-        work = _Pulled(control, ticket)
+        work = _Pulled(control, ticket, turn)
         work.watch()
         for report in _reports(work, context, backend):
             control.report.remote(ticket["ticket"], report.to_dict())
@@ -172,7 +193,7 @@ def _reports(
                 failure=ChunkFailure.of(e, job.names[chunk.file]),
             )
     else:
-        yield from run_chunks(context, loaded, grabs, work.aborted.is_set)
+        yield from run_chunks(context, loaded, grabs, work.aborted.is_set, work.limit_for)
 
 
 def _descriptors(reports: list[ChunkReport]) -> pa.Table:

@@ -15,12 +15,14 @@ from pydantic import BaseModel, ValidationError
 
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
 from sheaf_dagster.contracts import Contract
+from sheaf_dagster.errors import SheafError
 from sheaf_dagster.storage import split_rows
 
-__all__ = ["ChunkCheck", "Row", "RowContract", "error_line", "response_line"]
+__all__ = ["ChunkCheck", "Row", "RowContract", "error_line", "lines_of", "response_line", "said_by"]
 
 _NAMESPACE = UUID("5f0c3f0e-6d5e-5b3a-9a43-7d2f8f1e3c11").bytes
 _EXCERPT = 80
+_MESSAGE = 2000
 
 
 class Row(NamedTuple):
@@ -29,6 +31,12 @@ class Row(NamedTuple):
     position: int
     line: int
     request: Any
+
+
+def lines_of(rows: Sequence[Row]) -> str:
+    """Names the lines of rows: ``line 3``, ``lines 3–7``."""
+    first, last = min(r.line for r in rows), max(r.line for r in rows)
+    return f"line {first}" if first == last else f"lines {first}–{last}"
 
 
 @dataclass
@@ -200,11 +208,32 @@ def _count_non_finite(value: Any) -> int:
     return 0
 
 
-def error_line(request: Any, error: BaseException) -> bytes:
+def said_by(error: BaseException, *, redact: bool = False) -> str:
+    """An error of a backend in words, shortened: its text may quote whole rows.
+
+    Args:
+        error: The error.
+        redact: Its type alone.
+    """
+    name = type(error).__name__
+    if redact:
+        return f"{name} (its text is left out: redact_rows)"
+    return f"{name}: {_cut(str(error))}"
+
+
+def _cut(text: str, limit: int = _MESSAGE) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def error_line(request: Any, error: BaseException, *, redact: bool = False) -> bytes:
     """The line that stands in for a failed row's response (``on_error="record"``).
 
     A request type may have a form of its own: a method ``error_record(error) -> dict``.
     """
+    name, text = type(error).__name__, _cut(str(error))
+    if redact and not isinstance(error, SheafError):  # our own errors quote no row
+        text = "left out: redact_rows"
+        error = type(name, (Exception,), {})(text)
     own_form = getattr(request, "error_record", None)
     if callable(own_form):
         return orjson.dumps(own_form(error)) + b"\n"
@@ -213,5 +242,4 @@ def error_line(request: Any, error: BaseException) -> bytes:
         for key in ("request_id", "model_type", "model_name")
         if getattr(request, key, None) is not None
     }
-    record_error = {"type": type(error).__name__, "message": str(error)[:2000]}
-    return orjson.dumps({**record, "error": record_error}) + b"\n"
+    return orjson.dumps({**record, "error": {"type": name, "message": text}}) + b"\n"

@@ -133,6 +133,14 @@ class BatchSpec(_Spec):
         description="fail: the first failing row ends the job; record: failing rows are written "
         "in place as error responses.",
     )
+    batch_timeout: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds that one batch_predict call may take before it is stopped: its worker "
+        "is ended, and its rows are reported (on_error) or tried one at a time. The first call "
+        "includes what a model does when it is used first.",
+    )
     bucket_by: str | None = Field(
         default=None,
         description="Request field by whose value rows are grouped into batches, within a "

@@ -19,10 +19,11 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sheaf_dagster.batch.hanging import Hangs, TimeLimit
 from sheaf_dagster.batch.loading import LoadedBackend, ModelContext
 from sheaf_dagster.batch.overlap import prefetch
 from sheaf_dagster.batch.predict import Answer, Predictor
-from sheaf_dagster.batch.rows import Row, response_line
+from sheaf_dagster.batch.rows import Row, response_line, said_by
 from sheaf_dagster.batch.spec import OnError
 from sheaf_dagster.errors import BackendError, SheafError, SourceChangedError
 from sheaf_dagster.storage import Chunk, Location, Part, PartStore, read_ranges, split_rows
@@ -37,6 +38,7 @@ handing batches between threads costs more than it hides (benchmarks/overlap.py)
 
 _BATCHES_AHEAD = 2
 _BATCHES_BEHIND = 4
+_TRACEBACK_CHARS = 20_000
 _TICK_SECONDS = 0.02
 """While the reader waits for work, reports go out this soon."""
 
@@ -54,6 +56,14 @@ class FileJob:
     batch_size: int
     on_error: OnError
     bucket_by: str | None
+    batch_timeout: float | None = None
+    redact: bool = False
+    hangs: dict[int, Hangs] = field(default_factory=dict)
+    """By chunk: what ran out of time in workers that were ended for it."""
+
+
+LimitFor = Callable[[LoadedBackend, FileJob, Chunk], TimeLimit]
+"""Makes what bounds the calls for a chunk of a file that has a ``batch_timeout``."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +76,35 @@ class ChunkFailure:
     traceback: str = ""
 
     @classmethod
-    def of(cls, error: BaseException, place: str) -> ChunkFailure:
-        """Describes any exception."""
-        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    def of(cls, error: BaseException, place: str, *, redact: bool = False) -> ChunkFailure:
+        """Describes any exception.
+
+        Args:
+            error: The exception.
+            place: Names the source.
+            redact: Leave out what errors that aren't ours say, for they may quote rows.
+        """
+        text = _frames(error) if redact else _cut_traceback(error)
         if isinstance(error, SheafError):
             return cls(type(error).__name__, str(error), text)
-        return cls(BackendError.__name__, f"{place}: {type(error).__name__}: {error}", text)
+        return cls(BackendError.__name__, f"{place}: {said_by(error, redact=redact)}", text)
+
+
+def _cut_traceback(error: BaseException) -> str:
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    half = _TRACEBACK_CHARS // 2
+    return text if len(text) <= 2 * half else f"{text[:half]}\n  […]\n{text[-half:]}"
+
+
+def _frames(error: BaseException) -> str:
+    """The way to an error and its causes, in code alone."""
+    pieces: list[str] = []
+    seen: BaseException | None = error
+    while seen is not None:
+        frames = "".join(traceback.format_tb(seen.__traceback__))
+        pieces.insert(0, f"{frames}{type(seen).__name__}\n")
+        seen = seen.__cause__ or seen.__context__
+    return "\n".join(pieces)
 
 
 @dataclass(frozen=True)
@@ -142,6 +175,7 @@ def run_chunks(
     loaded: LoadedBackend,
     grabs: Iterable[Sequence[tuple[FileJob, Chunk]]],
     stop: Callable[[], bool] = lambda: False,
+    limit_for: LimitFor | None = None,
 ) -> Iterator[ChunkReport]:
     """Runs chunks through a loaded backend; yields a report as each is done.
 
@@ -155,18 +189,19 @@ def run_chunks(
         loaded: Its backend.
         grabs: Chunks with their files, a few at a time; the next are asked for when needed.
         stop: Whether to end early.
+        limit_for: Makes what bounds the calls of files that have a ``batch_timeout``.
     """
     failed: set[int] = set()
     batches = _read(context, grabs, failed)
     for batch in batches:
-        answers = _predict(loaded, batch, failed)
+        answers = _predict(loaded, batch, failed, limit_for)
         report = _finish(loaded, batch, answers, failed)
         if report is not None:
             yield report
         # A remote store takes longer than any handing over.
         remote = not batch.state.job.store.folder.is_local
         if remote or (loaded.batch_seconds or 0.0) > _OVERLAP_FROM_SECONDS:
-            yield from _overlapped(loaded, batches, failed, stop)
+            yield from _overlapped(loaded, batches, failed, stop, limit_for)
             return
         if stop():
             return
@@ -177,6 +212,7 @@ def _overlapped(
     batches: Iterator[_Batch],
     failed: set[int],
     stop: Callable[[], bool],
+    limit_for: LimitFor | None,
 ) -> Iterator[ChunkReport]:
     ahead = prefetch(batches, _BATCHES_AHEAD, _TICK_SECONDS)
     behind: deque[Future[ChunkReport | None]] = deque()
@@ -186,7 +222,7 @@ def _overlapped(
                 if stop():
                     return
                 if batch is not None:
-                    answers = _predict(loaded, batch, failed)
+                    answers = _predict(loaded, batch, failed, limit_for)
                     behind.append(writer.submit(_finish, loaded, batch, answers, failed))
                 while behind and (behind[0].done() or len(behind) > _BATCHES_BEHIND):
                     report = behind.popleft().result()
@@ -252,11 +288,17 @@ def _batches(
         yield rows, i == len(full) - 1
 
 
-def _predict(loaded: LoadedBackend, batch: _Batch, failed: set[int]) -> list[Answer]:
+def _predict(
+    loaded: LoadedBackend, batch: _Batch, failed: set[int], limit_for: LimitFor | None
+) -> list[Answer]:
     state = batch.state
     if state.failure is not None or not batch.rows or state.job.id in failed:
         return []
-    predictor = Predictor(loaded.backend, state.job.on_error, state.where, log.warning)
+    job = state.job
+    predictor = Predictor(loaded, job.on_error, state.where, log.warning, redact=job.redact)
+    if job.batch_timeout is not None and limit_for is not None:
+        predictor.limit = limit_for(loaded, job, state.chunk)
+        predictor.hangs = job.hangs.get(state.chunk.index, predictor.hangs)
     try:
         answers = predictor.run(batch.rows)
     except Exception as e:
@@ -302,7 +344,11 @@ def _finish(
         first_row=state.chunk.first_row,
         worker=worker_name(),
         part=part,
-        failure=None if state.failure is None else ChunkFailure.of(state.failure, state.where),
+        failure=(
+            ChunkFailure.of(state.failure, state.where, redact=state.job.redact)
+            if state.failure is not None
+            else None
+        ),
         predict_seconds=state.predict_seconds,
         halved=state.halved,
         started=max(state.started, loaded.ready_at),

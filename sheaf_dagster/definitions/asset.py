@@ -49,6 +49,7 @@ def build_batch_inference_asset(
     compute: Compute = "tasks",
     num_actors: int | None = None,
     on_error: OnError = "fail",
+    batch_timeout: float | None = None,
     bucket_by: str | None = None,
     model: str = "model",
     ray_cluster: str = "ray_cluster",
@@ -90,6 +91,7 @@ def build_batch_inference_asset(
         compute: ``tasks``, ``actors`` or ``local``.
         num_actors: Size of the actor pool; needed with ``compute="actors"``.
         on_error: ``fail``, or ``record`` to write failing rows as error responses.
+        batch_timeout: Seconds that one ``batch_predict`` call may take before it is stopped.
         bucket_by: Request field by whose value rows are grouped into batches.
         model: Key of the ``ModelResource``.
         ray_cluster: Key of the ``RayClusterResource``.
@@ -136,6 +138,7 @@ def build_batch_inference_asset(
         "compute": compute,
         "num_actors": num_actors,
         "on_error": on_error,
+        "batch_timeout": batch_timeout,
         "bucket_by": bucket_by,
     }
     _batch_spec(f"asset {asset_key.to_user_string()}", {**built, "source": "a", "sink": "b"})

@@ -42,6 +42,9 @@ class BatchConfig(dg.Config):
         default=None,
         description="fail: the first failing row ends the job; record: write it as an error row.",
     )
+    batch_timeout: Optional[float] = Field(
+        default=None, gt=0, description="Seconds that one batch_predict call may take."
+    )
     row_limit: Optional[int] = Field(
         default=None, gt=0, description="Run the first rows only, to try things out."
     )
