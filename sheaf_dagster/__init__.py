@@ -51,6 +51,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "ClusterError",
         "InputValidationError",
         "MissingDependencyError",
+        "ModelChangedError",
         "PartitionsFailedError",
         "PredictError",
         "ResponseMismatchError",

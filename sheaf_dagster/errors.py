@@ -18,6 +18,7 @@
     ├── ClusterError                  Ray can't be reached or stopped working   (retryable)
     ├── BackendError                  the model failed
     │   ├── BackendLoadError          load() raised
+    │   ├── ModelChangedError         other weights than the job began with     (retryable)
     │   ├── PredictError              batch_predict() raised
     │   ├── BatchTimeoutError         batch_predict() took longer than batch_timeout
     │   └── ResponseMismatchError     wrong number, order or type of responses
@@ -44,6 +45,7 @@ __all__ = [
     "ClusterError",
     "InputValidationError",
     "MissingDependencyError",
+    "ModelChangedError",
     "PartitionsFailedError",
     "PredictError",
     "ResponseMismatchError",
@@ -163,6 +165,15 @@ class BackendError(SheafError):
 
 class BackendLoadError(BackendError):
     """``load()`` or the constructor raised. Cure: check ``backend_kwargs`` and the weights."""
+
+
+class ModelChangedError(BackendError):
+    """A worker has other weights than the job began with, or than another worker.
+
+    Cure: run again once the weights are in place; give every machine the same ones.
+    """
+
+    retryable = True
 
 
 class PredictError(BackendError):

@@ -15,6 +15,7 @@ from sheaf_dagster import (
     ResourceConfig,
     register_contract,
 )
+from sheaf_dagster.backends import weights_digest
 
 
 class NumberRequest(BaseRequest):
@@ -108,6 +109,84 @@ def _hang(how: str) -> None:
     elif how == "locked":  # in a library, with the interpreter locked
         re.match(r"(a+)+$", "a" * 60 + "b")
     time.sleep(120)
+
+
+class Scaler(ModelBackend):
+    """Multiplies by the number that its weights file holds."""
+
+    model_type = "number"
+
+    @classmethod
+    def identify(cls, *, weights: str, **_):
+        return weights_digest(weights)
+
+    def __init__(
+        self,
+        weights: str,
+        fail_while: str | None = None,
+        replaced_by: str | None = None,
+        seconds: float = 0.0,
+    ) -> None:
+        self.weights = weights
+        self.fail_while = fail_while
+        self.replaced_by = replaced_by
+        self.seconds = seconds
+
+    def load(self) -> None:
+        with open(self.weights) as f:
+            self.factor = float(f.read())
+        if self.replaced_by is not None:
+            with open(self.weights, "w") as f:
+                f.write(self.replaced_by)
+
+    def predict(self, request):
+        if request.value == 99 and self.fail_while and os.path.exists(self.fail_while):
+            raise ValueError("cannot scale 99")
+        time.sleep(self.seconds)
+        return NumberResponse(
+            request_id=request.request_id,
+            model_name=request.model_name,
+            value=request.value * self.factor,
+        )
+
+
+class OpaqueScaler(Scaler):
+    """Knows its weights only once they are loaded."""
+
+    @classmethod
+    def identify(cls, **_):
+        return None
+
+    def model_digest(self):
+        return f"factor {self.factor:g}"
+
+
+class ScalerByProcess(Scaler):
+    """As on a cluster whose machines hold different files under the same path."""
+
+    @classmethod
+    def identify(cls, **_):
+        return f"process {os.getpid()}"
+
+
+class OpaqueScalerByProcess(Scaler):
+    """The same, where it comes out only after the load."""
+
+    @classmethod
+    def identify(cls, **_):
+        return None
+
+    def model_digest(self):
+        return f"process {os.getpid()}"
+
+
+def scaler(cls: type[Scaler] = Scaler, **kwargs) -> ModelSpec:
+    return ModelSpec(
+        name="scaler",
+        model_type="number",
+        backend=f"tests.toys:{cls.__name__}",
+        backend_kwargs=kwargs,
+    )
 
 
 def _append(path: str | None, line: str) -> None:

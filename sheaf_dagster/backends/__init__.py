@@ -1,10 +1,17 @@
 """What runs a batch: the backend interface, the registry, and the built-in backends."""
 
 from sheaf_dagster.backends.base import ModelBackend
+from sheaf_dagster.backends.digest import weights_digest
 from sheaf_dagster.backends.registry import (
     known_backends,
     register_backend,
     resolve_backend,
 )
 
-__all__ = ["ModelBackend", "known_backends", "register_backend", "resolve_backend"]
+__all__ = [
+    "ModelBackend",
+    "known_backends",
+    "register_backend",
+    "resolve_backend",
+    "weights_digest",
+]

@@ -43,6 +43,25 @@ class ModelBackend(ABC):
     """Model type that this backend serves, a ``ModelType`` value or a registered name; or
     several, where it tells their requests apart by class. A batch holds rows of one of them."""
 
+    @classmethod
+    def identify(cls, **backend_kwargs: Any) -> str | None:
+        """Identity of the weights that a constructor's arguments stand for, found without loading.
+
+        It is part of a job's fingerprint, so that other weights behind the same arguments are
+        another model: finished parts aren't resumed, committed partitions aren't passed over.
+        It is asked in the driver before a job and on each worker before and after ``load()``,
+        and a worker that finds another one refuses to run. So it must be the same on every
+        machine, and cheap to ask again; ``backends.weights_digest`` is both::
+
+            @classmethod
+            def identify(cls, weights, **_):
+                return weights_digest(weights)
+
+        Returns:
+            Any text, or None where it isn't known without loading.
+        """
+        return None
+
     @abstractmethod
     def load(self) -> None:
         """Loads weights and whatever ``predict`` needs; called once in each worker.
@@ -64,7 +83,10 @@ class ModelBackend(ABC):
         return ()
 
     def model_digest(self) -> str | None:
-        """Identity of the loaded weights, such as a hash or a hub revision, if it is known."""
+        """Identity of the loaded weights where only the loaded model knows it.
+
+        All workers of a job must report the same one. By default it is ``identify``'s.
+        """
         return None
 
     def close(self) -> None:  # noqa: B027  (optional)

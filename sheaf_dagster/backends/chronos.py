@@ -16,6 +16,7 @@ from sheaf_dagster.errors import MissingDependencyError, SpecError
 
 __all__ = ["ChronosBackend"]
 
+_MODEL_ID = "amazon/chronos-bolt-tiny"
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -49,9 +50,15 @@ class ChronosBackend(ModelBackend):
 
     model_type = ModelType.TIME_SERIES
 
+    @classmethod
+    def identify(
+        cls, *, model_id: str = _MODEL_ID, revision: str | None = None, **_: Any
+    ) -> str | None:
+        return weights_digest(model_id, revision)
+
     def __init__(
         self,
-        model_id: str = "amazon/chronos-bolt-tiny",
+        model_id: str = _MODEL_ID,
         device: str = "auto",
         dtype: str = "float32",
         num_samples: int = 20,
@@ -89,9 +96,6 @@ class ChronosBackend(ModelBackend):
             self._model_id, device_map=device, dtype=getattr(torch, self._dtype), **options
         )
         self._family = type(self._pipeline).__name__
-
-    def model_digest(self) -> str | None:
-        return weights_digest(self._model_id, self._revision)
 
     def predict(self, request: TimeSeriesRequest) -> TimeSeriesResponse:
         return self.batch_predict([request])[0]

@@ -6,6 +6,7 @@ import importlib
 import math
 import os
 import warnings
+from importlib import metadata
 from typing import Any
 
 from sheaf_dagster.backends.base import ModelBackend
@@ -53,6 +54,13 @@ class StatsForecastBackend(ModelBackend):
 
     model_type = ModelType.TIME_SERIES
 
+    @classmethod
+    def identify(cls, **_: Any) -> str | None:
+        try:  # there are no weights: the library is the model
+            return f"statsforecast=={metadata.version('statsforecast')}"
+        except metadata.PackageNotFoundError:
+            return None
+
     def __init__(
         self,
         model: str = "AutoETS",
@@ -86,9 +94,6 @@ class StatsForecastBackend(ModelBackend):
                 "for example AutoETS, AutoTheta, AutoARIMA, AutoCES, SeasonalNaive"
             )
         self._build(7)
-
-    def model_digest(self) -> str | None:
-        return f"statsforecast=={self._version}:{self._name}"
 
     def predict(self, request: TimeSeriesRequest) -> TimeSeriesResponse:
         import numpy as np

@@ -13,6 +13,8 @@ from sheaf_dagster.errors import MissingDependencyError
 
 __all__ = ["SentenceTransformersBackend"]
 
+_MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
+
 
 class SentenceTransformersBackend(ModelBackend):
     """Embeds the texts of a whole batch in one pass, whatever number each row has.
@@ -29,9 +31,13 @@ class SentenceTransformersBackend(ModelBackend):
 
     model_type = ModelType.EMBEDDING
 
+    @classmethod
+    def identify(cls, *, model_id: str = _MODEL_ID, **_: Any) -> str | None:
+        return weights_digest(model_id)
+
     def __init__(
         self,
-        model_id: str = "sentence-transformers/all-MiniLM-L6-v2",
+        model_id: str = _MODEL_ID,
         device: str = "auto",
         encode_batch_size: int = 64,
         trust_remote_code: bool = False,
@@ -58,9 +64,6 @@ class SentenceTransformersBackend(ModelBackend):
             device=None if self._device == "auto" else self._device,
             trust_remote_code=self._trust_remote_code,
         )
-
-    def model_digest(self) -> str | None:
-        return weights_digest(self._model_id)
 
     def predict(self, request: EmbeddingRequest) -> EmbeddingResponse:
         return self.batch_predict([request])[0]

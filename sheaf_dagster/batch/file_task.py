@@ -18,7 +18,7 @@ from sheaf_dagster.batch.results import (
 from sheaf_dagster.batch.rows import ChunkCheck, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker import ChunkFailure, ChunkReport, FileJob
-from sheaf_dagster.errors import InputValidationError, SheafError
+from sheaf_dagster.errors import InputValidationError, ModelChangedError, SheafError
 from sheaf_dagster.storage import (
     Chunk,
     Location,
@@ -78,7 +78,7 @@ def job_fingerprint(context: ModelContext, spec: BatchSpec, source_digest: str) 
     identity = {
         "layout": _LAYOUT_VERSION,
         "source": source_digest,
-        "model": context.spec.digest(),
+        "model": context.version,
         "contract": context.rows.request.model_json_schema(),
         "batch_size": spec.batch_size,
         "bucket_by": spec.bucket_by,
@@ -110,6 +110,7 @@ class FileTask:
         self._validation: ValidationReport | None = None
         self._chunks: tuple[Chunk, ...] = ()
         self.fingerprint = ""
+        self._models: set[str] = set()
 
     @property
     def rows_done(self) -> int:
@@ -141,6 +142,7 @@ class FileTask:
         self.parts = {
             i: p for i, p in found.items() if i in by_index and by_index[i].rows == p.rows
         }
+        self._models = {p.model for p in self.parts.values()}
         self.resumed_rows = self.rows_done
         job = FileJob(
             id=self.id,
@@ -182,8 +184,20 @@ class FileTask:
         if report.failure is not None:
             raise rebuild_error(report.failure)
         assert report.part is not None
+        self._require_one_model(report.part, report.worker)
         self.parts[report.chunk] = report.part
         self._reports.append(report)
+
+    def _require_one_model(self, part: Part, worker: str) -> None:
+        """An output isn't put together from the answers of different weights."""
+        self._models.add(part.model)
+        if len(self._models) == 1:
+            return
+        raise ModelChangedError(
+            f"{self.sink.location.uri}: worker {worker} loaded other weights than those that made "
+            f"the parts of another worker or of an earlier run; none of these parts is used. Run "
+            "again once the weights are in place, and give every machine the same ones"
+        )
 
     def commit(self) -> BatchResult:
         """Joins the parts into the sink.
@@ -212,7 +226,10 @@ class FileTask:
             output_bytes=size,
             validation=self._validation,
             workers=len({r.worker for r in reports}),
-            model_digest=next((r.model_digest for r in reports if r.model_digest), None),
+            model_digest=next(
+                (r.model_digest for r in reports if r.model_digest), self.context.identity
+            ),
+            model_version=self.context.version,
             load_seconds=max((r.load_seconds for r in reports), default=0.0),
             inference_seconds=(
                 max(r.ended for r in reports) - min(r.started for r in reports) if reports else 0.0
@@ -224,7 +241,7 @@ class FileTask:
 
     def abandon(self) -> None:
         """Gives the sink free after a failure; finished parts stay if they may be resumed."""
-        if not self.spec.resume:
+        if not self.spec.resume or len(self._models) > 1:
             self.sink.discard()
         self.sink.release()
 

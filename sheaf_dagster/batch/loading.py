@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from sheaf_dagster.backends import ModelBackend, resolve_backend
 from sheaf_dagster.batch.rows import RowContract
 from sheaf_dagster.batch.spec import ModelSpec
 from sheaf_dagster.contracts import contract_for
-from sheaf_dagster.errors import BackendLoadError, SheafError, SpecError
+from sheaf_dagster.errors import BackendLoadError, ModelChangedError, SheafError, SpecError
 
 __all__ = ["LoadedBackend", "ModelContext", "cached_backend", "forget_backend", "load_backend"]
 
@@ -33,6 +35,8 @@ class ModelContext:
     spec: ModelSpec
     backend_cls: type[ModelBackend]
     rows: RowContract
+    identity: str | None = None
+    """What ``ModelBackend.identify`` found when the job began."""
 
     @classmethod
     def of(cls, spec: ModelSpec, *, redact: bool = False) -> ModelContext:
@@ -53,10 +57,37 @@ class ModelContext:
             )
         return cls(spec, backend_cls, RowContract.of(contract, redact=redact))
 
+    def identify(self) -> str | None:
+        """The identity that the weights have now, as seen from this process.
+
+        Raises:
+            BackendLoadError: The backend's ``identify`` failed.
+        """
+        try:
+            return self.backend_cls.identify(**self.spec.backend_kwargs)
+        except SheafError:
+            raise
+        except Exception as e:
+            raise BackendLoadError(
+                f"model {self.spec.name!r}: identify() of backend {self.spec.backend!r} failed; "
+                "check backend_kwargs (identify() returns None where it can't see the weights): "
+                f"{type(e).__name__}: {e}"
+            ) from e
+
+    def identified(self) -> ModelContext:
+        """This model, with the weights that there are now."""
+        return replace(self, identity=self.identify())
+
+    @property
+    def version(self) -> str:
+        """Hash of what makes this model another one: its spec and its weights (hex)."""
+        identity = f"{self.spec.digest()}\n{self.identity or ''}"
+        return hashlib.sha256(identity.encode()).hexdigest()
+
     @property
     def key(self) -> str:
-        """Identity in a worker's cache: the whole spec and the class behind its name."""
-        where = f"{self.backend_cls.__module__}:{self.backend_cls.__qualname__}:"
+        """Identity in a worker's cache: the whole spec, the class behind its name, the weights."""
+        where = f"{self.backend_cls.__module__}:{self.backend_cls.__qualname__}:{self.identity}:"
         return where + json.dumps(self.spec.model_dump(mode="json"), sort_keys=True)
 
 
@@ -69,8 +100,14 @@ class LoadedBackend:
     ready_at: float
     """``time.time()`` at the end of its load."""
     digest: str | None
+    """Identity of its weights, where it is known."""
     batch_seconds: float | None = field(default=None)
     """Recent mean time of one ``batch_predict`` call."""
+
+    @cached_property
+    def tag(self) -> str:
+        """Short hash of the weights' identity, for names of parts; empty where it isn't known."""
+        return hashlib.sha256(self.digest.encode()).hexdigest()[:12] if self.digest else ""
 
 
 def load_backend(context: ModelContext) -> LoadedBackend:
@@ -78,9 +115,12 @@ def load_backend(context: ModelContext) -> LoadedBackend:
 
     Raises:
         BackendLoadError: With the backend's own error at the end of the message.
+        ModelChangedError: The weights aren't those that the job began with.
     """
     spec = context.spec
     started = time.perf_counter()
+    before = context.identify()
+    _require_same(context, context.identity, before, "this worker finds")
     step = "constructor"
     try:
         backend = context.backend_cls(**spec.backend_kwargs)
@@ -90,7 +130,7 @@ def load_backend(context: ModelContext) -> LoadedBackend:
         warmup = list(backend.warmup_requests())
         if warmup:
             backend.batch_predict(warmup)
-        digest = backend.model_digest()
+        digest = backend.model_digest() or before or context.identity
     except SheafError:
         raise
     except Exception as e:
@@ -101,7 +141,19 @@ def load_backend(context: ModelContext) -> LoadedBackend:
             f"model {spec.name!r}: {step} of backend {spec.backend!r} failed; {hint}: "
             f"{type(e).__name__}: {e}"
         ) from e
+    _require_same(context, before, context.identify(), "while they were loaded, they became")
     return LoadedBackend(backend, time.perf_counter() - started, time.time(), digest)
+
+
+def _require_same(
+    context: ModelContext, expected: str | None, found: str | None, what: str
+) -> None:
+    if None not in (expected, found) and expected != found:
+        raise ModelChangedError(
+            f"model {context.spec.name!r}: the weights of backend {context.spec.backend!r} were "
+            f"{expected}; {what} {found}. Run again once they are in place, and give every "
+            "machine the same ones"
+        )
 
 
 def cached_backend(context: ModelContext) -> LoadedBackend:

@@ -119,7 +119,9 @@ class BatchResult(BaseModel):
         output_bytes: Size of the sink.
         validation: The up-front check.
         workers: Worker processes that took part.
-        model_digest: Identity of the loaded weights where the backend knows it.
+        model_digest: Identity of the weights where the backend knows it: ``sha256:<hex>`` of
+            local files, ``hub:<id>@<commit>``, or what the backend says.
+        model_version: Hash of the model's spec and of its weights as ``identify`` finds them.
         load_seconds: Longest ``load()`` among the workers that served this file first.
         inference_seconds: From the first chunk's start to the last one's end.
         predict_seconds: Time inside ``batch_predict``, summed over workers.
@@ -144,6 +146,7 @@ class BatchResult(BaseModel):
     validation: ValidationReport
     workers: int = 0
     model_digest: str | None = None
+    model_version: str = ""
     load_seconds: float = 0.0
     inference_seconds: float = 0.0
     predict_seconds: float = 0.0

@@ -112,6 +112,7 @@ class BatchRunner:
             return
         self._check(first)
         checked = self._checked(first, specs)
+        context = self._context.identified()
         with (
             shown_progress(self.model_spec.name, files=files)
             if self._on_progress == "auto"
@@ -120,11 +121,11 @@ class BatchRunner:
             if first.compute == "local":
                 from sheaf_dagster.batch.local_job import run_local
 
-                yield from run_local(self._context, checked, on_progress)
+                yield from run_local(context, checked, on_progress)
             else:
                 from sheaf_dagster.batch.ray_job import run_on_ray
 
-                yield from run_on_ray(self._context, first, checked, self.cluster, on_progress)
+                yield from run_on_ray(context, first, checked, self.cluster, on_progress)
 
     def fingerprint(self, spec: BatchSpec) -> str:
         """Identity of the output that a job would write: source, model, batch layout, policy.
@@ -136,7 +137,15 @@ class BatchRunner:
             SourceError: The source is missing or can't be read.
         """
         digest = source_digest(spec.sources, spec.storage_options)
-        return job_fingerprint(self._context, spec, digest)
+        return job_fingerprint(self._context.identified(), spec, digest)
+
+    def model_version(self) -> str:
+        """Hash of the model's spec and of the weights that it has now (hex).
+
+        It is ``BatchResult.model_version`` of a job that ran with the same ones. Weights whose
+        backend can't identify them without loading (``ModelBackend.identify``) don't count.
+        """
+        return self._context.identified().version
 
     def _checked(self, first: BatchSpec, rest: Iterator[BatchSpec]) -> Iterator[BatchSpec]:
         yield first

@@ -330,6 +330,7 @@ def _finish(
                 rows=len(state.lines),
                 error_rows=state.error_rows,
                 non_finite=state.non_finite,
+                model=loaded.tag,
             )
             state.lines = []
     except Exception as e:

@@ -39,7 +39,8 @@ def result_metadata(
         "seconds": round(result.seconds, 3),
         "model": model.name,
         "backend": model.backend,
-        "model_digest": result.model_digest or f"sha256:{model.digest()}",
+        "model_digest": result.model_digest or "not known to the backend",
+        "model_version": result.model_version,
         "source": result.source,
         "source_digest": result.source_digest,
         "validation": f"all {result.validation.rows} rows valid, checked in "

@@ -15,7 +15,7 @@ from sheaf_dagster.storage.location import Location, sink_errors
 
 __all__ = ["Part", "PartStore"]
 
-_NAME = re.compile(r"part-(\d{8})-r(\d+)-e(\d+)-n(\d+)-b(\d+)\.jsonl")
+_NAME = re.compile(r"part-(\d{8})-r(\d+)-e(\d+)-n(\d+)-b(\d+)-m([0-9a-f]*)\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Part:
         error_rows: Those of them that are error responses.
         non_finite: Numbers that became ``null``.
         size: Stored bytes.
+        model: Tag of the weights that made it; empty where they aren't known.
     """
 
     chunk: int
@@ -35,20 +36,24 @@ class Part:
     error_rows: int
     non_finite: int
     size: int
+    model: str = ""
 
     @property
     def name(self) -> str:
         """File name that says all of the above."""
         return (
             f"part-{self.chunk:08d}-r{self.rows}-e{self.error_rows}"
-            f"-n{self.non_finite}-b{self.size}.jsonl"
+            f"-n{self.non_finite}-b{self.size}-m{self.model}.jsonl"
         )
 
     @classmethod
     def from_name(cls, name: str) -> Part | None:
         """The part that a file name describes, or None where it is no part's name."""
         match = _NAME.fullmatch(name)
-        return cls(*(int(g) for g in match.groups())) if match else None
+        if match is None:
+            return None
+        chunk, rows, error_rows, non_finite, size, model = match.groups()
+        return cls(int(chunk), int(rows), int(error_rows), int(non_finite), int(size), model)
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,18 @@ class PartStore:
     codec: Codec | None = None
 
     def write(
-        self, chunk: int, data: bytes, *, rows: int, error_rows: int, non_finite: int
+        self,
+        chunk: int,
+        data: bytes,
+        *,
+        rows: int,
+        error_rows: int,
+        non_finite: int,
+        model: str = "",
     ) -> Part:
         """Stores a chunk's output; seen whole or not at all."""
         stored = compress(data, self.codec)
-        part = Part(chunk, rows, error_rows, non_finite, len(stored))
+        part = Part(chunk, rows, error_rows, non_finite, len(stored), model)
         location = self.folder.child(part.name)
         with sink_errors(location):
             location.write(stored)

@@ -166,16 +166,16 @@ def test_a_row_that_chronos_cannot_forecast_is_named(chronos_weights):
 
 
 def test_weights_digest_follows_the_weights(chronos_weights, tmp_path):
-    digest = ChronosBackend(str(chronos_weights["bolt"])).model_digest()
+    digest = ChronosBackend.identify(model_id=str(chronos_weights["bolt"]))
     other = tmp_path / "copy"
     other.mkdir()
     for f in chronos_weights["bolt"].iterdir():
         (other / f.name).write_bytes(f.read_bytes())
 
-    assert ChronosBackend(str(other)).model_digest() == digest
+    assert ChronosBackend.identify(model_id=str(other), device="cpu") == digest
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "dropout_rate": 0.5}))
-    assert ChronosBackend(str(other)).model_digest() != digest
+    assert ChronosBackend.identify(model_id=str(other)) != digest
 
 
 @pytest.mark.parametrize("model", ["AutoETS", "AutoTheta", "SeasonalNaive", "HistoricAverage"])

@@ -1,0 +1,130 @@
+"""The identity of weights: what it covers, and what it costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sheaf_dagster.backends import digest
+from sheaf_dagster.backends.digest import weights_digest
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """A cache of its own, for files whose times count as settled."""
+    monkeypatch.setenv("SHEAF_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(digest, "_SETTLED_SECONDS", -60.0)
+    monkeypatch.setattr(digest, "_KNOWN", {})
+    return tmp_path / "cache" / "digests"
+
+
+@pytest.fixture
+def weights(tmp_path, cache) -> Path:
+    folder = tmp_path / "weights"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(os.urandom(2**21))
+    (folder / "config.json").write_text("{}")
+    (folder / "sub" / "vocab.txt").write_text("a\nb\n")
+    return folder
+
+
+def test_a_copy_elsewhere_has_the_same_digest(weights, tmp_path):
+    shutil.copytree(weights, tmp_path / "copy")
+
+    assert weights_digest(str(tmp_path / "copy")) == weights_digest(str(weights))
+    assert weights_digest(str(weights)).startswith("sha256:")
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        (lambda w: (w / "config.json").write_text("[]"), True),
+        (lambda w: (w / "config.json").rename(w / "settings.json"), True),
+        (lambda w: (w / "sub" / "vocab.txt").unlink(), True),
+        (lambda w: (w / "added.py").write_text("x = 1"), True),
+        (lambda w: (w / "README.md").write_text("read me"), False),
+        (lambda w: (w / ".gitattributes").write_text("*"), False),
+        (lambda w: (w / "above").symlink_to(w), False),
+    ],
+)
+def test_what_the_model_is_made_of_counts(weights, change, counts):
+    before = weights_digest(str(weights))
+
+    change(weights)
+
+    assert (weights_digest(str(weights)) != before) == counts
+
+
+def test_a_file_is_read_once_until_it_changes(weights, cache, monkeypatch):
+    model = weights / "model.safetensors"
+    first = weights_digest(str(model))
+    (note,) = cache.iterdir()
+    known = json.loads(note.read_text())
+    note.write_text(json.dumps({**known, "sha256": "from the note"}))
+
+    monkeypatch.setattr(digest, "_KNOWN", {})  # as another process sees it
+    second = weights_digest(str(model))
+    stat = model.stat()
+    data = model.read_bytes()
+    model.write_bytes(bytes(reversed(data)))
+    os.utime(model, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    third = weights_digest(str(model))
+
+    assert second == "sha256:from the note"
+    assert third not in (first, second), "the same size and modification time don't hide a change"
+
+
+def test_a_file_that_has_just_changed_is_read_again(weights, cache, monkeypatch):
+    monkeypatch.setattr(digest, "_SETTLED_SECONDS", 60.0)
+
+    weights_digest(str(weights))
+
+    assert not cache.exists()
+    assert digest._KNOWN == {}
+
+
+def test_a_broken_note_or_an_unwritable_cache_costs_only_a_second_reading(
+    weights, cache, monkeypatch
+):
+    first = weights_digest(str(weights))
+    next(cache.iterdir()).write_text("{")
+    monkeypatch.setattr(digest, "_KNOWN", {})
+    assert weights_digest(str(weights)) == first
+
+    monkeypatch.setenv("SHEAF_CACHE_DIR", str(weights / "config.json"))
+    monkeypatch.setattr(digest, "_KNOWN", {})
+    assert weights_digest(str(weights)) == first
+
+
+def test_a_hub_model_is_the_commit_in_the_local_cache_when_offline(tmp_path):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repo = tmp_path / "hub" / "models--amazon--chronos-bolt-tiny"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    (repo / "snapshots" / commit).mkdir(parents=True)
+    code = (
+        "from sheaf_dagster.backends import weights_digest as d\n"
+        "import sys\n"
+        "print(d('amazon/chronos-bolt-tiny'))\n"
+        "print(d('amazon/chronos-bolt-tiny', 'f' * 40))\n"
+        "print(d('amazon/unknown'), d('/not/here'))\n"
+        "print([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])\n"
+    )
+
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.splitlines() == [
+        f"hub:amazon/chronos-bolt-tiny@{commit}",
+        f"hub:amazon/chronos-bolt-tiny@{'f' * 40}",
+        "None None",
+        "[]",
+    ]
