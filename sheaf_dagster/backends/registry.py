@@ -18,6 +18,7 @@ ENTRY_POINT_GROUP = "sheaf_dagster.backends"
 _BUILTIN: dict[str, str] = {
     "chronos2": "sheaf_dagster.backends.chronos:ChronosBackend",
     "statsforecast": "sheaf_dagster.backends.statsforecast:StatsForecastBackend",
+    "image_embedder": "sheaf_dagster.backends.image_embedder:ImageEmbedderBackend",
     "sentence_transformers": "sheaf_dagster.backends.text_embedder:SentenceTransformersBackend",
 }
 

@@ -19,7 +19,9 @@ class EmbeddingRequest(BaseRequest):
 
     Attributes:
         texts: Texts to embed.
-        images_b64: Image files to embed, base64-encoded; exactly one of both is given.
+        images_b64: Image files to embed, base64-encoded.
+        image_uris: Where to read the image files: paths or fsspec URIs (``s3://…``) that every
+            worker can reach. (Not in sheaf-serve.) Exactly one of the three is given.
         normalize: Scale each embedding to length 1.
     """
 
@@ -27,6 +29,7 @@ class EmbeddingRequest(BaseRequest):
 
     texts: list[str] | None = None
     images_b64: list[str] | None = None
+    image_uris: list[str] | None = None
     normalize: bool = True
 
     @field_validator("images_b64")
@@ -41,10 +44,11 @@ class EmbeddingRequest(BaseRequest):
 
     @model_validator(mode="after")
     def _check_input(self) -> Self:
-        if self.texts is None and self.images_b64 is None:
-            raise ValueError("needs 'texts' or 'images_b64'")
-        if self.texts is not None and self.images_b64 is not None:
-            raise ValueError("has both 'texts' and 'images_b64'; give one of them")
+        names = [n for n in ("texts", "images_b64", "image_uris") if getattr(self, n) is not None]
+        if not names:
+            raise ValueError("needs 'texts', 'images_b64' or 'image_uris'")
+        if len(names) > 1:
+            raise ValueError(f"has {' and '.join(map(repr, names))}; give one of them")
         return self
 
 

@@ -1,0 +1,96 @@
+"""Files that rows or specs name by URI, read where the backend runs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import fsspec
+
+from sheaf_dagster.errors import SpecError
+
+__all__ = ["local_file", "read_uri", "resolve_options"]
+
+_TRIES = 3
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError, ValueError)
+"""Errors that another try doesn't mend."""
+
+
+def resolve_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Storage options with their ``{"env": "NAME"}`` values read from the environment.
+
+    So that a spec, which is shown and logged, names its credentials and doesn't hold them; it is
+    also what a ``dagster.EnvVar`` inside a spec becomes.
+
+    Raises:
+        SpecError: The variable isn't set on this worker.
+    """
+    resolved: dict[str, Any] = {}
+    for key, value in (options or {}).items():
+        if isinstance(value, dict) and set(value) == {"env"}:
+            name = str(value["env"])
+            if name not in os.environ:
+                raise SpecError(
+                    f"storage_options: {key!r} is to come from the environment variable {name}, "
+                    "which is not set on the worker; set it there, or give it by a runtime_env"
+                )
+            resolved[key] = os.environ[name]
+        elif isinstance(value, dict):
+            resolved[key] = resolve_options(value)
+        else:
+            resolved[key] = value
+    return resolved
+
+
+def read_uri(uri: str, options: Mapping[str, Any]) -> bytes:
+    """All bytes of a file, local or remote; what may pass is tried three times.
+
+    Args:
+        uri: A path or any fsspec URI.
+        options: Arguments of the file system, for remote ones.
+
+    Raises:
+        OSError: It can't be read; the message names it.
+    """
+    for attempt in range(_TRIES):
+        try:
+            remote = _is_remote(uri)
+            fs, path = fsspec.url_to_fs(uri, **(options if remote else {}))
+            return bytes(fs.cat_file(path))
+        except Exception as e:
+            if attempt == _TRIES - 1 or isinstance(e, _FINAL):
+                kind = type(e) if isinstance(e, _FINAL) and isinstance(e, OSError) else OSError
+                raise kind(f"{uri} can't be read: {type(e).__name__}: {e}") from e
+            time.sleep(0.3 * 3**attempt)
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def local_file(uri: str, options: Mapping[str, Any]) -> Iterator[str]:
+    """A local path of a file; a remote one is fetched for the time of the context.
+
+    Raises:
+        SpecError: There is no such file.
+    """
+    if not _is_remote(uri):
+        path = uri.removeprefix("file://")
+        if not os.path.isfile(path):
+            raise SpecError(f"model file {path} does not exist on the worker; give a path or URI")
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="sheaf-model-") as folder:
+        path = os.path.join(folder, os.path.basename(uri))
+        fs, remote = fsspec.url_to_fs(uri, **options)
+        try:
+            fs.get_file(remote, path)
+        except FileNotFoundError as e:
+            raise SpecError(f"model file {uri} does not exist") from e
+        yield path
+
+
+def _is_remote(uri: str) -> bool:
+    return "://" in uri and not uri.startswith("file://")
