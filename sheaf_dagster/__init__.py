@@ -41,6 +41,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "StorageResource",
         "build_batch_inference_asset",
         "build_jsonl_arrival_sensor",
+        "build_model_asset",
     ),
     "sheaf_dagster.errors": (
         "BackendError",
@@ -101,6 +102,7 @@ if TYPE_CHECKING:
         StorageResource,
         build_batch_inference_asset,
         build_jsonl_arrival_sensor,
+        build_model_asset,
     )
     from sheaf_dagster.errors import *
 

@@ -16,6 +16,7 @@ AFTER = [
     "assert defs.resolve_all_asset_keys()",
     "assert result.rows == 1",
     "assert sd.known_backends()",
+    "assert forecaster.key in forecasts.asset_deps[forecasts.key]",
     "assert storage.base == 's3://my-bucket/prefix'",
 ]
 

@@ -139,13 +139,18 @@ class BatchRunner:
         digest = source_digest(spec.sources, spec.storage_options)
         return job_fingerprint(self._context.identified(), spec, digest)
 
-    def model_version(self) -> str:
-        """Hash of the model's spec and of the weights that it has now (hex).
+    def model_identity(self) -> tuple[str | None, str]:
+        """The identity of the weights that the model has now, and the model's version.
 
-        It is ``BatchResult.model_version`` of a job that ran with the same ones. Weights whose
-        backend can't identify them without loading (``ModelBackend.identify``) don't count.
+        The first is what the backend's ``identify`` finds without loading; None where it can't.
+        The second is a hash (hex) of it and of the spec: ``BatchResult.model_version`` of a job
+        that ran with the same ones.
+
+        Raises:
+            BackendLoadError: The backend's ``identify`` failed.
         """
-        return self._context.identified().version
+        context = self._context.identified()
+        return context.identity, context.version
 
     def _checked(self, first: BatchSpec, rest: Iterator[BatchSpec]) -> Iterator[BatchSpec]:
         yield first

@@ -2,6 +2,7 @@
 
 from sheaf_dagster.definitions.asset import build_batch_inference_asset
 from sheaf_dagster.definitions.config import BatchConfig
+from sheaf_dagster.definitions.model_asset import build_model_asset
 from sheaf_dagster.definitions.resources import (
     ModelResource,
     RayClusterResource,
@@ -18,4 +19,5 @@ __all__ = [
     "StorageResource",
     "build_batch_inference_asset",
     "build_jsonl_arrival_sensor",
+    "build_model_asset",
 ]

@@ -18,6 +18,7 @@ from sheaf_dagster.definitions.checks import CheckLedger, check_specs
 from sheaf_dagster.definitions.config import BatchConfig
 from sheaf_dagster.definitions.history import Provenance, committed_in_this_chain
 from sheaf_dagster.definitions.metadata import result_metadata
+from sheaf_dagster.definitions.model_asset import note_model_version, version_tag
 from sheaf_dagster.definitions.paths import (
     SOURCE_METADATA,
     check_template,
@@ -52,6 +53,7 @@ def build_batch_inference_asset(
     batch_timeout: float | None = None,
     bucket_by: str | None = None,
     model: str = "model",
+    model_asset: Any = None,
     ray_cluster: str = "ray_cluster",
     storage: str = "storage",
     backfill_policy: dg.BackfillPolicy | None = None,
@@ -94,6 +96,8 @@ def build_batch_inference_asset(
         batch_timeout: Seconds that one ``batch_predict`` call may take before it is stopped.
         bucket_by: Request field by whose value rows are grouped into batches.
         model: Key of the ``ModelResource``.
+        model_asset: What ``build_model_asset`` made of the same resource, or its key: a changed
+            model then shows the partitions that the earlier one has made as stale.
         ray_cluster: Key of the ``RayClusterResource``.
         storage: Key of the ``StorageResource``.
         backfill_policy: By default a single run for any range of partitions.
@@ -120,6 +124,7 @@ def build_batch_inference_asset(
         SpecError: An argument can't work; the message names it.
     """
     asset_key = dg.AssetKey.from_coercible(key)
+    model_key = None if model_asset is None else dg.AssetDep.from_coercible(model_asset).asset_key
     dimensions = (
         [d.name for d in partitions_def.partitions_defs]
         if isinstance(partitions_def, dg.MultiPartitionsDefinition)
@@ -144,7 +149,7 @@ def build_batch_inference_asset(
     _batch_spec(f"asset {asset_key.to_user_string()}", {**built, "source": "a", "sink": "b"})
     spec = dg.AssetSpec(
         asset_key,
-        deps=deps or (),
+        deps=[*(deps or ()), *([] if model_key is None else [model_key])],
         description=description,
         group_name=group_name,
         owners=owners,
@@ -166,6 +171,7 @@ def build_batch_inference_asset(
             built=built,
             source_partitions=source_partitions,
             resource_keys=(model, ray_cluster, storage),
+            model_key=model_key,
             backfill_policy=backfill_policy,
             retry_policy=retry_policy,
             pool=pool,
@@ -184,6 +190,7 @@ def _define(
     built: dict[str, Any],
     source_partitions: SourcePartitions | None,
     resource_keys: tuple[str, str, str],
+    model_key: dg.AssetKey | None,
     backfill_policy: dg.BackfillPolicy | None,
     retry_policy: dg.RetryPolicy | None,
     pool: str | None,
@@ -244,7 +251,9 @@ def _define(
         )
         try:
             runner = BatchRunner(model_spec, cluster, on_progress, redact_rows=redact_rows)
-            step = _Step(context, asset_key, runner, model_spec, check_severities, redact_rows)
+            step = _Step(
+                context, asset_key, runner, model_spec, model_key, check_severities, redact_rows
+            )
             step.run(keys, spec_of)
         except SheafError as e:
             raise dg.Failure(str(e), allow_retries=e.retryable) from e
@@ -277,6 +286,7 @@ class _Step:
         key: dg.AssetKey,
         runner: BatchRunner,
         model: ModelSpec,
+        model_key: dg.AssetKey | None,
         severities: Mapping[str, dg.AssetCheckSeverity],
         redact_rows: bool,
     ) -> None:
@@ -284,6 +294,7 @@ class _Step:
         self._key = key
         self._runner = runner
         self._model = model
+        self._model_key = model_key
         self._redact = redact_rows
         self.ledger = CheckLedger(severities)
         self._failed: dict[str, Exception] = {}
@@ -293,7 +304,9 @@ class _Step:
 
     def run(self, keys: Sequence[str | None], spec_of: Callable[[str | None], BatchSpec]) -> None:
         self._total = len(keys)
-        self._provenance = Provenance(self._context, self._key, keys)
+        if self._model_key is not None:
+            note_model_version(self._context, self._model_key, self._model, self._runner)
+        self._provenance = Provenance(self._context, self._key, keys, self._model_key)
         with closing(self._runner.run_many(self._specs(keys, spec_of))) as outcomes:  # type: ignore[type-var]
             for outcome in outcomes:
                 self._take(outcome)
@@ -340,7 +353,9 @@ class _Step:
                 self._key,
                 partition=partition,
                 metadata=md,
-                tags=self._provenance.tags(partition, result.fingerprint[:32]),
+                tags=self._provenance.tags(
+                    partition, result.fingerprint[:32], version_tag(result.model_version)
+                ),
             )
         )
         self.ledger.committed(partition or "", result, sample)

@@ -103,17 +103,34 @@ class Provenance:
     """
 
     def __init__(
-        self, context: dg.AssetExecutionContext, key: dg.AssetKey, partitions: Sequence[str | None]
+        self,
+        context: dg.AssetExecutionContext,
+        key: dg.AssetKey,
+        partitions: Sequence[str | None],
+        model_key: dg.AssetKey | None,
     ) -> None:
         spec = context.assets_def.specs_by_key[key]
+        graph = context.job_def.asset_layer.asset_graph
         self._code_version = spec.code_version or context.run_id
+        self._model_key = model_key
         self._upstream: dict[dg.AssetKey, dict[str, tuple[str, str]]] = {}
         self._known = all(dep.partition_mapping is None for dep in spec.deps)
         for dep in spec.deps if self._known else ():
-            self._upstream[dep.asset_key] = _latest(context.instance, dep.asset_key, partitions)
+            if graph.get(dep.asset_key).is_partitioned:
+                found = _latest(context.instance, dep.asset_key, partitions)
+            else:
+                version = _latest_of_all(context.instance, dep.asset_key)
+                found = dict.fromkeys((p or "" for p in partitions), version)
+            self._upstream[dep.asset_key] = found
 
-    def tags(self, partition: str | None, data_version: str) -> dict[str, str]:
-        """The tags of one partition's materialisation."""
+    def tags(self, partition: str | None, data_version: str, model_version: str) -> dict[str, str]:
+        """The tags of one partition's materialisation.
+
+        Args:
+            partition: Its key, if any.
+            data_version: What it holds.
+            model_version: The model that made it.
+        """
         tags = {
             "dagster/data_version": data_version,
             "dagster/data_version_is_user_provided": "true",
@@ -127,9 +144,21 @@ class Provenance:
         for dep, version in inputs.items():
             assert version is not None
             name = dep.to_user_string()
-            tags[f"dagster/input_data_version/{name}"] = version[0]
+            ran = model_version if dep == self._model_key else version[0]
+            tags[f"dagster/input_data_version/{name}"] = ran
             tags[f"dagster/input_event_pointer/{name}"] = version[1]
         return tags
+
+
+def _latest_of_all(instance: dg.DagsterInstance, key: dg.AssetKey) -> tuple[str, str]:
+    """(data version, event id) of an unpartitioned asset, in Dagster's words if it has none."""
+    only = dg.AssetRecordsFilter(asset_key=key)
+    for fetch in (instance.fetch_materializations, instance.fetch_observations):
+        for record in fetch(only, limit=1).records:
+            made = record.asset_materialization or record.event_log_entry.asset_observation
+            version = (made.tags or {}).get("dagster/data_version") if made else None
+            return version or "INITIAL", str(record.storage_id)
+    return "INITIAL", "NULL"
 
 
 def _latest(

@@ -44,7 +44,7 @@ def test_weights_replaced_under_the_same_path_are_another_model(tmp_path, weight
     spec = job(write_rows([1, 2]), tmp_path / "out.jsonl")
     first = runner.run(spec)
     assert runner.fingerprint(spec) == first.fingerprint
-    assert runner.model_version() == first.model_version
+    assert runner.model_identity() == (first.model_digest, first.model_version)
 
     weights.write_text("3")
     changed = runner.fingerprint(spec)
@@ -52,7 +52,7 @@ def test_weights_replaced_under_the_same_path_are_another_model(tmp_path, weight
 
     assert values(tmp_path / "out.jsonl") == [3, 6], "the process's loaded model is not used again"
     assert second.fingerprint == changed != first.fingerprint
-    assert second.model_version == runner.model_version() != first.model_version
+    assert second.model_version == runner.model_identity()[1] != first.model_version
     assert second.model_digest == weights_digest(str(weights)) != first.model_digest
 
 

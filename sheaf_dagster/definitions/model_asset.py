@@ -1,0 +1,114 @@
+"""The model itself as an asset: what Dagster must see to know that it has changed."""
+
+# No postponed annotations here: Dagster reads those of the step function as they are.
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from sheaf_dagster.batch import BatchRunner
+from sheaf_dagster.batch.spec import ModelSpec
+from sheaf_dagster.errors import SheafError
+
+__all__ = ["build_model_asset", "note_model_version", "version_tag"]
+
+_VERSION = "dagster/data_version"
+
+
+def build_model_asset(
+    key: str | Sequence[str] | dg.AssetKey,
+    *,
+    model: str = "model",
+    automation_condition: dg.AutomationCondition | None = None,
+    group_name: str | None = None,
+    description: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    metadata: Mapping[str, object] | None = None,
+) -> dg.AssetsDefinition:
+    """An observable asset whose data version is that of a model: its spec and its weights.
+
+    Give it to ``build_batch_inference_asset(model_asset=…)``. Once another version is observed,
+    Dagster shows as stale what the earlier one has made. It is observed from the UI, by
+    ``automation_condition``, and by each run of the inference asset. No model is loaded for it:
+    weights count where their backend can identify them (``ModelBackend.identify``).
+
+    Example::
+
+        forecaster = sd.build_model_asset(
+            "forecaster", automation_condition=dg.AutomationCondition.on_cron("@hourly")
+        )
+        forecasts = sd.build_batch_inference_asset("forecasts", model_asset=forecaster, ...)
+
+    Args:
+        key: Key of the asset.
+        model: Key of the ``ModelResource``.
+        automation_condition: When to look whether the model has changed.
+        group_name: Group of the asset.
+        description: Shown on the asset's page.
+        tags: Tags of the asset.
+        metadata: Metadata of the definition.
+    """
+    spec = dg.AssetSpec(
+        key,
+        description=description or "The model: its version changes with its spec and its weights.",
+        group_name=group_name,
+        tags=tags,
+        metadata=metadata,
+        kinds={"model"},
+        automation_condition=automation_condition,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)
+
+        @dg.multi_observable_source_asset(
+            specs=[spec],
+            name=f"observe__{'__'.join(spec.key.path)}",
+            required_resource_keys={model},
+        )
+        def observe_model(context: dg.AssetExecutionContext) -> Iterator[dg.ObserveResult]:
+            model_spec: ModelSpec = getattr(context.resources, model).to_spec()
+            try:
+                runner = BatchRunner(model_spec)
+                identity, version = runner.model_identity()
+            except SheafError as e:
+                raise dg.Failure(str(e), allow_retries=e.retryable) from e
+            yield dg.ObserveResult(
+                asset_key=spec.key,
+                data_version=dg.DataVersion(version_tag(version)),
+                metadata=_metadata(model_spec, identity),
+            )
+
+    made: dg.AssetsDefinition = observe_model
+    return made
+
+
+def version_tag(model_version: str) -> str:
+    """A model's version as Dagster's data version."""
+    return model_version[:32]
+
+
+def note_model_version(
+    context: dg.AssetExecutionContext, key: dg.AssetKey, model: ModelSpec, runner: BatchRunner
+) -> None:
+    """Observes a model from a step that is about to run it, if it isn't what was seen last."""
+    identity, version = runner.model_identity()
+    seen = context.instance.fetch_observations(dg.AssetRecordsFilter(asset_key=key), limit=1)
+    for record in seen.records:
+        observation = record.event_log_entry.asset_observation
+        if observation is not None and observation.tags.get(_VERSION) == version_tag(version):
+            return
+    context.log_event(
+        dg.AssetObservation(
+            key, tags={_VERSION: version_tag(version)}, metadata=_metadata(model, identity)
+        )
+    )
+
+
+def _metadata(model: ModelSpec, identity: str | None) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "backend": model.backend,
+        "backend_kwargs": dg.MetadataValue.json(model.backend_kwargs),
+        "weights": identity or "not known without loading",
+    }
