@@ -35,8 +35,10 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     ),
     "sheaf_dagster.definitions": (
         "BatchConfig",
+        "JsonlIOManager",
         "ModelResource",
         "RayClusterResource",
+        "RowStream",
         "SourcePartitions",
         "StorageResource",
         "build_batch_inference_asset",
@@ -96,8 +98,10 @@ if TYPE_CHECKING:
     )
     from sheaf_dagster.definitions import (
         BatchConfig,
+        JsonlIOManager,
         ModelResource,
         RayClusterResource,
+        RowStream,
         SourcePartitions,
         StorageResource,
         build_batch_inference_asset,

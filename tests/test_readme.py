@@ -17,6 +17,7 @@ AFTER = [
     "assert result.rows == 1",
     "assert sd.known_backends()",
     "assert forecaster.key in forecasts.asset_deps[forecasts.key]",
+    "assert dg.materialize(defs.assets, partition_key='2026-01-01', resources=resources).success",
     "assert storage.base == 's3://my-bucket/prefix'",
 ]
 

@@ -2,19 +2,23 @@
 
 from sheaf_dagster.definitions.asset import build_batch_inference_asset
 from sheaf_dagster.definitions.config import BatchConfig
+from sheaf_dagster.definitions.io_manager import JsonlIOManager
 from sheaf_dagster.definitions.model_asset import build_model_asset
 from sheaf_dagster.definitions.resources import (
     ModelResource,
     RayClusterResource,
     StorageResource,
 )
+from sheaf_dagster.definitions.row_views import RowStream
 from sheaf_dagster.definitions.sensor import build_jsonl_arrival_sensor
 from sheaf_dagster.definitions.sources import SourcePartitions
 
 __all__ = [
     "BatchConfig",
+    "JsonlIOManager",
     "ModelResource",
     "RayClusterResource",
+    "RowStream",
     "SourcePartitions",
     "StorageResource",
     "build_batch_inference_asset",

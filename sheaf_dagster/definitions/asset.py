@@ -20,6 +20,7 @@ from sheaf_dagster.definitions.history import Provenance, committed_in_this_chai
 from sheaf_dagster.definitions.metadata import result_metadata
 from sheaf_dagster.definitions.model_asset import note_model_version, version_tag
 from sheaf_dagster.definitions.paths import (
+    SINK_METADATA,
     SOURCE_METADATA,
     check_template,
     partition_fields,
@@ -155,7 +156,7 @@ def build_batch_inference_asset(
         owners=owners,
         tags=tags,
         kinds={"ray", *(kinds or ())},
-        metadata={SOURCE_METADATA: source, **(metadata or {})},
+        metadata={SOURCE_METADATA: source, SINK_METADATA: sink, **(metadata or {})},
         code_version=code_version,
         automation_condition=automation_condition,
         partitions_def=partitions_def,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -12,7 +13,7 @@ from sheaf_dagster.batch.sample import OutputSample
 from sheaf_dagster.batch.spec import ModelSpec
 from sheaf_dagster.definitions.plots import forecast_fan
 
-__all__ = ["FINGERPRINT", "OUTPUT_BYTES", "result_metadata"]
+__all__ = ["FINGERPRINT", "OUTPUT_BYTES", "result_metadata", "row_preview"]
 
 FINGERPRINT = "sheaf/fingerprint"
 OUTPUT_BYTES = "output_bytes"
@@ -74,3 +75,8 @@ def _cell(row: dict[str, Any]) -> str:
     shown = {k: v for k, v in row.items() if v is not None and k not in ("model_type", "metadata")}
     text = orjson.dumps(shown).decode().replace("|", "\\|").replace("`", "'")
     return "`" + (text if len(text) <= _CELL else text[: _CELL - 1] + "…") + "`"
+
+
+def row_preview(rows: Sequence[Any]) -> str:
+    """A Markdown table of a file's first rows."""
+    return "\n".join(["| row |", "|---|", *(f"| {_cell(row)} |" for row in rows)])

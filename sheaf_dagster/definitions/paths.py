@@ -10,10 +10,13 @@ import dagster as dg
 
 from sheaf_dagster.errors import SpecError
 
-__all__ = ["SOURCE_METADATA", "check_template", "partition_fields", "resolve"]
+__all__ = ["SINK_METADATA", "SOURCE_METADATA", "check_template", "partition_fields", "resolve"]
 
 SOURCE_METADATA = "sheaf_dagster/source"
 """Metadata of a batch inference asset: the template of its source."""
+
+SINK_METADATA = "sheaf_dagster/sink"
+"""Metadata of an asset: the template of the JSONL file that it is."""
 
 _UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]")
 

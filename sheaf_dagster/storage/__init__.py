@@ -1,6 +1,7 @@
 """Where rows live: locations over fsspec, line-aligned chunks, parts and atomic sinks."""
 
 from sheaf_dagster.storage.chunks import Chunk, split_rows
+from sheaf_dagster.storage.lines import LineWriter, read_blocks, read_lines
 from sheaf_dagster.storage.listing import FoundFile, list_files
 from sheaf_dagster.storage.location import FileState, Location
 from sheaf_dagster.storage.parts import Part, PartStore
@@ -17,6 +18,7 @@ __all__ = [
     "Chunk",
     "FileState",
     "FoundFile",
+    "LineWriter",
     "Location",
     "Part",
     "PartStore",
@@ -24,6 +26,8 @@ __all__ = [
     "Sink",
     "SourceFile",
     "list_files",
+    "read_blocks",
+    "read_lines",
     "read_ranges",
     "scan_source",
     "source_digest",

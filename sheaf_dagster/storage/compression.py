@@ -42,7 +42,7 @@ def compress(data: bytes, codec: Codec | None) -> bytes:
 class _Counted:
     """A stored file that hashes and counts what is read from it."""
 
-    def __init__(self, raw: IO[bytes], digest: hashlib._Hash) -> None:
+    def __init__(self, raw: IO[bytes], digest: hashlib._Hash | None) -> None:
         self._raw = raw
         self._digest = digest
         self.count = 0
@@ -50,7 +50,8 @@ class _Counted:
 
     def read(self, n: int = -1) -> bytes:
         data = self._raw.read(n)
-        self._digest.update(data)
+        if self._digest is not None:
+            self._digest.update(data)
         self.count += len(data)
         return data
 
@@ -71,7 +72,12 @@ class _Text:
     """Decompressed text, read in pieces of bounded size, copied to a spool as it passes."""
 
     def __init__(
-        self, raw: IO[bytes], codec: Codec, name: str, digest: hashlib._Hash, spool: IO[bytes]
+        self,
+        raw: IO[bytes],
+        codec: Codec,
+        name: str,
+        digest: hashlib._Hash | None,
+        spool: IO[bytes] | None,
     ) -> None:
         import pyarrow as pa
 
@@ -102,12 +108,18 @@ class _Text:
                 f"{self._name} unpacks to more than {MAX_RATIO} times its size; "
                 "this looks like a decompression bomb, so it was not read further"
             )
-        self._spool.write(buffer[:filled])
+        if self._spool is not None:
+            self._spool.write(buffer[:filled])
         return filled
 
 
 def open_text(
-    raw: IO[bytes], codec: Codec, *, name: str, digest: hashlib._Hash, spool: IO[bytes]
+    raw: IO[bytes],
+    codec: Codec,
+    *,
+    name: str,
+    digest: hashlib._Hash | None = None,
+    spool: IO[bytes] | None = None,
 ) -> _Text:
     """A stream of a compressed file's text.
 

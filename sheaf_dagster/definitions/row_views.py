@@ -1,0 +1,378 @@
+"""What a downstream asset may take rows as, by the annotation of its argument.
+
+A view is a small class that says which annotations it serves and makes the object of one file
+or of several, one after the other. Libraries are imported when a view is made.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import io
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from sheaf_dagster.batch.results import ValidationReport
+from sheaf_dagster.batch.rows import RowContract
+from sheaf_dagster.contracts import BaseRequest, BaseResponse, contract_for
+from sheaf_dagster.errors import InputValidationError, SourceError, SpecError
+from sheaf_dagster.storage import Location, read_blocks, read_lines
+
+__all__ = ["RowStream", "view_for"]
+
+RowT = TypeVar("RowT")
+
+
+class RowStream(Generic[RowT]):
+    """Rows that are read as they are iterated over, as often as one likes, in constant memory.
+
+    The annotation for rows that don't fit into memory; a type in brackets makes them typed::
+
+        @dg.asset
+        def worst(forecasts: sd.RowStream[TimeSeriesResponse]) -> float:
+            return max(max(f.mean) for f in forecasts)
+
+    (``Iterator[TimeSeriesResponse]`` would say the same, but Dagster takes no such annotation.)
+    """
+
+    row_type: ClassVar[Any] = dict
+
+    def __init__(self, files: Sequence[Location]) -> None:
+        self._files = list(files)
+
+    @property
+    def uris(self) -> list[str]:
+        """The files, in order."""
+        return [f.uri for f in self._files]
+
+    def __iter__(self) -> Iterator[RowT]:
+        return _rows(self._files, self.row_type)
+
+    def __class_getitem__(cls, row_type: Any) -> Any:
+        # A class, not typing's alias: Dagster takes only what isinstance does.
+        if isinstance(row_type, TypeVar):
+            return cls
+        name = f"{cls.__name__}[{getattr(row_type, '__name__', row_type)}]"
+        known = _STREAM_TYPES.get((cls, row_type))
+        if known is None:
+            known = type(name, (cls,), {"row_type": row_type, "__module__": cls.__module__})
+            _STREAM_TYPES[(cls, row_type)] = known
+        return known
+
+
+_STREAM_TYPES: dict[tuple[type, Any], type] = {}
+
+
+class _View(ABC):
+    """One way to see rows."""
+
+    @abstractmethod
+    def serves(self, wanted: Any) -> bool:
+        """Whether an annotation asks for this."""
+
+    @abstractmethod
+    def make(self, files: Sequence[Location], wanted: Any) -> Any:
+        """The object, of all files one after the other."""
+
+
+def view_for(wanted: Any) -> _View:
+    """The view that an annotation asks for.
+
+    Raises:
+        SpecError: There is none; the message lists those that there are.
+    """
+    for view in _VIEWS:
+        if view.serves(wanted):
+            return view
+    raise SpecError(
+        f"rows can't be loaded as {getattr(wanted, '__name__', wanted)}; annotate the argument "
+        "with list[dict], list[TimeSeriesResponse] (or another pydantic model), "
+        "RowStream[...], Iterator, pandas.DataFrame, polars.DataFrame, polars.LazyFrame, "
+        "pyarrow.Table, ray.data.Dataset, Path, UPath or str, or dict[str, …] of one of these for "
+        "many partitions"
+    )
+
+
+class _Rows(_View):
+    """``list``, ``list[dict]``, ``list[Model]``, or no annotation."""
+
+    def serves(self, wanted: Any) -> bool:
+        if wanted in (Any, list):
+            return True
+        return get_origin(wanted) in (list, collections.abc.Sequence) and _is_row_type(
+            _row_type(wanted)
+        )
+
+    def make(self, files: Sequence[Location], wanted: Any) -> Any:
+        return list(_rows(files, _row_type(wanted)))
+
+
+class _Stream(_View):
+    """``RowStream``, or a plain ``Iterator`` or ``Iterable``."""
+
+    _PLAIN = (collections.abc.Iterator, collections.abc.Iterable)
+
+    def serves(self, wanted: Any) -> bool:
+        return wanted in self._PLAIN or _is_subclass(wanted, RowStream)
+
+    def make(self, files: Sequence[Location], wanted: Any) -> Any:
+        if _is_subclass(wanted, RowStream):
+            return wanted(files)
+        return itertools.chain(_rows(files, dict))  # UPathIOManager awaits a bare generator
+
+
+class _Pandas(_View):
+    """``pandas.DataFrame``: lists and objects stay what they are in JSON, nothing is guessed."""
+
+    def serves(self, wanted: Any) -> bool:
+        return _named(wanted, "pandas", "DataFrame")
+
+    def make(self, files: Sequence[Location], wanted: Any) -> Any:
+        return wanted.from_records(list(_rows(files, dict)))
+
+
+class _Polars(_View):
+    """``polars.DataFrame``."""
+
+    def serves(self, wanted: Any) -> bool:
+        return _named(wanted, "polars", "DataFrame")
+
+    def make(self, files: Sequence[Location], wanted: Any) -> Any:
+        import polars as pl
+
+        return pl.collect_all(_scans(files))[0] if len(files) == 1 else _joined(files).collect()
+
+
+class _PolarsLazy(_View):
+    """``polars.LazyFrame``: of local files nothing is read before it is collected."""
+
+    def serves(self, wanted: Any) -> bool:
+        return _named(wanted, "polars", "LazyFrame")
+
+    def make(self, files: Sequence[Location], wanted: Any) -> Any:
+        return _joined(files)
+
+
+def _joined(files: Sequence[Location]) -> Any:
+    import polars as pl
+
+    return pl.concat(_scans(files), how="diagonal_relaxed")
+
+
+def _scans(files: Sequence[Location]) -> list[Any]:
+    import polars as pl
+
+    scans = []
+    for file in files:
+        if file.require_state().size and file.is_local:
+            source: Any = file.uri
+        else:
+            source = io.BytesIO(_text(file))
+            if not source.getbuffer():
+                continue
+        scans.append(pl.scan_ndjson(source, infer_schema_length=None))
+    return scans or [pl.LazyFrame()]
+
+
+class _Arrow(_View):
+    """``pyarrow.Table``, with types found in all of the file."""
+
+    def serves(self, wanted: Any) -> bool:
+        return _named(wanted, "pyarrow", "Table")
+
+    def make(self, files: Sequence[Location], wanted: Any) -> Any:
+        import pyarrow as pa
+
+        tables = [t for t in map(self._table, files) if t.num_rows]
+        if not tables:
+            return pa.table({})
+        return pa.concat_tables(tables, promote_options="permissive")
+
+    @staticmethod
+    def _table(file: Location) -> Any:
+        import pyarrow as pa
+        import pyarrow.json
+
+        text = _text(file)
+        if not text.strip():
+            return pa.table({})
+        # A row must fit into a block; where one doesn't, all of the text is one.
+        for block_size in (16 * 2**20, len(text) + 1):
+            try:
+                return pa.json.read_json(
+                    io.BytesIO(text), pa.json.ReadOptions(block_size=block_size)
+                )
+            except pa.ArrowInvalid as e:
+                problem = e
+        raise SourceError(
+            f"{file.uri} is no Arrow table ({problem}); load it as list[dict] instead"
+        ) from problem
+
+
+class _RayDataset(_View):
+    """``ray.data.Dataset``: its workers read the files."""
+
+    def serves(self, wanted: Any) -> bool:
+        return _named(wanted, "ray", "Dataset")
+
+    def make(self, files: Sequence[Location], wanted: Any) -> Any:
+        import ray.data
+
+        for file in files:
+            file.require_state()
+        filesystem = None if files[0].is_local else files[0].fs
+        return ray.data.read_json(
+            [f.path for f in files],
+            filesystem=filesystem,
+            file_extensions=None,
+        )
+
+
+class _Place(_View):
+    """Where the file is: ``Path``, ``UPath`` (with what reaches it), ``str``."""
+
+    def serves(self, wanted: Any) -> bool:
+        if get_origin(wanted) is list:
+            (wanted,) = get_args(wanted)
+        return wanted in (str, Path) or _named(wanted, "upath", "UPath")
+
+    def make(self, files: Sequence[Location], wanted: Any) -> Any:
+        several = get_origin(wanted) is list
+        kind = get_args(wanted)[0] if several else wanted
+        places = [self._place(f, kind) for f in files]
+        if several:
+            return places
+        if len(places) > 1:
+            raise SpecError(
+                f"the argument takes one {kind.__name__}, but there are {len(places)} partitions; "
+                f"annotate it with dict[str, {kind.__name__}] or list[{kind.__name__}]"
+            )
+        return places[0]
+
+    @staticmethod
+    def _place(file: Location, kind: Any) -> Any:
+        file.require_state()
+        if kind is str:
+            return file.uri
+        if kind is not Path:
+            return kind(file.uri, **file.options)
+        if not file.is_local:
+            raise SpecError(
+                f"{file.uri} is no local path; annotate the argument with UPath or str, or with "
+                "what you want to read it as"
+            )
+        return Path(file.uri)
+
+
+_VIEWS: tuple[_View, ...] = (
+    _Rows(),
+    _Stream(),
+    _Pandas(),
+    _Polars(),
+    _PolarsLazy(),
+    _Arrow(),
+    _RayDataset(),
+    _Place(),
+)
+
+
+def _rows(files: Sequence[Location], row_type: Any) -> Iterator[Any]:
+    typed = _is_subclass(row_type, BaseModel)
+    for file in files:
+        yield from _typed_rows(file, row_type) if typed else _plain_rows(file)
+
+
+def _plain_rows(file: Location) -> Iterator[Any]:
+    for number, line in read_lines(file):
+        try:
+            yield orjson.loads(line)
+        except orjson.JSONDecodeError as e:
+            raise SourceError(f"{file.uri}, line {number}: is no JSON: {e}") from e
+
+
+def _typed_rows(file: Location, row_type: type[BaseModel]) -> Iterator[Any]:
+    any_type = row_type in (BaseRequest, BaseResponse)
+    contracts: dict[str, RowContract] = {}
+    for position, (number, line) in enumerate(read_lines(file)):
+        if any_type:
+            contract = _contract_of(line, row_type, contracts)
+        else:
+            contract = contracts.setdefault("", _contract(row_type))
+        try:
+            (row,) = contract.parse([(number, line)], position)
+        except (ValidationError, RecursionError) as e:
+            raise _invalid(file, contract, single=line if any_type else None, number=number) from e
+        yield row.request
+
+
+def _contract(row_type: type[BaseModel]) -> RowContract:
+    field = row_type.model_fields.get("model_type")
+    default = None if field is None else field.default
+    return RowContract(str(default) if isinstance(default, str) else "", row_type)
+
+
+def _contract_of(line: bytes, base: type[BaseModel], known: dict[str, RowContract]) -> RowContract:
+    name = str(orjson.loads(line).get("model_type"))
+    if name not in known:
+        contract = contract_for(name)
+        row_type = contract.request if base is BaseRequest else contract.response
+        known[name] = RowContract(name, row_type)
+    return known[name]
+
+
+def _invalid(
+    file: Location, contract: RowContract, *, single: bytes | None, number: int
+) -> InputValidationError:
+    """The error over all rows of a file, since one was found that doesn't fit."""
+    report = ValidationReport(source=file.uri)
+    blocks = [(number, single + b"\n")] if single is not None else _numbered_blocks(file)
+    for first_line, block in blocks:
+        check = contract.check(block, first_line)
+        report.rows += check.rows
+        report.invalid_rows += check.invalid_rows
+        report.total_violations += check.total_violations
+        report.violations += check.violations[: 100 - len(report.violations)]
+    shown = "\n".join(f"  {v}" for v in report.violations[:5])
+    return InputValidationError(
+        f"{file.uri}: {report.invalid_rows} of {report.rows} rows are no "
+        f"{contract.request.__name__}:\n{shown}\n  Rows that failed in the model "
+        '(on_error="record") hold an error instead; load such files as list[dict].',
+        report,
+    )
+
+
+def _numbered_blocks(file: Location) -> Iterator[tuple[int, bytes]]:
+    number = 1
+    for block in read_blocks(file):
+        yield number, block
+        number += block.count(b"\n")
+
+
+def _text(file: Location) -> bytes:
+    return b"".join(read_blocks(file))
+
+
+def _row_type(wanted: Any) -> Any:
+    return next(iter(get_args(wanted)), dict)
+
+
+def _is_row_type(row_type: Any) -> bool:
+    plain = row_type in (Any, dict) or get_origin(row_type) in (dict, collections.abc.Mapping)
+    return plain or _is_subclass(row_type, BaseModel)
+
+
+def _is_subclass(wanted: Any, of: type) -> bool:
+    return isinstance(wanted, type) and issubclass(wanted, of)
+
+
+def _named(wanted: Any, package: str, name: str) -> bool:
+    return (
+        isinstance(wanted, type)
+        and wanted.__name__ == name
+        and wanted.__module__.partition(".")[0] == package
+    )

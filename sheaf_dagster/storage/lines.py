@@ -1,0 +1,164 @@
+"""Whole files of lines, in one process: streamed in, streamed out, committed at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from types import TracebackType
+from typing import Protocol
+from uuid import uuid4
+
+from typing_extensions import Self
+
+from sheaf_dagster.errors import SourceError
+from sheaf_dagster.storage.chunks import MAX_LINE_BYTES, split_rows
+from sheaf_dagster.storage.compression import codec_of, open_text
+from sheaf_dagster.storage.location import Location
+from sheaf_dagster.storage.parts import Part, PartStore
+from sheaf_dagster.storage.sink import Sink
+
+__all__ = ["LineWriter", "read_blocks", "read_lines"]
+
+_BLOCK_BYTES = 4 * 2**20
+
+_PART_BYTES = 16 * 2**20
+"""S3 puts pieces of 5 MiB and more together by itself; a compressed part is several times
+smaller than its text."""
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class LineWriter:
+    r"""Writes a file of lines piece by piece; it appears whole when the block ends, or not at all.
+
+    Example::
+
+        with LineWriter(Location.of("out.jsonl.gz")) as writer:
+            writer.write(b'{"a": 1}\n', rows=1)
+
+    Compressed by suffix. Holds at most 16 MiB and the piece at hand.
+
+    Attributes:
+        rows: Rows written so far.
+        size: Stored bytes, once the block has ended.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self.rows = 0
+        self.size = 0
+        self._sink = Sink(location)
+        self._store: PartStore | None = None
+        self._parts: list[Part] = []
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._held_rows = 0
+
+    def __enter__(self) -> Self:
+        self._sink.prepare()
+        name = uuid4().hex
+        try:
+            self._sink.open_run(name, resume=False)
+        except BaseException:
+            self._sink.release()
+            raise
+        self._store = self._sink.parts(name)
+        return self
+
+    def write(self, lines: bytes, rows: int) -> None:
+        """Adds whole lines, the last one ended too."""
+        self._held.append(lines)
+        self._held_bytes += len(lines)
+        self._held_rows += rows
+        self.rows += rows
+        if self._held_bytes >= _PART_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        assert self._store is not None
+        self._parts.append(
+            self._store.write(
+                len(self._parts),
+                b"".join(self._held),
+                rows=self._held_rows,
+                error_rows=0,
+                non_finite=0,
+            )
+        )
+        self._held, self._held_bytes, self._held_rows = [], 0, 0
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._store is not None
+        try:
+            if error is None:
+                if self._held:
+                    self._flush()
+                self.size = self._sink.commit(self._store, self._parts)
+        finally:
+            if self._sink.held:  # nothing was committed
+                with suppress(Exception):
+                    self._sink.discard()
+                self._sink.release()
+
+
+class _Readable(Protocol):
+    def readinto(self, buffer: memoryview, /) -> int | None: ...
+
+
+def read_blocks(location: Location) -> Iterator[bytes]:
+    """The text of a file in pieces of whole lines, about 4 MiB each; unpacked by suffix.
+
+    Raises:
+        SourceNotFoundError: There is no such file.
+        SourceError: It can't be read, or holds a line of more than 512 MiB.
+    """
+    codec = codec_of(location.uri)
+    buffer = memoryview(bytearray(_BLOCK_BYTES))
+    rest: list[bytes] = []
+    rest_bytes = 0
+    first = True
+    with location.open() as raw:
+        stream: _Readable = (
+            raw if codec is None else open_text(raw, codec, name=location.uri)  # type: ignore[assignment]
+        )
+        while n := _fill(stream, buffer):
+            block = bytes(buffer[:n])
+            if first:
+                block, first = block.removeprefix(_BOM), False
+            cut = block.rfind(b"\n") + 1
+            if cut:
+                yield b"".join([*rest, block[:cut]])
+                rest, rest_bytes = [], 0
+            rest.append(block[cut:])
+            rest_bytes += len(block) - cut
+            if rest_bytes > MAX_LINE_BYTES:
+                raise SourceError(f"{location.uri}: a line is longer than 512 MiB")
+    if rest_bytes:
+        yield b"".join([*rest, b"\n"])
+
+
+def _fill(stream: _Readable, buffer: memoryview) -> int:
+    filled = 0
+    while filled < len(buffer):
+        n = stream.readinto(buffer[filled:])
+        if not n:
+            break
+        filled += n
+    return filled
+
+
+def read_lines(location: Location) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, line) of every row of a file, in constant memory.
+
+    Raises:
+        SourceNotFoundError: There is no such file.
+        SourceError: It can't be read.
+    """
+    number = 1
+    for block in read_blocks(location):
+        yield from split_rows(block, number)
+        number += block.count(b"\n")
