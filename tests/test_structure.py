@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "storage": {"errors"},
     "batch": {"errors", "contracts", "backends", "storage"},
     "testing": {"backends", "contracts"},
-    "definitions": {"errors", "contracts", "batch", "storage"},
+    "pipes": {"batch"},
+    "definitions": {"errors", "contracts", "batch", "storage", "pipes"},
 }
 
 

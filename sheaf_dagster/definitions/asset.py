@@ -1,24 +1,23 @@
 """A batch job as a Dagster asset, for one partition or a range of them in one step."""
 
 # No postponed annotations here: Dagster reads those of the step function as they are.
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 from pydantic import ValidationError
 
 from sheaf_dagster.batch import BatchRunner
+from sheaf_dagster.batch.logs import logs_told_to
 from sheaf_dagster.batch.progress import EVERY_SECONDS, progress_lines
-from sheaf_dagster.batch.results import BatchOutcome
-from sheaf_dagster.batch.sample import OutputSample, sample_output
 from sheaf_dagster.batch.spec import BatchSpec, Compute, ModelSpec, OnError
-from sheaf_dagster.definitions.checks import CheckLedger, check_specs
+from sheaf_dagster.batch.work import run_files
+from sheaf_dagster.definitions.checks import check_specs
+from sheaf_dagster.definitions.clusters import cluster_config, cluster_limits, jobs_address
 from sheaf_dagster.definitions.config import BatchConfig
-from sheaf_dagster.definitions.history import Provenance, committed_in_this_chain
-from sheaf_dagster.definitions.metadata import result_metadata
-from sheaf_dagster.definitions.model_asset import note_model_version, version_tag
 from sheaf_dagster.definitions.paths import (
     SINK_METADATA,
     SOURCE_METADATA,
@@ -27,9 +26,12 @@ from sheaf_dagster.definitions.paths import (
     resolve,
 )
 from sheaf_dagster.definitions.sources import SourcePartitions
-from sheaf_dagster.errors import SheafError, SpecError
+from sheaf_dagster.definitions.step import SpecOf, Step
+from sheaf_dagster.errors import MissingDependencyError, SheafError, SpecError
 
-__all__ = ["build_batch_inference_asset"]
+__all__ = ["Launch", "build_batch_inference_asset"]
+
+Launch = Literal["step", "ray_job"]
 
 # Dagster logs one materialisation for each partition of a range when the step's output is
 # yielded, and only then: too late for a range of which some fail, and without a data version of
@@ -57,6 +59,7 @@ def build_batch_inference_asset(
     model_asset: Any = None,
     ray_cluster: str = "ray_cluster",
     storage: str = "storage",
+    launch: Launch = "step",
     backfill_policy: dg.BackfillPolicy | None = None,
     retry_policy: dg.RetryPolicy | None = None,
     automation_condition: dg.AutomationCondition | None = None,
@@ -101,6 +104,9 @@ def build_batch_inference_asset(
             model then shows the partitions that the earlier one has made as stale.
         ray_cluster: Key of the ``RayClusterResource``.
         storage: Key of the ``StorageResource``.
+        launch: ``step``: the step is Ray's driver, on a machine of the cluster or with a local Ray;
+            ``ray_job``: the step submits a Ray job to the cluster's dashboard and follows it, from
+            anywhere.
         backfill_policy: By default a single run for any range of partitions.
         retry_policy: For errors that retrying can mend; the others end the step at once.
         automation_condition: For declarative automation, such as
@@ -148,6 +154,11 @@ def build_batch_inference_asset(
         "bucket_by": bucket_by,
     }
     _batch_spec(f"asset {asset_key.to_user_string()}", {**built, "source": "a", "sink": "b"})
+    if launch == "ray_job" and importlib.util.find_spec("dagster_ray") is None:
+        raise MissingDependencyError(
+            f'asset {asset_key.to_user_string()}: launch="ray_job" needs dagster-ray; '
+            "pip install 'sheaf_dagster[ray-jobs]'"
+        )
     spec = dg.AssetSpec(
         asset_key,
         deps=[*(deps or ()), *([] if model_key is None else [model_key])],
@@ -172,6 +183,7 @@ def build_batch_inference_asset(
             built=built,
             source_partitions=source_partitions,
             resource_keys=(model, ray_cluster, storage),
+            launch=launch,
             model_key=model_key,
             backfill_policy=backfill_policy,
             retry_policy=retry_policy,
@@ -191,6 +203,7 @@ def _define(
     built: dict[str, Any],
     source_partitions: SourcePartitions | None,
     resource_keys: tuple[str, str, str],
+    launch: Launch,
     model_key: dg.AssetKey | None,
     backfill_policy: dg.BackfillPolicy | None,
     retry_policy: dg.RetryPolicy | None,
@@ -217,13 +230,12 @@ def _define(
     )
     def batch_inference(context: dg.AssetExecutionContext, config: BatchConfig) -> Iterator[Any]:
         model_spec: ModelSpec = getattr(context.resources, model).to_spec()
-        cluster = getattr(context.resources, ray_cluster).to_config()
         where = getattr(context.resources, storage)
         changed = config.changes()
         read_from = changed.pop("source", source)
         try:
             check_source(read_from)
-            options = where.options
+            options = where.options_by_name if launch == "ray_job" else where.options
         except SheafError as e:
             raise dg.Failure(str(e), allow_retries=False) from e
         keys: list[str | None] = list(context.partition_keys) if partitioned else [None]
@@ -247,15 +259,18 @@ def _define(
                 },
             )
 
-        on_progress = progress_lines(
-            context.log.info, every_s=progress_every_s, files=len(keys), noun="partitions"
+        step = Step(
+            context,
+            asset_key,
+            model_spec,
+            model_key,
+            check_severities,
+            redact_rows=redact_rows,
+            progress_every_s=progress_every_s,
         )
+        run = _run_as_ray_job if launch == "ray_job" else _run_here
         try:
-            runner = BatchRunner(model_spec, cluster, on_progress, redact_rows=redact_rows)
-            step = _Step(
-                context, asset_key, runner, model_spec, model_key, check_severities, redact_rows
-            )
-            step.run(keys, spec_of)
+            run(step, getattr(context.resources, ray_cluster), keys, spec_of)
         except SheafError as e:
             raise dg.Failure(str(e), allow_retries=e.retryable) from e
         yield from step.ledger.results(asset_key)
@@ -278,120 +293,36 @@ def _batch_spec(what: str, fields: dict[str, Any]) -> BatchSpec:
         raise SpecError(f"{what}: {problems}") from e
 
 
-class _Step:
-    """One execution of the step: some partitions through one job."""
+def _run_here(step: Step, cluster: Any, keys: Sequence[str | None], spec_of: SpecOf) -> None:
+    """Runs the partitions with this process as the driver."""
+    say = progress_lines(
+        step.context.log.info,
+        every_s=step.progress_every_s,
+        files=len(keys),
+        noun="partitions",
+    )
+    config = cluster_config(cluster, step.holder)
+    runner = BatchRunner(step.model, config, say, redact_rows=step.redact_rows)
+    step.began(keys, None if step.model_key is None else runner.model_identity())
+    with (
+        logs_told_to(step.context.log.log),
+        closing(run_files(runner, step.files(keys, spec_of))) as outcomes,  # type: ignore[type-var]
+    ):
+        for outcome in outcomes:
+            step.take(outcome)
 
-    def __init__(
-        self,
-        context: dg.AssetExecutionContext,
-        key: dg.AssetKey,
-        runner: BatchRunner,
-        model: ModelSpec,
-        model_key: dg.AssetKey | None,
-        severities: Mapping[str, dg.AssetCheckSeverity],
-        redact_rows: bool,
-    ) -> None:
-        self._context = context
-        self._key = key
-        self._runner = runner
-        self._model = model
-        self._model_key = model_key
-        self._redact = redact_rows
-        self.ledger = CheckLedger(severities)
-        self._failed: dict[str, Exception] = {}
-        self._reused: list[dg.AssetMaterialization] = []
-        self._partition_of: dict[str, str | None] = {}
-        self._total = 0
 
-    def run(self, keys: Sequence[str | None], spec_of: Callable[[str | None], BatchSpec]) -> None:
-        self._total = len(keys)
-        if self._model_key is not None:
-            note_model_version(self._context, self._model_key, self._model, self._runner)
-        self._provenance = Provenance(self._context, self._key, keys, self._model_key)
-        with closing(self._runner.run_many(self._specs(keys, spec_of))) as outcomes:  # type: ignore[type-var]
-            for outcome in outcomes:
-                self._take(outcome)
+def _run_as_ray_job(step: Step, cluster: Any, keys: Sequence[str | None], spec_of: SpecOf) -> None:
+    """Runs the partitions with a Ray job as the driver."""
+    from sheaf_dagster.definitions.ray_jobs import run_as_ray_job
 
-    def _specs(
-        self, keys: Sequence[str | None], spec_of: Callable[[str | None], BatchSpec]
-    ) -> Iterator[BatchSpec]:
-        done = committed_in_this_chain(self._context, self._key, keys)
-        for partition in keys:
-            try:
-                spec = spec_of(partition)
-            except SheafError as e:  # a key that can't be a file: its own failure, not the range's
-                self._fail(partition, e)
-                continue
-            earlier = done.get(partition or "")
-            if earlier is not None and earlier.still_holds(self._runner, spec):
-                self._context.log.info(
-                    f"{partition or 'asset'}: committed by an earlier run of this chain, and its "
-                    "source, model and layout are unchanged; not run again"
-                )
-                if not earlier.in_this_run:
-                    self._reused.append(earlier.materialization)
-                continue
-            self._partition_of[spec.sink] = partition
-            yield spec
-
-    def _take(self, outcome: BatchOutcome) -> None:
-        partition = self._partition_of[outcome.spec.sink]
-        if outcome.result is None:
-            assert outcome.error is not None
-            self._fail(partition, outcome.error)
-            return
-        result = outcome.result
-        sample = self._sample(outcome.spec)
-        md = result_metadata(
-            result,
-            self._model,
-            sample,
-            partitioned=partition is not None,
-            preview=not self._redact,
+    where, limits = jobs_address(cluster), cluster_limits(cluster, step.holder)
+    files = list(step.files(keys, spec_of))
+    if files:
+        run_as_ray_job(
+            step.context,
+            where,
+            step.order(limits, files),
+            began=lambda model: step.began(keys, model),
+            take=step.take,
         )
-        self._context.log_event(
-            dg.AssetMaterialization(
-                self._key,
-                partition=partition,
-                metadata=md,
-                tags=self._provenance.tags(
-                    partition, result.fingerprint[:32], version_tag(result.model_version)
-                ),
-            )
-        )
-        self.ledger.committed(partition or "", result, sample)
-
-    def _sample(self, spec: BatchSpec) -> OutputSample:
-        try:
-            return sample_output(self._model, spec)
-        except SheafError as e:  # the file is committed: that it can't be shown is no failure
-            self._context.log.warning(f"no preview, and the order was not compared: {e}")
-            return OutputSample([], in_order=True, compared=0)
-
-    def _fail(self, partition: str | None, error: Exception) -> None:
-        self._failed[partition or ""] = error
-        self.ledger.failed(partition or "", error)
-        self._context.log.error(f"{partition or 'asset'}: {error}")
-
-    def raise_if_failed(self) -> None:
-        """Ends the step with one summary where a partition failed."""
-        if not self._failed:
-            return
-        # Dagster counts a key of a failed run as failed unless that run has materialised it.
-        for materialization in self._reused:
-            self._context.log_event(materialization)
-        # Our own errors know whether retrying helps; an unknown one is left to the policy.
-        retryable = any(getattr(e, "retryable", True) for e in self._failed.values())
-        if list(self._failed) == [""]:
-            (error,) = self._failed.values()
-            raise dg.Failure(str(error), allow_retries=retryable) from error
-        raise dg.Failure(
-            f"{len(self._failed)} of {self._total} partitions failed; the others are "
-            "materialised:\n" + "\n".join(f"{k}: {e}" for k, e in self._failed.items()),
-            metadata={
-                "failed_partitions": dg.MetadataValue.json(
-                    {k: str(e)[:500] for k, e in self._failed.items()}
-                )
-            },
-            allow_retries=retryable,
-        ) from next(iter(self._failed.values()))

@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
+import dagster as dg
+
 from sheaf_dagster.errors import SpecError
 
-__all__ = ["from_environment", "merged", "s3_options"]
-
-
-def from_environment(what: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with every ``EnvVar`` replaced by its value.
-
-    Dagster fills in environment variables for fields that it knows, not inside a free
-    dictionary: there they arrive as ``{"env": NAME}``.
-
-    Raises:
-        SpecError: A variable is not set; the message names it and where it is used.
-    """
-    return {name: _filled(f"{what}.{name}", value) for name, value in options.items()}
-
-
-def _filled(what: str, value: Any) -> Any:
-    if isinstance(value, Mapping):
-        variable = value.get("env")
-        if len(value) == 1 and isinstance(variable, str):
-            if variable not in os.environ:
-                raise SpecError(f"{what}: environment variable {variable} is not set; set it")
-            return os.environ[variable]
-        return from_environment(what, value)
-    if isinstance(value, (list, tuple)):
-        return [_filled(f"{what}[{i}]", item) for i, item in enumerate(value)]
-    return value
+__all__ = ["merged", "named_variables", "s3_options"]
 
 
 def s3_options(resource: Any) -> dict[str, Any]:
@@ -53,7 +29,9 @@ def s3_options(resource: Any) -> dict[str, Any]:
         "endpoint_url": resource.endpoint_url,
         "profile": resource.profile_name,
     }
-    found: dict[str, Any] = {name: value for name, value in options.items() if value}
+    found: dict[str, Any] = {
+        name: value for name, value in options.items() if isinstance(value, dg.EnvVar) or value
+    }
     if getattr(resource, "use_unsigned_session", False):
         found["anon"] = True
     if not resource.use_ssl:
@@ -64,6 +42,15 @@ def s3_options(resource: Any) -> dict[str, Any]:
         "retries": {"mode": "standard", "total_max_attempts": resource.max_attempts}
     }
     return found
+
+
+def named_variables(value: Any) -> Any:
+    """The options with every ``EnvVar`` as ``{"env": NAME}``, which can travel."""
+    if isinstance(value, dg.EnvVar):
+        return {"env": value.env_var_name}
+    if isinstance(value, Mapping):
+        return {name: named_variables(below) for name, below in value.items()}
+    return value
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

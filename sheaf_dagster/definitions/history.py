@@ -7,11 +7,8 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from sheaf_dagster.batch import BatchRunner
-from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.batch.work import Committed
 from sheaf_dagster.definitions.metadata import FINGERPRINT, OUTPUT_BYTES
-from sheaf_dagster.errors import SheafError
-from sheaf_dagster.storage import Location
 
 __all__ = ["EarlierMaterialization", "Provenance", "committed_in_this_chain"]
 
@@ -25,19 +22,14 @@ class EarlierMaterialization:
     materialization: dg.AssetMaterialization
     in_this_run: bool
 
-    def still_holds(self, runner: BatchRunner, spec: BatchSpec) -> bool:
-        """Whether the committed sink is what running the job again would write."""
+    @property
+    def committed(self) -> Committed | None:
+        """The sink that it stands for, where the materialisation says enough of it."""
         md = self.materialization.metadata
         fingerprint, size = md.get(FINGERPRINT), md.get(OUTPUT_BYTES)
         if fingerprint is None or size is None:
-            return False
-        try:
-            state = Location.of(spec.sink, spec.storage_options).state()
-            if state is None or state.size != size.value:
-                return False
-            return runner.fingerprint(spec) == fingerprint.value
-        except SheafError:
-            return False  # running it will say what is wrong
+            return None
+        return Committed(str(fingerprint.value), int(size.value))  # type: ignore[arg-type]
 
 
 def committed_in_this_chain(

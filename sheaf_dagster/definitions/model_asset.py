@@ -89,10 +89,13 @@ def version_tag(model_version: str) -> str:
 
 
 def note_model_version(
-    context: dg.AssetExecutionContext, key: dg.AssetKey, model: ModelSpec, runner: BatchRunner
+    context: dg.AssetExecutionContext,
+    key: dg.AssetKey,
+    model: ModelSpec,
+    identity: str | None,
+    version: str,
 ) -> None:
     """Observes a model from a step that is about to run it, if it isn't what was seen last."""
-    identity, version = runner.model_identity()
     seen = context.instance.fetch_observations(dg.AssetRecordsFilter(asset_key=key), limit=1)
     for record in seen.records:
         observation = record.event_log_entry.asset_observation

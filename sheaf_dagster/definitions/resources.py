@@ -9,8 +9,10 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from sheaf_dagster.batch.cluster_config import ClusterConfig, refuse_ray_client
 from sheaf_dagster.batch.spec import ModelSpec, ResourceConfig
-from sheaf_dagster.definitions.credentials import from_environment, merged, s3_options
+from sheaf_dagster.definitions.credentials import merged, named_variables, s3_options
 from sheaf_dagster.errors import SpecError
+from sheaf_dagster.storage import from_environment
+from sheaf_dagster.storage.options import literal_secrets
 
 __all__ = ["ModelResource", "RayClusterResource", "StorageResource"]
 
@@ -101,6 +103,23 @@ class RayClusterResource(dg.ConfigurableResource):
     wait_for_capacity_s: float = Field(
         default=600.0, ge=0, description="How long to wait for busy or starting capacity (seconds)."
     )
+    dashboard: str | None = Field(
+        default=None,
+        description='Address of the cluster\'s dashboard, such as "http://head:8265", to which '
+        'assets with launch="ray_job" submit their steps.',
+    )
+    headers: dict[str, Any] = Field(
+        default_factory=dict,
+        repr=False,
+        description="HTTP headers of requests to the dashboard, for a proxy before it; take "
+        "secrets from environment variables with EnvVar. (Ray's own token needs none: set "
+        "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN.)",
+    )
+    runtime_env: dict[str, Any] = Field(
+        default_factory=dict,
+        description='Ray runtime environment of steps with launch="ray_job". The dashboard shows '
+        "it, env_vars included: no place for secrets.",
+    )
 
     @field_validator("address")
     @classmethod
@@ -159,6 +178,7 @@ class StorageResource(dg.ConfigurableResource):
     )
 
     _s3_itself: Any = PrivateAttr(default=None)
+    _s3_as_given: Any = PrivateAttr(default=None)
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Finds the ``S3Resource`` behind ``s3`` where that is a resource of its own, too."""
@@ -167,6 +187,9 @@ class StorageResource(dg.ConfigurableResource):
         for key, original in originals.items():
             if self.s3 is not None and getattr(context.resources, key) is self.s3:
                 self._s3_itself = original
+        # As it was defined, environment variables not filled in yet.
+        nested = getattr(context.resource_def, "nested_resources", {})
+        self._s3_as_given = nested.get("s3")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -176,7 +199,28 @@ class StorageResource(dg.ConfigurableResource):
             SpecError: An environment variable is not set, or ``s3`` doesn't fit the root.
         """
         given = from_environment("storage: storage_options", self.storage_options)
-        resource = self._s3_itself if self._s3_itself is not None else self.s3
+        return self._over_s3(given, self._s3_itself if self._s3_itself is not None else self.s3)
+
+    @property
+    def options_by_name(self) -> dict[str, Any]:
+        """The same with environment variables named (``{"env": NAME}``), for another machine.
+
+        Raises:
+            SpecError: A secret is given as such; it could be read where it is handed on.
+        """
+        given = dict(self.storage_options)
+        options: dict[str, Any] = named_variables(
+            self._over_s3(given, self._s3_as_given or self.s3)
+        )
+        if secrets := literal_secrets(options):
+            raise SpecError(
+                f"storage: {', '.join(secrets)} would travel to the cluster in clear, where the "
+                'dashboard shows them. With launch="ray_job" give EnvVar("NAME") (the variable is '
+                "read on the cluster), or leave them out and let the cluster's machines have access"
+            )
+        return options
+
+    def _over_s3(self, given: dict[str, Any], resource: Any) -> dict[str, Any]:
         if resource is None:
             return given
         protocol = self.root.partition("://")[0] if "://" in self.root else "s3"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,7 +12,15 @@ from fsspec.registry import known_implementations
 
 from sheaf_dagster.errors import SpecError
 
-__all__ = ["S3_PROTOCOLS", "check_no_credentials", "package_for", "scrub", "with_defaults"]
+__all__ = [
+    "S3_PROTOCOLS",
+    "check_no_credentials",
+    "from_environment",
+    "literal_secrets",
+    "package_for",
+    "scrub",
+    "with_defaults",
+]
 
 S3_PROTOCOLS = frozenset({"s3", "s3a"})
 
@@ -28,6 +37,7 @@ _S3_CONFIG: dict[str, Any] = {
 _SECRET_NAME = re.compile(
     r"key|secret|token|passw|passphrase|cred|sas|conn.*str|auth|signature", re.IGNORECASE
 )
+_NO_SECRETS = frozenset({"signature_version"})
 _SIGNED = re.compile(
     r"[?&](?:x-amz-signature|x-amz-security-token|x-goog-signature|signature|sig|token|"
     r"access_token|password)=",
@@ -68,6 +78,42 @@ def check_no_credentials(uri: str) -> None:
             f"{bare}: the URI carries credentials, and URIs are shown in logs and metadata; "
             "give them through storage_options or the environment instead"
         )
+
+
+def from_environment(what: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with every ``EnvVar`` replaced by its value.
+
+    Inside a free dictionary they are written ``{"env": NAME}``: so does Dagster, which fills in
+    environment variables for fields that it knows alone.
+
+    Raises:
+        SpecError: A variable is not set; the message names it and where it is used.
+    """
+    return {name: _filled(f"{what}.{name}", value) for name, value in options.items()}
+
+
+def _filled(what: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        variable = value.get("env")
+        if len(value) == 1 and isinstance(variable, str):
+            if variable not in os.environ:
+                raise SpecError(f"{what}: environment variable {variable} is not set; set it")
+            return os.environ[variable]
+        return from_environment(what, value)
+    if isinstance(value, (list, tuple)):
+        return [_filled(f"{what}[{i}]", item) for i, item in enumerate(value)]
+    return value
+
+
+def literal_secrets(options: Mapping[str, Any]) -> list[str]:
+    """Names of the options that hold a secret itself, not the variable that it is in."""
+    found = []
+    for name, value in options.items():
+        if isinstance(value, Mapping) and set(value) != {"env"}:
+            found += literal_secrets(value)
+        elif isinstance(value, str) and value and name not in _NO_SECRETS:
+            found += [str(name)] if _SECRET_NAME.search(str(name)) else []
+    return sorted(found)
 
 
 def package_for(protocol: str, error: ImportError) -> str:

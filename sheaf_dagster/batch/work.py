@@ -1,0 +1,269 @@
+"""The files of one step: what to run, and what came of each, as data that can travel."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from sheaf_dagster import errors
+from sheaf_dagster.batch.cluster_config import ClusterConfig
+from sheaf_dagster.batch.progress import EVERY_SECONDS
+from sheaf_dagster.batch.results import BatchOutcome, BatchResult, ValidationReport
+from sheaf_dagster.batch.runner import BatchRunner
+from sheaf_dagster.batch.sample import OutputSample, sample_output
+from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.errors import InputValidationError, SheafError, SpecError
+from sheaf_dagster.storage import Location, from_environment
+
+__all__ = [
+    "Committed",
+    "FileOutcome",
+    "FileWork",
+    "RemoteError",
+    "StepOrder",
+    "described",
+    "rebuilt",
+    "run_files",
+]
+
+log = logging.getLogger(__name__)
+
+_SAMPLE_BYTES = 48 * 1024
+"""About what the shown rows of one file may take in a message."""
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A sink that an earlier run committed.
+
+    Attributes:
+        fingerprint: The job's, or its first digits.
+        output_bytes: Size of the sink.
+    """
+
+    fingerprint: str
+    output_bytes: int
+
+    def still_holds(self, runner: BatchRunner, spec: BatchSpec) -> bool:
+        """Whether the sink is what running the job again would write."""
+        try:
+            state = Location.of(spec.sink, spec.storage_options).state()
+            if state is None or state.size != self.output_bytes:
+                return False
+            return runner.fingerprint(spec).startswith(self.fingerprint)
+        except SheafError:
+            return False  # running it will say what is wrong
+
+
+@dataclass(frozen=True)
+class FileWork:
+    """One file to run, unless what an earlier run committed still holds."""
+
+    spec: BatchSpec
+    committed: Committed | None = None
+
+
+@dataclass(frozen=True)
+class FileOutcome:
+    """What came of one file: a result, an error, or nothing to do."""
+
+    sink: str
+    result: BatchResult | None = None
+    sample: OutputSample | None = None
+    error: Exception | None = None
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether it was passed over."""
+        return self.result is None and self.error is None
+
+    def to_message(self) -> dict[str, Any]:
+        """JSON-ready form, with as many of the sample's rows as a message should carry."""
+        return {
+            "sink": self.sink,
+            "result": self.result and self.result.model_dump(mode="json"),
+            "sample": self.sample and asdict(_trimmed(self.sample)),
+            "error": self.error and described(self.error),
+        }
+
+    @classmethod
+    def from_message(cls, message: dict[str, Any]) -> FileOutcome:
+        """The outcome that ``to_message`` described."""
+        result, sample, error = message["result"], message["sample"], message["error"]
+        return cls(
+            message["sink"],
+            BatchResult.model_validate(result) if result else None,
+            OutputSample(**{**sample, "pairs": [(a, b) for a, b in sample["pairs"]]})
+            if sample
+            else None,
+            rebuilt(error) if error else None,
+        )
+
+
+def run_files(runner: BatchRunner, files: Iterable[FileWork]) -> Iterator[FileOutcome]:
+    """Runs the files as one job; yields what came of each as it is committed or has failed."""
+    passed_over: deque[FileOutcome] = deque()  # filled by the thread that reads the specs
+
+    def specs() -> Iterator[BatchSpec]:
+        for file in files:
+            if file.committed is not None and file.committed.still_holds(runner, file.spec):
+                passed_over.append(FileOutcome(file.spec.sink))
+            else:
+                yield file.spec
+
+    with closing(runner.run_many(specs())) as outcomes:  # type: ignore[type-var]
+        for outcome in outcomes:
+            yield from _drained(passed_over)
+            yield _finished(runner, outcome)
+    yield from _drained(passed_over)
+
+
+def _drained(waiting: deque[FileOutcome]) -> Iterator[FileOutcome]:
+    while waiting:
+        yield waiting.popleft()
+
+
+def _finished(runner: BatchRunner, outcome: BatchOutcome) -> FileOutcome:
+    spec = outcome.spec
+    if outcome.result is None:
+        return FileOutcome(spec.sink, error=outcome.error)
+    try:
+        sample = sample_output(runner.model_spec, spec)
+    except SheafError as e:  # the file is committed: that it can't be shown is no failure
+        log.warning("no preview, and the order was not compared: %s", e)
+        sample = OutputSample([], in_order=True, compared=0)
+    return FileOutcome(spec.sink, outcome.result, sample)
+
+
+def _trimmed(sample: OutputSample) -> OutputSample:
+    kept, size = [], 0
+    for pair in sample.pairs:
+        size += len(json.dumps(pair, default=str))
+        if size > _SAMPLE_BYTES:
+            break
+        kept.append(pair)
+    return replace(sample, pairs=kept)
+
+
+class RemoteError(Exception):
+    """An error of another process that is none of ours; its type and text are in the message."""
+
+
+def described(error: BaseException) -> dict[str, Any]:
+    """An error as plain data."""
+    known = isinstance(error, SheafError)
+    found = {
+        "type": type(error).__name__,
+        "message": str(error) if known else f"{type(error).__name__}: {error}",
+    }
+    if isinstance(error, InputValidationError):
+        found["report"] = error.report.model_dump_json()
+    return found
+
+
+def rebuilt(description: dict[str, Any]) -> Exception:
+    """The error that ``described`` made plain."""
+    cls = getattr(errors, description["type"], None)
+    if not (isinstance(cls, type) and issubclass(cls, SheafError)):
+        return RemoteError(description["message"])
+    if "report" in description:
+        report = ValidationReport.model_validate_json(description["report"])
+        return InputValidationError(description["message"], report)
+    return cls(description["message"])
+
+
+@dataclass(frozen=True)
+class StepOrder:
+    """All that another process needs to run a step's files; holds no secret.
+
+    Attributes:
+        model: The model.
+        cluster: Limits, and what the job is called.
+        spec: What the specs of all files have in common; ``storage_options`` name environment
+            variables (``{"env": NAME}``) in place of their values.
+        files: Of each file its source, its sink, and what an earlier run committed.
+        imports: Modules that register the model's contract and backend.
+        redact_rows: Keep row values out of errors and messages.
+        progress_every_s: Seconds between two lines of progress.
+        identify: Whether somebody wants to know the identity of the weights.
+    """
+
+    model: ModelSpec
+    cluster: ClusterConfig
+    spec: dict[str, Any]
+    files: list[FileWork]
+    imports: list[str] = field(default_factory=list)
+    redact_rows: bool = False
+    progress_every_s: float = EVERY_SECONDS
+    identify: bool = False
+
+    def to_message(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "model": self.model.model_dump(mode="json"),
+            "cluster": self.cluster.model_dump(mode="json"),
+            "spec": self.spec,
+            "files": [
+                [
+                    f.spec.source,
+                    f.spec.sink,
+                    # Half a digest tells two versions of one file apart, and a run over years of
+                    # partitions must fit an environment variable.
+                    f.committed and [f.committed.fingerprint[:16], f.committed.output_bytes],
+                ]
+                for f in self.files
+            ],
+            "imports": self.imports,
+            "redact_rows": self.redact_rows,
+            "progress_every_s": self.progress_every_s,
+            "identify": self.identify,
+        }
+
+    @classmethod
+    def from_message(cls, message: dict[str, Any]) -> StepOrder:
+        """The order that ``to_message`` described, environment variables filled in.
+
+        Raises:
+            SpecError: One of them is not set here.
+        """
+        options = message["spec"].get("storage_options", {})
+        spec = {**message["spec"], "storage_options": from_environment("storage", options)}
+        return cls(
+            ModelSpec.model_validate(message["model"]),
+            ClusterConfig.model_validate(message["cluster"]),
+            spec,
+            [
+                FileWork(
+                    BatchSpec(**spec, source=source, sink=sink),
+                    Committed(*committed) if committed else None,
+                )
+                for source, sink, committed in message["files"]
+            ],
+            message["imports"],
+            message["redact_rows"],
+            message["progress_every_s"],
+            message["identify"],
+        )
+
+    def runner(self, on_progress: Callable[[Any], None] | None = None) -> BatchRunner:
+        """The runner of these files, once the model's modules are imported.
+
+        Raises:
+            SpecError: One can't be imported here.
+        """
+        for name in self.imports:
+            try:
+                importlib.import_module(name)
+            except ImportError as e:
+                raise SpecError(
+                    f"module {name!r}, which the model {self.model.name!r} needs, can't be "
+                    f"imported on the cluster: {e}; put it into the cluster's image, or into "
+                    "the working_dir or py_modules of the ray_cluster's runtime_env"
+                ) from e
+        return BatchRunner(self.model, self.cluster, on_progress, redact_rows=self.redact_rows)

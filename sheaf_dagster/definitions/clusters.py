@@ -1,0 +1,96 @@
+"""What may stand under the ``ray_cluster`` key: our own resource, or one of dagster-ray's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sheaf_dagster.batch.cluster_config import ClusterConfig
+from sheaf_dagster.definitions.resources import RayClusterResource
+from sheaf_dagster.errors import SpecError
+from sheaf_dagster.storage import from_environment
+
+__all__ = ["JobsAddress", "cluster_config", "cluster_limits", "jobs_address"]
+
+
+@dataclass(frozen=True)
+class JobsAddress:
+    """Where Ray jobs are submitted.
+
+    Attributes:
+        url: Address of the cluster's dashboard.
+        headers: HTTP headers of each request, such as those that a proxy asks for.
+        runtime_env: Runtime environment of the jobs.
+    """
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+
+
+def cluster_config(resource: Any, holder: str) -> ClusterConfig:
+    """Where a step that is a driver itself finds Ray, and its limits.
+
+    Args:
+        resource: A ``RayClusterResource``, or dagster-ray's ``LocalRay``: that has connected this
+            process, or leaves it to us.
+        holder: What the job is called in the messages of others that wait for its capacity.
+
+    Raises:
+        SpecError: It is a cluster that this process can only reach by Ray Client.
+    """
+    if isinstance(resource, RayClusterResource):
+        return resource.to_config().model_copy(update={"holder": holder})
+    address = _client_address(resource)
+    if address is not None:
+        raise SpecError(
+            f"ray_cluster is a {type(resource).__name__} at {address}, which a step outside the "
+            "cluster reaches by Ray Client alone, over which Ray Data does not run; build the asset "
+            'with launch="ray_job", and the resource with Lifecycle(connect=False)'
+        )
+    return ClusterConfig(holder=holder)
+
+
+def cluster_limits(resource: Any, holder: str) -> ClusterConfig:
+    """The limits of a step that runs as a Ray job; that finds its cluster by itself."""
+    if isinstance(resource, RayClusterResource):
+        return resource.to_config().model_copy(update={"holder": holder, "address": None})
+    return ClusterConfig(holder=holder)
+
+
+def jobs_address(resource: Any) -> JobsAddress:
+    """Where the steps of an asset with ``launch="ray_job"`` are submitted.
+
+    Raises:
+        SpecError: The resource doesn't say.
+    """
+    if isinstance(resource, RayClusterResource):
+        if resource.dashboard is None:
+            raise SpecError(
+                'launch="ray_job" submits the step to the cluster\'s dashboard; give '
+                'RayClusterResource(dashboard="http://HEAD:8265")'
+            )
+        return JobsAddress(
+            resource.dashboard,
+            from_environment("ray_cluster: headers", resource.headers),
+            resource.runtime_env,
+        )
+    _client_address(resource)
+    options = getattr(resource, "ray_init_options", {}) or {}
+    variables = resource.get_env_vars_to_inject()
+    runtime_env = dict(options.get("runtime_env") or {})
+    if variables:
+        runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **variables}
+    return JobsAddress(resource.dashboard_url, runtime_env=runtime_env)
+
+
+def _client_address(resource: Any) -> str | None:
+    """The ``ray://`` address of one of dagster-ray's clusters; None for its ``LocalRay``."""
+    # By what they offer, so that dagster-ray is needed by those alone who use it.
+    if not (hasattr(resource, "ray_address") and hasattr(resource, "dashboard_url")):
+        raise SpecError(
+            f"ray_cluster is a {type(resource).__name__}; give it a RayClusterResource, or a "
+            "cluster of dagster-ray's"
+        )
+    return resource.ray_address  # type: ignore[no-any-return]

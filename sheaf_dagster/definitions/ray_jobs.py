@@ -1,0 +1,215 @@
+"""A step's files as one Ray job, submitted and followed by dagster-ray's Pipes client."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dagster as dg
+from dagster_pipes import PipesParams, encode_param
+from dagster_ray import PipesRayJobClient, PipesRayJobMessageReader
+
+from sheaf_dagster.batch.work import FileOutcome, StepOrder, rebuilt
+from sheaf_dagster.definitions.clusters import JobsAddress
+from sheaf_dagster.errors import ClusterError, SpecError
+from sheaf_dagster.pipes import ENTRYPOINT, ORDER
+
+__all__ = ["run_as_ray_job"]
+
+_POLL_SECONDS = 0.5
+
+_ORDER_BYTES = 96_000
+"""The order travels in an environment variable, of which one may hold 128 KiB."""
+
+
+def run_as_ray_job(
+    context: dg.AssetExecutionContext,
+    where: JobsAddress,
+    order: StepOrder,
+    *,
+    began: Callable[[tuple[str | None, str] | None], None],
+    take: Callable[[FileOutcome], None],
+) -> None:
+    """Runs a step's files as one Ray job.
+
+    If the step is cancelled, the job is stopped; finished chunks stay for a rerun.
+
+    Args:
+        context: The step.
+        where: The cluster.
+        order: The files.
+        began: Called once; with the identity of the weights and the model's version, if the order
+            asks for them.
+        take: Called with each outcome as it comes in, from the thread that reads the job's log.
+
+    Raises:
+        ClusterError: The job could not be submitted, or ended without a word.
+        SheafError: What the whole job failed with.
+    """
+    answers = _Answers(began, take)
+    headers = dict(where.headers)
+    reader = _LiveReader(answers, {"headers": headers})
+    client = PipesRayJobClient(
+        address=where.url, headers=headers, message_reader=reader, poll_interval=_POLL_SECONDS
+    )
+    message = order.to_message()
+    _check_size(message, len(order.files))
+    ended = None
+    try:
+        client.run(
+            context=context,
+            submit_job_params={
+                "entrypoint": ENTRYPOINT,
+                "submission_id": _submission_id(context),
+                "runtime_env": _plain(where.runtime_env),
+            },
+            extras={ORDER: message},
+        )
+    except (RuntimeError, ConnectionError, OSError) as e:  # how a job that exits with 1 is told
+        ended = e
+    if reader.submitted is None:
+        raise ClusterError(
+            f"no Ray job could be submitted to {where.url}: {ended}; check the dashboard's address, "
+            "that the cluster is up, and, where it asks for a token, that RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) are set for the step"
+        ) from ended
+    if not answers.complete:
+        # A line that was tailed while it was half written is lost to the reader.
+        answers.read(client.client.get_job_logs(reader.submitted))
+    answers.raise_if_failed(reader.submitted, ended)
+
+
+def _submission_id(context: dg.AssetExecutionContext) -> str:
+    # Names the step among the cluster's jobs; another attempt is another job.
+    return f"{context.op.name}-{context.run_id}-{context.retry_number}".replace("_", "-")
+
+
+def _plain(runtime_env: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(runtime_env))  # type: ignore[no-any-return]
+
+
+def _check_size(message: dict[str, Any], files: int) -> None:
+    size = len(encode_param(message))
+    if size > _ORDER_BYTES:
+        raise SpecError(
+            f"the order for {files} partitions takes {size:,} bytes, and a Ray job can be handed "
+            f'{_ORDER_BYTES:,}; run a smaller range at a time, or build the asset with launch="step"'
+        )
+
+
+class _Answers:
+    """What the job says: outcomes, and how it ended."""
+
+    def __init__(
+        self,
+        began: Callable[[tuple[str | None, str] | None], None],
+        take: Callable[[FileOutcome], None],
+    ) -> None:
+        self._began = began
+        self._take = take
+        self._early: list[FileOutcome] | None = []
+        self._seen: set[int] = set()
+        self._lock = threading.Lock()
+        self._problem: Exception | None = None
+        self.ended = False
+        self._error: dict[str, Any] | None = None
+        self._last = -1
+
+    @property
+    def complete(self) -> bool:
+        """Whether the job has said its last word, and none before it was lost."""
+        return self.ended and self._seen == set(range(self._last + 1))
+
+    def hear(self, payload: Any) -> bool:
+        """Takes in one message, if it is one of ours and new; whether it is ours."""
+        if not isinstance(payload, dict) or ORDER not in payload:
+            return False
+        with self._lock:
+            number = payload["number"]
+            if number in self._seen:
+                return True
+            self._seen.add(number)
+            body = payload[ORDER]
+            try:
+                self._act_on(body, number)
+            except Exception as e:  # not into the reader, which would take it for a line of text
+                self._problem = self._problem or e
+        return True
+
+    def _act_on(self, body: dict[str, Any], number: int) -> None:
+        if "ended" in body:
+            self.ended, self._last, self._error = True, number, body["ended"]
+        elif "began" in body:
+            self._began(body["began"])
+            early, self._early = self._early or (), None
+            for outcome in early:
+                self._take(outcome)
+        elif self._early is not None:  # the first message was lost, and will be found
+            self._early.append(FileOutcome.from_message(body["file"]))
+        else:
+            self._take(FileOutcome.from_message(body["file"]))
+
+    def read(self, log: str) -> None:
+        """Takes in what a job's whole log holds."""
+        for line in log.splitlines():
+            if ORDER in line:
+                try:
+                    message = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(message, dict) and message.get("method") == "report_custom_message":
+                    self.hear(message["params"]["payload"])
+
+    def raise_if_failed(self, job: str, ended: Exception | None) -> None:
+        """Raises what the job as a whole failed with."""
+        if self._problem is not None:
+            raise self._problem
+        if self._error is not None:
+            raise rebuilt(self._error)
+        if not self.complete:
+            raise ClusterError(
+                f"Ray job {job} ended before all files were done: "
+                f"{ended or 'its log is cut short'}; look at the job's log in the Ray dashboard "
+                "and run again (finished chunks are kept)"
+            ) from ended
+
+
+class _LiveReader(PipesRayJobMessageReader):
+    """Hands our messages on as they come in; Dagster's own go to Dagster."""
+
+    def __init__(self, answers: _Answers, job_submission_client_kwargs: dict[str, Any]) -> None:
+        super().__init__(job_submission_client_kwargs)
+        self._answers = answers
+
+    @property
+    def submitted(self) -> str | None:
+        """The job's submission id, once there is one."""
+        try:
+            return self.job_id
+        except RuntimeError:
+            return None
+
+    @contextmanager
+    def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[PipesParams]:
+        with super().read_messages(_Sorter(handler, self._answers)) as params:  # type: ignore[arg-type]
+            yield params
+
+
+class _Sorter:
+    """A message handler before the message handler."""
+
+    def __init__(self, handler: dg.PipesMessageHandler, answers: _Answers) -> None:
+        self._handler = handler
+        self._answers = answers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handler, name)
+
+    def handle_message(self, message: Any) -> None:
+        """One message of the job."""
+        custom = message["method"] == "report_custom_message"
+        if not (custom and self._answers.hear(message["params"]["payload"])):
+            self._handler.handle_message(message)

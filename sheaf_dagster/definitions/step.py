@@ -1,0 +1,167 @@
+"""One execution of a batch inference asset: its files, and what is recorded of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import dagster as dg
+
+from sheaf_dagster.batch.cluster_config import ClusterConfig, check_limits
+from sheaf_dagster.batch.loading import ModelContext
+from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.batch.work import FileOutcome, FileWork, StepOrder
+from sheaf_dagster.definitions.checks import CheckLedger
+from sheaf_dagster.definitions.history import (
+    EarlierMaterialization,
+    Provenance,
+    committed_in_this_chain,
+)
+from sheaf_dagster.definitions.metadata import result_metadata
+from sheaf_dagster.definitions.model_asset import note_model_version, version_tag
+from sheaf_dagster.errors import SheafError
+
+__all__ = ["SpecOf", "Step"]
+
+SpecOf = Callable[[str | None], BatchSpec]
+"""The job of a partition."""
+
+
+class Step:
+    """One execution of the step: what is recorded of some partitions that run as one job."""
+
+    def __init__(
+        self,
+        context: dg.AssetExecutionContext,
+        key: dg.AssetKey,
+        model: ModelSpec,
+        model_key: dg.AssetKey | None,
+        severities: Mapping[str, dg.AssetCheckSeverity],
+        *,
+        redact_rows: bool,
+        progress_every_s: float,
+    ) -> None:
+        self.context = context
+        self.model = model
+        self.redact_rows = redact_rows
+        self.progress_every_s = progress_every_s
+        self.ledger = CheckLedger(severities)
+        self._key = key
+        self.model_key = model_key
+        self._failed: dict[str, Exception] = {}
+        self._earlier: dict[str, EarlierMaterialization] = {}
+        self._reused: list[dg.AssetMaterialization] = []
+        self._partition_of: dict[str, str | None] = {}
+        self._total = 0
+
+    @property
+    def holder(self) -> str:
+        """What the job is called in the messages of others that wait for its capacity."""
+        return f"asset {self._key.to_user_string()} (run {self.context.run_id[:8]})"
+
+    def began(self, keys: Sequence[str | None], model: tuple[str | None, str] | None) -> None:
+        """Notes the model that is about to run: its weights' identity, and its version."""
+        if self.model_key is not None and model is not None:
+            note_model_version(self.context, self.model_key, self.model, *model)
+        self._provenance = Provenance(self.context, self._key, keys, self.model_key)
+
+    def files(self, keys: Sequence[str | None], spec_of: SpecOf) -> Iterator[FileWork]:
+        """The files to run; a partition that can't be a file is its own failure."""
+        self._total = len(keys)
+        self._earlier = committed_in_this_chain(self.context, self._key, keys)
+        for partition in keys:
+            try:
+                spec = spec_of(partition)
+            except SheafError as e:
+                self._fail(partition, e)
+                continue
+            earlier = self._earlier.get(partition or "")
+            self._partition_of[spec.sink] = partition
+            yield FileWork(spec, earlier.committed if earlier else None)
+
+    def order(self, limits: ClusterConfig, files: Sequence[FileWork]) -> StepOrder:
+        """The same files for a process on the cluster.
+
+        Raises:
+            ClusterCapacityError: They can't fit the limits.
+        """
+        first = files[0].spec
+        check_limits(self.model, first, limits)
+        model = ModelContext.of(self.model)
+        classes = (model.backend_cls, model.rows.request)
+        return StepOrder(
+            self.model,
+            limits,
+            first.model_dump(mode="json", exclude={"source", "sink"}, exclude_defaults=True),
+            list(files),
+            sorted({c.__module__ for c in classes} - {"__main__"}),
+            self.redact_rows,
+            self.progress_every_s,
+            identify=self.model_key is not None,
+        )
+
+    def take(self, outcome: FileOutcome) -> None:
+        """Records what came of one file."""
+        partition = self._partition_of[outcome.sink]
+        if outcome.unchanged:
+            self._pass_over(partition)
+            return
+        result, sample = outcome.result, outcome.sample
+        if result is None or sample is None:
+            assert outcome.error is not None
+            self._fail(partition, outcome.error)
+            return
+        md = result_metadata(
+            result,
+            self.model,
+            sample,
+            partitioned=partition is not None,
+            preview=not self.redact_rows,
+        )
+        self.context.log_event(
+            dg.AssetMaterialization(
+                self._key,
+                partition=partition,
+                metadata=md,
+                tags=self._provenance.tags(
+                    partition, result.fingerprint[:32], version_tag(result.model_version)
+                ),
+            )
+        )
+        self.ledger.committed(partition or "", result, sample)
+
+    def _pass_over(self, partition: str | None) -> None:
+        self.context.log.info(
+            f"{partition or 'asset'}: committed by an earlier run of this chain, and its source, "
+            "model and layout are unchanged; not run again"
+        )
+        earlier = self._earlier[partition or ""]
+        if not earlier.in_this_run:
+            self._reused.append(earlier.materialization)
+
+    def _fail(self, partition: str | None, error: Exception) -> None:
+        self._failed[partition or ""] = error
+        self.ledger.failed(partition or "", error)
+        self.context.log.error(f"{partition or 'asset'}: {error}")
+
+    def raise_if_failed(self) -> None:
+        """Ends the step with one summary where a partition failed."""
+        if not self._failed:
+            return
+        # Dagster counts a key of a failed run as failed unless that run has materialised it.
+        for materialization in self._reused:
+            self.context.log_event(materialization)
+        # Our own errors know whether retrying helps; an unknown one is left to the policy.
+        retryable = any(getattr(e, "retryable", True) for e in self._failed.values())
+        if list(self._failed) == [""]:
+            (error,) = self._failed.values()
+            raise dg.Failure(str(error), allow_retries=retryable) from error
+        raise dg.Failure(
+            f"{len(self._failed)} of {self._total} partitions failed; the others are "
+            "materialised:\n" + "\n".join(f"{k}: {e}" for k, e in self._failed.items()),
+            metadata={
+                "failed_partitions": dg.MetadataValue.json(
+                    {k: str(e)[:500] for k, e in self._failed.items()}
+                )
+            },
+            allow_retries=retryable,
+        ) from next(iter(self._failed.values()))
