@@ -52,8 +52,14 @@ def register_backend(name: str) -> Callable[[type[BackendT]], type[BackendT]]:
 
 
 def known_backends() -> list[str]:
-    """Names that ``ModelSpec.backend`` accepts, sorted; import paths work beside them."""
-    return sorted({*_BUILTIN, *_REGISTRY, *(e.name for e in _entry_points())})
+    """Names that ``ModelSpec.backend`` accepts, sorted; import paths work beside them.
+
+    Those of an installed sheaf-serve are ``sheaf:<name>``.
+    """
+    from sheaf_dagster.backends.sheaf_serve import sheaf_serve_names
+
+    offered = (e.name for e in _entry_points())
+    return sorted({*_BUILTIN, *_REGISTRY, *offered, *sheaf_serve_names()})
 
 
 def resolve_backend(name: str) -> type[ModelBackend]:
@@ -64,6 +70,7 @@ def resolve_backend(name: str) -> type[ModelBackend]:
 
     Raises:
         UnknownBackendError: Nothing has that name, or the path leads nowhere.
+        MissingDependencyError: It is a ``sheaf:`` one, and sheaf-serve is not installed.
         SpecError: What was found is no ``ModelBackend``.
     """
     if name in _REGISTRY:
@@ -79,6 +86,10 @@ def resolve_backend(name: str) -> type[ModelBackend]:
                     f"backend {name!r} is offered by the entry point {entry_point.value!r}, "
                     f"which can't be imported: {e}"
                 ) from e
+    if name.startswith("sheaf:"):
+        from sheaf_dagster.backends.sheaf_serve import adapter_of
+
+        return adapter_of(name)
     if ":" in name:
         return _load_path(name, name)
     raise UnknownBackendError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from sheaf_dagster.contracts.base import ModelType
+from sheaf_dagster.contracts.sheaf_serve import has_sheaf_serve, sheaf_serve_types
 from sheaf_dagster.errors import SpecError, UnknownContractError
 
 __all__ = ["Contract", "contract_for", "known_model_types", "register_contract"]
@@ -63,21 +64,27 @@ def _is_reload(old: Contract, new: Contract) -> bool:
 
 
 def contract_for(model_type: str | ModelType) -> Contract:
-    """The contract of a model type.
+    """The contract of a model type: a registered one, or sheaf-serve's where that is installed.
 
     Raises:
-        UnknownContractError: None is registered; the message lists those that are.
+        UnknownContractError: There is none; the message lists those that are known.
     """
-    try:
-        return _CONTRACTS[str(model_type)]
-    except KeyError:
-        raise UnknownContractError(
-            f"no contract is registered for model type {str(model_type)!r}; "
-            f"known: {', '.join(known_model_types())}. Register one with "
-            f"sheaf_dagster.register_contract({str(model_type)!r}, Request, Response)"
-        ) from None
+    name = str(model_type)
+    if name in _CONTRACTS:
+        return _CONTRACTS[name]
+    theirs = sheaf_serve_types().get(name)
+    if theirs is not None:
+        return Contract(name, *theirs)
+    hint = ""
+    if name in {str(m) for m in ModelType} and not has_sheaf_serve():
+        hint = " That of sheaf-serve comes with pip install 'sheaf_dagster[sheaf]'."
+    raise UnknownContractError(
+        f"no contract is registered for model type {name!r}; "
+        f"known: {', '.join(known_model_types())}. Register one with "
+        f"sheaf_dagster.register_contract({name!r}, Request, Response).{hint}"
+    )
 
 
 def known_model_types() -> list[str]:
-    """Model types that have a contract, sorted."""
-    return sorted(_CONTRACTS)
+    """Model types that have a contract, sorted; sheaf-serve's among them if it is installed."""
+    return sorted({*_CONTRACTS, *sheaf_serve_types()})

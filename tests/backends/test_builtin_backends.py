@@ -15,6 +15,7 @@ from sheaf_dagster.backends.statsforecast import StatsForecastBackend
 from sheaf_dagster.backends.text_embedder import SentenceTransformersBackend
 from sheaf_dagster.contracts import EmbeddingRequest, TimeSeriesRequest
 from sheaf_dagster.testing import check_backend
+from tests.backends.weights import save_chronos_models
 
 pytestmark = pytest.mark.model
 
@@ -44,75 +45,8 @@ MIXED = [
 @pytest.fixture(scope="session")
 def chronos_weights(tmp_path_factory) -> dict[str, Path]:
     """Random weights of tiny published architectures, saved as the hub has them."""
-    torch = pytest.importorskip("torch")
-    from chronos.chronos_bolt import ChronosBoltModelForForecasting
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("weights")
-    t5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-    levels = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-    bolt = T5Config(
-        **t5,
-        vocab_size=2,
-        decoder_start_token_id=0,
-        pad_token_id=0,
-        architectures=["ChronosBoltModelForForecasting"],
-        feed_forward_proj="relu",
-        chronos_config={
-            "context_length": 64,
-            "prediction_length": 8,
-            "input_patch_size": 8,
-            "input_patch_stride": 8,
-            "quantiles": levels,
-            "use_reg_token": True,
-        },
-    )
-    bolt.chronos_pipeline_class = "ChronosBoltPipeline"
-    ChronosBoltModelForForecasting(bolt).save_pretrained(root / "bolt")
-
-    config = T5Config(**t5, vocab_size=256, decoder_start_token_id=0)
-    config.chronos_config = {
-        "tokenizer_class": "MeanScaleUniformBins",
-        "tokenizer_kwargs": {"low_limit": -15.0, "high_limit": 15.0},
-        "n_tokens": 256,
-        "n_special_tokens": 2,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "use_eos_token": True,
-        "model_type": "seq2seq",
-        "context_length": 64,
-        "prediction_length": 8,
-        "num_samples": 5,
-        "temperature": 1.0,
-        "top_k": 50,
-        "top_p": 1.0,
-    }
-    T5ForConditionalGeneration(config).save_pretrained(root / "t5")
-
-    from chronos.chronos2 import Chronos2CoreConfig, Chronos2Model
-
-    core = Chronos2CoreConfig(
-        d_model=32,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_heads=4,
-        chronos_config={
-            "context_length": 64,
-            "output_patch_size": 8,
-            "input_patch_size": 8,
-            "input_patch_stride": 8,
-            "quantiles": levels,
-            "use_reg_token": True,
-            "use_arcsinh": True,
-            "max_output_patches": 4,
-        },
-    )
-    core.chronos_pipeline_class = "Chronos2Pipeline"
-    core.architectures = ["Chronos2Model"]
-    Chronos2Model(core).save_pretrained(root / "chronos2")
-    return {"bolt": root / "bolt", "t5": root / "t5", "chronos2": root / "chronos2"}
+    pytest.importorskip("torch")
+    return save_chronos_models(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.mark.parametrize("family", ["bolt", "chronos2"])

@@ -451,7 +451,7 @@ def test_progress_is_reported(mode, write_rows, tmp_path):
         ({"backend": "nope"}, sd.UnknownBackendError, "unknown backend 'nope'; known: chronos2"),
         ({"backend": "tests.toys:Nope"}, sd.UnknownBackendError, "can't be imported"),
         ({"backend": "os:path"}, sd.SpecError, "no subclass of ModelBackend"),
-        ({"model_type": "weather"}, sd.UnknownContractError, "'weather'"),
+        ({"model_type": "horoscope"}, sd.UnknownContractError, "'horoscope'"),
         ({"model_type": "embedding"}, sd.SpecError, "serves model type 'number'"),
     ],
 )

@@ -106,8 +106,8 @@ def test_responses_have_the_same_fields(name):
 
 
 def test_an_unknown_model_type_lists_the_known_ones():
-    with pytest.raises(UnknownContractError, match=r"'weather'.*embedding.*time_series"):
-        contract_for("weather")
+    with pytest.raises(UnknownContractError, match=r"'horoscope'.*embedding.*time_series"):
+        contract_for("horoscope")
     assert "tabular" in known_model_types()
 
 

@@ -1,0 +1,294 @@
+"""Every backend of an installed sheaf-serve, as ``backend="sheaf:<name>"``: one adapter for all."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import importlib
+import inspect
+import os
+import random
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from enum import Enum
+from typing import Any, ClassVar, Literal, get_origin
+
+from pydantic import BaseModel
+
+from sheaf_dagster.backends.base import ModelBackend
+from sheaf_dagster.backends.digest import weights_digest
+from sheaf_dagster.backends.files import read_uri, resolve_options
+from sheaf_dagster.contracts.sheaf_serve import has_sheaf_serve, sheaf_serve_types
+from sheaf_dagster.errors import (
+    MissingDependencyError,
+    ResponseMismatchError,
+    SpecError,
+    UnknownBackendError,
+)
+
+__all__ = ["PREFIX", "SheafServeBackend", "adapter_of", "sheaf_serve_names"]
+
+PREFIX = "sheaf:"
+
+_ADAPTERS: dict[str, type[SheafServeBackend]] = {}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def sheaf_serve_names() -> list[str]:
+    """Names of all its backends, with the prefix; none where it isn't installed.
+
+    Those of the modules in ``SHEAF_EXTRA_BACKENDS`` are among them.
+    """
+    return [PREFIX + name for name in sorted(_registry())] if has_sheaf_serve() else []
+
+
+def adapter_of(name: str) -> type[SheafServeBackend]:
+    """The adapter of one of its backends.
+
+    Args:
+        name: ``sheaf:<name>``.
+
+    Raises:
+        MissingDependencyError: sheaf-serve is not installed.
+        UnknownBackendError: It has no backend of that name.
+    """
+    if name in _ADAPTERS:
+        return _ADAPTERS[name]
+    if not has_sheaf_serve():
+        raise MissingDependencyError(
+            f"backend {name!r} needs sheaf-serve (on Python 3.11 or newer): "
+            "pip install 'sheaf_dagster[sheaf]'"
+        )
+    registry = _registry()
+    theirs = registry.get(name.removeprefix(PREFIX))
+    if theirs is None:
+        raise UnknownBackendError(
+            f"unknown backend {name!r}; sheaf-serve has "
+            f"{', '.join(PREFIX + known for known in sorted(registry))}. Modules with backends of "
+            "your own are named by the environment variable SHEAF_EXTRA_BACKENDS"
+        )
+    # Workers find the class of a built-in one here, see __getattr__; any other travels whole.
+    built_in = theirs.__module__.startswith("sheaf.")
+    adapter = type(
+        name,
+        (SheafServeBackend,),
+        {
+            "__module__": __name__ if built_in else theirs.__module__,
+            "__qualname__": name,
+            "__doc__": f"sheaf-serve's ``{theirs.__name__}``.",
+            "model_type": _model_type(theirs, name),
+            "theirs": theirs,
+        },
+    )
+    return _ADAPTERS.setdefault(name, adapter)
+
+
+def __getattr__(name: str) -> type[SheafServeBackend]:
+    if name.startswith(PREFIX):
+        return adapter_of(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class SheafServeBackend(ModelBackend):
+    """Runs a sheaf-serve backend on our rows.
+
+    Rows of a contract that is ours (time series, tabular, embedding) are handed over as
+    sheaf-serve's; ``image_uris`` are read here. Requests of a batch are handed over together
+    where they agree in every setting (numbers, flags, choices), because its backends take
+    the horizon, say, of a batch from its first request. Before each such group the random
+    generators are seeded from the requests, so that a repeated batch gives the same answer.
+
+    Args:
+        lora: sheaf-serve's ``LoRAConfig``, as a dictionary; adapters are loaded once and chosen by
+            a row's ``adapters``.
+        model_opt: Its ``ModelOptConfig``, as a dictionary.
+        feast_repo_path: Feast repository from which a row's ``feature_ref`` is looked up.
+        storage_options: Arguments of the fsspec file system of remote ``image_uris``.
+        backend_kwargs: Arguments of the sheaf-serve backend.
+
+    Raises:
+        MissingDependencyError: At load: the model's own package is not installed.
+    """
+
+    theirs: ClassVar[Any]
+    """The sheaf-serve class."""
+
+    @classmethod
+    def identify(cls, **backend_kwargs: Any) -> str | None:
+        # What the weights are called differs: every argument that is a path or a hub id counts.
+        given = {**_defaults(cls.theirs), **backend_kwargs}
+        revision = given.get("revision")
+        found = {}
+        for name, value in sorted(given.items()):
+            if not isinstance(value, str) or name == "revision":
+                continue
+            if os.path.exists(os.path.expanduser(value)) or _HUB_ID.fullmatch(value):
+                found[name] = weights_digest(value, revision)
+        if not found or None in found.values():
+            return None
+        return "; ".join(f"{name}={digest}" for name, digest in found.items())
+
+    def __init__(
+        self,
+        *,
+        lora: dict[str, Any] | None = None,
+        model_opt: dict[str, Any] | None = None,
+        feast_repo_path: str | None = None,
+        storage_options: dict[str, Any] | None = None,
+        **backend_kwargs: Any,
+    ) -> None:
+        self._backend = self.theirs(**backend_kwargs)
+        self._lora: Any = lora
+        self._model_opt = model_opt
+        self._feast: Any = feast_repo_path
+        self._storage_options = storage_options
+        self._options: dict[str, Any] = {}
+        self._request: type[BaseModel] = sheaf_serve_types()[str(self.model_type)][0]
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def load(self) -> None:
+        name = type(self).__name__
+        self._options = resolve_options(self._storage_options)
+        if self._model_opt is not None:
+            kits = importlib.import_module("sheaf.model_opt")
+            kits.apply_model_opt(self._backend, kits.ModelOptConfig(**self._model_opt), name)
+        try:
+            self._backend.load()
+        except ImportError as e:
+            raise MissingDependencyError(f"backend {name!r} needs a package: {e}") from e
+        if self._lora is not None:
+            adapters = importlib.import_module("sheaf.lora")
+            self._lora = adapters.LoRAConfig(**self._lora)
+            if not self._backend.supports_lora():
+                raise SpecError(f"backend {name!r} takes no LoRA adapters; leave out 'lora'")
+            self._backend.load_adapters(self._lora.adapters)
+        if self._feast is not None:
+            self._feast = importlib.import_module("sheaf.integrations.feast").FeastResolver(
+                self._feast
+            )
+            self._feast.load()
+
+    def predict(self, request: Any) -> BaseModel:
+        return self.batch_predict([request])[0]
+
+    def batch_predict(self, requests: Sequence[Any]) -> list[BaseModel]:
+        theirs = [self._handed_over(request) for request in requests]
+        groups: dict[Hashable, list[int]] = defaultdict(list)
+        for i, request in enumerate(theirs):
+            groups[self._adapters(request), _settings(request)].append(i)
+        answers: dict[int, BaseModel] = {}
+        for members in groups.values():
+            group = [theirs[i] for i in members]
+            if self._lora is not None:
+                names, weights = self._adapters(group[0])
+                self._backend.set_active_adapters(list(names), list(weights))
+            _seed(group)
+            made = self._run(group)
+            if len(made) != len(group):
+                raise ResponseMismatchError(
+                    f"{type(self._backend).__name__} returned {len(made)} responses for "
+                    f"{len(group)} requests; it must return one for each, in the same order"
+                )
+            answers.update(zip(members, made, strict=True))
+        return [answers[i] for i in range(len(requests))]
+
+    def _run(self, group: list[Any]) -> list[BaseModel]:
+        base = importlib.import_module("sheaf.backends.base").ModelBackend
+        cls = type(self._backend)
+        alone = cls.async_predict is not base.async_predict
+        together = cls.async_batch_predict is not base.async_batch_predict
+        if together or (alone and cls.batch_predict is base.batch_predict):
+            return self._run_async(group, together=together)
+        return list(self._backend.batch_predict(group))
+
+    def _run_async(self, group: list[Any], *, together: bool) -> list[BaseModel]:
+        async def run() -> list[BaseModel]:
+            if together:
+                return list(await self._backend.async_batch_predict(group))
+            return list(await asyncio.gather(*map(self._backend.async_predict, group)))
+
+        if self._loop is None:  # one for life: clients keep connections in it
+            self._loop = asyncio.new_event_loop()
+        return self._loop.run_until_complete(run())
+
+    def _handed_over(self, request: Any) -> Any:
+        if not isinstance(request, self._request):
+            fields = request.model_dump()
+            uris = fields.pop("image_uris", None)
+            if uris is not None:
+                files = [read_uri(uri, self._options) for uri in uris]
+                fields["images_b64"] = [base64.b64encode(data).decode() for data in files]
+            request = self._request.model_validate(fields)
+        ref = getattr(request, "feature_ref", None)
+        if ref is not None:
+            if self._feast is None:
+                raise ValueError(
+                    "'feature_ref' needs feast_repo_path in backend_kwargs; or give 'history'"
+                )
+            found = {"history": self._feast.resolve(ref), "feature_ref": None}
+            request = request.model_copy(update=found)
+        return request
+
+    def _adapters(self, request: Any) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        asked = getattr(request, "adapters", None)
+        if self._lora is None:
+            if asked:
+                raise ValueError("'adapters' are asked for; name them in backend_kwargs['lora']")
+            return (), ()
+        resolve = importlib.import_module("sheaf.lora").resolve_active_adapters
+        names, weights = resolve(request, self._lora)
+        return tuple(names), tuple(weights)
+
+    def close(self) -> None:
+        if self._loop is not None:
+            self._loop.close()
+            self._loop = None
+        self._backend = None
+
+
+def _registry() -> dict[str, Any]:
+    register = importlib.import_module("sheaf.backends._register")
+    register.register_builtin_backends()
+    register.register_extra_backends()
+    registry: dict[str, Any] = importlib.import_module("sheaf.registry")._BACKEND_REGISTRY
+    return registry
+
+
+def _model_type(theirs: Any, name: str) -> str:
+    """A property there; the constructor's arguments aren't known yet."""
+    try:
+        return str(object.__new__(theirs).model_type)
+    except Exception as e:
+        raise SpecError(
+            f"backend {name!r}: {theirs.__name__}.model_type can't be told before it is "
+            f"constructed ({type(e).__name__}: {e}); make it a constant"
+        ) from e
+
+
+def _defaults(theirs: Any) -> dict[str, Any]:
+    parameters = inspect.signature(theirs.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _settings(request: Any) -> Hashable:
+    """What requests must agree in to be handed over together: all but ids and content."""
+    found = []
+    for name, field in type(request).model_fields.items():
+        value = getattr(request, name)
+        choice = get_origin(field.annotation) is Literal
+        if choice or value is None or isinstance(value, (bool, int, float, Enum)):
+            found.append((name, value))
+    return tuple(found)
+
+
+def _seed(group: list[Any]) -> None:
+    ids = hashlib.sha256(b"".join(r.request_id.bytes for r in group)).digest()
+    seed = int.from_bytes(ids[:4], "big")
+    random.seed(seed)
+    for library in ("numpy.random", "torch"):
+        module: Any = sys.modules.get(library)
+        if module is not None:
+            (module.manual_seed if library == "torch" else module.seed)(seed)
