@@ -9,10 +9,10 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo backfill ui test test-fast test-faults lint format bench clean
+.PHONY: help demo backfill ui test test-fast test-faults test-crashes test-corpus lint format bench clean
 
 help:  ## This list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,12 @@ test-fast: $(VENV)/.dev  ## The tests that need no cluster, daemon or model libr
 
 test-faults: $(VENV)/.dev  ## Hundreds of jobs with random faults of the object store (minutes)
 	SHEAF_FAULT_SEEDS=300 $(BIN)/python -m pytest tests/batch/test_s3_jobs.py -k random_faults_end
+
+test-crashes: $(VENV)/.dev  ## 60 processes killed at random moments (a quarter of an hour)
+	SHEAF_KILLS=60 $(BIN)/python -m pytest tests/batch/test_crashes.py tests/batch/test_batch_timeout.py
+
+test-corpus: $(VENV)/.dev  ## The bad files, the huge ones too, with their memory measured (minutes)
+	SHEAF_CORPUS=1 $(BIN)/python -m pytest tests/batch/test_corpus.py tests/batch/test_bad_places.py
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple, get_args
 from uuid import UUID
 
 import orjson
 from pydantic import BaseModel, ValidationError
+from pydantic_core import core_schema
 
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
 from sheaf_dagster.contracts import Contract
@@ -23,6 +26,8 @@ __all__ = ["ChunkCheck", "Row", "RowContract", "error_line", "lines_of", "respon
 _NAMESPACE = UUID("5f0c3f0e-6d5e-5b3a-9a43-7d2f8f1e3c11").bytes
 _EXCERPT = 80
 _MESSAGE = 2000
+_MAX_LISTED = 20_000
+"""Violations of one row that are looked at: pydantic needs a kilobyte for each."""
 
 
 class Row(NamedTuple):
@@ -105,30 +110,51 @@ class RowContract:
         return rows
 
     def _violations(self, number: int, line: bytes, error: ValidationError) -> list[Violation]:
+        count = error.error_count()
+        if count > _MAX_LISTED:
+            message = f"has {count} violations, too many to list; is this a row of this contract?"
+            return [Violation(line=number, field="", message=message)]
         found = []
         for e in _without_union_noise(error.errors(include_url=False, include_context=False)):
-            path = ".".join(str(part) for part in e["loc"])
+            path = self._path(e["loc"])
             if path == "model_type":
                 found.append(self._wrong_type(number, str(e["input"])))
                 continue
-            message = str(e["msg"]).removeprefix("Value error, ")
             whole = e["type"] in ("json_invalid", "missing", "model_type")
-            value = line[: 4 * _EXCERPT].decode("utf-8", "replace") if whole else repr(e["input"])
+            value = line[: 4 * _EXCERPT].decode("utf-8", "replace") if whole else _code(e["input"])
             found.append(
                 Violation(
                     line=number,
                     field=path,
-                    message=message,
+                    message=self._message(e["type"], str(e["msg"]), number, line),
                     excerpt="" if self.redact or e["type"] == "value_error" else _short(value),
                 )
             )
         return found
 
+    def _message(self, type: str, text: str, number: int, line: bytes) -> str:
+        if self.redact and type not in _QUIET_ERRORS:
+            return f"doesn't match the contract ({type}; the text is left out: redact_rows)"
+        text = text.removeprefix("Value error, ")
+        if type == "json_invalid":
+            # A row is one line: the parser's own count of lines would be taken for the file's.
+            text = text.replace(" at line 1 column ", " at column ")
+            text += _hint(line) if number == 1 else ""
+        return _cut(_printable(text), 500)
+
+    def _path(self, location: Sequence[int | str]) -> str:
+        if not self.redact:
+            return _cut(_printable(".".join(map(str, location))), 200)
+        # A name that the contract doesn't know comes from the row.
+        known = _names_of(self.request)
+        return ".".join(str(p) if isinstance(p, int) or p in known else "…" for p in location)
+
     def _wrong_type(self, number: int, got: str) -> Violation:
         return Violation(
             line=number,
             field="model_type",
-            message=f"is {_short(got)!r}, but the model serves {self.model_type!r}",
+            message=f"is {'another' if self.redact else repr(_short(got))}, but the model serves "
+            f"{self.model_type!r}",
         )
 
 
@@ -172,8 +198,76 @@ def _derived_id(position: int, line: bytes) -> UUID:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…"
+    return _cut(_printable(" ".join(text[: 4 * _EXCERPT].split())), _EXCERPT)
+
+
+def _printable(text: str) -> str:
+    """The text without what would steer a terminal: rows are not to be trusted."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "�" for c in text)
+
+
+_CODE = reprlib.Repr()
+_CODE.maxstring = _CODE.maxother = _CODE.maxlong = 2 * _EXCERPT
+_CODE.maxlist = _CODE.maxdict = 20
+
+
+def _code(value: Any) -> str:
+    """A value as Python writes it, of a large one the beginning."""
+    return _CODE.repr(value)
+
+
+_HINTS = {
+    b"\x1f\x8b": "this is a gzip file: give its name the suffix .gz",
+    b"\x28\xb5\x2f\xfd": "this is a Zstandard file: give its name the suffix .zst",
+    b"PAR1": "this is a Parquet file; sources are JSONL",
+    b"\xff\xfe": "this is UTF-16; JSON lines are UTF-8",
+    b"\xfe\xff": "this is UTF-16; JSON lines are UTF-8",
+    b"{\x00": "this is UTF-16 or UTF-32; JSON lines are UTF-8",
+    b"[": "is the file one JSON array? A source has one object a line",
+}
+
+
+def _hint(line: bytes) -> str:
+    """What a file is that is no JSONL, by how it begins."""
+    found = next((hint for start, hint in _HINTS.items() if line.startswith(start)), "")
+    if not found and line.strip() == b"{":
+        found = "does one object span several lines? A source has one object a line"
+    return f" ({found})" if found else ""
+
+
+_KNOWN_ERRORS = frozenset(get_args(core_schema.ErrorType))
+_QUOTING_ERRORS = frozenset(
+    t
+    for t in _KNOWN_ERRORS
+    if t
+    in {
+        "assertion_error",
+        "datetime_object_invalid",
+        "get_attribute_error",
+        "iteration_error",
+        "mapping_type",
+        "value_error",
+    }
+    or t.endswith(("_parsing", "_syntax_violation", "union_tag_invalid"))
+)
+"""Those of pydantic's errors whose text has words of a value, or of a user's validator."""
+
+_QUIET_ERRORS = _KNOWN_ERRORS - _QUOTING_ERRORS
+
+
+@lru_cache(maxsize=32)
+def _names_of(request: type[BaseModel]) -> frozenset[str]:
+    """Names of a contract's fields, at any depth."""
+    names = set(request.model_fields)
+    waiting: list[Any] = [request.model_json_schema()]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            names.update(node.get("properties", ()))
+            waiting += node.values()
+        elif isinstance(node, list):
+            waiting += node
+    return frozenset(names)
 
 
 def response_line(response: BaseModel) -> tuple[bytes, int]:

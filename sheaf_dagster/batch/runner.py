@@ -168,8 +168,10 @@ class BatchRunner:
         check_limits(self.model_spec, spec, self.cluster)
         sink = Location.of(spec.sink, spec.storage_options)
         for uri in spec.sources:
-            if Location.of(uri, spec.storage_options).uri == sink.uri:
-                raise SpecError(f"source and sink are the same file: {sink.uri}")
+            if Location.of(uri, spec.storage_options).is_same_file(sink):
+                raise SpecError(
+                    f"source and sink are the same file: {uri} and {spec.sink}; choose another sink"
+                )
         if spec.bucket_by is not None:
             fields = self._context.rows.request.model_fields
             if spec.bucket_by not in fields:

@@ -95,18 +95,25 @@ class _Text:
                 piece = self._stream.read(min(len(buffer) - filled, 2**20))
             except OSError as e:
                 raise SourceError(
-                    f"{self._name} is damaged or cut short after {self._unpacked + filled} bytes "
-                    f"of {self._codec} text ({e}); write the file again"
+                    f"{self._name} is damaged or cut short, somewhere after "
+                    f"{self._unpacked + filled} bytes of its text ({self._codec}: {e}); write the "
+                    "file again"
                 ) from e
             if not piece:
                 break
             buffer[filled : filled + len(piece)] = piece
             filled += len(piece)
         self._unpacked += filled
+        if not self._unpacked and not self._counted.count:
+            raise SourceError(
+                f"{self._name} holds no byte, so it is no {self._codec} file (an empty one has a "
+                "header); write the file again"
+            )
         if self._unpacked > max(MAX_RATIO_FROM, MAX_RATIO * self._counted.count):
             raise SourceError(
                 f"{self._name} unpacks to more than {MAX_RATIO} times its size; "
-                "this looks like a decompression bomb, so it was not read further"
+                "this looks like a decompression bomb, so it was not read further. If it is "
+                "none, unpack it and name the plain file"
             )
         if self._spool is not None:
             self._spool.write(buffer[:filled])

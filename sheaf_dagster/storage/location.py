@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import io
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -157,6 +158,20 @@ class Location:
         """A file below this folder or prefix."""
         return Location(f"{self.uri.rstrip('/')}/{name}", self.options)
 
+    def is_same_file(self, other: Location) -> bool:
+        """Whether both name one file: by another path, through a link, or by another protocol."""
+        if self.is_local != other.is_local:
+            return False
+        if not self.is_local:
+            both_s3 = self.is_s3 and other.is_s3
+            same_store = both_s3 or type(self.fs) is type(other.fs)
+            return same_store and self.path.rstrip("/") == other.path.rstrip("/")
+        if os.path.realpath(self.uri) == os.path.realpath(other.uri):
+            return True
+        with suppress(OSError):
+            return os.path.samefile(self.uri, other.uri)
+        return False
+
     def state(self) -> FileState | None:
         """Size and version, or None where nothing is there.
 
@@ -172,6 +187,10 @@ class Location:
                 raise SourceError(f"{self.uri}: {e.strerror}") from e
             if os.path.isdir(self.uri):
                 raise SourceError(f"{self.uri} is a directory; name one JSONL file")
+            if not stat.S_ISREG(st.st_mode):  # a pipe would keep us waiting, a device has no end
+                raise SourceError(
+                    f"{self.uri} is no regular file (a pipe or a device); name a file"
+                )
             return FileState(st.st_size, f"{st.st_mtime_ns}:{st.st_ino}")
         fs = self.fs
 
@@ -257,7 +276,8 @@ class Location:
         if self.is_local:
             temporary = f"{self.uri}.{uuid.uuid4().hex}.tmp"
             try:
-                with open(temporary, "wb", buffering=0) as f:
+                # Buffered: a raw write may stop short, at 2 GiB or on a disk that fills up.
+                with open(temporary, "wb") as f:
                     f.write(data)
                 os.replace(temporary, self.uri)
             except BaseException:

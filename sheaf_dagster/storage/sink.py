@@ -197,6 +197,12 @@ class Sink:
                 with open(store.location(part).uri, "rb", buffering=0) as piece:
                     _append(piece, target, part.size)
             os.fsync(target.fileno())
+            size, expected = target.tell(), sum(p.size for p in parts) or len(self._empty())
+        if size != expected:
+            raise SinkError(
+                f"{self.location.uri} can't be written: its parts hold {size} bytes, expected "
+                f"{expected}; another process has changed {store.folder.uri}. Run again"
+            )
         os.replace(joined, self.location.uri)
         _sync_folder(os.path.dirname(self.location.uri))
 
@@ -216,8 +222,11 @@ def _append(piece: IO[bytes], target: IO[bytes], size: int) -> None:
         if n == 0:
             break
         left -= n
-    if left:
-        shutil.copyfileobj(piece, target, _COPY_BYTES)
+    while left and (block := piece.read(min(left, _COPY_BYTES))):
+        view = memoryview(block)
+        while view:  # a raw write may stop short
+            view = view[target.write(view) :]
+        left -= len(block)
 
 
 def _sync_folder(path: str) -> None:

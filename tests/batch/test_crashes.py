@@ -1,0 +1,135 @@
+"""SIGKILL at random moments: the output is the same to the byte, and nothing stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from sheaf_dagster import BatchRunner, BatchSpec
+from tests.crashes import Job, Kill, TwoNodes, driving, moment, workers_of
+from tests.toys import doubler
+
+KILLS = int(os.environ.get("SHEAF_KILLS", "5"))
+"""How many processes are killed; ``make test-crashes`` kills 60."""
+
+SEED = int(os.environ.get("SHEAF_KILL_SEED", "6"))
+
+ROWS, BATCH = 1000, 4
+CHUNKS = ROWS // BATCH
+
+PLAN = [
+    ("tasks", "worker"),
+    ("actors", "actor"),
+    ("local", "driver"),
+    ("tasks", "driver"),
+    ("actors", "raylet"),
+    ("actors", "driver"),
+    ("tasks", "worker"),
+    ("actors", "actor"),
+    ("tasks", "raylet"),
+    ("tasks", "driver"),
+]
+
+
+@pytest.fixture(scope="module")
+def two_nodes():
+    cluster = TwoNodes()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("crashes") / "in.jsonl"
+    rows = ({"model_type": "number", "model_name": "m", "value": i} for i in range(ROWS))
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source) -> bytes:
+    spec = BatchSpec(
+        source=str(source), sink=str(source.parent / "all.jsonl"), batch_size=BATCH, compute="local"
+    )
+    BatchRunner(doubler()).run(spec)
+    return Path(spec.sink).read_bytes()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", range(KILLS))
+def test_a_kill_at_any_moment_loses_and_doubles_nothing(
+    number, two_nodes, source, undisturbed, tmp_path
+):
+    compute, victim = PLAN[number % len(PLAN)]
+    chooser = random.Random(f"{SEED}/{number}")
+    loads = tmp_path / "loads"
+    job = Job(
+        model=doubler(batch_seconds=0.02, load_log=str(loads)),
+        spec=BatchSpec(
+            source=str(source),
+            sink=str(tmp_path / "out" / "out.jsonl"),
+            batch_size=BATCH,
+            compute=compute,
+            num_actors=2 if compute == "actors" else None,
+        ),
+        address=None if compute == "local" else two_nodes.address,
+    )
+    kill = Kill(number, compute, victim, chunks=CHUNKS)
+    began = time.monotonic()
+
+    result = _run_and_kill(job, kill, chooser, loads, two_nodes)
+
+    kill.seconds = round(time.monotonic() - began, 1)
+    sink = Path(job.spec.sink)
+    if not sink.exists() or sink.read_bytes() != undisturbed:
+        kill.problems.append("the output differs")
+    if sorted(os.listdir(sink.parent)) != ["out.jsonl"]:
+        kill.problems.append(f"left behind: {sorted(os.listdir(sink.parent))}")
+    if kill.reran and kill.rows_reused < kill.rows_left:
+        kill.problems.append("finished chunks were run again")
+    kill.log()
+    assert "error" not in result, result
+    assert kill.problems == []
+    assert result["rows"] == ROWS
+
+
+def _run_and_kill(
+    job: Job, kill: Kill, chooser: random.Random, loads: Path, cluster: TwoNodes
+) -> dict:
+    wait, parts = moment(chooser, CHUNKS)
+    with driving(job) as driver:
+        driver.wait_for(lambda: len(job.parts()) >= parts)
+        if kill.victim in ("worker", "actor"):
+            driver.wait_for(lambda: workers_of(loads) != [])
+        time.sleep(wait)
+        kill.parts_at_kill = len(job.parts())
+        kill.landed = driver.running
+        if kill.victim == "driver":
+            driver.kill()
+            driver.process.wait()
+        elif kill.victim == "raylet":
+            cluster.kill_second()
+        else:
+            alive = workers_of(loads)
+            if alive:
+                os.kill(chooser.choice(alive), 9)
+        if kill.victim != "driver":
+            try:
+                return driver.result()
+            finally:
+                if kill.victim == "raylet":
+                    cluster.add_node()
+    sink = Path(job.spec.sink)
+    if sink.exists() and not job.aside.exists():
+        return {"rows": ROWS}  # it had just been committed
+    kill.reran, kill.rows_left = True, sum(job.parts())
+    with driving(job) as again:
+        result = again.result()
+    kill.rows_reused = result.get("resumed_rows", -1)
+    return result
