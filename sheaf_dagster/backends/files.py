@@ -11,9 +11,10 @@ from typing import Any
 
 import fsspec
 
+from sheaf_dagster.backends.digest import weights_digest
 from sheaf_dagster.errors import SpecError
 
-__all__ = ["local_file", "read_uri", "resolve_options"]
+__all__ = ["file_identity", "local_file", "read_uri", "resolve_options"]
 
 _TRIES = 3
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError, ValueError)
@@ -90,6 +91,19 @@ def local_file(uri: str, options: Mapping[str, Any]) -> Iterator[str]:
         except FileNotFoundError as e:
             raise SpecError(f"model file {uri} does not exist") from e
         yield path
+
+
+def file_identity(uri: str, options: Mapping[str, Any] | None) -> str | None:
+    """Identity of a model file: a digest of a local one, what its store says of a remote one."""
+    if not _is_remote(uri):
+        return weights_digest(uri.removeprefix("file://"))
+    fs, path = fsspec.url_to_fs(uri, **resolve_options(options))
+    try:
+        info = fs.info(path)
+    except FileNotFoundError as e:
+        raise SpecError(f"model file {uri} does not exist") from e
+    mark = next((info[k] for k in ("ETag", "etag", "md5Hash", "content_md5") if info.get(k)), None)
+    return f"{uri}#{mark or (info.get('size'), str(info.get('mtime') or info.get('created')))}"
 
 
 def _is_remote(uri: str) -> bool:

@@ -18,6 +18,7 @@ from sheaf_dagster.contracts import EmbeddingRequest, EmbeddingResponse, ModelTy
 __all__ = ["ImageEmbedderBackend"]
 
 _NAME = "image_embedder"
+_MODEL_ID = "openai/clip-vit-base-patch32"
 
 
 class ImageEmbedderBackend(ModelBackend):
@@ -47,9 +48,15 @@ class ImageEmbedderBackend(ModelBackend):
 
     model_type = ModelType.EMBEDDING
 
+    @classmethod
+    def identify(
+        cls, *, model_id: str = _MODEL_ID, revision: str | None = None, **_: Any
+    ) -> str | None:
+        return weights_digest(model_id, revision)
+
     def __init__(
         self,
-        model_id: str = "openai/clip-vit-base-patch32",
+        model_id: str = _MODEL_ID,
         device: str = "auto",
         dtype: str = "float32",
         pooling: Literal["auto", "cls", "mean"] = "auto",
@@ -92,9 +99,6 @@ class ImageEmbedderBackend(ModelBackend):
 
         blank = self._pixels(Image.new("RGB", (64, 64)))
         self._dim = int(self._embed_pixels([blank]).shape[1])
-
-    def model_digest(self) -> str | None:
-        return weights_digest(self._model_id, self._revision)
 
     def predict(self, request: EmbeddingRequest) -> EmbeddingResponse:
         return self.batch_predict([request])[0]

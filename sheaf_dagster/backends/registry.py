@@ -19,7 +19,9 @@ _BUILTIN: dict[str, str] = {
     "chronos2": "sheaf_dagster.backends.chronos:ChronosBackend",
     "statsforecast": "sheaf_dagster.backends.statsforecast:StatsForecastBackend",
     "image_embedder": "sheaf_dagster.backends.image_embedder:ImageEmbedderBackend",
+    "mlflow": "sheaf_dagster.backends.mlflow:MlflowBackend",
     "sentence_transformers": "sheaf_dagster.backends.text_embedder:SentenceTransformersBackend",
+    "sklearn": "sheaf_dagster.backends.sklearn:SklearnBackend",
 }
 
 _REGISTRY: dict[str, type[ModelBackend]] = {}

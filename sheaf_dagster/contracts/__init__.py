@@ -2,6 +2,7 @@
 
 from sheaf_dagster.contracts.base import BaseRequest, BaseResponse, ModelType, row_identity
 from sheaf_dagster.contracts.embedding import EmbeddingRequest, EmbeddingResponse
+from sheaf_dagster.contracts.features import FEATURES, FeaturesRequest, FeaturesResponse
 from sheaf_dagster.contracts.openai_batch import (
     OPENAI_BATCH,
     OpenAIBatchRequest,
@@ -26,9 +27,11 @@ from sheaf_dagster.contracts.union import AnyRequest, AnyResponse
 register_contract(ModelType.TIME_SERIES, TimeSeriesRequest, TimeSeriesResponse)
 register_contract(ModelType.TABULAR, TabularRequest, TabularResponse)
 register_contract(ModelType.EMBEDDING, EmbeddingRequest, EmbeddingResponse)
+register_contract(FEATURES, FeaturesRequest, FeaturesResponse)
 register_contract(OPENAI_BATCH, OpenAIBatchRequest, OpenAIBatchResponse)
 
 __all__ = [
+    "FEATURES",
     "OPENAI_BATCH",
     "AnyRequest",
     "AnyResponse",
@@ -38,6 +41,8 @@ __all__ = [
     "EmbeddingRequest",
     "EmbeddingResponse",
     "FeatureRef",
+    "FeaturesRequest",
+    "FeaturesResponse",
     "Frequency",
     "ModelType",
     "OpenAIBatchRequest",

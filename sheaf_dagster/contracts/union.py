@@ -7,17 +7,18 @@ from typing import Annotated, Union
 from pydantic import Field
 
 from sheaf_dagster.contracts.embedding import EmbeddingRequest, EmbeddingResponse
+from sheaf_dagster.contracts.features import FeaturesRequest, FeaturesResponse
 from sheaf_dagster.contracts.tabular import TabularRequest, TabularResponse
 from sheaf_dagster.contracts.time_series import TimeSeriesRequest, TimeSeriesResponse
 
 __all__ = ["AnyRequest", "AnyResponse"]
 
 AnyRequest = Annotated[
-    Union[TimeSeriesRequest, TabularRequest, EmbeddingRequest],
+    Union[TimeSeriesRequest, TabularRequest, EmbeddingRequest, FeaturesRequest],
     Field(discriminator="model_type"),
 ]
 
 AnyResponse = Annotated[
-    Union[TimeSeriesResponse, TabularResponse, EmbeddingResponse],
+    Union[TimeSeriesResponse, TabularResponse, EmbeddingResponse, FeaturesResponse],
     Field(discriminator="model_type"),
 ]

@@ -13,6 +13,8 @@ from sheaf_dagster.backends import resolve_backend
 @pytest.mark.parametrize(
     ("backend", "module", "extra"),
     [
+        ("sklearn", "sklearn", "sklearn"),
+        ("mlflow", "mlflow", "mlflow"),
         ("image_embedder", "transformers", "vision"),
     ],
 )

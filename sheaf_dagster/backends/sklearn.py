@@ -1,0 +1,178 @@
+"""Fitted scikit-learn estimators, saved with skops or joblib."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Any
+
+from sheaf_dagster.backends.base import ModelBackend
+from sheaf_dagster.backends.files import file_identity, local_file, resolve_options
+from sheaf_dagster.backends.libraries import require
+from sheaf_dagster.backends.records import grouped, named_columns, plain
+from sheaf_dagster.contracts import FEATURES, FeaturesRequest, FeaturesResponse
+from sheaf_dagster.errors import SpecError
+
+__all__ = ["SklearnBackend"]
+
+_NAME = "sklearn"
+_PATH = "model.skops"
+
+
+class SklearnBackend(ModelBackend):
+    """Predicts with an estimator, or a pipeline of them, in one call a batch.
+
+    Rows are matched to the columns that the estimator was fitted with: by name where it knows
+    them (it was fitted to a data frame), else by position. Class probabilities come from
+    ``predict_proba``; quantiles from estimators whose ``predict`` takes ``quantiles`` (quantile
+    forests) or ``return_std`` (Gaussian processes, Bayesian regression: normal quantiles).
+
+    Args:
+        path: The saved estimator, a path or an fsspec URI: a ``.skops`` file, or one of joblib
+            or pickle.
+        trusted: Types in a skops file that may be loaded beside those that skops knows.
+        allow_pickle: Load a joblib or pickle file, which **runs any code that is in it**: for
+            files that you wrote yourself.
+        storage_options: Arguments of the file system of a remote path.
+
+    Raises:
+        SpecError: At load: the file holds types that aren't trusted, or is a pickle that isn't
+            allowed.
+        MissingDependencyError: At load: scikit-learn or skops is not installed.
+    """
+
+    model_type = FEATURES
+
+    @classmethod
+    def identify(
+        cls, *, path: str = _PATH, storage_options: dict[str, Any] | None = None, **_: Any
+    ) -> str | None:
+        return file_identity(path, storage_options)
+
+    def __init__(
+        self,
+        path: str = _PATH,
+        trusted: list[str] | None = None,
+        allow_pickle: bool = False,
+        storage_options: dict[str, Any] | None = None,
+    ) -> None:
+        self._path = path
+        self._trusted = list(trusted or ())
+        self._allow_pickle = allow_pickle
+        self._storage_options = storage_options
+        self._model: Any = None
+
+    def load(self) -> None:
+        require(_NAME, "sklearn", "sklearn")
+        with local_file(self._path, resolve_options(self._storage_options)) as path:
+            self._model = self._load_skops(path) if _is_zip(path) else self._load_pickle(path)
+        if not hasattr(self._model, "predict"):
+            raise SpecError(
+                f"{self._path} holds a {type(self._model).__name__}, which has no predict()"
+            )
+
+    def _load_skops(self, path: str) -> Any:
+        (io,) = require(_NAME, "sklearn", "skops.io")
+        unknown = sorted(set(io.get_untrusted_types(file=path)) - set(self._trusted))
+        if unknown:
+            raise SpecError(
+                f"{self._path} holds types that are not trusted: {', '.join(unknown)}; if you "
+                f"know them, say so: backend_kwargs={{'trusted': {unknown!r}}}"
+            )
+        return io.load(path, trusted=self._trusted)
+
+    def _load_pickle(self, path: str) -> Any:
+        if not self._allow_pickle:
+            raise SpecError(
+                f"{self._path} is no skops file, and a joblib or pickle file can run any code: "
+                "save the estimator with skops.io.dump, or set allow_pickle=True for a file "
+                "that you wrote yourself"
+            )
+        (joblib,) = require(_NAME, "sklearn", "joblib")
+        return joblib.load(path)
+
+    def predict(self, request: FeaturesRequest) -> FeaturesResponse:
+        return self.batch_predict([request])[0]
+
+    def batch_predict(self, requests: Sequence[FeaturesRequest]) -> list[FeaturesResponse]:  # type: ignore[override]
+        answers: dict[int, FeaturesResponse] = {}
+        for members in grouped(requests, _kind).values():
+            rows = [requests[i] for i in members]
+            answers.update(zip(members, self._answer(rows), strict=True))
+        return [answers[i] for i in range(len(requests))]
+
+    def _answer(self, rows: list[FeaturesRequest]) -> list[FeaturesResponse]:
+        table = self._table(rows)
+        mode, levels = rows[0].output_mode, rows[0].quantile_levels
+        probabilities: list[Any] = [None] * len(rows)
+        quantiles: list[Any] = [None] * len(rows)
+        if mode == "quantiles":
+            found = self._quantiles(table, levels)
+            keys = [str(q) for q in levels]
+            quantiles = [dict(zip(keys, plain(row), strict=True)) for row in found]
+        if mode == "probabilities":
+            found = self._need("predict_proba")(table)
+            keys = [str(plain(c)) for c in self._model.classes_]
+            probabilities = [dict(zip(keys, plain(row), strict=True)) for row in found]
+        return [
+            FeaturesResponse(
+                request_id=row.request_id,
+                model_name=row.model_name,
+                prediction=plain(value),
+                probabilities=p,
+                quantiles=q,
+            )
+            for row, value, p, q in zip(
+                rows, self._model.predict(table), probabilities, quantiles, strict=True
+            )
+        ]
+
+    def _table(self, rows: list[FeaturesRequest]) -> Any:
+        fitted = getattr(self._model, "feature_names_in_", None)
+        names, values = named_columns(rows, None if fitted is None else [str(c) for c in fitted])
+        if fitted is not None:
+            (pandas,) = require(_NAME, "sklearn", "pandas")
+            return pandas.DataFrame(values, columns=fitted)
+        if names is not None:
+            raise ValueError(
+                f"request {rows[0].request_id}: the estimator was fitted without column names; "
+                "give 'features' as a list"
+            )
+        import numpy as np
+
+        numbers = all(v is None or isinstance(v, (int, float)) for row in values for v in row)
+        return np.array(values, dtype=np.float64 if numbers else object)
+
+    def _quantiles(self, table: Any, levels: list[float]) -> Any:
+        import numpy as np
+
+        last = self._model[-1] if hasattr(self._model, "steps") else self._model
+        takes = inspect.signature(last.predict).parameters
+        if "quantiles" in takes:
+            return np.asarray(self._model.predict(table, quantiles=levels)).reshape(len(table), -1)
+        if "return_std" in takes:
+            mean, std = self._model.predict(table, return_std=True)
+            z = np.array([NormalDist().inv_cdf(q) for q in levels])
+            return np.asarray(mean)[:, None] + np.asarray(std)[:, None] * z
+        raise ValueError(
+            f"{type(last).__name__} has no quantiles; use a quantile forest or an estimator "
+            "whose predict() takes return_std, or output_mode='predictions'"
+        )
+
+    def _need(self, method: str) -> Any:
+        found = getattr(self._model, method, None)
+        if found is None:
+            raise ValueError(f"{type(self._model).__name__} has no {method}()")
+        return found
+
+
+def _kind(request: FeaturesRequest) -> tuple[Any, ...]:
+    """Rows that one call can answer."""
+    levels = tuple(request.quantile_levels) if request.output_mode == "quantiles" else ()
+    return request.output_mode, levels, isinstance(request.features, dict)
+
+
+def _is_zip(path: str) -> bool:
+    with open(path, "rb") as f:
+        return f.read(4) == b"PK\x03\x04"
