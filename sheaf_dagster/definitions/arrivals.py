@@ -7,17 +7,16 @@ import hashlib
 import re
 import string
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import dagster as dg
-from dagster._core.definitions.partitions.context import partition_loading_context
 
 from sheaf_dagster.definitions.paths import partition_fields
 from sheaf_dagster.errors import SpecError
 from sheaf_dagster.storage import FoundFile
 
-__all__ = ["NO_PARTITION", "Arrival", "Arrivals", "FileTemplate"]
+__all__ = ["Arrival", "Arrivals", "FileTemplate"]
 
 _UNFINISHED = (
     ".tmp", ".temp", ".part", ".partial", ".crdownload", ".filepart", ".inprogress", "._copying_",
@@ -27,43 +26,54 @@ _UNFINISHED = (
 
 _EXAMPLES = 5
 
-NO_PARTITION = "no such partition (yet)"
+_DIGITS = {"%Y": 4, "%m": 2, "%d": 2, "%H": 2, "%M": 2, "%S": 2, "%j": 3}
 
 
 @dataclass(frozen=True)
 class FileTemplate:
-    """A location template, split into the folder to list and a pattern for what is in it."""
+    """A location template, split into the folder to list and a pattern for what is in it.
+
+    Attributes:
+        folder: The part before the first placeholder, up to its last slash.
+        pattern: What a path below the folder looks like, with a group for each placeholder.
+        depth: Levels below the folder.
+        unfinished: Endings of files that are still being written.
+    """
 
     folder: str
     pattern: re.Pattern[str]
     depth: int
+    unfinished: tuple[str, ...]
 
     @classmethod
-    def of(cls, template: str, root: str) -> FileTemplate:
+    def of(
+        cls, template: str, root: str, partitions_def: dg.PartitionsDefinition | None
+    ) -> FileTemplate:
         """The parts of a checked template, for a storage root."""
-        parts = list(string.Formatter().parse(template))
-        literal, fields = "", False
-        rest: list[str] = []
-        seen: set[str] = set()
-        for text, name, _, _ in parts:
+        pieces: list[tuple[str, str | None]] = []  # literal text, then a placeholder
+        text = ""
+        for literal, name, _, _ in string.Formatter().parse(template):
+            text += literal
             if name == "root":
-                text, name = text + root, None
-            if not fields:
-                literal += text
-            else:
-                rest.append(re.escape(text))
+                text += root
+            elif name is not None:
+                pieces.append((text, name))
+                text = ""
+        pieces.append((text, None))
+        folder, _, start = pieces[0][0].rpartition("/")
+        pieces[0] = (start, pieces[0][1])
+        pattern = ""
+        seen: set[str] = set()
+        for literal, name in pieces:
+            pattern += re.escape(literal)
             if name is not None:
-                if not fields:
-                    fields = True
-                    folder, _, start = literal.rpartition("/")
-                    rest.append(re.escape(start))
-                rest.append(f"(?P={name})" if name in seen else f"(?P<{name}>[^/]+)")
+                value = _values(name, partitions_def)
+                pattern += f"(?P={name})" if name in seen else f"(?P<{name}>{value})"
                 seen.add(name)
-        if not fields:
-            folder, _, start = literal.rpartition("/")
-            rest.append(re.escape(start))
-        pattern = "".join(rest)
-        return cls(folder or "/", re.compile(pattern), pattern.count("/") + 1)
+        depth = 1 + sum(literal.count("/") for literal, _ in pieces)
+        own_end = text.lower()
+        unfinished = tuple(e for e in _UNFINISHED if not own_end.endswith(e))
+        return cls(folder or "/", re.compile(pattern, re.DOTALL), depth, unfinished)
 
 
 @dataclass(frozen=True)
@@ -81,9 +91,9 @@ class Arrivals:
     """What a look at the folder found.
 
     Attributes:
-        ready: Files that have a partition and are whole.
-        waiting: Files that may become ready, by why they are not yet.
-        ignored: Files that won't, by why.
+        ready: Files that are whole and named for a partition.
+        waiting: Names of files that may become ready, by why they are not yet.
+        ignored: Names of files that won't, by why.
     """
 
     ready: list[Arrival] = field(default_factory=list)
@@ -100,59 +110,58 @@ class Arrivals:
         settle_seconds: float,
         run_empty: bool,
     ) -> Arrivals:
-        """Sorts files by what is to be done with them; partition keys are not looked up yet."""
+        """Sorts files by what is to be done with them; that a partition exists is not asked yet.
+
+        Args:
+            files: What lies below the template's folder.
+            template: What names are looked for.
+            partitions_def: The asset's.
+            settle_seconds: How long ago a file must have been modified.
+            run_empty: Whether a file of no bytes is ready.
+        """
         found = cls()
         now = time.time()
         for file in files:
-            match = template.pattern.fullmatch(file.name)
-            if file.name.lower().endswith(_UNFINISHED):
-                found._add(found.waiting, "unfinished by its name", file)
+            name = file.name
+            match = template.pattern.fullmatch(name)
+            if partitions_def is None and match is None:
+                continue  # one file is looked for, and its neighbours are nobody's business here
+            if name.lower().endswith(template.unfinished):
+                found._add(found.waiting, "unfinished by its name", name)
             elif match is None:
-                found._add(found.ignored, "name does not fit the template", file)
+                found._add(found.ignored, "name does not fit the template", name)
             elif file.state.size == 0 and not run_empty:
-                found._add(found.waiting, "empty", file)
-            elif file.modified is not None and 0 <= now - file.modified < settle_seconds:
-                found._add(found.waiting, "modified just now", file)
+                found._add(found.waiting, "empty", name)
+            # Either way: a file server's clock may be a little ahead of ours.
+            elif file.modified is not None and abs(now - file.modified) < settle_seconds:
+                found._add(found.waiting, "modified just now", name)
             else:
                 try:
                     key = _key_of(match.groupdict(), partitions_def)
-                    partition_fields(key)
-                except SpecError:
-                    found._add(found.ignored, "unsafe partition key", file)
-                else:
                     found.ready.append(Arrival(key, file, _version(file)))
+                except SpecError:
+                    found._add(found.ignored, "unsafe partition key", name)
+                except UnicodeEncodeError:
+                    found._add(found.ignored, "name is not UTF-8", name)
         return found
 
-    def keep_known(
-        self,
-        arrivals: list[Arrival],
-        partitions_def: dg.PartitionsDefinition | None,
-        instance: dg.DagsterInstance,
+    def hold_back(
+        self, arrivals: list[Arrival], why: str, stays: Callable[[Arrival], bool]
     ) -> list[Arrival]:
-        """The arrivals whose partition exists, or can be made; the others wait."""
-        if partitions_def is None or isinstance(partitions_def, dg.DynamicPartitionsDefinition):
-            return arrivals
-        known = []
-        with partition_loading_context(dynamic_partitions_store=instance):
-            for arrival in arrivals:
-                assert arrival.key is not None
-                try:
-                    exists = partitions_def.has_partition_key(arrival.key)
-                except Exception:  # a time window's parser, a dimension that is missing
-                    exists = False
-                if exists:
-                    known.append(arrival)
-                else:
-                    self._add(self.waiting, NO_PARTITION, arrival.file)
-        return known
+        """The arrivals that stay; the others wait, and ``why`` is remarked."""
+        kept = []
+        for arrival in arrivals:
+            if stays(arrival):
+                kept.append(arrival)
+            else:
+                self._add(self.waiting, why, arrival.file.name)
+        return kept
 
     def digest(self) -> str:
-        """Identity of all files that are ready."""
+        """Identity of all files that are ready, in any order."""
         total = 0
         for arrival in self.ready:
-            total ^= int.from_bytes(
-                hashlib.blake2b(arrival.version.encode(), digest_size=8).digest()
-            )
+            total ^= int.from_bytes(base64.urlsafe_b64decode(arrival.version + "="), "big")
         return f"{len(self.ready)}:{total:016x}"
 
     def remarks(self) -> str:
@@ -163,11 +172,30 @@ class Arrivals:
                 shown = ", ".join(sorted(names)[:_EXAMPLES])
                 more = ", …" if len(names) > _EXAMPLES else ""
                 parts.append(f"{len(names)} passed over, {why}: {shown}{more}")
-        return "; ".join(parts)
+        return "; ".join(parts).encode("utf-8", "backslashreplace").decode()
 
     @staticmethod
-    def _add(groups: dict[str, list[str]], why: str, file: FoundFile) -> None:
-        groups.setdefault(why, []).append(file.name)
+    def _add(groups: dict[str, list[str]], why: str, name: str) -> None:
+        groups.setdefault(why, []).append(name)
+
+
+def _values(name: str, partitions_def: dg.PartitionsDefinition | None) -> str:
+    """Pattern of what stands for a placeholder.
+
+    That of a time window is exact where its format has digits only: a file of another name is
+    then known to be misnamed, and ``{station}-{day}`` can be told apart.
+    """
+    if isinstance(partitions_def, dg.MultiPartitionsDefinition):
+        by_name = {d.name: d.partitions_def for d in partitions_def.partitions_defs}
+        partitions_def = by_name.get(name)
+    if not isinstance(partitions_def, dg.TimeWindowPartitionsDefinition):
+        return "[^/]+"
+    pattern = ""
+    for directive, text in re.findall(r"(%.)|([^%]+)", partitions_def.fmt):
+        if directive and directive not in _DIGITS:
+            return "[^/]+"
+        pattern += rf"[0-9]{{{_DIGITS[directive]}}}" if directive else re.escape(text)
+    return pattern
 
 
 def _key_of(
@@ -175,15 +203,23 @@ def _key_of(
 ) -> str | None:
     if partitions_def is None:
         return None
-    if isinstance(partitions_def, dg.MultiPartitionsDefinition) and "partition_key" not in fields:
-        names = [d.name for d in partitions_def.partitions_defs]
-        return dg.MultiPartitionKey({name: fields[name] for name in names})
     if isinstance(partitions_def, dg.MultiPartitionsDefinition):
-        try:
-            return partitions_def.get_partition_key_from_str(fields["partition_key"])
-        except Exception as e:
-            raise SpecError(str(e)) from e
-    return fields["partition_key"]
+        names = [d.name for d in partitions_def.partitions_defs]
+        values = [fields.get(name) for name in names]
+        if "partition_key" in fields:
+            values = list(fields["partition_key"].split("|"))
+        if len(values) != len(names):
+            raise SpecError(f"{fields['partition_key']!r} doesn't have {len(names)} dimensions")
+        by_name = {name: str(value) for name, value in zip(names, values, strict=True)}
+        key: str = dg.MultiPartitionKey(by_name)
+    else:
+        key = fields["partition_key"]
+        by_name = {"partition_key": key}
+    partition_fields(key)
+    for value in by_name.values():
+        if "..." in value or ("|" in value and len(by_name) > 1):
+            raise SpecError(f"{value!r} can't be a partition key in Dagster")
+    return key
 
 
 def _version(file: FoundFile) -> str:

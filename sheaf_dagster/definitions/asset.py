@@ -21,6 +21,7 @@ from sheaf_dagster.definitions.config import BatchConfig
 from sheaf_dagster.definitions.paths import (
     SINK_METADATA,
     SOURCE_METADATA,
+    SOURCE_PARTITIONS_METADATA,
     check_template,
     partition_fields,
     resolve,
@@ -167,7 +168,12 @@ def build_batch_inference_asset(
         owners=owners,
         tags=tags,
         kinds={"ray", *(kinds or ())},
-        metadata={SOURCE_METADATA: source, SINK_METADATA: sink, **(metadata or {})},
+        metadata={
+            SOURCE_METADATA: source,
+            SINK_METADATA: sink,
+            **_upstream(source_partitions),
+            **(metadata or {}),
+        },
         code_version=code_version,
         automation_condition=automation_condition,
         partitions_def=partitions_def,
@@ -280,6 +286,12 @@ def _define(
         yield dg.MaterializeResult(asset_key=asset_key, metadata={_LOGGED_ITS_OWN_EVENTS: True})
 
     return batch_inference
+
+
+def _upstream(source_partitions: SourcePartitions | None) -> dict[str, str]:
+    if source_partitions is None:
+        return {}
+    return {SOURCE_PARTITIONS_METADATA: str(source_partitions.partitions_def)}
 
 
 def _batch_spec(what: str, fields: dict[str, Any]) -> BatchSpec:

@@ -10,13 +10,23 @@ import dagster as dg
 
 from sheaf_dagster.errors import SpecError
 
-__all__ = ["SINK_METADATA", "SOURCE_METADATA", "check_template", "partition_fields", "resolve"]
+__all__ = [
+    "SINK_METADATA",
+    "SOURCE_METADATA",
+    "SOURCE_PARTITIONS_METADATA",
+    "check_template",
+    "partition_fields",
+    "resolve",
+]
 
 SOURCE_METADATA = "sheaf_dagster/source"
 """Metadata of a batch inference asset: the template of its source."""
 
 SINK_METADATA = "sheaf_dagster/sink"
 """Metadata of an asset: the template of the JSONL file that it is."""
+
+SOURCE_PARTITIONS_METADATA = "sheaf_dagster/source_partitions"
+"""Metadata of one whose source has partitions of its own: what they are."""
 
 _UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]")
 

@@ -33,10 +33,11 @@ def list_files(folder: Location, depth: int) -> list[FoundFile]:
     """All files down to ``depth`` levels below a folder; none where there is no folder.
 
     Hidden ones, whose names begin with a dot, are left out, and so is what lies in hidden
-    folders.
+    folders. Local files have their size and modification time for a version: an inode, which
+    says more within one job, is another one on some network file systems after each mount.
 
     Raises:
-        SourceError: The folder can't be listed.
+        SourceError: The folder can't be listed, or its bucket doesn't exist.
     """
     if folder.is_local:
         try:
@@ -53,16 +54,21 @@ def list_files(folder: Location, depth: int) -> list[FoundFile]:
 
     try:
         infos = folder.remote("list", look)
-    except FileNotFoundError:
+    except FileNotFoundError as e:
+        if "bucket does not exist" in str(e):  # S3's words for NoSuchBucket
+            raise SourceError(f"{folder.uri}: there is no such bucket; check the name") from None
         return []
     except Exception as e:
         raise folder.error(SourceError, f"{folder.uri} can't be listed", e) from folder.cause(e)
     root = path.strip("/") + "/"
     found = []
     for info in infos:
-        name = str(info["name"]).strip("/").removeprefix(root)
+        path = str(info["name"]).lstrip("/")
+        if not path.startswith(root) or path.endswith("/") or info.get("type") == "directory":
+            continue  # an empty object whose name ends in a slash stands for a folder
+        name = path.removeprefix(root)
         parts = name.split("/")
-        if info.get("type") != "directory" and len(parts) <= depth and not _hidden(parts):
+        if len(parts) <= depth and not any(part.startswith(".") for part in parts):
             found.append(FoundFile(name, state_of(info), _seconds(modified_of(info))))
     return found
 
@@ -84,12 +90,8 @@ def _walk(folder: str, prefix: str, depth: int) -> Iterator[FoundFile]:
                 st = entry.stat()
             except FileNotFoundError:  # renamed or deleted while we look
                 continue
-            state = FileState(st.st_size, f"{st.st_mtime_ns}:{st.st_ino}")
+            state = FileState(st.st_size, str(st.st_mtime_ns))
             yield FoundFile(prefix + entry.name, state, st.st_mtime)
-
-
-def _hidden(parts: list[str]) -> bool:
-    return any(part.startswith(".") for part in parts) or not parts[-1]
 
 
 def _seconds(value: Any) -> float | None:
