@@ -41,7 +41,9 @@ class PartitionKeys:
                 name = _set_name(definition)
                 if name is None:
                     continue
-                if value not in have.setdefault(name, set(self._keys_of(name))):
+                if name not in have:
+                    have[name] = set(self._keys_of(name))
+                if value not in have[name]:
                     missing.setdefault(name, {})[value] = None
                     makers[name] = definition  # type: ignore[assignment]
         return [makers[name].build_add_request(list(values)) for name, values in missing.items()]

@@ -1,0 +1,50 @@
+"""A code location for the daemon test: files that land, and an asset that follows them."""
+
+import os
+
+import dagster as dg
+
+import sheaf_dagster as sd
+from tests.toys import doubler
+
+files = dg.DynamicPartitionsDefinition(name="files")
+predictions = sd.build_batch_inference_asset(
+    "predictions",
+    source="{root}/in/{partition_key}.jsonl",
+    sink="{root}/out/{partition_key}.jsonl",
+    partitions_def=files,
+    compute="local",
+)
+follower = sd.build_batch_inference_asset(
+    "follower",
+    deps=[predictions],
+    source="{root}/in/{partition_key}.jsonl",
+    sink="{root}/follower/{partition_key}.jsonl",
+    partitions_def=files,
+    compute="local",
+    automation_condition=dg.AutomationCondition.eager(),
+)
+defs = dg.Definitions(
+    assets=[predictions, follower],
+    sensors=[
+        sd.build_jsonl_arrival_sensor(
+            predictions,
+            files_per_run=10,
+            settle_seconds=0,
+            minimum_interval_seconds=1,
+            default_status=dg.DefaultSensorStatus.RUNNING,
+        ),
+        dg.AutomationConditionSensorDefinition(
+            "automation",
+            target=[follower],
+            minimum_interval_seconds=1,
+            default_status=dg.DefaultSensorStatus.RUNNING,
+        ),
+    ],
+    resources={
+        "model": sd.ModelResource.from_spec(doubler()),
+        "ray_cluster": sd.RayClusterResource(),
+        "storage": sd.StorageResource(root=os.environ["SHEAF_TEST_ROOT"]),
+    },
+    executor=dg.in_process_executor,
+)
