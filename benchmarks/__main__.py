@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.arrivals import arrivals
 from benchmarks.backfill import backfill
 from benchmarks.common import in_process, requests_file
 from benchmarks.real_model import real_model
@@ -116,7 +117,10 @@ def _ratios(figures: dict[str, Any]) -> None:
 
 def main(names: list[str]) -> None:
     """Runs the named benchmarks, by default all."""
-    known = {f.__name__: f for f in (throughput, memory, overlap, small_jobs, real_model, backfill)}
+    known = {
+        f.__name__: f
+        for f in (throughput, memory, overlap, small_jobs, real_model, backfill, arrivals)
+    }
     with tempfile.TemporaryDirectory(prefix="sheaf-bench-", dir=os.environ.get("BENCH_DIR")) as d:
         folder = Path(d)
         for name in names or list(known):
