@@ -109,6 +109,8 @@ class Predictor:
                     f"{type(response).__name__} instead of a response (a pydantic model)"
                 )
             asked, answered = row_identity(request), row_identity(response)
+            if answered is asked:  # copied, as it should be; comparing UUIDs takes longer
+                continue
             if None not in (asked, answered) and answered != asked:
                 what = f"request {answered} in place of {asked}"
                 raise ResponseMismatchError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import time
+import warnings
 from typing import Any
 
 import ray
@@ -13,7 +15,6 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from sheaf_dagster.batch.capacity import demand_of
 from sheaf_dagster.batch.cluster_config import ClusterConfig
-from sheaf_dagster.batch.control import JobControl
 from sheaf_dagster.batch.loading import ModelContext
 from sheaf_dagster.batch.pool_watch import PoolWatch
 from sheaf_dagster.batch.ray_worker import _BackendActor, run_worker_task, tickets
@@ -44,6 +45,7 @@ class RayEngine:
         spec: BatchSpec,
         config: ClusterConfig,
         slots: int,
+        control: Any,
         pool: Any = None,
     ) -> None:
         self._pool = pool
@@ -55,19 +57,7 @@ class RayEngine:
         self._error: BaseException | None = None
         self._ended_at: float | None = None
         self._stop = threading.Event()
-        here = ray.get_runtime_context().get_node_id()
-        self._control: Any = (
-            ray.remote(JobControl)
-            .options(
-                num_cpus=0,
-                max_restarts=0,
-                max_concurrency=10_000,
-                scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-                    here, soft=False
-                ),
-            )
-            .remote(slots, context.spec.backend)
-        )
+        self._control = control
         self._watch = PoolWatch(self._control, spec.compute, demand_of(context.spec), slots, config)
         self._thread = threading.Thread(target=self._run, daemon=True, name="sheaf-ray-data")
         self._thread.start()
@@ -179,12 +169,29 @@ class RayEngine:
                     **placement(self._pool),
                 )
             limited = self._config.cpu_limit is not None or self._config.gpu_limit is not None
+            grows = self._config.autoscaling and not limited
             return feed.map_batches(
                 run_worker_task,
                 fn_kwargs=arguments,
-                compute=TaskPoolStrategy(size=self._slots if limited else None),
-                **kwargs,
+                compute=TaskPoolStrategy(size=None if grows else self._slots),
+                **_reserved_by_ray(kwargs),
             )
+
+
+def _reserved_by_ray(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``map_batches`` by which Ray itself, not Ray Data, waits for a task's place.
+
+    Ray Data takes a cluster for one without resources until its coordinator has come up and
+    been asked twice: for three seconds it would submit one task and no more
+    (benchmarks/throughput.py).
+    """
+    if "ray_remote_args_fn" not in inspect.signature(ray.data.Dataset.map_batches).parameters:
+        return arguments  # announced to end with Ray 2.64
+    warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
+    named = ("num_cpus", "num_gpus", "memory", "resources")
+    reserved = {name: arguments[name] for name in named if name in arguments}
+    rest = {name: value for name, value in arguments.items() if name not in named}
+    return {**rest, "num_cpus": 0, "ray_remote_args_fn": lambda: dict(reserved)}
 
 
 class _quiet_context:

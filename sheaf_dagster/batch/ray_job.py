@@ -56,6 +56,7 @@ def run_on_ray(
             job.start_feeding()
         shared = stack.enter_context(ray_session(config))
         check_capacity(context.spec, first, config)
+        job.start_early(first)
         if not early:
             job.start_feeding()
         pool = stack.enter_context(reserved_pool(context.spec, first, config)) if shared else None
@@ -93,6 +94,9 @@ class _RayJob:
         self._running: dict[int, FileTask] = {}
         self._committing: dict[Future[BatchResult], FileTask] = {}
         self._fed_all = False
+        self._slots = 1
+        self._control: Any = None
+        self._warming: list[Any] = []
 
     # -- the feeder's thread ---------------------------------------------------------------
 
@@ -147,11 +151,20 @@ class _RayJob:
 
     # -- the caller's thread ---------------------------------------------------------------
 
+    def start_early(self, first: BatchSpec) -> None:
+        from sheaf_dagster.batch.startup import start_coordinator, warm_up
+
+        self._slots = worker_slots(self._context.spec, first, self._config)
+        self._control = start_coordinator(self._slots, self._context.spec.backend)
+        if first.compute == "tasks":  # Ray gives actors processes of their own
+            self._warming = warm_up(self._context, self._slots)
+
     def start_engine(self, first: BatchSpec, pool: Any) -> None:
         from sheaf_dagster.batch.ray_engine import RayEngine
 
-        slots = worker_slots(self._context.spec, first, self._config)
-        self._engine = RayEngine(self._context, first, self._config, slots, pool)
+        self._engine = RayEngine(
+            self._context, first, self._config, self._slots, self._control, pool
+        )
         self._engine_ready.set()
 
     def shutdown(self) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import reprlib
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, get_args
 from uuid import UUID
 
@@ -103,7 +104,7 @@ class RowContract:
         rows = []
         for position, (number, line) in enumerate(lines, first_position):
             request = validate(line)
-            if has_id and "request_id" not in request.model_fields_set:
+            if has_id and "request_id" not in request.__pydantic_fields_set__:
                 # Past pydantic's setattr: a user's contract may be frozen.
                 request.__dict__["request_id"] = _derived_id(position, line)
             rows.append(Row(position, number, request))
@@ -270,6 +271,9 @@ def _names_of(request: type[BaseModel]) -> frozenset[str]:
     return frozenset(names)
 
 
+_is_none = partial(operator.is_, None)
+
+
 def response_line(response: BaseModel) -> tuple[bytes, int]:
     """A response as one line of RFC 8259 JSON, and how many numbers in it were not finite.
 
@@ -279,17 +283,19 @@ def response_line(response: BaseModel) -> tuple[bytes, int]:
     # As many nulls as the response has None fields means that no number became one: the
     # common case costs two scans of bytes. Anything else is counted one by one.
     nulls = data.count(b"null")
-    if (
-        (nulls and nulls != list(response.__dict__.values()).count(None))
-        or b"NaN" in data
-        or b"Infinity" in data
-    ):
+    constants = _has_constants(data)
+    if constants or (nulls and nulls != sum(map(_is_none, response.__dict__.values()))):
         plain = response.model_dump(mode="python")
         bad = _count_non_finite(plain)
-        if b"NaN" in data or b"Infinity" in data:
+        if constants:
             data = orjson.dumps(response.model_dump(mode="json"))
         return data + b"\n", bad
     return data + b"\n", 0
+
+
+def _has_constants(data: bytes) -> bool:
+    # Looking for one byte first takes a tenth of the time.
+    return (b"N" in data and b"NaN" in data) or (b"I" in data and b"Infinity" in data)
 
 
 def _count_non_finite(value: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -85,8 +86,6 @@ def row_identity(row: Any) -> Any:
     Args:
         row: A request, a response, or either as a dictionary.
     """
-    for name in ("request_id", "custom_id"):
-        value = row.get(name) if isinstance(row, dict) else getattr(row, name, None)
-        if value is not None:
-            return value
-    return None
+    get = row.get if isinstance(row, dict) else partial(getattr, row)
+    value = get("request_id", None)
+    return get("custom_id", None) if value is None else value
