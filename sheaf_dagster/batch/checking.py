@@ -1,10 +1,11 @@
-"""Validating a large source on all cores: the driver from the front, Ray tasks from the back."""
+"""Validating a source: the driver from the front, workers that have no work yet from the back."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sheaf_dagster.batch.file_task import check_chunks
@@ -12,28 +13,36 @@ from sheaf_dagster.batch.rows import ChunkCheck, RowContract
 from sheaf_dagster.errors import ClusterError
 from sheaf_dagster.storage import Chunk, Location
 
-__all__ = ["check_in_parallel"]
+__all__ = ["check_group", "check_in_parallel"]
 
-_DRIVER_SECONDS = 6.0
-"""Validation that would take the driver alone longer than this is spread over the cluster:
-a Ray task that validates costs one to three seconds to start (benchmarks/throughput.py)."""
+_WORTH_SECONDS = 0.5
+"""Validation that the driver will have done alone in less than this is not offered."""
 
-_MEASURE_SECONDS = 0.3
+_MEASURE_SECONDS = 0.1
 
-_GROUP_BYTES = 64 * 2**20
-"""About what one Ray task checks: half a second's work."""
+_GROUP_BYTES = 16 * 2**20
+"""About what one worker checks at a time: an eighth of a second's work."""
 
 
 def check_in_parallel(
     contract: RowContract,
     texts: Sequence[Location],
     chunks: Sequence[Chunk],
-    ray_is_up: threading.Event,
+    helpers: Callable[[], tuple[Any, int] | None],
     stop: threading.Event,
 ) -> Iterator[ChunkCheck]:
     """Checks all chunks; yields the findings in order.
 
-    The tasks reserve nothing, so that no pool of actors can starve them.
+    Chunks are offered to workers that wait for their first file. What they have not brought back
+    when the driver is through with the others, it checks itself: nothing depends on a worker
+    that is slow, dies, or doesn't come up.
+
+    Args:
+        contract: What rows must match.
+        texts: Where the source's files can be read.
+        chunks: All chunks.
+        helpers: The job's coordinator and the number of its workers, once it is there.
+        stop: Ends the check early.
 
     Raises:
         ClusterError: Ray failed while it validated.
@@ -43,36 +52,47 @@ def check_in_parallel(
     found: dict[int, ChunkCheck] = {}
     front, back = 0, len(chunks)
     left, done, started = sum(sizes), 0, time.perf_counter()
-    remote: _RemoteChecks | None = None
+    offered: _Offers | None = None
     try:
-        while front < back:
+        while len(found) < len(chunks):
             if stop.is_set():
                 raise InterruptedError("the job was stopped")
             spent = time.perf_counter() - started
-            measured = remote is None and ray_is_up.is_set() and spent > _MEASURE_SECONDS
-            if measured and spent / done * left > _DRIVER_SECONDS:
-                remote = _RemoteChecks(contract, texts)
-            while remote is not None and remote.has_room and front < back:
+            measured = done > 0 and spent > _MEASURE_SECONDS
+            worth = measured and spent / done * left > _WORTH_SECONDS
+            if worth and offered is None and (helper := helpers()) is not None:
+                offered = _Offers(*helper, contract, texts)
+            while worth and offered is not None and offered.has_room and front < back:
                 group = _group_from_back(sizes, front, back)
-                remote.submit(group, [chunks[i] for i in group])
+                offered.add(group, [chunks[i] for i in group])
                 back = group[0]
+            if offered is not None:
+                found.update(offered.taken())
             if front < back:
-                (found[front],) = check_chunks(contract, texts, [chunks[front]])
-                done += sizes[front]
-                left -= sizes[front]
-                front += 1
-            if remote is not None:
-                found.update(remote.finished(wait=False))
-        if remote is not None:
-            while remote.busy:
-                if stop.is_set():
-                    raise InterruptedError("the job was stopped")
-                found.update(remote.finished(wait=True))
+                mine, front = front, front + 1
+            else:
+                mine = next((i for i in range(back, len(chunks)) if i not in found), -1)
+            if mine >= 0:
+                (found[mine],) = check_chunks(contract, texts, [chunks[mine]])
+                done += sizes[mine]
+                left -= sizes[mine]
     finally:
-        if remote is not None:
-            remote.cancel()
+        if offered is not None:
+            offered.call_off()
     for i in range(len(chunks)):
         yield found[i]
+
+
+def check_group(group: Sequence[Any]) -> list[ChunkCheck] | None:
+    """What a worker does with an offer; None where it can't (the driver will see why)."""
+    import ray
+
+    shared, chunks = group
+    try:
+        contract, texts = ray.get(shared)
+        return list(check_chunks(contract, texts, chunks))
+    except Exception:
+        return None
 
 
 def _group_from_back(sizes: Sequence[int], front: int, back: int) -> range:
@@ -85,51 +105,49 @@ def _group_from_back(sizes: Sequence[int], front: int, back: int) -> range:
     return range(start, back)
 
 
-class _RemoteChecks:
-    """Groups of chunks that Ray tasks are checking."""
+class _Offers:
+    """Groups of chunks that lie with the coordinator or with a worker."""
 
-    def __init__(self, contract: RowContract, texts: Sequence[Location]) -> None:
+    _ids = itertools.count()
+
+    def __init__(
+        self, control: Any, workers: int, contract: RowContract, texts: Sequence[Location]
+    ) -> None:
         import ray
 
         self._ray = ray
-        self._slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        self._task = ray.remote(_check_group).options(num_cpus=0, scheduling_strategy="SPREAD")
+        self._control = control
+        self._most = 2 * workers
         self._shared = ray.put((contract, list(texts)))
         self._running: dict[Any, range] = {}
+        self._numbers: list[int] = []
 
     @property
     def has_room(self) -> bool:
-        return len(self._running) < self._slots
+        return len(self._running) < self._most
 
-    @property
-    def busy(self) -> bool:
-        return bool(self._running)
+    def add(self, group: range, chunks: list[Chunk]) -> None:
+        number = next(self._ids)
+        self._numbers.append(number)
+        # The reference is inside a list, so that the coordinator need not know the contract.
+        ref = self._control.check.remote(number, [self._shared, chunks])
+        self._running[ref] = group
 
-    def submit(self, group: range, chunks: list[Chunk]) -> None:
-        self._running[self._task.remote(self._shared, chunks)] = group
-
-    def finished(self, *, wait: bool) -> dict[int, ChunkCheck]:
+    def taken(self) -> dict[int, ChunkCheck]:
+        """What has come back since the last look."""
         ray = self._ray
         refs = list(self._running)
-        ready, _ = ray.wait(refs, num_returns=1, timeout=1.0 if wait else 0) if refs else ([], [])
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0) if refs else ([], [])
         found: dict[int, ChunkCheck] = {}
         for ref in ready:
-            group = self._running.pop(ref)
             try:
-                found.update(zip(group, ray.get(ref), strict=True))
-            except ray.exceptions.RayTaskError as e:
-                raise e.cause if isinstance(e.cause, Exception) else ClusterError(str(e)) from e
+                checks = ray.get(ref)
             except ray.exceptions.RayError as e:
-                raise ClusterError(f"validation on the cluster failed: {e}; run again") from e
+                raise ClusterError(f"the job's coordinator on the cluster is gone: {e}") from e
+            group = self._running.pop(ref)
+            if checks is not None:  # None: the worker could not, the driver will see why
+                found.update(zip(group, checks, strict=True))
         return found
 
-    def cancel(self) -> None:
-        for ref in self._running:
-            self._ray.cancel(ref, force=True)
-
-
-def _check_group(
-    shared: tuple[RowContract, list[Location]], group: list[Chunk]
-) -> list[ChunkCheck]:
-    contract, texts = shared
-    return list(check_chunks(contract, texts, group))
+    def call_off(self) -> None:
+        self._control.call_off_checks.remote(self._numbers)

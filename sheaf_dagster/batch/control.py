@@ -12,14 +12,14 @@ import asyncio
 from collections import defaultdict, deque
 from dataclasses import replace
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 from sheaf_dagster.batch.hanging import Hangs
 from sheaf_dagster.batch.worker import ChunkFailure, ChunkReport, FileJob
 from sheaf_dagster.errors import BatchTimeoutError, WorkerCrashError
 from sheaf_dagster.storage import Chunk
 
-__all__ = ["MAX_ATTEMPTS", "Grab", "JobControl", "grab_size"]
+__all__ = ["MAX_ATTEMPTS", "Check", "Grab", "JobControl", "grab_size"]
 
 MAX_ATTEMPTS = 3
 """Times that a chunk may be tried again after its worker died."""
@@ -31,6 +31,14 @@ be fetched from a store while the other is used."""
 
 Grab = tuple[list[tuple[int, Chunk]], dict[int, FileJob]]
 """Chunks with the ids of their files, and those of the files that the worker has not seen."""
+
+
+class Check(NamedTuple):
+    """A group of chunks to validate; only the driver and the workers look into it."""
+
+    number: int
+    group: Any
+
 
 _Key = tuple[int, int]
 
@@ -68,6 +76,8 @@ class JobControl:
         self._chunk_seconds: float | None = None
         self._loading = 0
         self._broken: ChunkFailure | None = None
+        self._checks: dict[int, asyncio.Future[Any]] = {}
+        self._unchecked: deque[Check] = deque()
         self._closed = False
         self._gate = asyncio.Event()
         self._aborted = asyncio.Event()
@@ -105,6 +115,23 @@ class JobControl:
         self._aborted.set()
         await self.close()
 
+    async def check(self, number: int, group: Any) -> Any:
+        """Has a worker that waits for work validate a group of chunks.
+
+        Returns:
+            Its findings; None where it could not or was called off.
+        """
+        self._checks[number] = asyncio.get_running_loop().create_future()
+        self._unchecked.append(Check(number, group))
+        await self._notify()
+        return await self._checks[number]
+
+    async def call_off_checks(self, numbers: list[int]) -> None:
+        """Nobody needs these any more."""
+        self._unchecked = deque(c for c in self._unchecked if c.number not in numbers)
+        for number in numbers:
+            await self.checked(number, None)
+
     async def take(self) -> list[dict[str, Any]]:
         """Reports that have come in since the last call; waits until there is one."""
         await self._reported.wait()
@@ -135,10 +162,23 @@ class JobControl:
         """A worker is up, its model not loaded yet."""
         self._workers[worker] = node
 
-    async def gate(self) -> bool:
-        """Waits until the first file is valid; False where the job ended before that."""
-        await self._gate.wait()
+    async def gate(self) -> bool | Check:
+        """Waits until the first file is valid; False where the job ended before that.
+
+        A ``Check`` is to be done meanwhile, and then asked again.
+        """
+        async with self._changed:
+            while not self._gate.is_set():
+                if self._unchecked:
+                    return self._unchecked.popleft()
+                await self._changed.wait()
         return bool(self._jobs)
+
+    async def checked(self, number: int, findings: Any) -> None:
+        """A worker has done a ``Check``."""
+        future = self._checks.pop(number, None)
+        if future is not None and not future.done():
+            future.set_result(findings)
 
     async def aborted(self) -> None:
         """Waits until the driver gives up."""
@@ -179,8 +219,10 @@ class JobControl:
         await self._notify()  # also what the dead worker waits for in next()
         return self._turns[ticket]
 
-    async def next(self, ticket: int, turn: int) -> Grab | None:
+    async def next(self, ticket: int, turn: int) -> Grab | Check | None:
         """The next chunks for a worker; waits until there are some; None after the last.
+
+        A worker that would have nothing to do gets a ``Check`` of a later file where there is one.
 
         A worker that has died may have left a call here. What that was given would be lost.
         """
@@ -199,6 +241,8 @@ class JobControl:
                     return self._hand_out(ticket, [self._pending.popleft() for _ in range(n)])
                 elif self._closed and not self._suspects and not self._any_open():
                     return None  # not before: what another worker holds may come back
+                elif self._unchecked and not held:
+                    return self._unchecked.popleft()
                 await self._changed.wait()
 
     async def report(self, ticket: int, report: dict[str, Any]) -> None:

@@ -145,7 +145,7 @@ class _RayJob:
             contract,
             [f.text for f in source.files],
             source.chunks,
-            self._engine_ready,
+            lambda: None if self._control is None else (self._control, self._slots),
             self._stop,
         )
 

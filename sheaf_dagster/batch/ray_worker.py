@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from sheaf_dagster.batch.checking import check_group
+from sheaf_dagster.batch.control import Check
 from sheaf_dagster.batch.hanging import TimeLimit, WorkerLimit, took_too_long
 from sheaf_dagster.batch.loading import (
     LoadedBackend,
@@ -78,7 +80,7 @@ class _BackendActor:
         # Whatever is raised here, Ray starts the actor again and again, for ever.
         try:
             _say_ready(control)
-            if ray.get(control.gate.remote()):
+            if _pass_gate(control):
                 ray.get(control.begin_load.remote())
                 self._load()
                 control.end_load.remote()
@@ -106,6 +108,13 @@ def _say_ready(control: Any) -> None:
     here = ray.get_runtime_context()
     worker = here.get_actor_id() or here.get_worker_id()
     ray.get(control.ready.remote(worker, here.get_node_id()))
+
+
+def _pass_gate(control: Any) -> bool:
+    """Waits for the first valid file, and helps to validate it; False where none will come."""
+    while isinstance(word := ray.get(control.gate.remote()), Check):
+        control.checked.remote(word.number, check_group(word.group))
+    return bool(word)
 
 
 class _Pulled:
@@ -146,6 +155,9 @@ class _Pulled:
     def __iter__(self) -> Iterator[list[tuple[FileJob, Chunk]]]:
         started = time.monotonic()
         while (grab := ray.get(self._control.next.remote(self._ticket, self._turn))) is not None:
+            if isinstance(grab, Check):
+                self._control.checked.remote(grab.number, check_group(grab.group))
+                continue
             chunks, jobs = grab
             self._jobs.update(jobs)
             yield [(self._jobs[job], chunk) for job, chunk in chunks]
@@ -163,7 +175,7 @@ def _work(
     node = ray.get_runtime_context().get_node_id()
     turn = ray.get(control.enter.remote(ticket["ticket"], node))
     done: list[ChunkReport] = []
-    if ray.get(control.gate.remote()):
+    if _pass_gate(control):
         work = _Pulled(control, ticket, turn)
         work.watch()
         for report in _reports(work, context, backend):

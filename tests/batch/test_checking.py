@@ -1,0 +1,106 @@
+"""Validation shared with the workers that wait for it."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from sheaf_dagster.batch import checking
+from sheaf_dagster.batch.checking import check_in_parallel
+from sheaf_dagster.batch.file_task import check_chunks
+from sheaf_dagster.batch.loading import ModelContext
+from sheaf_dagster.storage import Location, scan_source
+from tests.toys import doubler
+
+pytestmark = pytest.mark.ray
+BAD_LINES = {17, 4000, 9990}
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "in.jsonl"
+    rows = [
+        {"model_type": "number", "model_name": "m", "value": "x" if n in BAD_LINES else n}
+        for n in range(1, 10_001)
+    ]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return scan_source([Location.of(str(path))], 16)
+
+
+@pytest.fixture
+def control(ray_cluster):
+    from sheaf_dagster.batch.startup import start_coordinator
+
+    return start_coordinator(2, "toy")
+
+
+@pytest.fixture
+def brought_back(monkeypatch):
+    """Always offers; notes which chunks came back from others."""
+    monkeypatch.setattr(checking, "_WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(checking, "_MEASURE_SECONDS", 0.0)
+    chunks: list[int] = []
+    taken = checking._Offers.taken
+
+    def noted(self):
+        found = taken(self)
+        chunks.extend(found)
+        return found
+
+    monkeypatch.setattr(checking._Offers, "taken", noted)
+    return chunks
+
+
+def check(source, control):
+    contract = ModelContext.of(doubler()).rows
+    texts = [f.text for f in source.files]
+    shared = check_in_parallel(
+        contract, texts, source.chunks, lambda: (control, 2), threading.Event()
+    )
+    return list(shared), list(check_chunks(contract, texts, source.chunks))
+
+
+def test_waiting_workers_check_and_the_findings_are_the_same_in_order(
+    source, control, brought_back
+):
+    import ray
+
+    from sheaf_dagster.batch.ray_worker import _pass_gate
+
+    worker = ray.remote(_pass_gate).remote(control)
+    shared, alone = [], []
+    for _ in range(500):  # a worker needs a moment to come up; a round takes a twentieth second
+        shared, alone = check(source, control)
+        if brought_back:
+            break
+    ray.get(control.close.remote())
+
+    assert brought_back, "a worker helped"
+    assert shared == alone
+    lines = [v.line for c in shared for v in c.violations]
+    assert set(lines) == BAD_LINES
+    assert lines == sorted(lines)
+    assert ray.get(worker) is False, "no file came"
+
+
+def test_what_no_worker_takes_the_driver_does_itself(source, control, brought_back):
+    shared, alone = check(source, control)
+
+    assert shared == alone
+    assert not brought_back
+    assert sum(c.rows for c in shared) == source.rows
+
+
+def test_a_stopped_job_stops_checking(source, control):
+    contract = ModelContext.of(doubler()).rows
+    stop = threading.Event()
+    stop.set()
+
+    with pytest.raises(InterruptedError):
+        list(
+            check_in_parallel(
+                contract, [f.text for f in source.files], source.chunks, lambda: (control, 2), stop
+            )
+        )
