@@ -63,18 +63,22 @@ def check(source, control):
 
 
 def test_waiting_workers_check_and_the_findings_are_the_same_in_order(
-    source, control, brought_back
+    source, control, brought_back, monkeypatch
 ):
     import ray
 
     from sheaf_dagster.batch.ray_worker import _pass_gate
 
     worker = ray.remote(_pass_gate).remote(control)
-    shared, alone = [], []
-    for _ in range(500):  # a worker needs a moment to come up; a round takes a twentieth second
-        shared, alone = check(source, control)
-        if brought_back:
-            break
+    ray.get(control.ready.remote("driver", "here"))
+    here = checking.check_chunks
+
+    def slowly(contract, texts, chunks):  # so slow a driver that the worker must have its share
+        threading.Event().wait(0.0 if brought_back else 0.05)
+        return here(contract, texts, chunks)
+
+    monkeypatch.setattr(checking, "check_chunks", slowly)
+    shared, alone = check(source, control)
     ray.get(control.close.remote())
 
     assert brought_back, "a worker helped"
