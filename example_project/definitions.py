@@ -51,6 +51,13 @@ def forecast_requests(context: dg.AssetExecutionContext) -> None:
         )
 
 
+def what_happened(partition: str | None, request: dict) -> list[float]:
+    """The departures of a request's route in the week that was forecast, for the plot."""
+    series = load_series()
+    ahead = series.ahead(date.fromisoformat(str(partition)), HORIZON)
+    return ahead[series.routes.index(request["model_name"])]
+
+
 forecasts = sd.build_batch_inference_asset(
     key="forecasts",
     deps=[forecast_requests],
@@ -58,6 +65,7 @@ forecasts = sd.build_batch_inference_asset(
     sink="{root}/forecasts/{partition_key}.jsonl",
     partitions_def=days,
     batch_size=64,
+    actuals=what_happened,
     group_name="departures",
     description="Departures of each route for the next seven days, with an 80 % interval.",
 )

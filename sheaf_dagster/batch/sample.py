@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -27,7 +27,8 @@ class OutputSample:
     """The first rows of a source and its sink.
 
     Attributes:
-        pairs: (request, response) as plain dictionaries.
+        pairs: (request, response) as plain dictionaries; a request holds what its line says.
+        sizes: Bytes of each answer.
         in_order: Whether each response answers the request of the same row.
         compared: Rows that were compared.
         lines: Lines that the committed sink holds, counted in the file itself; None where that
@@ -38,6 +39,7 @@ class OutputSample:
     in_order: bool
     compared: int
     lines: int | None = None
+    sizes: list[int] = field(default_factory=list)
 
 
 def sample_output(model: ModelSpec, spec: BatchSpec, rows: int = 200) -> OutputSample:
@@ -50,13 +52,14 @@ def sample_output(model: ModelSpec, spec: BatchSpec, rows: int = 200) -> OutputS
     pairs, in_order = [], True
     for row, (_, line) in zip(parsed, responses, strict=True):
         answer = orjson.loads(line)
-        request = row.request.model_dump(mode="json")
-        asked = row_identity(request)
-        if asked is not None and row_identity(answer) != asked:
+        asked = row_identity(row.request)
+        if asked is not None and str(row_identity(answer)) != str(asked):
             in_order = False
+        request = row.request.model_dump(mode="json", exclude_unset=True)
         pairs.append((request, answer))
     sink = Location.of(spec.sink, spec.storage_options)
-    return OutputSample(pairs, in_order, len(pairs), _count_lines(sink))
+    sizes = [len(line) for _, line in responses]
+    return OutputSample(pairs, in_order, len(pairs), _count_lines(sink), sizes)
 
 
 def _count_lines(location: Location) -> int | None:

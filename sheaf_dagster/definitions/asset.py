@@ -15,7 +15,7 @@ from sheaf_dagster.batch.logs import logs_told_to
 from sheaf_dagster.batch.progress import EVERY_SECONDS, progress_lines
 from sheaf_dagster.batch.spec import BatchSpec, Compute, ModelSpec, OnError
 from sheaf_dagster.batch.work import run_files
-from sheaf_dagster.definitions.checks import check_specs
+from sheaf_dagster.definitions.checks import check_specs, severities_of
 from sheaf_dagster.definitions.clusters import cluster_config, cluster_limits, jobs_address
 from sheaf_dagster.definitions.config import BatchConfig
 from sheaf_dagster.definitions.paths import (
@@ -26,6 +26,7 @@ from sheaf_dagster.definitions.paths import (
     partition_fields,
     resolve,
 )
+from sheaf_dagster.definitions.plots import ActualsOf
 from sheaf_dagster.definitions.sources import SourcePartitions
 from sheaf_dagster.definitions.step import SpecOf, Step
 from sheaf_dagster.errors import MissingDependencyError, SheafError, SpecError
@@ -73,6 +74,7 @@ def build_batch_inference_asset(
     metadata: Mapping[str, Any] | None = None,
     code_version: str | None = None,
     check_severities: Mapping[str, dg.AssetCheckSeverity] | None = None,
+    actuals: ActualsOf | None = None,
     redact_rows: bool = False,
     progress_every_s: float = EVERY_SECONDS,
 ) -> dg.AssetsDefinition:
@@ -120,7 +122,11 @@ def build_batch_inference_asset(
         kinds: Kinds shown on the asset, beside ``ray``.
         metadata: Metadata of the definition.
         code_version: Version of the code that makes the asset.
-        check_severities: Severity by check name, in place of the default.
+        check_severities: Severity by check name, in place of the default. A check that fails
+            with ERROR holds downstream assets back; with WARN it is only shown.
+        actuals: For forecasts: called with the partition key (None without partitions) and a
+            request, as a dictionary, it gives what happened after the request's history, or
+            None where that isn't known. The plot shows it beside the forecast.
         redact_rows: Keep row values out of errors, metadata and previews.
         progress_every_s: Seconds between two lines in the event log that say how far the step
             is: rows, rate, partitions done, time to go.
@@ -194,7 +200,8 @@ def build_batch_inference_asset(
             backfill_policy=backfill_policy,
             retry_policy=retry_policy,
             pool=pool,
-            check_severities=check_severities or {},
+            severities=severities_of(check_severities or {}),
+            actuals=actuals,
             redact_rows=redact_rows,
             progress_every_s=progress_every_s,
         )
@@ -214,7 +221,8 @@ def _define(
     backfill_policy: dg.BackfillPolicy | None,
     retry_policy: dg.RetryPolicy | None,
     pool: str | None,
-    check_severities: Mapping[str, dg.AssetCheckSeverity],
+    severities: Mapping[str, dg.AssetCheckSeverity],
+    actuals: ActualsOf | None,
     redact_rows: bool,
     progress_every_s: float,
 ) -> dg.AssetsDefinition:
@@ -270,7 +278,8 @@ def _define(
             asset_key,
             model_spec,
             model_key,
-            check_severities,
+            severities,
+            actuals=actuals,
             redact_rows=redact_rows,
             progress_every_s=progress_every_s,
         )
@@ -281,8 +290,11 @@ def _define(
             raise dg.Failure(str(e), allow_retries=e.retryable) from e
         yield from step.ledger.results(asset_key)
         step.raise_if_failed()
-        if step.ledger.problems.keys() & {"every_row_is_answered", "order_is_kept"}:
-            raise dg.Failure("the output failed its checks; see them", allow_retries=False)
+        if step.ledger.blocking:
+            raise dg.Failure(
+                f"checks failed: {', '.join(step.ledger.blocking)}; see them on the asset's page",
+                allow_retries=False,
+            )
         yield dg.MaterializeResult(asset_key=asset_key, metadata={_LOGGED_ITS_OWN_EVENTS: True})
 
     return batch_inference

@@ -4,29 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import dagster as dg
 
-from sheaf_dagster.batch.results import BatchResult
+from sheaf_dagster.batch.results import BatchResult, Violation
 from sheaf_dagster.batch.sample import OutputSample
-from sheaf_dagster.errors import InputValidationError, ResponseMismatchError
+from sheaf_dagster.errors import (
+    InputValidationError,
+    PredictError,
+    ResponseMismatchError,
+    SpecError,
+    WorkerCrashError,
+)
 
-__all__ = ["CHECKS", "CheckLedger", "check_specs"]
+__all__ = ["CHECKS", "CheckLedger", "check_specs", "severities_of"]
 
-CHECKS: dict[str, str] = {
-    "input_rows_are_valid": "Every row of the source matches its contract.",
+ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
+
+CHECKS = {
+    "input_rows_are_valid": "Every row of the source matches its contract. If not, the lines and "
+    "fields are named, and nothing was run or written for that file.",
     "every_row_is_answered": "The sink holds one line for each row of the source.",
-    "order_is_kept": "The n-th line answers the n-th row.",
-    "all_numbers_are_finite": "No answer holds NaN or infinity (they are written as null).",
-    "no_error_rows": "No row failed in the model (on_error: record).",
+    "order_is_kept": "The n-th line answers the n-th row, by their ids in the first rows of each "
+    "file.",
+    "no_row_failed": "The model answered every row. Failed ones are in the sink as error rows "
+    "(on_error: record) or ended the job (on_error: fail).",
+    "all_numbers_are_finite": "No answer holds NaN or infinity, which are written as null.",
 }
-_BLOCKING = ("input_rows_are_valid", "every_row_is_answered", "order_is_kept")
+_WARNS = ("no_row_failed", "all_numbers_are_finite")
+
+_SHOWN = 20
+_DESCRIPTION = 2000
+
+
+def severities_of(
+    changed: Mapping[str, dg.AssetCheckSeverity],
+) -> dict[str, dg.AssetCheckSeverity]:
+    """The severity of each check.
+
+    Raises:
+        SpecError: A name that is no check.
+    """
+    unknown = [name for name in changed if name not in CHECKS]
+    if unknown:
+        raise SpecError(
+            f"check_severities: no check is called {unknown[0]!r}; there are {', '.join(CHECKS)}"
+        )
+    return {name: changed.get(name, WARN if name in _WARNS else ERROR) for name in CHECKS}
 
 
 def check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
-    """The checks of an asset; those whose failure makes downstream wrong block it."""
+    """The checks of an asset; Dagster lets a blocking one block where it fails with ERROR."""
     return [
-        dg.AssetCheckSpec(name, asset=key, description=text, blocking=name in _BLOCKING)
+        dg.AssetCheckSpec(name, asset=key, description=text, blocking=True)
         for name, text in CHECKS.items()
     ]
 
@@ -36,52 +67,103 @@ class CheckLedger:
     """Collects findings over the partitions of a step: one evaluation a check."""
 
     severities: Mapping[str, dg.AssetCheckSeverity]
-    done: int = 0
+    files: int = 0
+    rows: int = 0
+    compared: int = 0
     problems: dict[str, dict[str, str]] = field(default_factory=dict)
+    violations: list[tuple[str, Violation]] = field(default_factory=list)
+    _failed: set[str] = field(default_factory=set)
 
     def committed(self, partition: str, result: BatchResult, sample: OutputSample) -> None:
         """Notes a committed file."""
-        self.done += 1
+        self.files += 1
+        self.rows += result.rows
+        self.compared += sample.compared
         lines = sample.lines
         if lines is not None and lines != result.rows:
             self._add("every_row_is_answered", partition, f"{lines} lines for {result.rows} rows")
         if not sample.in_order:
             self._add("order_is_kept", partition, "a response answers another row's request")
         if result.non_finite:
-            self._add("all_numbers_are_finite", partition, f"{result.non_finite} numbers")
+            self._add("all_numbers_are_finite", partition, f"{result.non_finite:,} numbers")
         if result.error_rows:
-            self._add("no_error_rows", partition, f"{result.error_rows} of {result.rows} rows")
+            self._add(
+                "no_row_failed", partition, f"{result.error_rows:,} of {result.rows:,} rows failed"
+            )
 
     def failed(self, partition: str, error: BaseException) -> None:
         """Notes a file that failed."""
+        self._failed.add(partition)
         if isinstance(error, InputValidationError):
             self._add("input_rows_are_valid", partition, error.report.summary(shown=3))
+            room = max(0, _SHOWN - len(self.violations))
+            self.violations += [(partition, v) for v in error.report.violations[:room]]
         elif isinstance(error, ResponseMismatchError):
             self._add("every_row_is_answered", partition, str(error))
+        elif isinstance(error, (PredictError, WorkerCrashError)):
+            self._add("no_row_failed", partition, str(error))
 
     def _add(self, check: str, partition: str, text: str) -> None:
         self.problems.setdefault(check, {})[partition] = text
+
+    @property
+    def blocking(self) -> list[str]:
+        """The failed checks that hold downstream assets back."""
+        return [name for name in CHECKS if name in self.problems and self.severities[name] == ERROR]
 
     def results(self, key: dg.AssetKey) -> Iterator[dg.AssetCheckResult]:
         """One result a check; a check that nothing was looked at for is left out."""
         for name in CHECKS:
             bad = self.problems.get(name, {})
-            if not bad and not self.done:
+            if not bad and not self.files:
                 continue
             yield dg.AssetCheckResult(
                 passed=not bad,
                 asset_key=key,
                 check_name=name,
-                severity=self.severities.get(
-                    name,
-                    dg.AssetCheckSeverity.ERROR
-                    if name in _BLOCKING
-                    else dg.AssetCheckSeverity.WARN,
-                ),
-                description="; ".join(f"{k}: {v}" if k else v for k, v in bad.items())[:2000]
-                or None,
-                metadata={
-                    "files_checked": self.done + len(bad),
-                    **({"failing": dg.MetadataValue.json(bad)} if bad else {}),
-                },
+                severity=self.severities[name],
+                description=_described(bad) if bad else self._passed(name),
+                metadata=self._metadata(name, bad),
             )
+
+    def _passed(self, name: str) -> str:
+        rows = self.compared if name == "order_is_kept" else self.rows
+        files = f" in {self.files:,} files" if self.files > 1 else ""
+        return f"{rows:,} rows{files}"
+
+    def _metadata(self, name: str, bad: Mapping[str, str]) -> dict[str, Any]:
+        md: dict[str, Any] = {
+            "files_checked": self.files + len(self._failed & bad.keys()),
+            "rows_checked": self.compared if name == "order_is_kept" else self.rows,
+        }
+        if bad and list(bad) != [""]:
+            md["failing"] = dg.MetadataValue.json({k: v[:500] for k, v in bad.items()})
+        if bad and name == "input_rows_are_valid":
+            md["violations"] = _table(self.violations)
+        return md
+
+
+def _described(bad: Mapping[str, str]) -> str:
+    lines = [f"{partition}: {text}" if partition else text for partition, text in bad.items()]
+    text = "\n".join(lines)
+    return text if len(text) <= _DESCRIPTION else text[: _DESCRIPTION - 1] + "…"
+
+
+def _table(violations: list[tuple[str, Violation]]) -> dg.TableMetadataValue:
+    partitioned = any(partition for partition, _ in violations)
+    columns = [*(["partition"] if partitioned else []), "line", "field", "problem", "got"]
+    records = []
+    for partition, v in violations:
+        cells: list[str | int] = [
+            *([partition] if partitioned else []),
+            v.line,
+            v.field,
+            v.message,
+            v.excerpt,
+        ]
+        records.append(dg.TableRecord(dict(zip(columns, cells, strict=True))))
+    kinds = {"line": "int"}
+    return dg.MetadataValue.table(
+        records,
+        schema=dg.TableSchema([dg.TableColumn(c, kinds.get(c, "string")) for c in columns]),
+    )

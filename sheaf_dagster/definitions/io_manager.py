@@ -11,13 +11,13 @@ from pydantic import Field, PrivateAttr
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, ValidationReport
 from sheaf_dagster.batch.rows import RowContract
 from sheaf_dagster.contracts import contract_for
-from sheaf_dagster.definitions.metadata import row_preview
 from sheaf_dagster.definitions.paths import (
     SINK_METADATA,
     check_template,
     partition_fields,
     resolve,
 )
+from sheaf_dagster.definitions.preview import row_preview
 from sheaf_dagster.definitions.resources import StorageResource
 from sheaf_dagster.definitions.row_sources import lines_of
 from sheaf_dagster.definitions.row_views import view_for

@@ -1,82 +1,106 @@
-"""What a materialisation says: the one place for its metadata keys."""
+"""What a materialisation says: the one place for its metadata keys.
+
+Numbers (rows, rate, seconds, error rows, …) are plotted over time and partitions by Dagster's
+UI. ``plot`` and ``preview`` are short enough to be shown in the table itself; ``plot_large`` and
+``preview_rows`` open on a click.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import dagster as dg
-import orjson
 
 from sheaf_dagster.batch.results import BatchResult
 from sheaf_dagster.batch.sample import OutputSample
-from sheaf_dagster.batch.spec import ModelSpec
-from sheaf_dagster.definitions.plots import forecast_fan
+from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.definitions.links import file_metadata
+from sheaf_dagster.definitions.plots import Actuals, plot_of
+from sheaf_dagster.definitions.preview import preview_inline, preview_table
 
-__all__ = ["FINGERPRINT", "OUTPUT_BYTES", "result_metadata", "row_preview"]
+__all__ = ["FINGERPRINT", "OUTPUT_BYTES", "result_metadata"]
 
 FINGERPRINT = "sheaf/fingerprint"
 OUTPUT_BYTES = "output_bytes"
-_PREVIEW_ROWS = 5
-_CELL = 120
 
 
 def result_metadata(
-    result: BatchResult, model: ModelSpec, sample: OutputSample, *, partitioned: bool, preview: bool
+    result: BatchResult,
+    spec: BatchSpec,
+    model: ModelSpec,
+    sample: OutputSample,
+    *,
+    partitioned: bool,
+    preview: bool,
+    upstream: Iterable[dg.AssetKey] = (),
+    actuals: Actuals | None = None,
 ) -> dict[str, Any]:
     """Metadata of one materialisation.
 
     Args:
         result: The finished job.
+        spec: The job.
         model: What ran.
         sample: Its first rows.
         preview: Show the first rows and a plot of them.
         partitioned: Selects ``dagster/partition_row_count`` over ``dagster/row_count``.
+        upstream: The assets that wrote the source, to be linked.
+        actuals: Gives what happened, for the plot of forecasts.
     """
     md: dict[str, Any] = {
         "dagster/partition_row_count" if partitioned else "dagster/row_count": result.rows,
-        "dagster/uri": result.sink,
+        **(_pictures(sample, actuals) if preview else {}),
         "rows_per_second": round(result.rows_per_second, 1),
         "seconds": round(result.seconds, 3),
+        "validation": f"all {result.validation.rows:,} rows valid, checked in "
+        f"{result.validation.seconds:.2f} s",
+        "error_rows": result.error_rows,
+        "non_finite": result.non_finite,
+        "resumed_rows": result.resumed_rows,
         "model": model.name,
         "backend": model.backend,
         "model_digest": result.model_digest or "not known to the backend",
         "model_version": result.model_version,
-        "source": result.source,
+        "dagster/uri": result.sink,
+        OUTPUT_BYTES: result.output_bytes,
+        "source": _source(spec),
         "source_digest": result.source_digest,
-        "validation": f"all {result.validation.rows} rows valid, checked in "
-        f"{result.validation.seconds:.2f} s",
-        "resumed_rows": result.resumed_rows,
-        "error_rows": result.error_rows,
-        "non_finite": result.non_finite,
+        **_upstream(list(upstream)),
         "workers": result.workers,
         "load_seconds": round(result.load_seconds, 3),
-        OUTPUT_BYTES: result.output_bytes,
-        FINGERPRINT: result.fingerprint,
     }
     if result.device_busy_fraction is not None:
         md["device_busy_fraction"] = round(result.device_busy_fraction, 4)
-    if sample.pairs and preview:
-        md["preview"] = dg.MetadataValue.md(_preview(sample))
-        plot = forecast_fan(sample.pairs) if model.model_type == "time_series" else ""
-        if plot:
-            md["plot"] = dg.MetadataValue.md(plot)
+    if result.halved_batches:
+        md["halved_batches"] = result.halved_batches
+    md[FINGERPRINT] = result.fingerprint
     return md
 
 
-def _preview(sample: OutputSample) -> str:
-    lines = ["| request | response |", "|---|---|"]
-    for request, response in sample.pairs[:_PREVIEW_ROWS]:
-        lines.append(f"| {_cell(request)} | {_cell(response)} |")
-    return "\n".join(lines)
+def _pictures(sample: OutputSample, actuals: Actuals | None) -> dict[str, dg.MetadataValue]:
+    try:
+        plot = plot_of(sample, actuals)
+        texts = {
+            "plot": plot.small if plot else "",
+            "plot_large": plot.large if plot else "",
+            "preview": preview_inline(sample.pairs) if sample.pairs else "",
+            "preview_rows": preview_table(sample.pairs) if sample.pairs else "",
+        }
+    except Exception as e:  # the file is committed: that it can't be shown is no failure
+        return {"plot": dg.MetadataValue.text(f"could not be drawn: {type(e).__name__}: {e}")}
+    return {name: dg.MetadataValue.md(text) for name, text in texts.items() if text}
 
 
-def _cell(row: dict[str, Any]) -> str:
-    shown = {k: v for k, v in row.items() if v is not None and k not in ("model_type", "metadata")}
-    text = orjson.dumps(shown).decode().replace("|", "\\|").replace("`", "'")
-    return "`" + (text if len(text) <= _CELL else text[: _CELL - 1] + "…") + "`"
+def _source(spec: BatchSpec) -> dg.MetadataValue:
+    if len(spec.sources) == 1:
+        return file_metadata(spec.sources[0], spec.storage_options)
+    return dg.MetadataValue.text(
+        f"{len(spec.sources)} files, {spec.sources[0]} to {spec.sources[-1]}"
+    )
 
 
-def row_preview(rows: Sequence[Any]) -> str:
-    """A Markdown table of a file's first rows."""
-    return "\n".join(["| row |", "|---|", *(f"| {_cell(row)} |" for row in rows)])
+def _upstream(keys: list[dg.AssetKey]) -> dict[str, dg.MetadataValue]:
+    if len(keys) == 1:
+        return {"source_asset": dg.MetadataValue.asset(keys[0])}
+    return {f"source_asset/{k.to_user_string()}": dg.MetadataValue.asset(k) for k in keys[:5]}

@@ -18,6 +18,7 @@ from sheaf_dagster.definitions.history import (
 )
 from sheaf_dagster.definitions.metadata import result_metadata
 from sheaf_dagster.definitions.model_asset import note_model_version, version_tag
+from sheaf_dagster.definitions.plots import ActualsOf
 from sheaf_dagster.errors import SheafError
 
 __all__ = ["SpecOf", "Step"]
@@ -37,6 +38,7 @@ class Step:
         model_key: dg.AssetKey | None,
         severities: Mapping[str, dg.AssetCheckSeverity],
         *,
+        actuals: ActualsOf | None,
         redact_rows: bool,
         progress_every_s: float,
     ) -> None:
@@ -46,11 +48,18 @@ class Step:
         self.progress_every_s = progress_every_s
         self.ledger = CheckLedger(severities)
         self._key = key
+        self._actuals = actuals
+        self._upstream = [
+            dep.asset_key
+            for dep in context.assets_def.specs_by_key[key].deps
+            if dep.asset_key != model_key
+        ]
         self.model_key = model_key
         self._failed: dict[str, Exception] = {}
         self._earlier: dict[str, EarlierMaterialization] = {}
         self._reused: list[dg.AssetMaterialization] = []
         self._partition_of: dict[str, str | None] = {}
+        self._spec_of: dict[str, BatchSpec] = {}
         self._total = 0
 
     @property
@@ -76,6 +85,7 @@ class Step:
                 continue
             earlier = self._earlier.get(partition or "")
             self._partition_of[spec.sink] = partition
+            self._spec_of[spec.sink] = spec
             yield FileWork(spec, earlier.committed if earlier else None)
 
     def order(self, limits: ClusterConfig, files: Sequence[FileWork]) -> StepOrder:
@@ -110,12 +120,16 @@ class Step:
             assert outcome.error is not None
             self._fail(partition, outcome.error)
             return
+        actuals = self._actuals
         md = result_metadata(
             result,
+            self._spec_of[outcome.sink],
             self.model,
             sample,
             partitioned=partition is not None,
             preview=not self.redact_rows,
+            upstream=self._upstream,
+            actuals=(lambda request: actuals(partition, request)) if actuals else None,
         )
         self.context.log_event(
             dg.AssetMaterialization(

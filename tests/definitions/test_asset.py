@@ -330,7 +330,7 @@ def test_run_config_changes_one_materialisation(tmp_path):
     assert len(rows) == 7
     assert rows[0]["batch"] <= 5
     assert rows[3]["error"]["message"] == "cannot double 3"
-    assert checks(result)["no_error_rows"] is False
+    assert checks(result)["no_row_failed"] is False
     with pytest.raises(dg.DagsterInvalidConfigError, match="batch_sise"):
         project.run(config={"batch_sise": 5})
 

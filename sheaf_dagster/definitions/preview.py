@@ -1,0 +1,114 @@
+"""The first rows beside their answers, cut to what fits a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from sheaf_dagster.definitions.plots import MAX_INLINE_CHARS
+
+__all__ = ["MAX_PREVIEW_CHARS", "brief", "preview_inline", "preview_table", "row_preview"]
+
+MAX_PREVIEW_CHARS = 8_000
+"""What the long preview may add to the event log."""
+
+_ROWS = 10
+_TEXT = 80
+_ITEMS = 3
+
+Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
+_NOISE = ("model_type", "metadata", "request_id")
+
+
+def preview_inline(pairs: Sequence[Pair]) -> str:
+    """A Markdown table of the first rows, as many as Dagster's UI shows without a click.
+
+    Fields that are the same in every row are left out: the column is narrow.
+    """
+    same = _same_everywhere(pairs)
+    for rows, fields, text, numbers in ((4, 3, 40, 2), (3, 3, 40, 2), (2, 3, 40, 2), (1, 3, 40, 2)):
+        table = _table(pairs[:rows], fields, text, numbers, leave_out=same)
+        if len(table) <= MAX_INLINE_CHARS:
+            return table
+    return ""
+
+
+def preview_table(pairs: Sequence[Pair]) -> str:
+    """A Markdown table of more rows and fields, at most ``MAX_PREVIEW_CHARS`` long."""
+    for rows in (_ROWS, 5, 2, 1):
+        table = _table(pairs[:rows], 20, _TEXT, 4)
+        if len(table) <= MAX_PREVIEW_CHARS:
+            return table
+    return ""
+
+
+def row_preview(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of a file's first rows."""
+    return "\n".join(["| row |", "|---|", *(f"| {_cell(row, 20, _TEXT, 4)} |" for row in rows)])
+
+
+def _same_everywhere(pairs: Sequence[Pair]) -> frozenset[str]:
+    first, *rest = (request for request, _ in pairs)
+    same = frozenset(
+        name for name, value in first.items() if rest and all(r.get(name) == value for r in rest)
+    )
+    return same if any(request.keys() - same - set(_NOISE) for request, _ in pairs) else frozenset()
+
+
+def _table(
+    pairs: Sequence[Pair],
+    fields: int,
+    text: int,
+    numbers: int,
+    leave_out: frozenset[str] = frozenset(),
+) -> str:
+    lines = ["| request | response |", "|---|---|"]
+    for request, response in pairs:
+        asked = {k: v for k, v in request.items() if k not in leave_out}
+        # What an answer only repeats of its request says nothing.
+        own = {k: v for k, v in response.items() if k not in request or request[k] != v}
+        cells = (_cell(row, fields, text, numbers) for row in (asked, own))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, Any], fields: int, text: int, numbers: int) -> str:
+    shown = [(k, v) for k, v in row.items() if v is not None and k not in _NOISE]
+    parts = [f"**{_inert(k)}** {_inert(brief(v, text, numbers))}" for k, v in shown[:fields]]
+    if len(shown) > fields:
+        parts.append(f"and {len(shown) - fields} more")
+    return ", ".join(parts)
+
+
+def _inert(text: str) -> str:
+    """As it is: nothing in it that Markdown or HTML would act on."""
+    return "".join("\\" + c if c in "\\`*_{}[]()<>#!|~&$" else c for c in text)
+
+
+def brief(value: Any, text: int = _TEXT, numbers: int = 4) -> str:
+    """A value in a few words: the first numbers of a list, the start of a text.
+
+    Long lists say how long they are, so that an embedding reads
+    ``[0.0123, -0.4, 0.07, 0.2, … 384]``.
+    """
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, str):
+        flat = " ".join(value.split())
+        return flat if len(flat) <= text else f"{flat[: text - 1]}… {len(value):,} characters"
+    if isinstance(value, (list, tuple)):
+        plain = all(isinstance(v, (int, float, type(None))) for v in value)
+        shown = numbers if plain else _ITEMS
+        parts = [brief(v, text // 2, numbers) for v in value[:shown]]
+        if len(value) > shown:
+            parts.append(f"… {len(value):,}")
+        return f"[{', '.join(parts)}]"
+    if isinstance(value, Mapping):
+        items = list(value.items())[:_ITEMS]
+        parts = [f"{k}: {brief(v, text // 2, numbers)}" for k, v in items]
+        if len(value) > _ITEMS:
+            parts.append(f"… {len(value):,}")
+        return f"{{{', '.join(parts)}}}"
+    return orjson.dumps(value, default=str).decode()

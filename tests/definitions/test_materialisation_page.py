@@ -1,0 +1,311 @@
+"""What the page of a materialisation shows: pictures, previews, links, checks."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import random
+import re
+from xml.etree import ElementTree
+
+import dagster as dg
+import pytest
+
+import sheaf_dagster as sd
+from sheaf_dagster.batch.sample import OutputSample
+from sheaf_dagster.definitions.links import file_metadata
+from sheaf_dagster.definitions.plots import MAX_INLINE_CHARS, MAX_PLOT_CHARS, plot_of
+from sheaf_dagster.definitions.preview import MAX_PREVIEW_CHARS, preview_inline, preview_table
+from tests.definitions.test_asset import DAYS, Project
+
+chance = random.Random(9)
+
+
+def sample(pairs) -> OutputSample:
+    sizes = [len(json.dumps(answer)) for _, answer in pairs]
+    return OutputSample(pairs, in_order=True, compared=len(pairs), lines=len(pairs), sizes=sizes)
+
+
+def svg_of(markdown: str) -> ElementTree.Element:
+    found = re.fullmatch(r"!\[[\w ]+\]\(data:image/svg\+xml;base64,(.*)\)", markdown)
+    assert found, markdown[:100]
+    return ElementTree.fromstring(base64.b64decode(found[1]))
+
+
+def words(markdown: str) -> str:
+    return " ".join(svg_of(markdown).itertext())
+
+
+def forecast(history: int, horizon: int, **answer):
+    request = {
+        "model_name": "EWR <&> ATL",
+        "history": [math.sin(t / 3) for t in range(history)],
+        "horizon": horizon,
+    }
+    mean = [math.sin(t / 3) for t in range(horizon)]
+    bands = {"0.1": [v - 1 for v in mean], "0.5": mean, "0.9": [v + 1 for v in mean]}
+    return request, {"mean": mean, "quantiles": bands, **answer}
+
+
+def embedding(texts: list[str], dim: int):
+    vectors = [[chance.gauss(0, 1) for _ in range(dim)] for _ in texts]
+    return {"texts": texts}, {"embeddings": vectors, "dim": dim}
+
+
+KINDS = {
+    "forecasts": [forecast(28, 7) for _ in range(200)],
+    "long forecasts": [forecast(5000, 720) for _ in range(8)],
+    "samples": [forecast(9, 3, quantiles=None, samples=[[1.0, 2.0, None]] * 5) for _ in range(2)],
+    "forecasts without an end": [forecast(9, 3, mean=[None, None, None], quantiles=None)],
+    "embeddings": [embedding([f"text number {i} " * 9], 768) for i in range(300)],
+    "several inputs a row": [embedding(["a", "b", "c"], 4) for _ in range(5)],
+    "equal embeddings": [({"texts": ["same"]}, {"embeddings": [[1.0, 2.0]]})] * 9,
+    "classes": [({}, {"predictions": [i % 30], "task": "classification"}) for i in range(200)],
+    "labels": [({}, {"label": "<a label>" * (1 + i % 2)}) for i in range(200)],
+    "numbers": [({}, {"predictions": [i**2, None], "task": "regression"}) for i in range(200)],
+    "texts": [({"prompt": "p"}, {"text": "t" * i}) for i in range(200)],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_answer_has_a_picture_of_bounded_size(kind):
+    plot = plot_of(sample(KINDS[kind]))
+
+    assert plot is not None
+    assert 0 < len(plot.small) <= MAX_INLINE_CHARS
+    assert 0 < len(plot.large) <= MAX_PLOT_CHARS
+    for picture in plot:
+        assert svg_of(picture).tag.endswith("svg")
+
+
+def test_a_forecast_is_drawn_from_where_its_history_ends_beside_what_happened():
+    plot = plot_of(sample([forecast(28, 7)]), actuals=lambda request: [0.5] * request["horizon"])
+
+    drawing = svg_of(plot.large)
+    lines = [
+        p.get("d") for p in drawing.iter() if p.get("stroke-width", "1") in "12" and p.get("d")
+    ]
+    history = next(d for d in lines if d.count("L") == 27)
+    mean = next(d for d in lines if d.count("L") == 7)
+    assert mean.split("L")[0] == "M" + history.split("L")[-1]
+    happened = next(p for p in drawing.iter() if p.get("stroke-linecap") == "round")
+    assert happened.get("d").count("M") == 7
+    for text in ("EWR <&> ATL", "history", "forecast", "quantiles 0.1 to 0.9", "what happened"):
+        assert text in words(plot.large)
+
+
+def test_what_did_not_happen_yet_is_not_drawn():
+    asked = []
+
+    plot = plot_of(sample([forecast(9, 3)]), actuals=lambda r: asked.append(r["horizon"]))
+
+    assert asked == [3]
+    assert "what happened" not in words(plot.large)
+
+
+def test_the_map_of_embeddings_keeps_near_things_near_and_names_some():
+    near = {"shoes": [1.0, 0.0, 0.0], "boots": [0.9, 0.1, 0.0], "lamps": [0.0, 0.0, 1.0]}
+    pairs = [({"texts": [name]}, {"embeddings": [vector]}) for name, vector in near.items()]
+
+    drawing = svg_of(plot_of(sample(pairs)).large)
+
+    cloud = next(p for p in drawing.iter() if p.get("stroke-linecap") == "round").get("d")
+    shoes, boots, lamps = (
+        tuple(map(float, xy.split())) for xy in cloud.replace("h0", "").split("M")[1:]
+    )
+    assert math.dist(shoes, boots) < math.dist(shoes, lamps) / 4
+    assert {"shoes", "boots", "lamps"} <= set(drawing.itertext())
+    assert "3 embeddings of length 3" in drawing.itertext()
+
+
+def test_classes_are_counted_the_most_frequent_first():
+    pairs = [({}, {"predictions": [1, 1, 0], "task": "classification"})] * 5
+
+    text = words(plot_of(sample(pairs)).small)
+
+    assert text.split("  ")[0].startswith("1: 10 (67%)")
+    assert "0: 5 (33%)" in text
+
+
+def test_error_rows_are_left_out_of_the_picture():
+    pairs = [({}, {"error": {"type": "ValueError", "message": "no"}}), forecast(9, 3)]
+    assert "EWR" in words(plot_of(sample(pairs)).small)
+    assert plot_of(sample([])) is None
+
+
+def test_the_preview_says_briefly_what_stands_in_long_rows():
+    pairs = [
+        ({"model_type": "embedding", "texts": [f"shoe {i}"], "images_b64": None}, answer)
+        for i, (_, answer) in enumerate([embedding(["x"], 384)] * 30)
+    ]
+    pairs[0][1]["embeddings"][0][:4] = [0.123456, -1, 0.5, 2.0]
+
+    inline, table = preview_inline(pairs), preview_table(pairs)
+
+    assert len(inline) <= MAX_INLINE_CHARS
+    assert len(table) <= MAX_PREVIEW_CHARS
+    first = inline.splitlines()[2]
+    assert first.startswith(r"| **texts** \[shoe 0\] | **embeddings** \[\[0.1235, -1, … 384\]\]")
+    assert len(table.splitlines()) == 12
+    assert "model" not in table
+
+
+@pytest.mark.parametrize("size", [10, 10**5])
+def test_rows_of_any_size_are_previewed_within_bounds_and_cannot_become_markup(size):
+    hostile = "a | b\n| c | d |\n<img src=x onerror=alert(1)> [x](javascript:1) `code` **bold** "
+    row = {f"field_{i}": hostile * (size // len(hostile) + 1) for i in range(9)}
+
+    inline, table = preview_inline([(row, row)] * 20), preview_table([(row, row)] * 20)
+
+    for text, bound in ((inline, MAX_INLINE_CHARS), (table, MAX_PREVIEW_CHARS)):
+        assert 0 < len(text) <= bound
+        assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in text.splitlines())
+        assert not re.search(r"(?<!\\)[<`\[]", text)
+
+
+def test_fields_that_never_change_are_left_to_the_long_preview():
+    pairs = [({"value": i, "horizon": 7}, {"mean": [i]}) for i in range(3)]
+    assert "horizon" not in preview_inline(pairs)
+    assert "horizon" in preview_table(pairs)
+    assert "horizon" in preview_inline([({"horizon": 7}, {"mean": [1]})] * 3)
+
+
+@pytest.mark.parametrize(
+    ("uri", "options", "link"),
+    [
+        ("/data/in.jsonl", {}, dg.MetadataValue.path("/data/in.jsonl")),
+        ("https://a.example/in", {}, dg.MetadataValue.url("https://a.example/in")),
+        (
+            "s3://bucket/a b/in.jsonl",
+            {},
+            dg.MetadataValue.url(
+                "https://console.aws.amazon.com/s3/object/bucket?prefix=a%20b/in.jsonl"
+            ),
+        ),
+        (
+            "s3://bucket/in.jsonl",
+            {"endpoint_url": "http://minio:9000"},
+            dg.MetadataValue.path("s3://bucket/in.jsonl"),
+        ),
+    ],
+)
+def test_the_source_is_a_link_where_its_store_has_a_page(uri, options, link):
+    assert file_metadata(uri, options) == link
+
+
+def evaluations(result) -> dict[str, dg.AssetCheckEvaluation]:
+    return {
+        e.event_specific_data.check_name: e.event_specific_data
+        for e in result.all_events
+        if e.event_type_value == "ASSET_CHECK_EVALUATION"
+    }
+
+
+def test_a_materialisation_shows_picture_preview_links_and_numbers(tmp_path):
+    project = Project(tmp_path, DAYS, deps=["requests"])
+    key = DAYS.get_first_partition_key()
+    project.write(key, [1, 2, 3])
+
+    assert project.run(key=key).success
+
+    md = project.records()[-1].asset_materialization.metadata
+    assert list(md)[:2] == ["dagster/partition_row_count", "plot"]
+    assert "bytes of an answer: median" in words(md["plot"].value)
+    assert "**value** 2" in md["preview"].value
+    assert "**value** 4" in md["preview"].value
+    assert md["source_asset"].value == dg.AssetKey("requests")
+    assert md["source"].value.endswith(f"/in/{key}.jsonl")
+    assert md["source_digest"].value.startswith("sha256:")
+    assert md["validation"].value.startswith("all 3 rows valid, checked in ")
+    numbers = {k for k, v in md.items() if isinstance(v.value, (int, float))}
+    assert {"dagster/partition_row_count", "rows_per_second", "seconds"} <= numbers
+    assert {"non_finite", "error_rows", "resumed_rows"} <= numbers
+
+
+def test_the_red_check_names_file_line_and_field_in_words_and_as_a_table(tmp_path):
+    project = Project(tmp_path, DAYS)
+    keys = DAYS.get_partition_keys()[:3]
+    for key in keys:
+        project.write(key, [1, "two", 3] if key == keys[1] else [1])
+
+    result = project.run(keys[0], keys[-1])
+
+    check = evaluations(result)["input_rows_are_valid"]
+    assert not check.passed
+    assert check.severity == dg.AssetCheckSeverity.ERROR
+    assert check.description.startswith(f"{keys[1]}: ")
+    assert "1 of 3 rows are invalid" in check.description
+    assert "line 2, field 'value': Input should be a valid number" in check.description
+    (record,) = check.metadata["violations"].value.records
+    assert (record.data["partition"], record.data["line"]) == (keys[1], 2)
+    assert record.data["field"] == "value"
+    assert record.data["got"] == "'two'"
+    assert check.metadata["files_checked"].value == 3
+    assert evaluations(result)["order_is_kept"].description == "2 rows in 2 files"
+
+
+def test_a_row_that_the_model_fails_on_is_named_by_its_check(tmp_path):
+    project = Project(tmp_path, backend_kwargs={"fail_on": 2})
+    project.write("all", [1, 2, 3])
+
+    result = project.run()
+
+    check = evaluations(result)["no_row_failed"]
+    assert not check.passed
+    assert "line 2" in check.description
+    assert "cannot double 2" in check.description
+
+
+@pytest.mark.parametrize(
+    ("severity", "downstream_runs"),
+    [(dg.AssetCheckSeverity.WARN, True), (dg.AssetCheckSeverity.ERROR, False)],
+)
+def test_severity_decides_whether_downstream_waits(tmp_path, severity, downstream_runs):
+    project = Project(
+        tmp_path,
+        backend_kwargs={"fail_on": 2},
+        on_error="record",
+        check_severities={"no_row_failed": severity},
+        retry_policy=dg.RetryPolicy(max_retries=1),
+    )
+    project.write("all", [1, 2, 3])
+
+    result = project.run()
+
+    assert evaluations(result)["no_row_failed"].severity == severity
+    assert evaluations(result)["no_row_failed"].description == "1 of 3 rows failed"
+    assert result.success == downstream_runs
+    assert bool(project.downstream_ran) == downstream_runs
+    assert len(project.records()) == 1, "the file is committed either way, and not run again"
+
+
+def test_a_check_that_does_not_exist_has_no_severity(tmp_path):
+    with pytest.raises(sd.SpecError, match="no check is called 'order'; there are input_rows_"):
+        Project(tmp_path, check_severities={"order": dg.AssetCheckSeverity.WARN})
+
+
+def test_the_event_log_says_how_many_partitions_are_done(tmp_path):
+    project = Project(tmp_path, DAYS, progress_every_s=0)
+    keys = DAYS.get_partition_keys()[:3]
+    for key in keys:
+        project.write(key, [1, 2])
+
+    result = project.run(keys[0], keys[-1])
+
+    log = [r.user_message for r in project.instance.all_logs(result.run_id)]
+    assert any("4 of 4 rows known so far" in m and "2 of 3 partitions done" in m for m in log)
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_materialisation(tmp_path, monkeypatch):
+    def broken(*_):
+        raise KeyError("no such route")
+
+    monkeypatch.setattr("sheaf_dagster.definitions.metadata.plot_of", broken)
+    project = Project(tmp_path)
+    project.write("all", [1])
+
+    assert project.run().success
+
+    shown = project.records()[-1].asset_materialization.metadata["plot"].value
+    assert shown == "could not be drawn: KeyError: 'no such route'"
