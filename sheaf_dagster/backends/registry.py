@@ -20,8 +20,15 @@ _BUILTIN: dict[str, str] = {
     "statsforecast": "sheaf_dagster.backends.statsforecast:StatsForecastBackend",
     "image_embedder": "sheaf_dagster.backends.image_embedder:ImageEmbedderBackend",
     "mlflow": "sheaf_dagster.backends.mlflow:MlflowBackend",
+    "onnx": "sheaf_dagster.backends.onnx:OnnxBackend",
     "sentence_transformers": "sheaf_dagster.backends.text_embedder:SentenceTransformersBackend",
     "sklearn": "sheaf_dagster.backends.sklearn:SklearnBackend",
+    "tabicl": "sheaf_dagster.backends.tabicl:TabICLBackend",
+    "torch_export": "sheaf_dagster.backends.torch_export:TorchExportBackend",
+    "transformers_pipeline": (
+        "sheaf_dagster.backends.transformers_text:TransformersPipelineBackend"
+    ),
+    "vllm": "sheaf_dagster.backends.vllm:VllmBackend",
 }
 
 _REGISTRY: dict[str, type[ModelBackend]] = {}

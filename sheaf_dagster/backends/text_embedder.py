@@ -6,9 +6,17 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.digest import weights_digest
-from sheaf_dagster.contracts import EmbeddingRequest, EmbeddingResponse, ModelType
+from sheaf_dagster.backends.prompts import embeddings_body
+from sheaf_dagster.contracts import (
+    OPENAI_BATCH,
+    EmbeddingResponse,
+    ModelType,
+    OpenAIBatchRequest,
+)
 from sheaf_dagster.errors import MissingDependencyError
 
 __all__ = ["SentenceTransformersBackend"]
@@ -18,6 +26,9 @@ _MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 class SentenceTransformersBackend(ModelBackend):
     """Embeds the texts of a whole batch in one pass, whatever number each row has.
+
+    Rows are those of the ``embedding`` contract, or lines for ``/v1/embeddings`` of a file of the
+    OpenAI batch form, whose vectors have length 1 as that API's have.
 
     Args:
         model_id: A sentence-transformers model: local path or hub id.
@@ -29,7 +40,7 @@ class SentenceTransformersBackend(ModelBackend):
         MissingDependencyError: At load: sentence-transformers is not installed.
     """
 
-    model_type = ModelType.EMBEDDING
+    model_type = (ModelType.EMBEDDING, OPENAI_BATCH)
 
     @classmethod
     def identify(cls, *, model_id: str = _MODEL_ID, **_: Any) -> str | None:
@@ -65,14 +76,16 @@ class SentenceTransformersBackend(ModelBackend):
             trust_remote_code=self._trust_remote_code,
         )
 
-    def predict(self, request: EmbeddingRequest) -> EmbeddingResponse:
+    def predict(self, request: Any) -> BaseModel:
         return self.batch_predict([request])[0]
 
-    def batch_predict(self, requests: Sequence[EmbeddingRequest]) -> list[EmbeddingResponse]:  # type: ignore[override]
+    def batch_predict(self, requests: Sequence[Any]) -> list[BaseModel]:
         import numpy as np
 
         for request in requests:
-            if request.texts is None:
+            if isinstance(request, OpenAIBatchRequest):
+                _check_line(request)
+            elif request.texts is None:
                 raise ValueError(
                     f"request {request.request_id} has images, but this model embeds text; "
                     "give 'texts', or use an image backend"
@@ -89,12 +102,18 @@ class SentenceTransformersBackend(ModelBackend):
             if texts
             else np.zeros((0, self._dimension()), dtype=np.float32)
         )
-        responses, at = [], 0
+        responses: list[BaseModel] = []
+        at = 0
         for request in requests:
             own = vectors[at : at + len(request.texts or ())]
             at += len(own)
-            if request.normalize and len(own):
+            line = isinstance(request, OpenAIBatchRequest)
+            if len(own) and (line or request.normalize):
                 own = own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
+            if isinstance(request, OpenAIBatchRequest):
+                tokens = sum(len(self._model.tokenizer(t)["input_ids"]) for t in request.texts)
+                responses.append(request.answer(embeddings_body(request, own.tolist(), tokens)))
+                continue
             responses.append(
                 EmbeddingResponse(
                     request_id=request.request_id,
@@ -108,3 +127,14 @@ class SentenceTransformersBackend(ModelBackend):
     def _dimension(self) -> int:
         get = getattr(self._model, "get_embedding_dimension", None)
         return int((get or self._model.get_sentence_embedding_dimension)())
+
+
+def _check_line(request: OpenAIBatchRequest) -> None:
+    row = f"row {request.custom_id!r}"
+    if request.url != "/v1/embeddings":
+        raise ValueError(
+            f"{row}: this model embeds, and doesn't answer {request.url}; use the backend "
+            "'transformers_pipeline' or 'vllm'"
+        )
+    if request.body.get("dimensions") or request.body.get("encoding_format") == "base64":
+        raise ValueError(f"{row}: 'dimensions' and base64 vectors aren't supported")

@@ -15,6 +15,8 @@ from sheaf_dagster.contracts.registry import (
     register_contract,
 )
 from sheaf_dagster.contracts.tabular import TabularRequest, TabularResponse
+from sheaf_dagster.contracts.tensors import TENSORS, TensorsRequest, TensorsResponse
+from sheaf_dagster.contracts.text import TEXT, TextRequest, TextResponse
 from sheaf_dagster.contracts.time_series import (
     FeatureRef,
     Frequency,
@@ -28,11 +30,15 @@ register_contract(ModelType.TIME_SERIES, TimeSeriesRequest, TimeSeriesResponse)
 register_contract(ModelType.TABULAR, TabularRequest, TabularResponse)
 register_contract(ModelType.EMBEDDING, EmbeddingRequest, EmbeddingResponse)
 register_contract(FEATURES, FeaturesRequest, FeaturesResponse)
+register_contract(TENSORS, TensorsRequest, TensorsResponse)
+register_contract(TEXT, TextRequest, TextResponse)
 register_contract(OPENAI_BATCH, OpenAIBatchRequest, OpenAIBatchResponse)
 
 __all__ = [
     "FEATURES",
     "OPENAI_BATCH",
+    "TENSORS",
+    "TEXT",
     "AnyRequest",
     "AnyResponse",
     "BaseRequest",
@@ -50,6 +56,10 @@ __all__ = [
     "OutputMode",
     "TabularRequest",
     "TabularResponse",
+    "TensorsRequest",
+    "TensorsResponse",
+    "TextRequest",
+    "TextResponse",
     "TimeSeriesRequest",
     "TimeSeriesResponse",
     "contract_for",

@@ -13,7 +13,7 @@ from sheaf_dagster import MissingDependencyError, SpecError
 from sheaf_dagster.backends.chronos import ChronosBackend
 from sheaf_dagster.backends.statsforecast import StatsForecastBackend
 from sheaf_dagster.backends.text_embedder import SentenceTransformersBackend
-from sheaf_dagster.contracts import EmbeddingRequest, TimeSeriesRequest
+from sheaf_dagster.contracts import EmbeddingRequest, OpenAIBatchRequest, TimeSeriesRequest
 from sheaf_dagster.testing import check_backend
 from tests.backends.weights import save_chronos_models
 
@@ -188,6 +188,27 @@ def test_real_text_embeddings_know_what_is_similar(minilm):
     assert answer.dim == 384
     assert dot(kitten, kitten) == pytest.approx(1.0, abs=1e-5)
     assert dot(kitten, cat) > 0.5 > dot(kitten, market)
+
+
+def test_batch_api_lines_are_embedded_like_text_rows(minilm):
+    lines = [
+        OpenAIBatchRequest(custom_id=str(i), url="/v1/embeddings", body={"input": given})
+        for i, given in enumerate(["a cat", ["a dog", "ein Zug fährt durch das Tal"]])
+    ]
+    check_backend(SentenceTransformersBackend(minilm, device="cpu"), lines)
+    backend = SentenceTransformersBackend(minilm, device="cpu")
+    backend.load()
+
+    answers = backend.batch_predict(lines)
+
+    (own,) = backend.batch_predict([texts(0, "a cat")])
+    first, second = (a.response.body for a in answers)
+    assert first["data"][0]["embedding"] == pytest.approx(own.embeddings[0], abs=1e-5)
+    assert [d["index"] for d in second["data"]] == [0, 1]
+    assert second["usage"]["total_tokens"] > first["usage"]["total_tokens"] > 0
+    chat = OpenAIBatchRequest(custom_id="c", url="/v1/completions", body={"prompt": "a"})
+    with pytest.raises(ValueError, match=r"row 'c'.*doesn't answer /v1/completions"):
+        backend.batch_predict([chat])
 
 
 def test_images_are_refused_by_a_text_model(minilm):

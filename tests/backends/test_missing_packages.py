@@ -15,6 +15,11 @@ from sheaf_dagster.backends import resolve_backend
     [
         ("sklearn", "sklearn", "sklearn"),
         ("mlflow", "mlflow", "mlflow"),
+        ("tabicl", "tabicl", "tabicl"),
+        ("torch_export", "torch", "torch"),
+        ("onnx", "onnxruntime", "onnx"),
+        ("transformers_pipeline", "transformers", "transformers"),
+        ("vllm", "vllm", "vllm"),
         ("image_embedder", "transformers", "vision"),
     ],
 )

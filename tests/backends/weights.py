@@ -155,3 +155,54 @@ def save_chronos_models(root: Path) -> dict[str, Path]:
     core.architectures = ["Chronos2Model"]
     Chronos2Model(core).save_pretrained(root / "chronos2")
     return {"bolt": root / "bolt", "t5": root / "t5", "chronos2": root / "chronos2"}
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m.role }} says {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}[BOS]{% endif %}"
+)
+
+
+def save_language_models(root: Path) -> dict[str, str]:
+    """A causal model, an encoder-decoder, and classifiers of texts and of tokens."""
+    import torch
+    import transformers as t
+
+    torch.manual_seed(0)
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    size = {**TINY, "vocab_size": len(WORDS)}
+    bert = {**size, "max_position_embeddings": 64, "pad_token_id": 0}
+    llama = t.LlamaConfig(
+        **size, **ids, num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.5
+    )
+    t5 = t.T5Config(
+        vocab_size=len(WORDS),
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+        **{k: v for k, v in ids.items() if k != "bos_token_id"},
+    )
+    moods = {"id2label": {0: "good", 1: "bad", 2: "so so"}}
+    made = {
+        "causal": (t.LlamaForCausalLM(llama), CHAT_TEMPLATE),
+        "seq2seq": (t.T5ForConditionalGeneration(t5), None),
+        "moods": (t.BertForSequenceClassification(t.BertConfig(**bert, **moods)), None),
+        "entails": (
+            t.BertForSequenceClassification(
+                t.BertConfig(
+                    **bert,
+                    label2id={"contradiction": 0, "entailment": 1},
+                    id2label={0: "contradiction", 1: "entailment"},
+                )
+            ),
+            None,
+        ),
+        "tokens": (t.BertForTokenClassification(t.BertConfig(**bert, **moods)), None),
+    }
+    for name, (model, template) in made.items():
+        model.save_pretrained(root / name)
+        tokenizer(template).save_pretrained(root / name)
+    return {name: str(root / name) for name in made}

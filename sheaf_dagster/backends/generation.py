@@ -1,0 +1,202 @@
+"""Generating texts of a mixed batch with torch: each row by its own settings and seed.
+
+``generate`` of transformers knows one set of settings a call and draws from one stream of random
+numbers, so that a row's draws would depend on its batch mates. Here it decodes greedily, and a
+processor turns the greedy choice into a draw: the token with the largest logit plus Gumbel noise
+is distributed as the softmax says (Gumbel 1954; "Gumbel-max trick").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sheaf_dagster.backends.prompts import Completion, Prompt
+
+__all__ = ["Generator"]
+
+
+class Generator:
+    """A loaded model with its tokenizer.
+
+    Args:
+        model: A causal or an encoder-decoder model of transformers.
+        tokenizer: Its tokenizer.
+        device: Where it is.
+        max_tokens: Length of an answer where the row doesn't say.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, device: str, max_tokens: int) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._device = device
+        self._max_tokens = max_tokens
+        self._causal = not model.config.is_encoder_decoder
+        config = model.generation_config
+        eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
+        self._eos: list[int] = list(eos) if isinstance(eos, list) else [] if eos is None else [eos]
+        pad = tokenizer.pad_token_id
+        self._pad = pad if pad is not None else (self._eos or [0])[0]
+        room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._room: int | None = room if self._causal else None
+
+    def run(self, prompts: Sequence[Prompt], batch_size: int) -> list[list[Completion]]:
+        """For each prompt its completions, ``sampling.n`` of them.
+
+        Raises:
+            ValueError: A prompt leaves no room for an answer; its row is named.
+        """
+        tasks = [
+            (i, self._tokens(prompt), prompt, seed)
+            for i, prompt in enumerate(prompts)
+            for seed in prompt.seeds
+        ]
+        made: list[list[Completion]] = [[] for _ in prompts]
+        for start in range(0, len(tasks), batch_size):
+            some = tasks[start : start + batch_size]
+            found = self._batch([t[1:] for t in some])
+            for (i, *_), completion in zip(some, found, strict=True):
+                made[i].append(completion)
+        return made
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        if prompt.messages is None:
+            tokens = self._tokenizer(prompt.text)["input_ids"]
+        else:
+            if not self._tokenizer.chat_template:
+                raise ValueError(
+                    f"{prompt.row}: is a chat, but the model's tokenizer has no chat template; "
+                    "give a text"
+                )
+            text = self._tokenizer.apply_chat_template(
+                prompt.messages, tokenize=False, add_generation_prompt=True
+            )
+            tokens = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        wanted = prompt.sampling.max_tokens or 1
+        if not tokens:
+            raise ValueError(f"{prompt.row}: is empty")
+        if self._room is not None and len(tokens) + wanted > self._room:
+            raise ValueError(
+                f"{prompt.row}: {len(tokens)} tokens and {wanted} of an answer are more than the "
+                f"model's {self._room}; shorten it"
+            )
+        return list(tokens)
+
+    def _limit(self, tokens: list[int], prompt: Prompt) -> int:
+        asked = prompt.sampling.max_tokens or self._max_tokens
+        return asked if self._room is None else min(asked, self._room - len(tokens))
+
+    def _batch(self, tasks: list[tuple[list[int], Prompt, int]]) -> list[Completion]:
+        import torch
+        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+        longest = max(len(tokens) for tokens, _, _ in tasks)
+        ids, mask = [], []
+        for tokens, _, _ in tasks:
+            fill, ones = [self._pad] * (longest - len(tokens)), [1] * len(tokens)
+            zeros = [0] * len(fill)
+            # A causal model continues at the right end.
+            ids.append(fill + tokens if self._causal else tokens + fill)
+            mask.append(zeros + ones if self._causal else ones + zeros)
+        limits = [self._limit(tokens, prompt) for tokens, prompt, _ in tasks]
+        begin = longest if self._causal else 1
+        draws = _row_draws(tasks, begin, self._device)
+        stops = _row_stops(tasks, limits, begin, self._tokenizer)
+        with torch.inference_mode():
+            sequences = self._model.generate(
+                input_ids=torch.tensor(ids, device=self._device),
+                attention_mask=torch.tensor(mask, device=self._device),
+                generation_config=GenerationConfig(
+                    max_new_tokens=max(limits),
+                    do_sample=False,
+                    num_beams=1,
+                    eos_token_id=self._eos or None,
+                    pad_token_id=self._pad,
+                    decoder_start_token_id=self._model.generation_config.decoder_start_token_id,
+                ),
+                logits_processor=LogitsProcessorList([draws]),
+                stopping_criteria=StoppingCriteriaList([stops]),
+            )
+        return [
+            self._completion(sequence[begin:].tolist(), stops.ended[i] or limits[i], *task)
+            for i, (sequence, task) in enumerate(zip(sequences, tasks, strict=True))
+        ]
+
+    def _completion(
+        self, made: list[int], length: int, tokens: list[int], prompt: Prompt, _: int
+    ) -> Completion:
+        made = made[:length]
+        end = next((k for k, token in enumerate(made) if token in self._eos), None)
+        reason = "length" if end is None else "stop"
+        text = self._tokenizer.decode(made[:end], skip_special_tokens=True)
+        cuts = [at for s in prompt.sampling.stop if (at := text.find(s)) >= 0]
+        if cuts:
+            text, reason = text[: min(cuts)], "stop"
+        return Completion(text, reason, len(tokens), len(made) if end is None else end + 1)
+
+
+def _row_draws(tasks: list[tuple[list[int], Prompt, int]], begin: int, device: str) -> Any:
+    import torch
+    from transformers import LogitsProcessor
+
+    class RowDraws(LogitsProcessor):
+        """Turns each row's logits so that their largest is its draw."""
+
+        def __init__(self) -> None:
+            self._random = [torch.Generator(device=device).manual_seed(t[2]) for t in tasks]
+
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            scores = scores.float().clone()
+            for i, (_, prompt, _) in enumerate(tasks):
+                s = prompt.sampling
+                if s.presence_penalty or s.frequency_penalty:
+                    said, times = input_ids[i, begin:].unique(return_counts=True)
+                    scores[i, said] -= s.presence_penalty + s.frequency_penalty * times
+                if s.temperature > 0:
+                    scores[i] = self._drawn(i, scores[i] / s.temperature, s.top_k, s.top_p)
+            return scores
+
+        def _drawn(self, i: int, logits: Any, top_k: int, top_p: float) -> Any:
+            if 0 < top_k < len(logits):
+                logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
+            if top_p < 1:
+                ordered, at = logits.sort(descending=True)
+                mass = ordered.softmax(0).cumsum(0)
+                beyond = mass - ordered.softmax(0) >= top_p  # the likeliest one always stays
+                logits = logits.index_fill(0, at[beyond], -torch.inf)
+            noise = torch.rand(logits.shape, generator=self._random[i], device=device)
+            return logits - (-noise.clamp_min(1e-20).log()).log()
+
+    return RowDraws()
+
+
+def _row_stops(
+    tasks: list[tuple[list[int], Prompt, int]], limits: list[int], begin: int, tokenizer: Any
+) -> Any:
+    import torch
+    from transformers import StoppingCriteria
+
+    class RowStops(StoppingCriteria):
+        """Ends each row at its own length or stop texts."""
+
+        def __init__(self) -> None:
+            self.ended: list[int | None] = [None] * len(tasks)
+
+        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            done = input_ids.shape[1] - begin
+            for i, (_, prompt, _) in enumerate(tasks):
+                if self.ended[i] is None and (
+                    done >= limits[i] or self._has_stop(input_ids[i], prompt.sampling.stop)
+                ):
+                    self.ended[i] = done
+            return torch.tensor([e is not None for e in self.ended], device=input_ids.device)
+
+        def _has_stop(self, row: Any, stop: tuple[str, ...]) -> bool:
+            if not stop:
+                return False
+            # A stop text has no more tokens than characters.
+            tail = row[begin:][-(max(map(len, stop)) + 4) :]
+            text = tokenizer.decode(tail, skip_special_tokens=True)
+            return any(s in text for s in stop)
+
+    return RowStops()

@@ -1,0 +1,201 @@
+"""TabICL: tabular prediction from labelled examples in the row itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sheaf_dagster.backends.base import ModelBackend
+from sheaf_dagster.backends.digest import weights_digest
+from sheaf_dagster.backends.libraries import pick_device, require, use_own_threads
+from sheaf_dagster.backends.records import grouped, plain
+from sheaf_dagster.contracts import ModelType, TabularRequest, TabularResponse
+from sheaf_dagster.errors import SpecError
+
+__all__ = ["TabICLBackend"]
+
+_NAME = "tabicl"
+_HUB_ID = "jingang/TabICL"
+
+
+class TabICLBackend(ModelBackend):
+    """Classifies or regresses query rows from the labelled rows beside them.
+
+    Requests of a batch that have the same examples share one fit and one pass, so it pays to
+    keep them together in the file. Each of the two models is loaded at its first request, once.
+
+    Args:
+        classifier_path: Checkpoint of the classifier; by default the library's own, from the
+            hub.
+        regressor_path: Checkpoint of the regressor, likewise.
+        device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"`` …
+        n_estimators: Views of the examples (shuffled columns and classes) that are averaged.
+        seed: Of the shuffling.
+        load: Which models to load at once: ``classification``, ``regression`` or both; the
+            other one is loaded when a row asks for it.
+
+    Raises:
+        SpecError: A given checkpoint doesn't exist.
+        MissingDependencyError: At load: tabicl is not installed.
+    """
+
+    model_type = ModelType.TABULAR
+
+    @classmethod
+    def identify(
+        cls, *, classifier_path: str | None = None, regressor_path: str | None = None, **_: Any
+    ) -> str | None:
+        found = [weights_digest(p or _HUB_ID) for p in (classifier_path, regressor_path)]
+        return None if None in found else " ".join(map(str, found))
+
+    def __init__(
+        self,
+        classifier_path: str | None = None,
+        regressor_path: str | None = None,
+        device: str = "auto",
+        n_estimators: int = 8,
+        seed: int = 42,
+        load: Sequence[str] = ("classification",),
+    ) -> None:
+        self._paths = {"classification": classifier_path, "regression": regressor_path}
+        unknown = sorted(set(load) - self._paths.keys())
+        if unknown:
+            raise SpecError(f"load must name classification or regression, got {unknown}")
+        self._device = device
+        self._n_estimators = n_estimators
+        self._seed = seed
+        self._at_once = tuple(load)
+        self._classes: dict[str, Any] = {}
+        self._loaded: dict[str, Any] = {}
+
+    def load(self) -> None:
+        library, torch = require(_NAME, "tabicl", "tabicl", "torch")
+        use_own_threads(torch)
+        self._device = pick_device(torch, self._device)
+        self._classes = {
+            "classification": library.TabICLClassifier,
+            "regression": library.TabICLRegressor,
+        }
+        for task in self._at_once:
+            self._estimator(task)
+
+    def predict(self, request: TabularRequest) -> TabularResponse:
+        return self.batch_predict([request])[0]
+
+    def batch_predict(self, requests: Sequence[TabularRequest]) -> list[TabularResponse]:  # type: ignore[override]
+        for request in requests:
+            _check(request)
+        answers: dict[int, TabularResponse] = {}
+        for members in grouped(requests, _context).values():
+            rows = [requests[i] for i in members]
+            answers.update(zip(members, self._answer(rows), strict=True))
+        return [answers[i] for i in range(len(requests))]
+
+    def _answer(self, rows: list[TabularRequest]) -> list[TabularResponse]:
+        """Rows of one context: their queries go through together."""
+        import numpy as np
+
+        first = rows[0]
+        queries = np.array([q for row in rows for q in row.query_X], dtype=np.float64)
+        if not len(queries):
+            return [_response(row, [], None, None, None) for row in rows]
+        model = self._estimator(first.task)
+        model.fit(np.array(first.context_X, dtype=np.float64), np.array(first.context_y))
+        levels = first.quantile_levels if first.output_mode == "quantiles" else []
+        classes: list[Any] | None = None
+        probabilities = quantiles = None
+        if first.task == "classification":
+            probabilities = model.predict_proba(queries)
+            values = model.classes_[probabilities.argmax(axis=1)]
+            classes = plain(model.classes_)
+        elif levels:
+            found = model.predict(queries, output_type=["mean", "quantiles"], alphas=levels)
+            values, quantiles = found["mean"], found["quantiles"]
+        else:
+            values = model.predict(queries)
+        responses, at = [], 0
+        for row in rows:
+            own = slice(at, at + len(row.query_X))
+            at = own.stop
+            wants = row.output_mode == "probabilities" and probabilities is not None
+            responses.append(
+                _response(
+                    row,
+                    plain(values[own]),
+                    plain(probabilities[own]) if wants and probabilities is not None else None,
+                    None
+                    if quantiles is None
+                    else {str(q): plain(quantiles[own, k]) for k, q in enumerate(levels)},
+                    classes if wants else None,
+                )
+            )
+        return responses
+
+    def _estimator(self, task: str) -> Any:
+        """A fresh estimator around the loaded network: ``fit`` would read the file each time."""
+        cls, path = self._classes[task], self._paths[task]
+        made = cls(
+            n_estimators=self._n_estimators,
+            model_path=path,
+            allow_auto_download=path is None,
+            device=self._device,
+            random_state=self._seed,
+        )
+        if task not in self._loaded:
+            try:
+                made._load_model()
+            except ValueError as e:
+                raise SpecError(f"backend {_NAME!r}: {e}") from e
+            names = ("model_", "model_path_", "model_config_")
+            self._loaded[task] = {n: getattr(made, n) for n in names}
+        made.__dict__["_load_model"] = lambda: made.__dict__.update(self._loaded[task])
+        return made
+
+
+def _check(request: TabularRequest) -> None:
+    if not request.context_X:
+        raise ValueError(
+            f"request {request.request_id}: has no examples ('context_X'), from which this model "
+            "learns; for a model that is fitted already see the backend 'sklearn'"
+        )
+    width = len(request.context_X[0])
+    for name, rows in (("context_X", request.context_X), ("query_X", request.query_X)):
+        for i, row in enumerate(rows):
+            if len(row) != width:
+                raise ValueError(
+                    f"request {request.request_id}: '{name}.{i}' has {len(row)} features, "
+                    f"the first example {width}"
+                )
+    for level in request.quantile_levels:
+        if request.output_mode == "quantiles" and not 0 < level < 1:
+            raise ValueError(
+                f"request {request.request_id}: quantile level {level:g} is not between 0 and 1"
+            )
+
+
+def _context(request: TabularRequest) -> tuple[Any, ...]:
+    levels = tuple(request.quantile_levels) if request.output_mode == "quantiles" else ()
+    # The library leaves out a column that is missing in all queries of a pass.
+    missing = tuple(all(q != q for q in column) for column in zip(*request.query_X, strict=True))
+    context = repr((request.context_X, request.context_y))
+    return request.task, levels, missing, context
+
+
+def _response(
+    request: TabularRequest,
+    predictions: list[Any],
+    probabilities: list[list[float]] | None,
+    quantiles: dict[str, list[float]] | None,
+    classes: list[Any] | None,
+) -> TabularResponse:
+    return TabularResponse(
+        request_id=request.request_id,
+        model_name=request.model_name,
+        predictions=predictions,
+        probabilities=probabilities,
+        quantiles=quantiles,
+        classes=classes,
+        task=request.task,
+        n_context=len(request.context_X),
+        n_query=len(request.query_X),
+    )

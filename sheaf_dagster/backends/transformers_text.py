@@ -1,0 +1,189 @@
+"""Language models through transformers: generation, rewriting, classification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from sheaf_dagster.backends.base import ModelBackend
+from sheaf_dagster.backends.digest import weights_digest
+from sheaf_dagster.backends.generation import Generator
+from sheaf_dagster.backends.libraries import check_dtype, pick_device, require, use_own_threads
+from sheaf_dagster.backends.prompts import Sampling, answer, prompts_of
+from sheaf_dagster.backends.records import grouped, plain
+from sheaf_dagster.contracts import OPENAI_BATCH, TEXT, TextRequest, TextResponse
+from sheaf_dagster.contracts.text import Label
+from sheaf_dagster.errors import SpecError
+
+__all__ = ["TransformersPipelineBackend"]
+
+_NAME = "transformers_pipeline"
+_MODEL_ID = "Qwen/Qwen3-0.6B"
+_CAUSAL = ("text-generation",)
+_SEQ2SEQ = ("text2text-generation", "summarization", "translation")
+_PIPELINES = (
+    "text-classification",
+    "zero-shot-classification",
+    "token-classification",
+    "fill-mask",
+)
+
+
+class TransformersPipelineBackend(ModelBackend):
+    """Runs a task of transformers over text rows, or over files of the OpenAI batch form.
+
+    Rows that generate may differ in everything: lengths, limits, temperatures, stop texts, seeds.
+    A row's draws come from a stream of its own, so they are the same in any batch and at any
+    run. Chats need a tokenizer with a chat template.
+
+    Args:
+        model_id: A transformers model: local path or hub id.
+        task: ``text-generation``; ``text2text-generation``, ``summarization`` or ``translation``
+            (encoder-decoder models); ``text-classification``, ``zero-shot-classification``,
+            ``token-classification``, ``fill-mask``.
+        device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"`` …
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` as saved.
+        max_new_tokens: Length of an answer in tokens where the row doesn't say.
+        temperature: Of rows of the ``text`` contract that don't say; 0 always takes the
+            likeliest token.
+        top_p: Likewise.
+        top_k: Likewise.
+        seed: Mixed into the seeds.
+        model_batch_size: Texts that go through the network at once.
+        prefix: Put before each text (``"summarize: "`` for T5).
+        pipeline_kwargs: Further arguments of a classifying pipeline
+            (``{"aggregation_strategy": "simple"}``).
+        revision: Revision of a hub model.
+
+    Raises:
+        SpecError: The task is unknown.
+        MissingDependencyError: At load: transformers or torch is not installed.
+    """
+
+    model_type = (TEXT, OPENAI_BATCH)
+
+    @classmethod
+    def identify(
+        cls, *, model_id: str = _MODEL_ID, revision: str | None = None, **_: Any
+    ) -> str | None:
+        return weights_digest(model_id, revision)
+
+    def __init__(
+        self,
+        model_id: str = _MODEL_ID,
+        task: str = "text-generation",
+        device: str = "auto",
+        dtype: str = "auto",
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        model_batch_size: int = 16,
+        prefix: str = "",
+        pipeline_kwargs: dict[str, Any] | None = None,
+        revision: str | None = None,
+    ) -> None:
+        known = (*_CAUSAL, *_SEQ2SEQ, *_PIPELINES)
+        if task not in known:
+            raise SpecError(f"task must be one of {', '.join(known)}, got {task!r}")
+        self._model_id = model_id
+        self._task = task
+        self._device = device
+        self._dtype = check_dtype(dtype)
+        self._max_new_tokens = max_new_tokens
+        self._defaults = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+        self._seed = seed
+        self._model_batch_size = model_batch_size
+        self._prefix = prefix
+        self._pipeline_kwargs = dict(pipeline_kwargs or {})
+        self._revision = revision
+        self._generator: Generator | None = None
+        self._pipeline: Any = None
+
+    def load(self) -> None:
+        transformers, torch = require(_NAME, "transformers", "transformers", "torch")
+        use_own_threads(torch)
+        device = pick_device(torch, self._device)
+        own = {} if self._revision is None else {"revision": self._revision}
+        dtype = "auto" if self._dtype == "auto" else getattr(torch, self._dtype)
+        if self._task in _PIPELINES:
+            self._pipeline = transformers.pipeline(
+                self._task, model=self._model_id, device=device, dtype=dtype, **own
+            )
+            return
+        kind = "CausalLM" if self._task in _CAUSAL else "Seq2SeqLM"
+        model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
+            self._model_id, dtype=dtype, **own
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(self._model_id, **own)
+        model = model.to(device).eval()
+        self._generator = Generator(model, tokenizer, device, self._max_new_tokens)
+
+    def predict(self, request: Any) -> BaseModel:
+        return self.batch_predict([request])[0]
+
+    def batch_predict(self, requests: Sequence[Any]) -> list[BaseModel]:
+        if self._generator is None:
+            return self._classified(requests)
+        prompts = [prompts_of(r, self._defaults, self._seed) for r in requests]
+        flat = [self._prefixed(p) for of_row in prompts for p in of_row]
+        completions = iter(self._generator.run(flat, self._model_batch_size))
+        return [
+            answer(request, [next(completions) for _ in of_row])
+            for request, of_row in zip(requests, prompts, strict=True)
+        ]
+
+    def _prefixed(self, prompt: Any) -> Any:
+        if not self._prefix or prompt.text is None:
+            return prompt
+        from dataclasses import replace
+
+        return replace(prompt, text=self._prefix + prompt.text)
+
+    def _classified(self, requests: Sequence[Any]) -> list[BaseModel]:
+        for request in requests:
+            if not isinstance(request, TextRequest) or request.text is None:
+                raise ValueError(
+                    f"task {self._task!r} takes rows of the contract 'text' with 'text'"
+                )
+            if self._task == "zero-shot-classification" and not request.candidate_labels:
+                raise ValueError(f"request {request.request_id}: needs 'candidate_labels'")
+        answers: dict[int, BaseModel] = {}
+        groups = grouped(requests, lambda r: tuple(r.candidate_labels or ()))
+        for labels, members in groups.items():
+            rows = [requests[i] for i in members]
+            texts = [self._prefix + r.text for r in rows]
+            for i, row, found in zip(members, rows, self._piped(texts, labels), strict=True):
+                answers[i] = self._response(row, plain(found))
+        return [answers[i] for i in range(len(requests))]
+
+    def _piped(self, texts: list[str], labels: tuple[str, ...]) -> list[Any]:
+        options = dict(self._pipeline_kwargs)
+        if self._task == "zero-shot-classification":
+            options["candidate_labels"] = list(labels)
+        if self._task == "text-classification":
+            options = {"top_k": None, "truncation": True, **options}
+        found = self._pipeline(texts, batch_size=self._model_batch_size, **options)
+        return list(found)
+
+    def _response(self, row: TextRequest, found: Any) -> TextResponse:
+        labels = entities = None
+        if self._task == "zero-shot-classification":
+            pairs = zip(found["labels"], found["scores"], strict=True)
+            labels = [Label(label=label, score=score) for label, score in pairs]
+        elif self._task == "text-classification":
+            several = found if isinstance(found, list) else [found]
+            labels = [Label(label=one["label"], score=one["score"]) for one in several]
+        elif self._task == "fill-mask":
+            labels = [Label(label=one["token_str"], score=one["score"]) for one in found]
+        else:
+            entities = found
+        return TextResponse(
+            request_id=row.request_id,
+            model_name=row.model_name,
+            labels=labels,
+            entities=entities,
+        )

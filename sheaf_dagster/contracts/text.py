@@ -1,0 +1,88 @@
+"""Rows and answers of language models: texts or chats in, texts or labels out."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+from typing_extensions import Self
+
+from sheaf_dagster.contracts.base import BaseRequest, BaseResponse
+
+__all__ = ["TEXT", "ChatMessage", "Label", "TextRequest", "TextResponse"]
+
+TEXT = "text"
+"""Model type under which the contract is registered."""
+
+
+class ChatMessage(BaseModel):
+    """One turn of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str
+
+
+class TextRequest(BaseRequest):
+    """A text to continue, rewrite or classify, or a chat to answer.
+
+    What is left out is as the backend's arguments say.
+
+    Attributes:
+        text: The text; exactly one of both is given.
+        messages: The chat so far.
+        candidate_labels: Classes, for zero-shot classification.
+        max_new_tokens: Length of the answer in tokens, at most.
+        temperature: 0 always takes the likeliest token; more draws more freely.
+        top_p: Draw among the likeliest tokens that have this much probability together.
+        top_k: Draw among this many likeliest tokens; 0 for all.
+        stop: Texts at which the answer ends, themselves left out.
+        seed: Of the draws; by default derived from ``request_id``.
+    """
+
+    model_type: Literal["text"] = "text"
+
+    text: str | None = None
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1)
+    candidate_labels: list[str] | None = Field(default=None, min_length=1)
+    max_new_tokens: int | None = Field(default=None, gt=0)
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    stop: list[str] = Field(default_factory=list)
+    seed: int | None = None
+
+    @model_validator(mode="after")
+    def _check_input(self) -> Self:
+        if (self.text is None) == (self.messages is None):
+            raise ValueError("needs 'text' or 'messages', and not both")
+        return self
+
+
+class Label(BaseModel):
+    """A class and its score."""
+
+    label: str
+    score: float
+
+
+class TextResponse(BaseResponse):
+    """What a language model made of a row.
+
+    Attributes:
+        text: The generated text.
+        finish_reason: ``stop`` where the model or a stop text ended it, ``length`` where the
+            number of tokens did.
+        labels: Classes, the likeliest first.
+        entities: What was found in the text, as the library describes it.
+        prompt_tokens: Length of the row in tokens.
+        completion_tokens: Length of the answer in tokens.
+    """
+
+    model_type: Literal["text"] = "text"
+
+    text: str | None = None
+    finish_reason: str | None = None
+    labels: list[Label] | None = None
+    entities: list[dict[str, Any]] | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None

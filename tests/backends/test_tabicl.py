@@ -1,0 +1,130 @@
+"""TabICL on random weights of a tiny configuration, saved as the library's own checkpoints."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import numpy as np
+import pytest
+
+from sheaf_dagster import SpecError
+from sheaf_dagster.backends.tabicl import TabICLBackend
+from sheaf_dagster.contracts import TabularRequest
+from sheaf_dagster.testing import check_backend
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[str, str]:
+    import torch
+    from tabicl._model.tabicl import TabICL
+
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("tabicl")
+    config = {
+        "num_quantiles": 9,
+        "embed_dim": 16,
+        "col_num_blocks": 1,
+        "col_nhead": 2,
+        "col_num_inds": 8,
+        "row_num_blocks": 1,
+        "row_nhead": 2,
+        "row_num_cls": 2,
+        "icl_num_blocks": 1,
+        "icl_nhead": 2,
+    }
+    paths = {}
+    for name, max_classes in (("classifier_path", 10), ("regressor_path", 0)):
+        model = TabICL(**config, max_classes=max_classes)
+        with torch.no_grad():  # its residual branches start at zero
+            for p in model.parameters():
+                p.add_(torch.randn_like(p) * 0.3)
+        paths[name] = str(root / f"{name}.ckpt")
+        made = {"config": {**config, "max_classes": max_classes}, "state_dict": model.state_dict()}
+        torch.save(made, paths[name])
+    return paths
+
+
+def row(i: int, n_context: int = 24, context: int = 0, **fields) -> TabularRequest:
+    random = np.random.default_rng(context)
+    x = random.normal(size=(n_context, 3))
+    labels = (x[:, 0] > 0).astype(int) + (x[:, 1] > 0) if "task" not in fields else x[:, 0]
+    query = np.random.default_rng(100 + i).normal(size=(1 + i % 3, 3))
+    defaults = {
+        "request_id": UUID(int=i + 1),
+        "model_name": "m",
+        "context_X": x.tolist(),
+        "context_y": labels.tolist(),
+        "query_X": query.tolist(),
+    }
+    return TabularRequest(**{**defaults, **fields})
+
+
+MIXED = [
+    row(0),
+    row(1, output_mode="probabilities"),
+    row(2, context=1, n_context=31, output_mode="probabilities"),
+    row(3, task="regression"),
+    row(4, task="regression", output_mode="quantiles", quantile_levels=[0.2, 0.7]),
+    row(5, query_X=[]),
+    row(6, query_X=[[0.1, float("nan"), 0.2]]),
+]
+
+
+def test_mixed_rows_answer_like_single_ones(checkpoints):
+    check_backend(TabICLBackend(**checkpoints, device="cpu", n_estimators=2), MIXED)
+
+
+def test_answers_are_those_of_the_library(checkpoints):
+    from tabicl import TabICLClassifier, TabICLRegressor
+
+    backend = TabICLBackend(**checkpoints, device="cpu", n_estimators=2)
+    backend.load()
+    _, two, _, four, five, *_ = backend.batch_predict(MIXED)
+
+    options = {"allow_auto_download": False, "device": "cpu", "n_estimators": 2}
+    classifier = TabICLClassifier(model_path=checkpoints["classifier_path"], **options)
+    classifier.fit(np.array(MIXED[1].context_X), np.array(MIXED[1].context_y))
+    regressor = TabICLRegressor(model_path=checkpoints["regressor_path"], **options)
+    regressor.fit(np.array(MIXED[3].context_X), np.array(MIXED[3].context_y))
+
+    expected = classifier.predict_proba(np.array(MIXED[1].query_X))
+    np.testing.assert_allclose(two.probabilities, expected, atol=1e-5)
+    assert two.classes == [0, 1, 2]
+    assert two.predictions == classifier.classes_[expected.argmax(axis=1)].tolist()
+    np.testing.assert_allclose(
+        four.predictions, regressor.predict(np.array(MIXED[3].query_X)), atol=1e-5
+    )
+    assert list(five.quantiles) == ["0.2", "0.7"]
+    assert all(low <= high for low, high in zip(*five.quantiles.values(), strict=True))
+
+
+def test_rows_of_one_context_share_a_fit_and_the_file_is_read_once(checkpoints, monkeypatch):
+    import torch
+    from tabicl import TabICLClassifier
+
+    fits, reads = [], []
+    fit, load = TabICLClassifier.fit, torch.load
+    monkeypatch.setattr(
+        TabICLClassifier, "fit", lambda self, x, y: (fits.append(len(x)), fit(self, x, y))[1]
+    )
+    monkeypatch.setattr(torch, "load", lambda *a, **k: (reads.append(a), load(*a, **k))[1])
+    backend = TabICLBackend(**checkpoints, device="cpu", n_estimators=2)
+    backend.load()
+
+    backend.batch_predict([row(i, context=i % 2) for i in range(10)])
+
+    assert len(fits) == 2
+    assert len(reads) == 1
+
+
+def test_what_it_can_not_answer_is_named(checkpoints):
+    backend = TabICLBackend(**checkpoints, device="cpu")
+    backend.load()
+    with pytest.raises(ValueError, match=rf"{UUID(int=2)}: has no examples"):
+        backend.batch_predict([row(0), row(1, context_X=[], context_y=[])])
+    with pytest.raises(ValueError, match=r"'query_X\.1' has 2 features, the first example 3"):
+        backend.batch_predict([row(0, query_X=[[1, 2, 3], [1, 2]])])
+    with pytest.raises(SpecError, match=r"not found at '/nowhere/m\.ckpt'"):
+        TabICLBackend(classifier_path="/nowhere/m.ckpt", device="cpu").load()
