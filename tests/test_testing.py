@@ -1,0 +1,195 @@
+"""The conformance suite: good backends pass it, and each broken one is caught by its rule."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from uuid import UUID
+
+import pytest
+
+from sheaf_dagster import ModelBackend
+from sheaf_dagster.testing import RULES, ConformanceSuite, check_backend
+from tests.toys import NumberRequest, NumberResponse
+
+REQUESTS = [
+    NumberRequest(request_id=UUID(int=i + 1), model_name="m", value=value)
+    for i, value in enumerate([1.5, -2.0, 7.25])
+]
+STATE: dict[str, int] = {}
+COUNTER = itertools.count()
+
+
+def answer(request: NumberRequest, value: float) -> NumberResponse:
+    return NumberResponse(request_id=request.request_id, model_name=request.model_name, value=value)
+
+
+class Good(ModelBackend):
+    """Ten lines that keep every rule."""
+
+    model_type = "number"
+
+    def __init__(self, factor: float = 2.0) -> None:
+        self.factor = factor
+
+    def load(self) -> None:
+        self.ready = True
+
+    def predict(self, request):
+        return answer(request, request.value * self.factor)
+
+
+class NoEmptyBatch(Good):
+    def batch_predict(self, requests):
+        mean = sum(r.value for r in requests) / len(requests)
+        return [answer(r, r.value - mean + mean) for r in requests]
+
+
+class DropsLast(Good):
+    def batch_predict(self, requests):
+        return [self.predict(r) for r in requests][: max(1, len(requests) - 1)]
+
+
+class Sorts(Good):
+    def batch_predict(self, requests):
+        return [self.predict(r) for r in sorted(requests, key=lambda r: r.value)]
+
+
+class OwnIds(Good):
+    def predict(self, request):
+        return answer(request, request.value).model_copy(update={"request_id": UUID(int=99)})
+
+
+class Dictionaries(Good):
+    def predict(self, request):
+        return super().predict(request).model_dump()
+
+
+class SeesBatchMates(Good):
+    def batch_predict(self, requests):
+        total = sum(r.value for r in requests)
+        return [answer(r, r.value / (total or 1.0)) for r in requests]
+
+
+class TwoModels(Good):
+    def batch_predict(self, requests):
+        return [answer(r, r.value * 3) for r in requests]
+
+
+class Remembers(Good):
+    def load(self) -> None:
+        self.seen = 0
+
+    def predict(self, request):
+        self.seen += 1
+        return answer(request, self.seen * 1e-6)
+
+
+class Unseeded(Good):
+    def load(self) -> None:
+        self.factor = random.random()
+
+
+class LoadsAgain(Good):
+    def batch_predict(self, requests):
+        self.load()
+        return super().batch_predict(requests)
+
+
+class BadWarmUp(Good):
+    def warmup_requests(self):
+        return [object()]
+
+
+class ChangesRequests(Good):
+    def predict(self, request):
+        response = super().predict(request)
+        request.value = 0.0 if request.note == "changed" else request.value
+        request.note = "changed"
+        return response
+
+
+class Unsteady(Good):
+    @classmethod
+    def identify(cls, **_):
+        return f"version {next(COUNTER)}"
+
+
+class NeedsTheDriver(Good):
+    def load(self) -> None:
+        self.factor = STATE["factor"]
+
+
+def test_a_backend_that_keeps_the_rules_passes():
+    check_backend(Good, REQUESTS)
+
+
+def test_an_instance_passes_too():
+    check_backend(Good(factor=3.0), REQUESTS)
+
+
+@pytest.mark.parametrize(
+    ("backend", "rule", "message"),
+    [
+        (NoEmptyBatch, "empty_batch", "ZeroDivisionError"),
+        (DropsLast, "count", "2 requests got 1 responses; each must get exactly one"),
+        (Sorts, "order", "response 0 answers request 0+-.*02 in place of 0+-.*01"),
+        (OwnIds, "order", "copy each id"),
+        (Dictionaries, "json", "response 0 is a dict; it must be a pydantic model"),
+        (SeesBatchMates, "single_row", r"request 0 gets another answer .* value: 1.0 and 0.22"),
+        (TwoModels, "predict", "value: 3.0 and 4.5"),
+        (Remembers, "repeatable", "another answer when it runs again: response 0, value:"),
+        (Unseeded, "seeded", "seed what is random"),
+        (LoadsAgain, "load_once", r"load\(\) ran 3 times"),
+        (BadWarmUp, "warm_up", "AttributeError: 'object' object has no attribute 'value'"),
+        (ChangesRequests, "requests_untouched", "request 0 was changed .*: note: None and 'ch"),
+        (Unsteady, "identity", r"identify\(\) returned 'version \d+', then 'version \d+'"),
+        (NeedsTheDriver, "travels", "don't work in a fresh worker process: KeyError: 'factor'"),
+    ],
+)
+def test_each_rule_catches_what_breaks_it(backend, rule, message):
+    STATE["factor"] = 2
+    requests = [r.model_copy() for r in REQUESTS]
+
+    with pytest.raises(AssertionError, match=rf"{rule}: (?s:.*){message}"):
+        check_backend(backend, requests, rules=[rule])
+
+
+def test_only_the_broken_rules_are_named():
+    quick = [rule for rule in RULES if rule != "travels"]
+    with pytest.raises(AssertionError) as e:
+        check_backend(Sorts, REQUESTS, rules=quick)
+    assert str(e.value).startswith("Sorts breaks 3 of 12 rules:\n  order: ")
+    assert "\n  single_row: " in str(e.value)
+    assert "\n  predict: " in str(e.value)
+
+
+def test_arguments_must_be_json_to_travel():
+    with pytest.raises(AssertionError, match="travels: backend_kwargs must hold JSON values only"):
+        check_backend(Good, REQUESTS, backend_kwargs={"factor": 2j}, rules=["travels"])
+
+
+def test_a_class_that_no_module_holds_travels_whole():
+    class Local(Good):
+        pass
+
+    check_backend(Local, REQUESTS, backend_kwargs={"factor": 4}, rules=["travels"])
+
+
+@pytest.fixture(scope="module")
+def suite():
+    with ConformanceSuite(Good, REQUESTS) as suite:
+        yield suite
+    assert suite.loads == 1
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "travels"])
+def test_rules_can_be_tests_of_their_own(suite, rule):
+    suite.check(rule)
+
+
+def test_an_unknown_rule_and_too_few_requests_are_refused(suite):
+    with pytest.raises(ValueError, match="no rule 'speed'; there are: empty_batch, count"):
+        suite.check("speed")
+    with pytest.raises(ValueError, match="at least two requests"):
+        check_backend(Good, REQUESTS[:1])
