@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo backfill ui test test-fast test-faults test-crashes test-corpus lint format bench clean
+.PHONY: help demo backfill digits texts ui test test-fast test-faults test-crashes test-corpus lint format bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -22,19 +22,31 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt -e '.[example]'
 	@touch $@
 
+$(VENV)/.texts: $(VENV)/.demo
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[example-texts]'
+	@touch $@
+
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt -e '.[dev]'
-	@touch $@ $(VENV)/.demo
+	@touch $(VENV)/.demo $(VENV)/.texts $@
 
 $(DAGSTER_HOME)/dagster.yaml:
 	@mkdir -p $(DAGSTER_HOME) && printf 'telemetry:\n  enabled: false\nnux:\n  enabled: false\n' > $@
 
-demo: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## Forecast real series for a few days through real Dagster runs
+demo: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## Forecast real series and embed pictures through real Dagster runs
 	$(BIN)/python -m example_project.demo
+	$(BIN)/python -m example_project.embed digits
 
 backfill: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## Backfill the year as one run, with a closing table
 	$(BIN)/python -m example_project.backfill
+
+digits: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## Train a small network and embed 1,797 pictures with it
+	$(BIN)/python -m example_project.embed digits
+
+texts: $(VENV)/.texts $(DAGSTER_HOME)/dagster.yaml  ## Embed this library's documentation (installs torch)
+	$(BIN)/python -m example_project.embed pages
 
 ui: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## The Dagster UI on the example project
 	$(BIN)/dagster dev -w workspace.yaml

@@ -1,17 +1,16 @@
 """Requests → forecasts → accuracy, a partition a day; and a plot of each month."""
 
 import json
-import os
 from datetime import date
-from pathlib import Path
 
 import dagster as dg
 
 import sheaf_dagster as sd
 from example_project.accuracy import read_responses, score
+from example_project.digits import DIGIT_ASSETS, DIGIT_CHECKS, DIGIT_RESOURCES
+from example_project.pages import PAGE_ASSETS, PAGE_CHECKS, PAGE_RESOURCES
+from example_project.root import ROOT
 from example_project.series import HISTORY_DAYS, HORIZON, load_series
-
-ROOT = Path(os.environ.get("SHEAF_EXAMPLE_ROOT") or Path(__file__).parent.parent / "data")
 
 # From the first day with a full history to the last one with a week of actuals after it.
 days = dg.DailyPartitionsDefinition("2013-03-01", end_date="2013-12-26")
@@ -131,7 +130,15 @@ def monthly_accuracy(context: dg.AssetExecutionContext) -> None:
 
 
 defs = dg.Definitions(
-    assets=[forecast_requests, forecasts, forecast_accuracy, monthly_accuracy],
+    assets=[
+        forecast_requests,
+        forecasts,
+        forecast_accuracy,
+        monthly_accuracy,
+        *DIGIT_ASSETS,
+        *PAGE_ASSETS,
+    ],
+    asset_checks=[*DIGIT_CHECKS, *PAGE_CHECKS],
     resources={
         "model": sd.ModelResource(
             name="departures-ets",
@@ -139,6 +146,8 @@ defs = dg.Definitions(
             backend="statsforecast",
             backend_kwargs={"model": "AutoETS", "model_kwargs": {"model": "ANA"}},
         ),
+        **DIGIT_RESOURCES,
+        **PAGE_RESOURCES,
         "ray_cluster": sd.RayClusterResource(),
         "storage": sd.StorageResource(root=str(ROOT)),
     },

@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 
-__all__ = ["materialisations", "materialise", "quiet", "relative", "table"]
+__all__ = ["materialisations", "materialise", "materialise_group", "quiet", "relative", "table"]
 
 
 def quiet() -> None:
@@ -33,6 +33,23 @@ def materialise(
             "dagster/asset_partition_range_start": first,
             "dagster/asset_partition_range_end": last,
         },
+        run_config={"loggers": {"console": {"config": {"log_level": log_level}}}},
+        raise_on_error=False,
+    )
+
+
+def materialise_group(
+    instance: dg.DagsterInstance, group: str, log_level: str
+) -> dg.ExecuteInProcessResult:
+    """One run over the assets of a group, with their checks."""
+    from example_project.definitions import defs
+
+    job = dg.define_asset_job("example_group", selection=dg.AssetSelection.groups(group))
+    resolved = dg.Definitions.merge(defs, dg.Definitions(jobs=[job])).resolve_job_def(
+        "example_group"
+    )
+    return resolved.execute_in_process(
+        instance=instance,
         run_config={"loggers": {"console": {"config": {"log_level": log_level}}}},
         raise_on_error=False,
     )

@@ -20,7 +20,12 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "ModelType",
         "register_contract",
     ),
-    "sheaf_dagster.backends": ("ModelBackend", "known_backends", "register_backend"),
+    "sheaf_dagster.backends": (
+        "ModelBackend",
+        "known_backends",
+        "register_backend",
+        "weights_digest",
+    ),
     "sheaf_dagster.batch": (
         "BatchOutcome",
         "BatchProgress",
@@ -75,7 +80,12 @@ _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in nam
 __all__ = ["__version__", *sorted(_MODULE_OF)]
 
 if TYPE_CHECKING:
-    from sheaf_dagster.backends import ModelBackend, known_backends, register_backend
+    from sheaf_dagster.backends import (
+        ModelBackend,
+        known_backends,
+        register_backend,
+        weights_digest,
+    )
     from sheaf_dagster.batch import (
         BatchOutcome,
         BatchProgress,
