@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from statistics import median_low
 
 import sheaf_dagster
 from sheaf_dagster import errors
@@ -149,7 +150,7 @@ class FileTask:
             texts=tuple(f.text for f in source.files),
             names=tuple(f.stored.uri for f in source.files),
             store=self.sink.parts(self.fingerprint),
-            batch_size=self.spec.batch_size,
+            batch_size=None if self.spec.batch_size == "auto" else self.spec.batch_size,
             on_error=self.spec.on_error,
             bucket_by=self.spec.bucket_by,
             batch_timeout=self.spec.batch_timeout,
@@ -167,7 +168,7 @@ class FileTask:
             self.sink.prepare()
             spool = self.sink.spool()
         return scan_source(
-            locations, self.spec.batch_size, row_limit=self.spec.row_limit, spool=spool
+            locations, self.spec.layout_rows, row_limit=self.spec.row_limit, spool=spool
         )
 
     @property
@@ -237,6 +238,7 @@ class FileTask:
             predict_seconds=predict_seconds,
             device_busy_fraction=_busy_fraction(reports),
             halved_batches=sum(r.halved for r in reports),
+            batch_size=_batch_size(self.spec, reports),
         )
 
     def abandon(self) -> None:
@@ -259,6 +261,14 @@ class WorkerTraceback(Exception):  # noqa: N818  (a cause to show, not an error 
 
     def __str__(self) -> str:
         return "\n" + str(self.args[0])
+
+
+def _batch_size(spec: BatchSpec, reports: Sequence[ChunkReport]) -> int | None:
+    """Rows of a batch: as given, or the (lower) median of what the workers settled at."""
+    if spec.batch_size != "auto":
+        return spec.batch_size
+    last = {r.worker: r.batch_size for r in sorted(reports, key=lambda r: r.ended)}
+    return median_low(last.values()) if last else None
 
 
 def _busy_fraction(reports: Sequence[ChunkReport]) -> float | None:

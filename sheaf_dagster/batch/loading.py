@@ -12,6 +12,7 @@ from functools import cached_property
 
 from sheaf_dagster.backends import ModelBackend, resolve_backend
 from sheaf_dagster.batch.rows import RowContract
+from sheaf_dagster.batch.sizing import BatchSizer
 from sheaf_dagster.batch.spec import ModelSpec
 from sheaf_dagster.contracts import contract_for
 from sheaf_dagster.errors import BackendLoadError, ModelChangedError, SheafError, SpecError
@@ -103,6 +104,8 @@ class LoadedBackend:
     """Identity of its weights, where it is known."""
     batch_seconds: float | None = field(default=None)
     """Recent mean time of one ``batch_predict`` call."""
+    sizer: BatchSizer = field(default_factory=BatchSizer)
+    """What it has found of the best batch size."""
 
     @cached_property
     def tag(self) -> str:

@@ -128,6 +128,8 @@ class BatchResult(BaseModel):
         device_busy_fraction: Share of the workers' time after load that was spent inside
             ``batch_predict``; None where nothing was computed.
         halved_batches: Batches that ran out of memory and were halved.
+        batch_size: Rows of a batch; with ``batch_size="auto"`` what the workers ended with (the
+            median), None where nothing was computed.
     """
 
     model_config = ConfigDict(protected_namespaces=())
@@ -152,6 +154,7 @@ class BatchResult(BaseModel):
     predict_seconds: float = 0.0
     device_busy_fraction: float | None = None
     halved_batches: int = 0
+    batch_size: int | None = None
 
     @property
     def rows_per_second(self) -> float:

@@ -62,7 +62,7 @@ class BatchRunner:
         locations = [Location.of(uri, spec.storage_options) for uri in spec.sources]
         with tempfile.TemporaryDirectory(prefix="sheaf-") as folder:
             source = scan_source(
-                locations, spec.batch_size, row_limit=spec.row_limit, spool=Location.of(folder)
+                locations, spec.layout_rows, row_limit=spec.row_limit, spool=Location.of(folder)
             )
             texts = [f.text for f in source.files]
             checks = check_chunks(self._context.rows, texts, source.chunks)

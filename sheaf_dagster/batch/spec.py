@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from sheaf_dagster.batch.sizing import AUTO_LAYOUT_ROWS
+
 __all__ = ["BatchSpec", "Compute", "ModelSpec", "OnError", "ResourceConfig"]
 
 Compute = Literal["tasks", "actors", "local"]
@@ -117,8 +119,11 @@ class BatchSpec(_Spec):
         min_length=1,
         description="JSONL file of responses: a path or any fsspec URI; .gz and .zst by suffix.",
     )
-    batch_size: int = Field(
-        default=32, gt=0, description="Rows that one batch_predict call is given."
+    batch_size: int | Literal["auto"] = Field(
+        default=32,
+        description='Rows that one batch_predict call is given. "auto": each worker grows it to '
+        "the best rows per second within memory, then holds it; a row's batch mates then differ "
+        "from run to run, and with some models the last bits of its answer.",
     )
     compute: Compute = Field(
         default="tasks",
@@ -158,6 +163,13 @@ class BatchSpec(_Spec):
         description="Arguments of the fsspec file system (credentials, endpoint).",
     )
 
+    @field_validator("batch_size")
+    @classmethod
+    def _some_rows(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f'Input should be greater than 0, or "auto" (got {value})')
+        return value
+
     @model_validator(mode="after")
     def _actors_need_a_number(self) -> BatchSpec:
         if self.compute == "actors" and self.num_actors is None:
@@ -168,6 +180,11 @@ class BatchSpec(_Spec):
         if self.sink in self.sources:
             raise ValueError(f"source and sink are the same file ({self.sink})")
         return self
+
+    @property
+    def layout_rows(self) -> int:
+        """What each chunk of the source holds a whole multiple of."""
+        return AUTO_LAYOUT_ROWS if self.batch_size == "auto" else self.batch_size
 
     @property
     def sources(self) -> list[str]:

@@ -24,6 +24,7 @@ from sheaf_dagster.batch.loading import LoadedBackend, ModelContext
 from sheaf_dagster.batch.overlap import prefetch
 from sheaf_dagster.batch.predict import Answer, Predictor
 from sheaf_dagster.batch.rows import Row, response_line, said_by
+from sheaf_dagster.batch.sizing import BatchSizer, spans
 from sheaf_dagster.batch.spec import OnError
 from sheaf_dagster.errors import BackendError, SheafError, SourceChangedError
 from sheaf_dagster.storage import Chunk, Location, Part, PartStore, read_ranges, split_rows
@@ -53,7 +54,8 @@ class FileJob:
     names: tuple[str, ...]
     """What to call them in messages."""
     store: PartStore
-    batch_size: int
+    batch_size: int | None
+    """Rows of a batch; None: each worker finds the best."""
     on_error: OnError
     bucket_by: str | None
     batch_timeout: float | None = None
@@ -119,6 +121,8 @@ class ChunkReport:
     failure: ChunkFailure | None = None
     predict_seconds: float = 0.0
     halved: int = 0
+    batch_size: int = 0
+    """Rows of a batch when the chunk ended."""
     started: float = 0.0
     ended: float = 0.0
     load_seconds: float = 0.0
@@ -192,7 +196,7 @@ def run_chunks(
         limit_for: Makes what bounds the calls of files that have a ``batch_timeout``.
     """
     failed: set[int] = set()
-    batches = _read(context, grabs, failed)
+    batches = _read(context, loaded.sizer, grabs, failed)
     for batch in batches:
         answers = _predict(loaded, batch, failed, limit_for)
         report = _finish(loaded, batch, answers, failed)
@@ -237,17 +241,24 @@ def _overlapped(
 
 
 def _read(
-    context: ModelContext, grabs: Iterable[Sequence[tuple[FileJob, Chunk]]], failed: set[int]
+    context: ModelContext,
+    sizer: BatchSizer,
+    grabs: Iterable[Sequence[tuple[FileJob, Chunk]]],
+    failed: set[int],
 ) -> Iterator[_Batch]:
     for grab in grabs:
         ranges = read_ranges([(job.texts[c.file], c.start, c.end) for job, c in grab])
         for (job, chunk), read in zip(grab, ranges, strict=True):
             if job.id not in failed:
-                yield from _read_chunk(context, job, chunk, read)
+                yield from _read_chunk(context, sizer, job, chunk, read)
 
 
 def _read_chunk(
-    context: ModelContext, job: FileJob, chunk: Chunk, read: Callable[[], bytes]
+    context: ModelContext,
+    sizer: BatchSizer,
+    job: FileJob,
+    chunk: Chunk,
+    read: Callable[[], bytes],
 ) -> Iterator[_Batch]:
     state = _ChunkState(job, chunk)
     try:
@@ -259,7 +270,7 @@ def _read_chunk(
             )
         lines = split_rows(data, chunk.first_line)
         del data
-        for rows, last in _batches(context, job, chunk, lines):
+        for rows, last in _batches(context, sizer, job, chunk, lines):
             yield _Batch(state, rows, last)
     except Exception as e:
         state.failure = e
@@ -267,25 +278,32 @@ def _read_chunk(
 
 
 def _batches(
-    context: ModelContext, job: FileJob, chunk: Chunk, lines: list[tuple[int, bytes]]
+    context: ModelContext,
+    sizer: BatchSizer,
+    job: FileJob,
+    chunk: Chunk,
+    lines: list[tuple[int, bytes]],
 ) -> Iterator[tuple[list[Row], bool]]:
-    size = job.batch_size
+    if job.batch_size is None:
+        sizer.make_room(len(lines))
+
+    def size() -> int:
+        return sizer.size if job.batch_size is None else job.batch_size
+
     if job.bucket_by is None:
-        for start in range(0, len(lines), size):
-            rows = context.rows.parse(lines[start : start + size], chunk.first_row + start)
-            yield rows, start + size >= len(lines)
+        for start, stop in spans(len(lines), size):
+            rows = context.rows.parse(lines[start:stop], chunk.first_row + start)
+            yield rows, stop == len(lines)
         return
-    # The window is the chunk: it is the same at every run, so the batches are too.
+    # The window is the chunk: it is the same at every run, so the batches of one size are too.
     buckets: dict[Any, list[Row]] = defaultdict(list)
     for row in context.rows.parse(lines, chunk.first_row):
         buckets[repr(getattr(row.request, job.bucket_by, None))].append(row)
-    full = [
-        bucket[start : start + size]
-        for bucket in buckets.values()
-        for start in range(0, len(bucket), size)
-    ]
-    for i, rows in enumerate(full):
-        yield rows, i == len(full) - 1
+    left = len(lines)
+    for bucket in buckets.values():
+        for start, stop in spans(len(bucket), size):
+            left -= stop - start
+            yield bucket[start:stop], not left
 
 
 def _predict(
@@ -304,6 +322,10 @@ def _predict(
     except Exception as e:
         state.failure = e
         answers = []
+    if predictor.halved:
+        loaded.sizer.out_of_memory(len(batch.rows))
+    elif predictor.calls == 1 and state.failure is None:
+        loaded.sizer.observe(len(batch.rows), predictor.seconds)
     mean = predictor.seconds / max(predictor.calls, 1)
     old = loaded.batch_seconds
     loaded.batch_seconds = mean if old is None else 0.8 * old + 0.2 * mean
@@ -352,6 +374,7 @@ def _finish(
         ),
         predict_seconds=state.predict_seconds,
         halved=state.halved,
+        batch_size=state.job.batch_size or loaded.sizer.size,
         started=max(state.started, loaded.ready_at),
         ended=time.time(),
         load_seconds=loaded.load_seconds,

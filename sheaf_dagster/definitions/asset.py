@@ -51,7 +51,7 @@ def build_batch_inference_asset(
     deps: Iterable[Any] | None = None,
     partitions_def: dg.PartitionsDefinition | None = None,
     source_partitions: SourcePartitions | None = None,
-    batch_size: int = 32,
+    batch_size: int | Literal["auto"] = 32,
     compute: Compute = "tasks",
     num_actors: int | None = None,
     on_error: OnError = "fail",
@@ -96,7 +96,8 @@ def build_batch_inference_asset(
         partitions_def: Partitions, if any: time windows, static, dynamic or multi-dimensional.
         source_partitions: Where the source has other partitions than the sink: several upstream
             files are read as one, in key order, and ``{partition_key}`` in ``source`` is theirs.
-        batch_size: Rows that one ``batch_predict`` call is given.
+        batch_size: Rows that one ``batch_predict`` call is given; ``"auto"``: each worker grows it
+            to the best rows per second within memory, then holds it.
         compute: ``tasks``, ``actors`` or ``local``.
         num_actors: Size of the actor pool; needed with ``compute="actors"``.
         on_error: ``fail``, or ``record`` to write failing rows as error responses.

@@ -30,6 +30,11 @@ class BatchConfig(dg.Config):
     batch_size: Optional[int] = Field(
         default=None, gt=0, description="Rows that one batch_predict call is given."
     )
+    auto_batch_size: Optional[bool] = Field(
+        default=None,
+        description="Let each worker find the batch size with the best rows per second, in place "
+        "of batch_size.",
+    )
     compute: Optional[ComputeMode] = Field(
         default=None,
         description="tasks: elastic Ray tasks; actors: a pool of warm actors; local: this "
@@ -60,8 +65,11 @@ class BatchConfig(dg.Config):
 
     def changes(self) -> dict[str, Any]:
         """The BatchSpec fields that it sets."""
-        return {
+        changed = {
             name: value.value if isinstance(value, Enum) else value
             for name in type(self).model_fields
             if (value := getattr(self, name)) is not None
         }
+        if changed.pop("auto_batch_size", False):
+            changed["batch_size"] = "auto"
+        return changed

@@ -70,6 +70,8 @@ def result_metadata(
         "workers": result.workers,
         "load_seconds": round(result.load_seconds, 3),
     }
+    if result.batch_size is not None:
+        md["batch_size"] = result.batch_size
     if result.device_busy_fraction is not None:
         md["device_busy_fraction"] = round(result.device_busy_fraction, 4)
     if result.halved_batches:
