@@ -49,6 +49,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "build_batch_inference_asset",
         "build_jsonl_arrival_sensor",
         "build_model_asset",
+        "check_definitions",
     ),
     "sheaf_dagster.errors": (
         "BackendError",
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
         build_batch_inference_asset,
         build_jsonl_arrival_sensor,
         build_model_asset,
+        check_definitions,
     )
     from sheaf_dagster.errors import *
 

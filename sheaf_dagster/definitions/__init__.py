@@ -1,6 +1,7 @@
 """How a job is an asset: resources, the asset factory, checks and metadata."""
 
 from sheaf_dagster.definitions.asset import build_batch_inference_asset
+from sheaf_dagster.definitions.capacity import check_definitions
 from sheaf_dagster.definitions.config import BatchConfig
 from sheaf_dagster.definitions.io_manager import JsonlIOManager
 from sheaf_dagster.definitions.model_asset import build_model_asset
@@ -24,4 +25,5 @@ __all__ = [
     "build_batch_inference_asset",
     "build_jsonl_arrival_sensor",
     "build_model_asset",
+    "check_definitions",
 ]

@@ -15,6 +15,7 @@ from sheaf_dagster.batch.logs import logs_told_to
 from sheaf_dagster.batch.progress import EVERY_SECONDS, progress_lines
 from sheaf_dagster.batch.spec import BatchSpec, Compute, ModelSpec, OnError
 from sheaf_dagster.batch.work import run_files
+from sheaf_dagster.definitions.capacity import BUILT_METADATA, built_metadata
 from sheaf_dagster.definitions.checks import check_specs, severities_of
 from sheaf_dagster.definitions.clusters import cluster_config, cluster_limits, jobs_address
 from sheaf_dagster.definitions.config import BatchConfig
@@ -115,7 +116,10 @@ def build_batch_inference_asset(
         retry_policy: For errors that retrying can mend; the others end the step at once.
         automation_condition: For declarative automation, such as
             ``AutomationCondition.eager()``.
-        pool: Dagster pool of the step, by which an instance limits jobs at a time.
+        pool: Dagster pool of the step, by which an instance limits jobs at a time; None: named
+            like the ``ray_cluster`` resource, so that
+            ``dagster instance concurrency set ray_cluster 2`` lets two jobs run on it at a time;
+            ``""``: none. With ``compute="local"`` there is none by default.
         group_name: Group of the asset.
         description: Shown on the asset's page.
         owners: E-mail addresses or ``team:`` names.
@@ -179,6 +183,7 @@ def build_batch_inference_asset(
             SOURCE_METADATA: source,
             SINK_METADATA: sink,
             **_upstream(source_partitions),
+            BUILT_METADATA: built_metadata(compute, num_actors, model, ray_cluster),
             **(metadata or {}),
         },
         code_version=code_version,
@@ -200,7 +205,7 @@ def build_batch_inference_asset(
             model_key=model_key,
             backfill_policy=backfill_policy,
             retry_policy=retry_policy,
-            pool=pool,
+            pool=_pool(pool, compute, ray_cluster),
             severities=severities_of(check_severities or {}),
             actuals=actuals,
             redact_rows=redact_rows,
@@ -305,6 +310,12 @@ def _upstream(source_partitions: SourcePartitions | None) -> dict[str, str]:
     if source_partitions is None:
         return {}
     return {SOURCE_PARTITIONS_METADATA: str(source_partitions.partitions_def)}
+
+
+def _pool(given: str | None, compute: Compute, ray_cluster: str) -> str | None:
+    if given is None and compute != "local":
+        return ray_cluster
+    return given or None
 
 
 def _batch_spec(what: str, fields: dict[str, Any]) -> BatchSpec:

@@ -1,0 +1,83 @@
+"""Whether assets fit their cluster's limits, as far as that is known before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from sheaf_dagster.batch.cluster_config import ClusterConfig, check_limits
+from sheaf_dagster.batch.spec import BatchSpec, ModelSpec, ResourceConfig
+from sheaf_dagster.definitions.resources import ModelResource, RayClusterResource
+from sheaf_dagster.errors import ClusterCapacityError
+
+__all__ = ["BUILT_METADATA", "built_metadata", "check_definitions"]
+
+BUILT_METADATA = "sheaf_dagster/built"
+"""Metadata of a batch inference asset: what it was built with, and its resources' keys."""
+
+
+def built_metadata(
+    compute: str, num_actors: int | None, model: str, ray_cluster: str
+) -> dg.MetadataValue[Any]:
+    """What ``check_definitions`` needs to know of an asset."""
+    return dg.MetadataValue.json(
+        {
+            "compute": compute,
+            "num_actors": num_actors,
+            "model": model,
+            "ray_cluster": ray_cluster,
+        }
+    )
+
+
+def check_definitions(defs: dg.Definitions) -> dg.Definitions:
+    """Refuses definitions with an asset that can't fit its cluster's limits; else returns them.
+
+    ::
+
+        defs = sd.check_definitions(dg.Definitions(assets=[...], resources={...}))
+
+    An asset whose ``num_actors * num_gpus`` is more than ``gpu_limit`` then fails to load, in
+    ``dg check defs`` and in the UI's code location, and not in tonight's run. What only a run
+    knows (an ``EnvVar``, run config, a cluster of dagster-ray's) is checked when the step begins.
+
+    Raises:
+        ClusterCapacityError: With the asset and the sum spelled out.
+    """
+    resources = defs.resources or {}
+    for spec in defs.resolve_all_asset_specs():
+        built = spec.metadata.get(BUILT_METADATA)
+        if built is not None:
+            _check(spec.key.to_user_string(), getattr(built, "value", built), resources)
+    return defs
+
+
+def _check(asset: str, built: Mapping[str, Any], resources: Mapping[str, Any]) -> None:
+    model, cluster = (resources.get(built[what]) for what in ("model", "ray_cluster"))
+    if not (isinstance(model, ModelResource) and isinstance(cluster, RayClusterResource)):
+        return
+    known = {name: _number(model, name) for name in ("num_cpus", "num_gpus")}
+    demand = ResourceConfig(**{name: value for name, value in known.items() if value is not None})
+    try:
+        check_limits(
+            ModelSpec(name="m", model_type="any", backend="any", resources=demand),
+            BatchSpec(
+                source="a", sink="b", compute=built["compute"], num_actors=built["num_actors"]
+            ),
+            ClusterConfig(
+                gpu_limit=None if known["num_gpus"] is None else _number(cluster, "gpu_limit"),
+                cpu_limit=None if known["num_cpus"] is None else _number(cluster, "cpu_limit"),
+            ),
+        )
+    except ClusterCapacityError as e:
+        raise ClusterCapacityError(f"asset {asset}: {e}") from e
+
+
+def _number(resource: Any, field: str) -> float | None:
+    """A field's value where it is known before a run."""
+    value = getattr(resource, field)
+    # IntEnvVar is an int that isn't the variable's.
+    known = type(value) in (int, float)
+    return float(value) if known else None
