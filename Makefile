@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo backfill digits texts ui test test-fast test-faults test-crashes test-corpus lint format bench clean
+.PHONY: help demo backfill digits texts ui test test-fast test-faults test-crashes test-corpus test-cluster lint format bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -65,6 +65,9 @@ test-crashes: $(VENV)/.dev  ## 60 processes killed at random moments (a quarter 
 
 test-corpus: $(VENV)/.dev  ## The bad files, the huge ones too, with their memory measured (minutes)
 	SHEAF_CORPUS=1 $(BIN)/python -m pytest tests/batch/test_corpus.py tests/batch/test_bad_places.py
+
+test-cluster: $(VENV)/.dev  ## Every way to run on real Ray clusters, with and without a token (minutes)
+	SHEAF_CLUSTER_TESTS=1 $(BIN)/python -m pytest tests/definitions/test_on_a_cluster.py tests/batch/test_nodes.py
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -111,6 +111,22 @@ def _hang(how: str) -> None:
     time.sleep(120)
 
 
+class Companions(Doubler):
+    """Doubles once so many workers have loaded: none does the job before the others are there."""
+
+    def __init__(self, together: int, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.together = together
+
+    def batch_predict(self, requests):
+        deadline = time.monotonic() + 150
+        while len(open(self.load_log).readlines()) < self.together:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the other workers did not come up")
+            time.sleep(0.05)
+        return super().batch_predict(requests)
+
+
 class Scaler(ModelBackend):
     """Multiplies by the number that its weights file holds."""
 

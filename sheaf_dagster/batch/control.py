@@ -147,8 +147,8 @@ class JobControl:
     async def lost(self, nodes: set[str]) -> None:
         """Nodes are gone; hands out again what their workers held.
 
-        A call to an actor stays with that actor, so Ray lets it wait until the actor has a new
-        place: for ever, where no other node has room.
+        Ray lets a lost actor or task wait until it has a new place: for ever, where no other
+        node has room, because those who have it wait here for what the lost one held.
         """
         self._lost_nodes |= nodes
         for ticket in [t for t, node in self._node_of.items() if node in nodes]:

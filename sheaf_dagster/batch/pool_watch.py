@@ -67,8 +67,7 @@ class PoolWatch:
         if now < self._look_at:
             return
         self._look_at = now + _LOOK_EVERY_SECONDS
-        if self._actors:
-            self._see_lost_nodes()
+        self._see_lost_nodes()
         if self._asked is None:
             self._asked = self._control.workers.remote()
         if not ray.wait([self._asked], timeout=0)[0]:

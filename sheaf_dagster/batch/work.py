@@ -213,9 +213,9 @@ class StepOrder:
                 [
                     f.spec.source,
                     f.spec.sink,
-                    # Half a digest tells two versions of one file apart, and a run over years of
-                    # partitions must fit an environment variable.
-                    f.committed and [f.committed.fingerprint[:16], f.committed.output_bytes],
+                    # 32 bits and the size tell two versions of one file apart, and a retry over
+                    # ten years of partitions must fit an environment variable.
+                    f.committed and [f.committed.fingerprint[:8], f.committed.output_bytes],
                 ]
                 for f in self.files
             ],

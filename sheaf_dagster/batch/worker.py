@@ -26,6 +26,7 @@ from sheaf_dagster.batch.predict import Answer, Predictor
 from sheaf_dagster.batch.rows import Row, response_line, said_by
 from sheaf_dagster.batch.sizing import BatchSizer, spans
 from sheaf_dagster.batch.spec import OnError
+from sheaf_dagster.batch.visibility import require_visible
 from sheaf_dagster.errors import BackendError, SheafError, SourceChangedError
 from sheaf_dagster.storage import Chunk, Location, Part, PartStore, read_ranges, split_rows
 
@@ -262,6 +263,7 @@ def _read_chunk(
 ) -> Iterator[_Batch]:
     state = _ChunkState(job, chunk)
     try:
+        require_visible(state.where, job.texts[chunk.file], job.store.folder)
         data = read()
         if chunk.crc >= 0 and zlib.crc32(data) != chunk.crc:
             raise SourceChangedError(

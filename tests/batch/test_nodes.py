@@ -1,0 +1,125 @@
+"""Jobs over several nodes: real raylets, each with processes and ports of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, read_rows
+from tests.ray_head import RayHead, in_full
+
+pytestmark = pytest.mark.ray
+
+DRIVER = """
+import json, logging, sys
+from sheaf_dagster import BatchRunner, BatchSpec, ClusterConfig, ModelSpec, SheafError
+logging.basicConfig(level=logging.INFO)
+address, job = sys.argv[1], json.loads(sys.argv[2])
+model = ModelSpec(
+    name="doubler",
+    model_type="number",
+    backend="tests.toys:Companions",
+    backend_kwargs={"together": 2, **job.pop("model")},
+)
+runner = BatchRunner(model, ClusterConfig(address=address), on_progress=None)
+try:
+    result = runner.run(BatchSpec(**job))
+except SheafError as e:
+    print(json.dumps({"error": type(e).__name__, "message": str(e)}))
+else:
+    print(json.dumps({"rows": result.rows, "workers": result.workers}))
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayHead]:
+    """A head that runs drivers alone, and two nodes of one CPU each."""
+    head = RayHead(num_cpus=0)
+    try:
+        head.wait()
+        head.add_node(1)
+        yield head
+    finally:
+        head.stop()
+
+
+def start(head: RayHead, **job) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, head.address, json.dumps(job)],
+        cwd=ROOT,
+        env=head.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(driver: subprocess.Popen) -> tuple[dict, str]:
+    out, err = driver.communicate(timeout=200)
+    assert out, err[-3000:]
+    return json.loads(out.splitlines()[-1]), err
+
+
+def wait_for(path: Path, lines: int, driver: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not (path.exists() and len(path.read_text().split()) >= lines):
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < deadline, f"gave up waiting for {path}"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("compute", ["tasks", pytest.param("actors", marks=in_full)])
+def test_a_job_goes_on_when_a_node_is_lost(cluster, write_rows, tmp_path, compute):
+    calls, loads = tmp_path / "calls", tmp_path / "loads"
+    node = cluster.add_node(1)
+    driver = start(
+        cluster,
+        source=write_rows(list(range(400))),
+        sink=str(tmp_path / "out.jsonl"),
+        batch_size=4,
+        compute=compute,
+        num_actors=2 if compute == "actors" else None,
+        model={"batch_seconds": 0.05, "call_log": str(calls), "load_log": str(loads)},
+    )
+    wait_for(loads, 2, driver)  # one on each node
+    wait_for(calls, 8, driver)
+
+    cluster.kill_node(node)
+    result, _ = end(driver)
+
+    assert result.get("rows") == 400, result
+    assert [r["value"] for r in read_rows(tmp_path / "out.jsonl")] == [2 * i for i in range(400)]
+    assert [p.name for p in tmp_path.glob(".out*")] == []
+
+
+def test_a_node_that_cannot_see_a_local_path_is_named_as_the_reason(
+    cluster, tmp_path, tmp_path_factory, write_rows
+):
+    source = write_rows(list(range(200)))
+    loads = tmp_path_factory.mktemp("seen") / "loads"
+    node = cluster.add_node(1, hidden=tmp_path)
+    try:
+        result, err = end(
+            start(
+                cluster,
+                source=source,
+                sink=str(tmp_path / "out.jsonl"),
+                batch_size=1,
+                compute="actors",
+                num_actors=2,
+                model={"batch_seconds": 0.05, "load_log": str(loads)},
+            )
+        )
+    finally:
+        cluster.kill_node(node)
+
+    assert result["error"] == "SourceError", (result, err[-2000:])
+    assert f"can't see {source}, which was there for the driver" in result["message"]
+    assert "s3://" in result["message"]
+    assert not (tmp_path / "out.jsonl").exists()

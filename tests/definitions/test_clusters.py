@@ -1,0 +1,60 @@
+"""What may stand under the ray_cluster key."""
+
+from __future__ import annotations
+
+import dagster as dg
+import pytest
+from dagster_ray import Lifecycle, LocalRay
+
+import sheaf_dagster as sd
+from sheaf_dagster.definitions.clusters import cluster_config, cluster_limits, jobs_address
+from tests.definitions.cluster_project import Head
+
+
+def head(**fields) -> Head:
+    return Head(dashboard_port=8299, lifecycle=Lifecycle(connect=False), **fields)
+
+
+def test_ours_gives_address_limits_and_a_name_to_wait_for():
+    ours = sd.RayClusterResource(address="head:6379", gpu_limit=2, autoscaling=True)
+
+    here, there = cluster_config(ours, "asset a"), cluster_limits(ours, "asset a")
+
+    assert (here.address, here.gpu_limit, here.autoscaling) == ("head:6379", 2, True)
+    assert here.holder == "asset a"
+    assert (there.address, there.gpu_limit) == (None, 2), "a Ray job finds its own cluster"
+
+
+def test_a_ray_job_needs_a_dashboard(monkeypatch):
+    with pytest.raises(sd.SpecError, match=r'RayClusterResource\(dashboard="http://HEAD:8265"\)'):
+        jobs_address(sd.RayClusterResource(address="head:6379"))
+    monkeypatch.setenv("THE_HEADER", "Bearer abc")
+    where = jobs_address(
+        sd.RayClusterResource(
+            dashboard="http://head:8265", headers={"Authorization": {"env": "THE_HEADER"}}
+        )
+    )
+    assert where.headers == {"Authorization": "Bearer abc"}
+    assert "abc" not in repr(where)
+
+
+def test_clusters_of_dagster_ray_take_ray_jobs():
+    where = jobs_address(
+        head(ray_init_options={"runtime_env": {"pip": ["x"]}}, env_vars={"A": "b"})
+    )
+    assert where.url == "http://127.0.0.1:8299"
+    assert where.runtime_env == {"pip": ["x"], "env_vars": {"A": "b"}}
+
+
+def test_a_step_is_no_driver_of_a_cluster_that_only_ray_client_reaches():
+    with pytest.raises(sd.SpecError, match=r'Head at ray://127.0.0.1:10001, .*launch="ray_job"'):
+        cluster_config(head(), "asset a")
+    assert cluster_config(LocalRay(), "asset a").address is None
+
+
+def test_anything_else_is_refused_by_name():
+    class Other(dg.ConfigurableResource):
+        pass
+
+    with pytest.raises(sd.SpecError, match="ray_cluster is a Other; give it a RayClusterResource"):
+        cluster_config(Other(), "asset a")

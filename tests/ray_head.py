@@ -1,0 +1,185 @@
+"""Real Ray clusters with a dashboard, on ports and in a folder of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+in_full = pytest.mark.skipif(
+    not os.environ.get("SHEAF_CLUSTER_TESTS"), reason="make test-cluster runs it"
+)
+"""Marks what a real cluster takes long for and a shorter test in the suite has a share of."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports below Ray's worker range (10002 to 19999) and the kernel's own."""
+    found: list[int] = []
+    with ExitStack() as stack:
+        while len(found) < count:
+            port = 20_000 + secrets.randbelow(12_000)
+            s = stack.enter_context(socket.socket())
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found.append(port)
+    return found
+
+
+_RAY = str(Path(sys.executable).with_name("ray"))
+
+
+class RayHead:
+    """``ray start --head`` as a child process; a token is asked for if ``token``.
+
+    Every process is told this cluster's address: there may be others on the machine.
+    """
+
+    def __init__(self, *, token: bool = False, num_cpus: float = 2) -> None:
+        # Unix sockets lie in it: its path must be short.
+        self.folder = Path(tempfile.mkdtemp(prefix="sh-", dir="/tmp"))
+        gcs, dashboard = free_ports(2)
+        self.address = f"127.0.0.1:{gcs}"
+        self.dashboard = f"http://127.0.0.1:{dashboard}"
+        self.token = secrets.token_hex(32) if token else None
+        self.env = {
+            "RAY_AUTH_MODE": "token" if token else "disabled",
+            **({"RAY_AUTH_TOKEN": self.token} if self.token else {}),
+        }
+        self._log = self.folder.with_suffix(".log").open("wb")
+        self._nodes: list[subprocess.Popen] = []
+        self._start(
+            *("--head", f"--port={gcs}", f"--temp-dir={self.folder}"),
+            *("--include-dashboard=true", "--dashboard-host=127.0.0.1"),
+            *(f"--dashboard-port={dashboard}", f"--num-cpus={num_cpus}"),
+        )
+
+    def add_node(self, num_cpus: float, *, hidden: Path | None = None) -> int:
+        """Starts another raylet; returns the process to kill with ``kill_node``.
+
+        Args:
+            num_cpus: Its CPUs.
+            hidden: A folder that is empty for it, as it would be on another machine.
+        """
+        before = []
+        if hidden is not None:
+            script = f'mount -t tmpfs none {shlex.quote(str(hidden))} && exec "$@"'
+            before = ["unshare", "--mount", "sh", "-c", script, "sh"]
+        known = self._alive()
+        self._start(f"--address={self.address}", f"--num-cpus={num_cpus}", before=before)
+        deadline = time.monotonic() + 90
+        while self._alive() <= known:
+            if self._nodes[-1].poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"a node did not come up:\n{self._said()}")
+            time.sleep(0.2)
+        return len(self._nodes) - 1
+
+    def _alive(self) -> set[str]:
+        found = json.loads(self._get("/nodes?view=summary"))["data"]["summary"]
+        return {n["raylet"]["nodeId"] for n in found if n["raylet"].get("state") == "ALIVE"}
+
+    def kill_node(self, node: int) -> None:
+        """Ends all processes of a node at once, as when its machine is gone."""
+        os.killpg(self._nodes[node].pid, signal.SIGKILL)
+        self._nodes[node].wait()
+
+    def _start(self, *arguments: str, before: Sequence[str] = ()) -> None:
+        names = (
+            *("dashboard-agent-listen-port", "dashboard-agent-grpc-port"),
+            *("runtime-env-agent-port", "metrics-export-port"),
+            *("node-manager-port", "object-manager-port"),
+        )
+        command = [
+            *(*before, _RAY, "start", "--block", "--node-ip-address=127.0.0.1"),
+            *("--num-gpus=0", "--object-store-memory=80000000", "--disable-usage-stats"),
+            *(f"--{name}={port}" for name, port in zip(names, free_ports(6), strict=True)),
+        ]
+        self._nodes.append(
+            subprocess.Popen(
+                [*command, *arguments],
+                cwd=ROOT,
+                env=self.environment(),
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        )
+
+    def environment(self) -> dict[str, str]:
+        """The environment of a process that knows this cluster and no other."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        return {**os.environ, **self.env, "RAY_ADDRESS": self.address, "PATH": path}
+
+    def wait(self, seconds: float = 90) -> None:
+        """Waits until jobs can be submitted."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                self._get("/api/jobs/")
+                if self._alive():
+                    return
+                time.sleep(0.2)
+            except OSError as e:
+                if self._nodes[0].poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"the Ray head did not come up: {e}\n{self._said()}") from e
+                time.sleep(0.2)
+
+    def _get(self, path: str) -> bytes:
+        request = urllib.request.Request(self.dashboard + path)
+        if self.token:
+            request.add_header("Authorization", f"Bearer {self.token}")
+        return urllib.request.urlopen(request, timeout=20).read()
+
+    def _said(self) -> str:
+        return self.folder.with_suffix(".log").read_text()[-3000:]
+
+    def stop(self) -> None:
+        """Ends the processes of this cluster, and those alone."""
+        for node in self._nodes:
+            node.terminate()
+        deadline = time.monotonic() + 5
+        for node in self._nodes:
+            try:
+                node.wait(timeout=max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(node.pid, signal.SIGKILL)
+                node.wait()
+        for pid in _children_in(self.folder):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self._log.close()
+        self.folder.with_suffix(".log").unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _children_in(folder: Path) -> list[int]:
+    """Processes whose command line names the cluster's folder."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                line = Path(f"/proc/{entry}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(folder).encode() in line:
+                found.append(int(entry))
+    return found
