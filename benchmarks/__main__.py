@@ -64,12 +64,13 @@ def memory(folder: Path) -> dict[str, Any]:
 
 
 def overlap(folder: Path) -> dict[str, Any]:
-    """Share of the workers' time inside a model that sleeps 20 ms a batch."""
+    """Share of the workers' time inside a model that sleeps 20 ms, or 50 ms, a batch."""
     source = str(requests_file(folder, 30_000))
     figures = {
         mode: in_process("ours", source=source, compute=mode, sleep=0.02)
         for mode in ("local", "actors", "tasks")
     }
+    figures["actors, 50 ms"] = in_process("ours", source=source, compute="actors", sleep=0.05)
     for name, figure in figures.items():
         _show(f"overlap, {name}", figure)
     return figures
