@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
-import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import nullcontext
 from typing import Literal
 
 from sheaf_dagster.batch.cluster_config import ClusterConfig, check_limits
-from sheaf_dagster.batch.file_task import check_chunks, job_fingerprint, validate_source
+from sheaf_dagster.batch.file_task import job_fingerprint
 from sheaf_dagster.batch.loading import ModelContext
 from sheaf_dagster.batch.progress import OnProgress, shown_progress
 from sheaf_dagster.batch.results import BatchOutcome, BatchResult, ValidationReport
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.batch.validation import validate_files
 from sheaf_dagster.errors import SpecError
-from sheaf_dagster.storage import Location, scan_source, source_digest
+from sheaf_dagster.storage import Location, source_digest
 
 __all__ = ["BatchRunner"]
 
@@ -58,17 +57,13 @@ class BatchRunner:
             SourceError: The source is missing or can't be read.
         """
         self._check(spec)
-        started = time.perf_counter()
-        locations = [Location.of(uri, spec.storage_options) for uri in spec.sources]
-        with tempfile.TemporaryDirectory(prefix="sheaf-") as folder:
-            source = scan_source(
-                locations, spec.layout_rows, row_limit=spec.row_limit, spool=Location.of(folder)
-            )
-            texts = [f.text for f in source.files]
-            checks = check_chunks(self._context.rows, texts, source.chunks)
-            report, _ = validate_source(self._context.rows, source, checks)
-        report.seconds = time.perf_counter() - started
-        return report
+        return validate_files(
+            self._context.rows,
+            spec.sources,
+            spec.storage_options,
+            batch_size=spec.layout_rows,
+            row_limit=spec.row_limit,
+        )
 
     def run(self, spec: BatchSpec) -> BatchResult:
         """Runs every row of a source through the model and commits the answers to the sink.

@@ -1,0 +1,357 @@
+"""The commands: validate, run, backends, contracts."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, TypeVar
+
+import click
+
+from sheaf_dagster import __version__
+from sheaf_dagster.backends import known_backends, resolve_backend
+from sheaf_dagster.batch.job_file import JobFile
+from sheaf_dagster.batch.progress import OnProgress, progress_bar, progress_lines
+from sheaf_dagster.batch.results import BatchProgress
+from sheaf_dagster.batch.rows import RowContract
+from sheaf_dagster.batch.runner import BatchRunner
+from sheaf_dagster.batch.validation import validate_files
+from sheaf_dagster.cli.output import (
+    INTERRUPTED,
+    INVALID,
+    OK,
+    TERMINATED,
+    code_of,
+    print_json,
+    print_table,
+    report_fields,
+    tell_error,
+    tell_outcome,
+    valid_line,
+)
+from sheaf_dagster.contracts import contract_for, known_model_types
+from sheaf_dagster.errors import (
+    SheafError,
+)
+
+__all__ = ["main"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM, on its way out of whatever was running."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="sheaf-dagster")
+def main() -> None:
+    """Offline model inference on JSONL files, as Dagster assets or from here.
+
+    Exit codes: 0 done; 1 the job failed; 2 the command, spec or limits can't work; 3 rows don't
+    match their contract; 4 failed for a passing reason, run it again; 130 and 143 interrupted,
+    what is finished is kept.
+    """
+
+
+def _imports(function: F) -> F:
+    """The option that imports a user's modules before the command looks anything up."""
+
+    def load(_: click.Context, __: click.Parameter, modules: tuple[str, ...]) -> tuple[str, ...]:
+        _import(modules)
+        return modules
+
+    return click.option(
+        "--import",
+        "imports",
+        multiple=True,
+        metavar="MODULE",
+        callback=load,
+        is_eager=True,
+        expose_value=False,
+        help="Python module to import first, from here or installed: one that registers "
+        "contracts or backends. May be given several times.",
+    )(function)
+
+
+_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Write JSON to stdout, for scripts."
+)
+_quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+
+
+def _command(function: F) -> F:
+    """Turns what ends a command into a message and an exit code."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        as_json = bool(kwargs.get("as_json"))
+        try:
+            code = function(*args, **kwargs)
+        except SheafError as e:
+            tell_error(e, as_json=as_json)
+            code = code_of(e)
+        sys.exit(code)
+
+    return wrapped  # type: ignore[return-value]
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--model-type", required=True, help="Contract of the rows; see `contracts`.")
+@click.option(
+    "--storage-option", "-o", "options", multiple=True, metavar="NAME=VALUE",
+    help="Argument of the fsspec file system, such as endpoint_url. Credentials come from the "
+    "environment.",
+)  # fmt: skip
+@click.option("--row-limit", type=click.IntRange(min=1), help="Check the first rows only.")
+@click.option(
+    "--show", type=click.IntRange(0, 100), default=20, show_default=True,
+    help="Violations to show for each file.",
+)  # fmt: skip
+@click.option("--redact", is_flag=True, help="Leave values of rows out of what is shown.")
+@_imports
+@_json_option
+@_quiet_option
+@_command
+def validate(
+    files: tuple[str, ...],
+    model_type: str,
+    options: tuple[str, ...],
+    row_limit: int | None,
+    show: int,
+    redact: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Check every row of JSONL files; load no model, write nothing.
+
+    FILE is a path or an fsspec URI such as s3://bucket/key; .gz and .zst are unpacked.
+    """
+    contract = RowContract.of(contract_for(model_type), redact=redact)
+    storage_options = dict(_assignment("--storage-option", o) for o in options)
+    code = OK
+    for file in files:
+        with _progress(f"checking {os.path.basename(file)}", quiet=quiet) as on_progress:
+            report = validate_files(
+                contract, [file], storage_options, row_limit=row_limit, on_progress=on_progress
+            )
+        if not report.ok:
+            code = INVALID
+        if as_json:
+            print_json({"ok": report.ok, **report_fields(report, show)})
+        else:
+            click.echo(report.summary(show) if not report.ok else valid_line(report))
+    return code
+
+
+@main.command()
+@click.argument("spec", metavar="SPEC.yaml")
+@click.option(
+    "--set", "changes", multiple=True, metavar="PATH=VALUE",
+    help="Value in place of the spec's, such as batch.batch_size=128. May be given several times.",
+)  # fmt: skip
+@click.option("--check", is_flag=True, help="Read the spec and check the rows; run nothing.")
+@click.option("--redact", is_flag=True, help="Leave values of rows out of errors.")
+@_imports
+@_json_option
+@_quiet_option
+@_command
+def run(
+    spec: str, changes: tuple[str, ...], check: bool, redact: bool, as_json: bool, quiet: bool
+) -> int:
+    """Run the job that a YAML file describes.
+
+    \b
+    model:                      # as ModelSpec
+      name: forecaster
+      model_type: time_series
+      backend: statsforecast
+    batch:                      # as BatchSpec, or a list of them
+      source: requests.jsonl
+      sink: forecasts.jsonl
+      batch_size: 64
+    cluster: {address: auto}    # as ClusterConfig; a local Ray by default
+    imports: [my_models]        # modules that register contracts or backends
+
+    A job that was killed or interrupted goes on where it was when it is run again.
+    """  # noqa: D301  (\b keeps click from joining the lines)
+    job = JobFile.read(spec, dict(_assignment("--set", c, typed=False) for c in changes))
+    _import(job.imports)
+    progress = _progress(job.model.name, quiet=quiet, files=len(job.batches))
+    with progress as on_progress:
+        done = _Done(on_progress)
+        runner = BatchRunner(job.model, job.cluster, done.take, redact_rows=redact)
+        if check:
+            return _check(runner, job, as_json=as_json)
+        return _run(runner, job, done, as_json=as_json)
+
+
+def _check(runner: BatchRunner, job: JobFile, *, as_json: bool) -> int:
+    code = OK
+    for batch in job.batches:
+        report = runner.validate(batch)
+        code = code if report.ok else INVALID
+        if as_json:
+            print_json({"ok": report.ok, **report_fields(report, 20)})
+        else:
+            click.echo(valid_line(report) if report.ok else report.summary(20))
+    return code
+
+
+class _Done:
+    """Remembers how far a job came, for what is said when it is interrupted."""
+
+    def __init__(self, then: OnProgress | None) -> None:
+        self._then = then
+        self.rows = 0
+
+    def take(self, progress: BatchProgress) -> None:
+        self.rows = progress.rows_done
+        if self._then is not None:
+            self._then(progress)
+
+
+def _run(runner: BatchRunner, job: JobFile, done: _Done, *, as_json: bool) -> int:
+    codes: list[int] = []
+    try:
+        with _sigterm_raises(), closing(runner.run_many(job.batches)) as outcomes:  # type: ignore[type-var]
+            for outcome in outcomes:
+                tell_outcome(outcome, as_json=as_json)
+                codes.append(OK if outcome.error is None else code_of(outcome.error))
+    except (KeyboardInterrupt, _TerminatedError) as e:
+        left = len(job.batches) - len(codes)
+        rows = f", about {done.rows:,} rows answered" if done.rows else ""
+        again = (
+            "run the same command again to go on from there"
+            if all(b.resume for b in job.batches)
+            else "but resume: false makes the next run begin anew"
+        )
+        click.echo(
+            f"Interrupted: {left} of {len(job.batches)} files unfinished{rows}. Nothing "
+            f"half-written is visible; finished parts are kept beside the sink: {again}.",
+            err=True,
+        )
+        code = INTERRUPTED if isinstance(e, KeyboardInterrupt) else TERMINATED
+        if as_json:
+            error = {"type": "Interrupted", "message": "interrupted", "retryable": True}
+            print_json({"ok": False, "exit_code": code, "error": error})
+        return code
+    failed = sorted(set(codes) - {OK})
+    if not failed:
+        return OK
+    # Of different failures, the one that a rerun doesn't mend is what a script must hear of.
+    return failed[0]
+
+
+@main.command()
+@_imports
+@_json_option
+@_command
+def backends(as_json: bool) -> int:
+    """List the backends that a spec can name, with those of installed packages."""
+    rows: list[dict[str, Any]] = []
+    for name in known_backends():
+        try:
+            cls = resolve_backend(name)
+        except SheafError as e:
+            rows.append({"name": name, "error": str(e)})
+            continue
+        served = cls.model_type
+        types = [str(t) for t in ((served,) if isinstance(served, str) else served)]
+        what = next(iter((cls.__doc__ or "").strip().splitlines()), "")
+        path = f"{cls.__module__}:{cls.__qualname__}"
+        rows.append({"name": name, "model_types": types, "class": path, "description": what})
+    if as_json:
+        print_json(rows)
+        return OK
+    print_table(
+        ("NAME", "MODEL TYPE", "WHAT"),
+        [
+            (r["name"], ", ".join(r.get("model_types", ["?"])), r.get("description") or r["error"])
+            for r in rows
+        ],
+    )
+    return OK
+
+
+@main.command()
+@click.argument("model_type", metavar="[TYPE]", required=False)
+@click.option("--response", is_flag=True, help="The schema of an answer, not of a row.")
+@_imports
+@_json_option
+@_command
+def contracts(model_type: str | None, response: bool, as_json: bool) -> int:
+    """Print the JSON schema of a model type's rows; without TYPE, list the model types."""
+    if model_type is not None:
+        contract = contract_for(model_type)
+        kind = contract.response if response else contract.request
+        click.echo(json.dumps(kind.model_json_schema(), indent=2, ensure_ascii=False))
+        return OK
+    rows = [
+        (c.model_type, c.request.__name__, c.response.__name__)
+        for c in map(contract_for, known_model_types())
+    ]
+    if as_json:
+        print_json([dict(zip(("model_type", "request", "response"), r, strict=True)) for r in rows])
+    else:
+        print_table(("MODEL TYPE", "REQUEST", "RESPONSE"), rows)
+    return OK
+
+
+def _import(modules: Sequence[str]) -> None:
+    if modules and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as e:
+            if isinstance(e, SheafError):
+                raise click.UsageError(f"module {module}: {e}") from e
+            raise click.UsageError(
+                f"module {module} can't be imported: {type(e).__name__}: {e}"
+            ) from e
+
+
+def _assignment(option: str, text: str, *, typed: bool = True) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise click.UsageError(f"{option} {text!r}: must have the form NAME=VALUE")
+    if not typed:
+        return name, value
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+@contextmanager
+def _progress(title: str, *, quiet: bool, files: int = 1) -> Iterator[OnProgress | None]:
+    """A bar in a terminal, a line every ten seconds elsewhere."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with progress_bar(title, files=files) as bar:
+            yield bar
+    else:
+        yield progress_lines(lambda line: click.echo(f"{title}: {line}", err=True), files=files)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Lets a scheduler's SIGTERM end a job as Ctrl-C does: orderly, with its parts kept."""
+
+    def end(*_: Any) -> None:
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
