@@ -2,6 +2,7 @@
 
 import json
 from datetime import date
+from pathlib import Path
 
 import dagster as dg
 
@@ -129,26 +130,30 @@ def monthly_accuracy(context: dg.AssetExecutionContext) -> None:
         )
 
 
-defs = dg.Definitions(
-    assets=[
-        forecast_requests,
-        forecasts,
-        forecast_accuracy,
-        monthly_accuracy,
-        *DIGIT_ASSETS,
-        *PAGE_ASSETS,
-    ],
-    asset_checks=[*DIGIT_CHECKS, *PAGE_CHECKS],
-    resources={
-        "model": sd.ModelResource(
-            name="departures-ets",
-            model_type="time_series",
-            backend="statsforecast",
-            backend_kwargs={"model": "AutoETS", "model_kwargs": {"model": "ANA"}},
-        ),
-        **DIGIT_RESOURCES,
-        **PAGE_RESOURCES,
-        "ray_cluster": sd.RayClusterResource(),
-        "storage": sd.StorageResource(root=str(ROOT)),
-    },
+# Those of defs.yaml files, such as weekly_naive, join those of this module.
+defs = dg.Definitions.merge(
+    dg.load_from_defs_folder(path_within_project=Path(__file__).parent),
+    dg.Definitions(
+        assets=[
+            forecast_requests,
+            forecasts,
+            forecast_accuracy,
+            monthly_accuracy,
+            *DIGIT_ASSETS,
+            *PAGE_ASSETS,
+        ],
+        asset_checks=[*DIGIT_CHECKS, *PAGE_CHECKS],
+        resources={
+            "model": sd.ModelResource(
+                name="departures-ets",
+                model_type="time_series",
+                backend="statsforecast",
+                backend_kwargs={"model": "AutoETS", "model_kwargs": {"model": "ANA"}},
+            ),
+            **DIGIT_RESOURCES,
+            **PAGE_RESOURCES,
+            "ray_cluster": sd.RayClusterResource(),
+            "storage": sd.StorageResource(root=str(ROOT)),
+        },
+    ),
 )

@@ -40,6 +40,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     ),
     "sheaf_dagster.definitions": (
         "BatchConfig",
+        "BatchInferenceComponent",
         "JsonlIOManager",
         "ModelResource",
         "RayClusterResource",
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
     )
     from sheaf_dagster.definitions import (
         BatchConfig,
+        BatchInferenceComponent,
         JsonlIOManager,
         ModelResource,
         RayClusterResource,

@@ -2,6 +2,7 @@
 
 from sheaf_dagster.definitions.asset import build_batch_inference_asset
 from sheaf_dagster.definitions.capacity import check_definitions
+from sheaf_dagster.definitions.component import BatchInferenceComponent
 from sheaf_dagster.definitions.config import BatchConfig
 from sheaf_dagster.definitions.io_manager import JsonlIOManager
 from sheaf_dagster.definitions.model_asset import build_model_asset
@@ -16,6 +17,7 @@ from sheaf_dagster.definitions.sources import SourcePartitions
 
 __all__ = [
     "BatchConfig",
+    "BatchInferenceComponent",
     "JsonlIOManager",
     "ModelResource",
     "RayClusterResource",

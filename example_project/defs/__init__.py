@@ -1,0 +1,1 @@
+"""What ``dg`` finds: a folder each, with a ``defs.yaml``."""

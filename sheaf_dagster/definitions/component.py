@@ -1,0 +1,264 @@
+"""A batch inference asset from a ``defs.yaml``."""
+
+# No postponed annotations here: Dagster reads those of components as they are.
+from typing import Annotated, Any, Literal
+
+import dagster as dg
+from dagster.components.resolved.core_models import OpSpec
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from sheaf_dagster.batch.spec import Compute, OnError
+from sheaf_dagster.definitions.asset import build_batch_inference_asset
+from sheaf_dagster.definitions.resources import (
+    ModelResource,
+    RayClusterResource,
+    StorageResource,
+)
+from sheaf_dagster.definitions.sensor import build_jsonl_arrival_sensor
+
+__all__ = ["BatchInferenceComponent", "BatchInferenceScaffolder"]
+
+
+def _says(description: str) -> Any:
+    """The description of a field, as the UI and ``dg`` show it."""
+    return dg.Resolver.default(description=description)
+
+
+def _form_of(resource: type[dg.ConfigurableResource], leave_out: tuple[str, ...] = ()) -> Any:
+    """What YAML may say of a resource: its own fields, with their descriptions."""
+    fields: dict[str, Any] = {
+        name: (field.annotation, field)
+        for name, field in resource.model_fields.items()
+        if name not in leave_out
+    }
+    form = create_model(
+        resource.__name__.removesuffix("Resource"),
+        __config__=ConfigDict(extra="forbid", protected_namespaces=()),
+        __doc__=resource.__doc__,
+        **fields,
+    )
+    return str | form
+
+
+def _resource(
+    resource: type[dg.ConfigurableResource], description: str, form: Any, name: str
+) -> Any:
+    """A resolver for the key of a resource, or the resource itself."""
+
+    def resolve(context: dg.ResolutionContext, value: Any) -> Any:
+        if not isinstance(value, BaseModel):
+            return context.resolve_value(value)
+        return resource(**context.resolve_value(value.model_dump(exclude_unset=True)))
+
+    return dg.Resolver(
+        resolve, model_field_type=form, model_field_name=name, description=description
+    )
+
+
+class ArrivalsSpec(dg.Model, dg.Resolvable):
+    """A sensor that runs the asset for each file that lands."""
+
+    source: Annotated[
+        str | None,
+        _says("Template of the location to watch; by default the asset's source."),
+    ] = None
+    files_per_run: Annotated[int, _says("Files that one run may cover.")] = 1
+    settle_seconds: Annotated[
+        float,
+        _says("How long a file must not have changed (local folders)."),
+    ] = 10.0
+    minimum_interval_seconds: Annotated[int, _says("Time between two looks.")] = 30
+    running: Annotated[bool, _says("Whether the sensor starts with its code location.")] = False
+
+
+class BatchInferenceParams(BaseModel):
+    """What ``dg scaffold`` may be told."""
+
+    backend: str = Field(default="statsforecast", description="Backend of the model.")
+    model_type: str = Field(default="time_series", description="Model type of the rows.")
+
+
+class BatchInferenceScaffolder(dg.Scaffolder[BatchInferenceParams]):
+    """Writes a ``defs.yaml`` that loads as it is."""
+
+    @classmethod
+    def get_scaffold_params(cls) -> type[BatchInferenceParams]:
+        """What it may be told."""
+        return BatchInferenceParams
+
+    def scaffold(self, request: dg.ScaffoldRequest[BatchInferenceParams]) -> None:
+        """Writes the file, named after its folder."""
+        name = request.target_path.name
+        dg.scaffold_component(
+            request,
+            {
+                "asset": {
+                    "key": name,
+                    "deps": [f"{name}_requests"],
+                    "partitions_def": {"type": "daily", "start_date": "2026-01-01"},
+                },
+                "source": f"{{root}}/{name}_requests/{{partition_key}}.jsonl",
+                "sink": f"{{root}}/{name}/{{partition_key}}.jsonl",
+                "batch_size": 64,
+                "model": {
+                    "name": name,
+                    "model_type": request.params.model_type,
+                    "backend": request.params.backend,
+                },
+                "ray_cluster": {},
+                "storage": {"root": "data"},
+            },
+        )
+
+
+@dg.scaffold_with(BatchInferenceScaffolder)
+class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
+    """Runs a JSONL file of requests through a model, for each partition, as one asset.
+
+    Rows are checked before the model is loaded, answers come in the order of the rows, and the
+    output appears whole or not at all; see ``build_batch_inference_asset``.
+
+    The model, the cluster and the storage are either written here, or the key of a resource of
+    the project, which several components may then share. ``asset`` takes what any asset takes (key,
+    deps, partitions_def, group_name, automation_condition …), ``op`` its pool, tags and backfill
+    policy, ``arrivals`` adds a sensor.
+    """
+
+    asset: dg.ResolvedAssetSpec
+    source: Annotated[
+        str,
+        _says('Template of the file of requests, such as "{root}/requests/{partition_key}.jsonl".'),
+    ]
+    sink: Annotated[
+        str,
+        _says(
+            'Template of the file of responses, such as "{root}/forecasts/{partition_key}.jsonl".'
+        ),
+    ]
+    batch_size: Annotated[int, _says("Rows that one batch_predict call is given.")] = 32
+    compute: Annotated[
+        Compute,
+        _says("tasks: elastic Ray tasks; actors: a pool of warm actors; local: without Ray."),
+    ] = "tasks"
+    num_actors: Annotated[int | None, _says("Size of the actor pool, with compute: actors.")] = None
+    on_error: Annotated[
+        OnError,
+        _says("fail: the first failing row ends the job; record: write it as an error row."),
+    ] = "fail"
+    batch_timeout: Annotated[
+        float | None,
+        _says("Seconds that one batch_predict call may take."),
+    ] = None
+    bucket_by: Annotated[
+        str | None,
+        _says("Request field by whose value rows are grouped into batches."),
+    ] = None
+    launch: Annotated[
+        Literal["step", "ray_job"],
+        _says("step: the step drives Ray itself; ray_job: it submits a Ray job."),
+    ] = "step"
+    redact_rows: Annotated[
+        bool,
+        _says("Keep row values out of errors, metadata and previews."),
+    ] = False
+    model_resource: Annotated[
+        Any,
+        _resource(
+            ModelResource,
+            "The model, or the key of a ModelResource.",
+            _form_of(ModelResource),
+            "model",
+        ),
+    ] = "model"
+    ray_cluster: Annotated[
+        Any,
+        _resource(
+            RayClusterResource,
+            "The Ray cluster and its limits, or the key of a RayClusterResource.",
+            _form_of(RayClusterResource),
+            "ray_cluster",
+        ),
+    ] = "ray_cluster"
+    storage: Annotated[
+        Any,
+        _resource(
+            StorageResource,
+            "Where the files are, or the key of a StorageResource. Credentials are written "
+            "{env: NAME}.",
+            _form_of(StorageResource, ("s3",)),
+            "storage",
+        ),
+    ] = "storage"
+    op: OpSpec | None = None
+    arrivals: ArrivalsSpec | None = None
+
+    @classmethod
+    def get_spec(cls) -> dg.ComponentTypeSpec:
+        """What the catalogue of components shows."""
+        return dg.ComponentTypeSpec(
+            description="Offline model inference on a JSONL file, for each partition, on Ray.",
+            tags=["ray", "machine-learning"],
+        )
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """The asset with its checks, the resources written here, and the sensor if there is one."""
+        spec, op = self.asset, self.op
+        prefix = "__".join(spec.key.path)
+        resources: dict[str, Any] = {}
+
+        def key_of(what: str, value: Any) -> str:
+            if isinstance(value, str):
+                return value
+            # A key of its own, so that components don't take each other's.
+            resources[f"{prefix}__{what}"] = value
+            return f"{prefix}__{what}"
+
+        storage = key_of("storage", self.storage)
+        asset = build_batch_inference_asset(
+            spec.key,
+            source=self.source,
+            sink=self.sink,
+            deps=spec.deps,
+            partitions_def=spec.partitions_def,
+            batch_size=self.batch_size,
+            compute=self.compute,
+            num_actors=self.num_actors,
+            on_error=self.on_error,
+            batch_timeout=self.batch_timeout,
+            bucket_by=self.bucket_by,
+            model=key_of("model", self.model_resource),
+            ray_cluster=key_of("ray_cluster", self.ray_cluster),
+            storage=storage,
+            launch=self.launch,
+            backfill_policy=op.backfill_policy if op else None,
+            automation_condition=spec.automation_condition,
+            pool=op.pool if op else None,
+            group_name=spec.group_name,
+            description=spec.description,
+            owners=spec.owners,
+            tags={k: v for k, v in spec.tags.items() if not k.startswith("dagster/kind/")},
+            kinds=set(spec.kinds),
+            metadata=spec.metadata,
+            code_version=spec.code_version,
+            redact_rows=self.redact_rows,
+        )
+        if spec.freshness_policy is not None:
+            policy = spec.freshness_policy
+            asset = asset.map_asset_specs(lambda s: s.replace_attributes(freshness_policy=policy))
+        sensors = [self._sensor(self.arrivals, asset, storage)] if self.arrivals else []
+        return dg.Definitions(assets=[asset], sensors=sensors, resources=resources)
+
+    @staticmethod
+    def _sensor(
+        arrivals: ArrivalsSpec, asset: dg.AssetsDefinition, storage: str
+    ) -> dg.SensorDefinition:
+        status = dg.DefaultSensorStatus
+        return build_jsonl_arrival_sensor(
+            asset,
+            arrivals.source,
+            files_per_run=arrivals.files_per_run,
+            settle_seconds=arrivals.settle_seconds,
+            storage=storage,
+            minimum_interval_seconds=arrivals.minimum_interval_seconds,
+            default_status=status.RUNNING if arrivals.running else status.STOPPED,
+        )

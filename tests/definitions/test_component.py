@@ -1,0 +1,241 @@
+"""The component: from a defs.yaml to an asset, in process and through the real ``dg``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import tomllib
+import yaml
+from dagster.components.testing import create_defs_folder_sandbox
+
+import sheaf_dagster as sd
+import tests.toys  # noqa: F401  (registers the contract)
+from tests.conftest import ROOT, read_rows
+
+TYPE = "sheaf_dagster.BatchInferenceComponent"
+MODEL = {"name": "doubler", "model_type": "number", "backend": "tests.toys:Doubler"}
+
+
+def attributes(**changes) -> dict[str, Any]:
+    return {
+        "asset": {"key": "doubled", "deps": ["numbers"]},
+        "source": "{root}/in.jsonl",
+        "sink": "{root}/out.jsonl",
+        "compute": "local",
+        **changes,
+    }
+
+
+@pytest.fixture
+def load():
+    """Builds the definitions of a defs.yaml."""
+    with create_defs_folder_sandbox() as sandbox:
+
+        def build(attrs: dict[str, Any], resources: dict[str, Any] | None = None) -> dg.Definitions:
+            path = sandbox.scaffold_component(
+                sd.BatchInferenceComponent, defs_yaml_contents={"type": TYPE, "attributes": attrs}
+            )
+            with sandbox.load_component_and_build_defs(path) as (_, defs):
+                return dg.Definitions.merge(defs, dg.Definitions(resources=resources or {}))
+
+        yield build
+
+
+def spec_of(defs: dg.Definitions, key: str = "doubled") -> dg.AssetSpec:
+    return defs.resolve_asset_graph().get(dg.AssetKey(key)).to_asset_spec()
+
+
+def run(defs: dg.Definitions, **kwargs) -> dg.ExecuteInProcessResult:
+    return defs.resolve_implicit_global_asset_job_def().execute_in_process(**kwargs)
+
+
+def test_a_dozen_lines_run_a_job(load, write_rows, tmp_path, monkeypatch):
+    write_rows([1, 2])
+    monkeypatch.setenv("COMPONENT_ROOT", str(tmp_path))
+
+    defs = load(
+        attributes(
+            model=MODEL, ray_cluster={"gpu_limit": 2}, storage={"root": "{{ env.COMPONENT_ROOT }}"}
+        )
+    )
+    result = run(defs)
+
+    assert result.success
+    assert [r["value"] for r in read_rows(tmp_path / "out.jsonl")] == [2, 4]
+
+
+def test_components_may_share_the_projects_resources(load, write_rows, tmp_path):
+    write_rows([1, 2])
+
+    defs = load(
+        attributes(model="tiny"),
+        {
+            "tiny": sd.ModelResource(**MODEL),
+            "ray_cluster": sd.RayClusterResource(),
+            "storage": sd.StorageResource(root=str(tmp_path)),
+        },
+    )
+
+    assert run(defs).success
+
+
+def test_inline_resources_of_two_components_do_not_meet(load):
+    both = [
+        load(
+            attributes(
+                asset={"key": key}, model={**MODEL, "name": key}, ray_cluster={},
+                storage={"root": key},
+            )
+        )
+        for key in ("a", "b")
+    ]  # fmt: skip
+
+    defs = dg.Definitions.merge(*both)
+
+    assert {r.root for k, r in defs.resources.items() if k.endswith("storage")} == {"a", "b"}
+
+
+def test_the_asset_is_as_the_file_says(load):
+    defs = load(
+        attributes(
+            asset={
+                "key": "doubled",
+                "deps": ["numbers"],
+                "group_name": "toys",
+                "owners": ["team:toys"],
+                "tags": {"tier": "prod"},
+                "kinds": ["python"],
+                "automation_condition": "{{ automation_condition.eager() }}",
+                "partitions_def": {"type": "static", "partition_keys": ["x", "y"]},
+            },
+            source="{root}/{partition_key}.jsonl",
+            sink="{root}/out/{partition_key}.jsonl",
+            op={
+                "pool": "gpu",
+                "backfill_policy": {"type": "multi_run", "max_partitions_per_run": 3},
+            },
+            arrivals={"files_per_run": 3, "running": True},
+            model=MODEL,
+            ray_cluster={},
+            storage={"root": "data"},
+        )
+    )
+
+    spec = spec_of(defs)
+    (sensor,) = defs.sensors
+    (asset,) = [a for a in defs.assets if isinstance(a, dg.AssetsDefinition)]
+    assert [d.asset_key.to_user_string() for d in spec.deps] == ["numbers"]
+    assert (spec.group_name, list(spec.owners)) == ("toys", ["team:toys"])
+    assert spec.tags["tier"] == "prod"
+    assert spec.kinds == {"python", "ray"}
+    assert spec.automation_condition is not None
+    assert spec.partitions_def.get_partition_keys() == ["x", "y"]
+    assert asset.op.pool == "gpu"
+    assert asset.backfill_policy == dg.BackfillPolicy.multi_run(3)
+    assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
+    assert asset.check_keys
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sink": "{root}/{day}.jsonl"}, "unknown placeholder {day}"),
+        ({"compute": "actors"}, "compute='actors' needs num_actors"),
+        ({"batch_size": 0}, "batch_size: Input should be greater than 0"),
+        ({"ray_cluster": {"address": "ray://head:10001"}}, "is a Ray Client address"),
+    ],
+)
+def test_what_cannot_work_is_refused_when_it_is_loaded(change, message, load):
+    with pytest.raises(Exception) as error:
+        load(attributes(**change))
+
+    causes, at = [], error.value
+    while at is not None:
+        causes.append(str(at))
+        at = at.__cause__ or at.__context__
+    assert message in "\n".join(causes)
+
+
+def test_every_attribute_is_described_in_the_schema():
+    schema = sd.BatchInferenceComponent.get_model_cls().model_json_schema()
+
+    said = {n: f.get("description") for n, f in schema["properties"].items()}
+    assert {n for n, text in said.items() if not text} <= {"asset", "op", "arrivals"}
+    assert schema["$defs"]["Model"]["properties"]["backend"]["description"]
+    assert "model" in said
+    assert "model_resource" not in said
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """An empty ``dg`` project, and the package's entry points as an installation has them."""
+    package = tmp_path / "shop"
+    (package / "defs").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "defs" / "__init__.py").touch()
+    (package / "definitions.py").write_text(
+        "from pathlib import Path\n\nimport dagster as dg\n\n"
+        "defs = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)\n"
+    )
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "shop"\nversion = "0"\n'
+        '[tool.dg]\ndirectory_type = "project"\n[tool.dg.project]\nroot_module = "shop"\n'
+    )
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    info = tmp_path / "site" / "sheaf_entry_points-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sheaf-entry-points\nVersion: 0\n")
+    (info / "entry_points.txt").write_text(
+        "".join(
+            f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in entries.items())
+            for group, entries in ours.items()
+        )
+    )
+    return tmp_path
+
+
+@pytest.mark.daemon
+def test_dg_scaffolds_checks_and_names_the_line_of_a_mistake(project):
+    def dg_command(*args: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [str(Path(sys.executable).with_name("dg")), *args],
+            cwd=project,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(map(str, (ROOT, project, project / "site"))),
+                "VIRTUAL_ENV": str(Path(sys.executable).parent.parent),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    made = dg_command("scaffold", "defs", TYPE, "forecasts", "--backend", "chronos2")
+    file = project / "shop" / "defs" / "forecasts" / "defs.yaml"
+    text = file.read_text() if file.exists() else ""
+    good = dg_command("check", "defs")  # which checks the YAML first
+    file.write_text(text.replace("batch_size:", "bach_size:"))
+    bad = dg_command("check", "yaml")
+
+    assert made.returncode == 0, made.stderr
+    assert yaml.safe_load(text)["attributes"]["model"]["backend"] == "chronos2"
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert bad.returncode == 1
+    line = text[: text.index("batch_size:")].count("\n") + 1
+    assert f"defs.yaml:{line}" in bad.stdout
+    assert "bach_size" in bad.stdout
+
+
+def test_the_example_has_an_asset_from_a_file():
+    from example_project.definitions import defs
+
+    spec = spec_of(defs, "weekly_naive")
+
+    assert spec.group_name == "departures"
+    assert [d.asset_key.to_user_string() for d in spec.deps] == ["forecast_requests"]
