@@ -113,12 +113,9 @@ class ChronosBackend(ModelBackend):
                 forecasts = self._draw(group, horizon, paths)
                 made = [_from_paths(r, f) for r, f in zip(group, forecasts, strict=True)]
             else:
-                forecasts = self._quantiles(group, horizon)
                 levels = [float(q) for q in self._pipeline.quantiles]
-                made = [
-                    _from_quantiles(r, f, levels, self._seed)
-                    for r, f in zip(group, forecasts, strict=True)
-                ]
+                forecasts = self._quantiles(group, horizon)
+                made = _from_quantiles(group, forecasts, levels, self._seed)
             answers.update(zip(members, made, strict=True))
         return [answers[i] for i in range(len(requests))]
 
@@ -137,27 +134,32 @@ class ChronosBackend(ModelBackend):
 
         seed = hashlib.sha256(b"".join(r.request_id.bytes for r in group))
         torch.manual_seed((int.from_bytes(seed.digest()[:6], "big") + self._seed) % 2**63)
-        contexts = [torch.tensor(r.target_history, dtype=torch.float32) for r in group]
+        contexts = [_tensor(r.target_history) for r in group]
         drawn = self._pipeline.predict(contexts, prediction_length=horizon, num_samples=paths)
         return list(drawn.float().cpu().numpy())
 
     def _quantiles(self, group: list[TimeSeriesRequest], horizon: int) -> list[Any]:
         """Bolt and Chronos-2: one array a row (shape: trained levels × horizon)."""
-        import torch
-
         if self._family != "Chronos2Pipeline":
-            contexts = [torch.tensor(r.target_history, dtype=torch.float32) for r in group]
+            contexts = [_tensor(r.target_history) for r in group]
             predicted = self._pipeline.predict(contexts, prediction_length=horizon)
             return list(predicted.float().cpu().numpy())
         histories = []
         for r in group:
-            history = torch.tensor(r.history, dtype=torch.float32)
+            history = _tensor(r.history)
             histories.append(history.T if history.ndim == 2 else history)
         predicted = self._pipeline.predict(histories, prediction_length=horizon)
         return [
             p[r.target_index if r.n_variates > 1 else 0].float().cpu().numpy()
             for r, p in zip(group, predicted, strict=True)
         ]
+
+
+def _tensor(values: Any) -> Any:
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.array(values, dtype=np.float32))  # half the time of torch.tensor
 
 
 def _check(request: TimeSeriesRequest) -> None:
@@ -189,28 +191,51 @@ def _from_paths(request: TimeSeriesRequest, paths: Any) -> TimeSeriesResponse:
 
 
 def _from_quantiles(
-    request: TimeSeriesRequest, predicted: Any, levels: list[float], seed: int
-) -> TimeSeriesResponse:
+    requests: Sequence[TimeSeriesRequest], forecasts: list[Any], levels: list[float], seed: int
+) -> list[TimeSeriesResponse]:
+    """Answers of rows of one horizon from arrays of the shape trained levels × horizon."""
     import numpy as np
 
     # Crossing quantiles are put in order (rearrangement, Chernozhukov et al. 2010).
-    predicted = np.sort(predicted, axis=0)
+    predicted = np.sort(np.stack(forecasts), axis=1)
+    means = _interpolate([0.5], levels, predicted)[:, 0].tolist()
+    made = []
+    for request, own, mean in zip(requests, predicted, means, strict=True):
+        quantiles = samples = None
+        if request.output_mode is OutputMode.QUANTILES:
+            wanted = request.quantile_levels
+            rows = _interpolate(wanted, levels, own).tolist()
+            quantiles = {str(q): row for q, row in zip(wanted, rows, strict=True)}
+        if request.output_mode is OutputMode.SAMPLES:
+            random = np.random.default_rng([request.request_id.int % 2**64, seed])
+            u = random.random((request.horizon, request.num_samples))
+            steps = [_interpolate(u[t], levels, own[:, t, None])[:, 0] for t in range(len(u))]
+            samples = np.array(steps).T.tolist()
+        made.append(_response(request, mean, quantiles, samples))
+    return made
 
-    def at(wanted: Any, step: int) -> Any:
-        return np.interp(wanted, levels, predicted[:, step])
 
-    steps = range(request.horizon)
-    quantiles = samples = None
-    if request.output_mode is OutputMode.QUANTILES:
-        wanted = request.quantile_levels
-        table = np.array([at(wanted, t) for t in steps]).T.reshape(len(wanted), -1)
-        quantiles = {str(q): row.tolist() for q, row in zip(wanted, table, strict=True)}
-    if request.output_mode is OutputMode.SAMPLES:
-        random = np.random.default_rng([request.request_id.int % 2**64, seed])
-        u = random.random((request.horizon, request.num_samples))
-        samples = np.array([at(u[t], t) for t in steps]).T.tolist()
-    mean = np.array([at(0.5, t) for t in steps])
-    return _response(request, mean.tolist(), quantiles, samples)
+def _interpolate(wanted: Any, levels: list[float], predicted: Any) -> Any:
+    """Values at quantile levels, linear between the trained ones and constant outside them.
+
+    Args:
+        wanted: Levels (length n).
+        levels: The trained levels, ascending.
+        predicted: Values at those (shape: … × trained levels × horizon).
+
+    Returns:
+        Values (shape: … × n × horizon).
+    """
+    import numpy as np
+
+    known, wanted = np.asarray(levels), np.asarray(wanted, dtype=float)
+    if len(known) == 1:
+        return np.repeat(predicted, len(wanted), axis=-2)
+    above = np.clip(np.searchsorted(known, wanted), 1, len(known) - 1)
+    below = above - 1
+    share = np.clip((wanted - known[below]) / (known[above] - known[below]), 0.0, 1.0)
+    low, high = predicted[..., below, :], predicted[..., above, :]
+    return low + share[:, None] * (high - low)
 
 
 def _response(
