@@ -13,6 +13,7 @@ from sheaf_dagster.backends.onnx import OnnxBackend
 from sheaf_dagster.backends.torch_export import TorchExportBackend
 from sheaf_dagster.contracts import TensorsRequest
 from sheaf_dagster.testing import check_backend
+from tests.backends.rules import WITHOUT_A_WORKER
 from tests.conftest import read_rows
 
 pytestmark = pytest.mark.model
@@ -75,7 +76,12 @@ def net_rows(n: int) -> list[TensorsRequest]:
 @pytest.mark.parametrize("name", ["net", "fixed"])
 def test_a_program_runs_within_its_own_bounds_of_the_batch(name, programs):
     rows = net_rows(19)
-    check_backend(TorchExportBackend(programs[name], device="cpu"), rows)
+    check_backend(
+        TorchExportBackend,
+        rows,
+        backend_kwargs={"path": programs[name], "device": "cpu"},
+        rules=WITHOUT_A_WORKER,
+    )
     backend = TorchExportBackend(programs[name], device="cpu")
     backend.load()
 
@@ -223,8 +229,9 @@ def test_an_onnx_classifier_answers_like_the_estimator_it_was_made_of(onnx_files
 def test_onnx_inputs_can_be_padded_and_batches_be_of_fixed_size(onnx_files):
     rows = [row(i, ids=[float(t + i) for t in range(1 + i)]) for i in range(4)]
     inputs = {"ids": {"pad": 9.0, "mask": "mask"}}
-    backend = OnnxBackend(onnx_files["bag"], inputs=inputs, device="cpu")
-    check_backend(backend, rows)
+    arguments = {"path": onnx_files["bag"], "inputs": inputs, "device": "cpu"}
+    check_backend(OnnxBackend, rows, backend_kwargs=arguments)
+    backend = OnnxBackend(**arguments)
     backend.load()
     words = OnnxBackend(onnx_files["words"], device="cpu")
     words.load()

@@ -15,6 +15,7 @@ from sheaf_dagster.backends.statsforecast import StatsForecastBackend
 from sheaf_dagster.backends.text_embedder import SentenceTransformersBackend
 from sheaf_dagster.contracts import EmbeddingRequest, OpenAIBatchRequest, TimeSeriesRequest
 from sheaf_dagster.testing import RULES, check_backend
+from tests.backends.rules import WITHOUT_A_WORKER
 from tests.backends.weights import save_chronos_models
 
 pytestmark = pytest.mark.model
@@ -55,7 +56,7 @@ def test_quantile_families_answer_mixed_rows_like_single_ones(family, chronos_we
         ChronosBackend,
         MIXED,
         backend_kwargs={"model_id": str(chronos_weights[family]), "device": "cpu"},
-        rules=RULES if family == "bolt" else [r for r in RULES if r != "travels"],
+        rules=RULES if family == "bolt" else WITHOUT_A_WORKER,
     )
 
 
@@ -134,7 +135,7 @@ def test_statsforecast_answers_mixed_rows_like_single_ones(model):
         StatsForecastBackend,
         rows,
         backend_kwargs={"model": model},
-        rules=RULES if model == "AutoTheta" else [r for r in RULES if r != "travels"],
+        rules=RULES if model == "AutoTheta" else WITHOUT_A_WORKER,
     )
 
 

@@ -71,7 +71,7 @@ def test_rows_are_matched_by_column_name_whatever_their_order(classifier, classi
         row(2, [given[2][c] for c in ("width", "colour", "height")]),
         row(3, {**given[3], "surplus": 1}),
     ]
-    check_backend(SklearnBackend(classifier_file), rows)
+    check_backend(SklearnBackend, rows, backend_kwargs={"path": classifier_file})
     backend = SklearnBackend(classifier_file)
     backend.load()
 
@@ -235,7 +235,7 @@ def test_a_registered_model_answers_mixed_rows_by_its_signature(pricer):
         row(2, {"stock": None, "shop": "c", "price": 0.0, "day": "2026-01-01"}),
     ]
     kwargs = {"model_uri": "models:/pricer/1", "tracking_uri": pricer["tracking_uri"]}
-    check_backend(MlflowBackend(**kwargs, params={"factor": 3.0}), rows)
+    check_backend(MlflowBackend, rows, backend_kwargs={**kwargs, "params": {"factor": 3.0}})
     backend = MlflowBackend(**kwargs)
     backend.load()
 

@@ -11,6 +11,7 @@ from sheaf_dagster import SpecError
 from sheaf_dagster.backends.tabicl import TabICLBackend
 from sheaf_dagster.contracts import TabularRequest
 from sheaf_dagster.testing import check_backend
+from tests.backends.rules import WITHOUT_A_WORKER
 
 pytestmark = pytest.mark.model
 
@@ -73,7 +74,12 @@ MIXED = [
 
 
 def test_mixed_rows_answer_like_single_ones(checkpoints):
-    check_backend(TabICLBackend(**checkpoints, device="cpu", n_estimators=2), MIXED)
+    check_backend(
+        TabICLBackend,
+        MIXED,
+        backend_kwargs={**checkpoints, "device": "cpu", "n_estimators": 2},
+        rules=WITHOUT_A_WORKER,
+    )
 
 
 def test_answers_are_those_of_the_library(checkpoints):
