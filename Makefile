@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo backfill digits texts ui test test-fast test-faults test-crashes test-corpus test-cluster lint format bench clean
+.PHONY: help demo backfill digits texts ui test test-fast test-faults test-crashes test-corpus test-cluster test-soak fuzz audit lint format bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -61,13 +61,23 @@ test-faults: $(VENV)/.dev  ## Hundreds of jobs with random faults of the object 
 	SHEAF_FAULT_SEEDS=300 $(BIN)/python -m pytest tests/batch/test_s3_jobs.py -k random_faults_end
 
 test-crashes: $(VENV)/.dev  ## 60 processes killed at random moments (a quarter of an hour)
-	SHEAF_KILLS=60 $(BIN)/python -m pytest tests/batch/test_crashes.py tests/batch/test_batch_timeout.py
+	SHEAF_KILLS=60 $(BIN)/python -m pytest tests/batch/test_crashes.py tests/batch/test_batch_timeout.py \
+		tests/batch/test_stopping.py tests/batch/test_two_jobs.py tests/batch/test_poison_rows.py
 
 test-corpus: $(VENV)/.dev  ## The bad files, the huge ones too, with their memory measured (minutes)
 	SHEAF_CORPUS=1 $(BIN)/python -m pytest tests/batch/test_corpus.py tests/batch/test_bad_places.py
 
 test-cluster: $(VENV)/.dev  ## Every way to run on real Ray clusters, with and without a token (minutes)
 	SHEAF_CLUSTER_TESTS=1 $(BIN)/python -m pytest tests/definitions/test_on_a_cluster.py tests/batch/test_nodes.py
+
+test-soak: $(VENV)/.dev  ## Thousands of small jobs in one process, for minutes: does anything grow?
+	SHEAF_SOAK_SECONDS=240 $(BIN)/python -m pytest tests/batch/test_soak.py
+
+fuzz: $(VENV)/.dev  ## Any bytes through all that reads a source, for a minute (atheris)
+	$(BIN)/python -m tests.fuzz -max_total_time=60
+
+audit: $(VENV)/.dev  ## Known vulnerabilities of the pinned dependencies (asks PyPI)
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off -r constraints.txt
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import time
@@ -54,6 +55,7 @@ class Doubler(ModelBackend):
         call_log: str | None = None,
         fail_load: bool = False,
         fail_every: int | None = None,
+        segfault_on: float | None = None,
         hang_on: list[float] | None = None,
         hang_how: str = "sleep",
     ) -> None:
@@ -72,6 +74,8 @@ class Doubler(ModelBackend):
         if self.memory_rows is not None and len(requests) > self.memory_rows:
             raise RuntimeError("CUDA out of memory (pretended)")
         values = [r.value for r in requests]
+        if self.segfault_on is not None and self.segfault_on in values:
+            ctypes.string_at(0)
         if self.hang_on is not None and any(v in self.hang_on for v in values):
             _hang(self.hang_how)
         if self.fail_every is not None and any(v % self.fail_every == 0 for v in values):

@@ -24,6 +24,13 @@ from sheaf_dagster.errors import (
 
 __all__ = ["Answer", "Predictor"]
 
+_OUT_OF_MEMORY = (
+    "out of memory",  # CUDA, JAX
+    "can't allocate memory",  # torch on the CPU
+    "failed to allocate memory",  # ONNX Runtime
+    "cublas_status_alloc_failed",
+)
+
 Answer = BaseModel | bytes
 """A response, or the finished line of an error response."""
 
@@ -233,4 +240,7 @@ class Predictor:
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    if not isinstance(error, RuntimeError) and type(error).__name__ != "RuntimeException":
+        return False  # the second is ONNX Runtime's
+    text = str(error)[:2000].lower()
+    return any(words in text for words in _OUT_OF_MEMORY)

@@ -105,8 +105,8 @@ class RayEngine:
     def shutdown(self) -> None:
         """Stops what is running; part files of finished chunks stay.
 
-        Workers stop after the batch in hand. What is stuck, or still waits for a place, finds
-        the coordinator gone and ends by itself.
+        Workers stop after the batch in hand, or end themselves a few seconds later. What still
+        waits for a place finds the coordinator gone and ends by itself.
         """
         self._stop.set()
         try:

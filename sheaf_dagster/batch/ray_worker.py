@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,9 @@ __all__ = ["IDX_FIELD", "_BackendActor", "run_worker_task", "tickets"]
 
 IDX_FIELD = "_sheaf_row_idx"
 """Column that carries the position of a finished chunk's first row through Ray Data."""
+
+_LEAVE_SECONDS = 5.0
+"""A worker of a job that was called off ends itself where its batch takes longer than this."""
 
 _TELL_SECONDS = 2.5
 """A worker that is about to end itself waits this long for the coordinator to hear why."""
@@ -127,14 +131,17 @@ class _Pulled:
         self._seconds = ticket["seconds"]
         self._jobs: dict[int, FileJob] = {}
         self.aborted = threading.Event()
+        self.done = threading.Event()
 
     def watch(self) -> None:
-        """Learns, from a thread, that the driver gives up."""
+        """Learns, from a thread, that the driver gives up; ends the process if that has to be."""
 
         def wait() -> None:
             with suppress(Exception):
                 ray.get(self._control.aborted.remote())
             self.aborted.set()
+            if not self.done.wait(_LEAVE_SECONDS):
+                os._exit(1)
 
         threading.Thread(target=wait, daemon=True, name="sheaf-abort").start()
 
@@ -178,9 +185,12 @@ def _work(
     if _pass_gate(control):
         work = _Pulled(control, ticket, turn)
         work.watch()
-        for report in _reports(work, context, backend):
-            control.report.remote(ticket["ticket"], report.to_dict())
-            done.append(report)
+        try:
+            for report in _reports(work, context, backend):
+                control.report.remote(ticket["ticket"], report.to_dict())
+                done.append(report)
+        finally:
+            work.done.set()
     return _descriptors(done)
 
 

@@ -109,7 +109,13 @@ def deleted(path: Path) -> None:
     path.unlink()
 
 
-@pytest.mark.parametrize("change", [appended, replaced, truncated, deleted])
+CHANGES = [
+    *(({"compute": "local"}, change) for change in (appended, replaced, truncated, deleted)),
+    pytest.param({"compute": "tasks"}, replaced, marks=pytest.mark.ray),
+]
+
+
+@pytest.mark.parametrize(("mode", "change"), CHANGES, indirect=["mode"])
 def test_a_source_that_changes_meanwhile_is_an_error_and_the_old_output_stays(
     mode,  # noqa: F811
     write_rows,

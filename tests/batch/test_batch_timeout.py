@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 
 import pytest
@@ -15,10 +14,8 @@ from sheaf_dagster.batch.worker import FileJob
 from sheaf_dagster.storage import Chunk, Location, PartStore
 from tests.batch.test_runner import MODES, leftovers, mode, spec  # noqa: F401
 from tests.conftest import read_rows
+from tests.crashes import FULL
 from tests.toys import doubler
-
-FULL = int(os.environ.get("SHEAF_KILLS", "0")) >= 50
-"""``make test-crashes``: what takes long is run too."""
 
 local_or_tasks = pytest.mark.parametrize("mode", MODES[:2], indirect=True)
 
@@ -56,7 +53,7 @@ def test_rows_that_hang_are_recorded_and_the_rest_is_answered(mode, write_rows, 
         assert len(calls.read_text().split()) == 10 + 4
 
 
-@local_or_tasks
+@pytest.mark.parametrize("mode", MODES[: 3 if FULL else 1], indirect=True)
 def test_a_backend_that_hangs_on_everything_ends_the_job(mode, write_rows, tmp_path):  # noqa: F811
     calls = tmp_path / "calls"
     model = doubler(hang_on=list(range(8)), call_log=str(calls))

@@ -14,7 +14,7 @@ from sheaf_dagster import BatchRunner, BatchSpec
 from tests.crashes import Job, Kill, TwoNodes, driving, moment, workers_of
 from tests.toys import doubler
 
-KILLS = int(os.environ.get("SHEAF_KILLS", "5"))
+KILLS = int(os.environ.get("SHEAF_KILLS", "3"))
 """How many processes are killed; ``make test-crashes`` kills 60."""
 
 SEED = int(os.environ.get("SHEAF_KILL_SEED", "6"))
@@ -24,11 +24,11 @@ CHUNKS = ROWS // BATCH
 
 PLAN = [
     ("tasks", "worker"),
-    ("actors", "actor"),
+    ("actors", "driver"),
     ("local", "driver"),
+    ("actors", "actor"),
     ("tasks", "driver"),
     ("actors", "raylet"),
-    ("actors", "driver"),
     ("tasks", "worker"),
     ("actors", "actor"),
     ("tasks", "raylet"),

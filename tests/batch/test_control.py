@@ -1,0 +1,117 @@
+"""The coordinator, with workers that die, hang and come back in any order: no chunk is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sheaf_dagster.batch.control import JobControl
+from sheaf_dagster.batch.worker import ChunkReport, FileJob
+from sheaf_dagster.storage import Chunk, Location, Part, PartStore
+
+
+@dataclass
+class Worker:
+    """One that holds a ticket and, perhaps, waits for an answer to ``next``."""
+
+    control: JobControl
+    ticket: int
+    turn: int = 0
+    held: list[tuple[int, Chunk]] = field(default_factory=list)
+    asked: asyncio.Task | None = None
+    ended: bool = False
+    left: list[asyncio.Task] = field(default_factory=list)
+
+    async def start(self) -> None:
+        """In place of one that died: what that had asked for stays asked."""
+        if self.asked is not None:
+            self.left.append(self.asked)
+        self.asked, self.held, self.ended = None, [], False
+        self.turn = await self.control.enter(self.ticket, f"node-{self.ticket}")
+
+    async def ask(self) -> None:
+        if self.ended:
+            return
+        if self.asked is None:
+            self.asked = asyncio.create_task(self.control.next(self.ticket, self.turn))
+        await settle()
+        if self.asked.done():
+            answer, self.asked = self.asked.result(), None
+            if answer is None:
+                self.ended = True
+            else:
+                self.held += answer[0]
+
+    async def report(self) -> None:
+        if self.held:
+            job, chunk = self.held.pop(0)
+            part = Part(chunk.index, chunk.rows, 0, 0, 1)
+            made = ChunkReport(job, chunk.index, chunk.first_row, f"w{self.ticket}", part=part)
+            await self.control.report(self.ticket, made.to_dict())
+            await settle()
+
+    async def hang(self) -> None:
+        """Says so and dies."""
+        if self.held:
+            job, chunk = self.held[0]
+            rows = frozenset([chunk.first_row])
+            await self.control.hung(self.ticket, job, chunk.index, rows, "hung")
+            await settle()
+        await self.start()
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def story(slots: int, chunks: int, events: list[tuple[int, int]], record: bool) -> list[Any]:
+    control = JobControl(slots, "toy")
+    job = FileJob(
+        0, (), ("in.jsonl",), PartStore(Location("/x")), 4, "record" if record else "fail", None
+    )
+    await control.add(job, [Chunk(i, 0, 0, 1, 4 * i, 4, 4 * i + 1) for i in range(chunks)])
+    await control.close()
+    workers = [Worker(control, i) for i in range(slots)]
+    for worker in workers:
+        await worker.start()
+    for number, what in events:
+        worker = workers[number % slots]
+        if what < 4:
+            await worker.ask()
+        elif what < 8:
+            await worker.report()
+        elif what == 8:
+            await worker.start()
+        else:
+            await worker.hang()
+    for _ in range(20 * chunks + 20):  # from here on nothing goes wrong
+        for worker in workers:
+            await worker.report()
+            await worker.ask()
+        if all(w.ended and not w.held for w in workers):
+            break
+    assert all(w.ended for w in workers), "a worker waits for ever"
+    await settle()
+    assert all(task.done() for w in workers for task in w.left)
+    return control._reports
+
+
+EVENTS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=80)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 12), EVENTS, st.booleans())
+def test_every_chunk_is_reported_once_or_the_job_fails(slots, chunks, events, record):
+    reports = asyncio.run(story(slots, chunks, events, record))
+
+    failures = [r for r in reports if r["failure"]]
+    if failures:
+        assert len(failures) == 1
+        assert {what for _, what in events} & {8, 9}, "nothing failed, but the job did"
+    else:
+        assert sorted(r["chunk"] for r in reports) == list(range(chunks))

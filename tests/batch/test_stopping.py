@@ -1,0 +1,132 @@
+"""Ctrl-C and termination: Ray's work stops within seconds, and what is done can be resumed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sheaf_dagster import BatchRunner, BatchSpec
+from tests.batch.test_crashes import two_nodes  # noqa: F401
+from tests.conftest import ROOT, read_rows
+from tests.crashes import Job, driving, workers_of
+from tests.toys import doubler
+
+pytestmark = pytest.mark.ray
+
+SOON = 12.0
+"""Seconds: what is stuck is given five of them, and the machine may be busy."""
+
+
+def gone(loads: Path, since: float) -> float:
+    """How long it took until no worker of the job was left."""
+    while workers_of(loads) and time.monotonic() - since < 60:
+        time.sleep(0.05)
+    return time.monotonic() - since
+
+
+@pytest.mark.parametrize(("compute", "batch_seconds"), [("tasks", 0.05), ("actors", 60.0)])
+def test_ctrl_c_stops_the_work_and_keeps_what_is_done(
+    two_nodes,  # noqa: F811
+    write_rows,
+    tmp_path,
+    compute,
+    batch_seconds,
+):
+    loads = tmp_path / "loads"
+    job = Job(
+        model=doubler(batch_seconds=batch_seconds, load_log=str(loads)),
+        spec=BatchSpec(
+            source=write_rows(list(range(400))),
+            sink=str(tmp_path / "out" / "out.jsonl"),
+            batch_size=4,
+            compute=compute,
+            num_actors=2 if compute == "actors" else None,
+        ),
+        address=two_nodes.address,
+    )
+    enough = 10 if batch_seconds < 1 else 0
+    with driving(job) as driver:
+        assert driver.wait_for(lambda: workers_of(loads) and len(job.parts()) >= enough)
+
+        driver.kill(signal.SIGINT)
+        began = time.monotonic()
+        driver.process.wait(timeout=60)
+
+        assert time.monotonic() - began < SOON
+        assert gone(loads, began) < SOON
+    assert not Path(job.spec.sink).exists()
+    if enough:
+        left = sum(job.parts())
+        with driving(job) as again:
+            result = again.result()
+        assert result["resumed_rows"] == left >= 4 * enough
+        assert len(read_rows(job.spec.sink)) == 400
+        assert os.listdir(tmp_path / "out") == ["out.jsonl"]
+
+
+def test_a_driver_that_lives_on_gets_its_workers_back(ray_cluster, write_rows, tmp_path):
+    # A notebook: the iterator is closed while a batch of a minute is in the model.
+    loads = tmp_path / "loads"
+    runner = BatchRunner(doubler(batch_seconds=60, load_log=str(loads)), on_progress=None)
+    specs = [
+        BatchSpec(source=write_rows(v, name=n), sink=str(tmp_path / f"{n}.out"), batch_size=1)
+        for n, v in (("empty", []), ("long", [1, 2]))
+    ]
+    outcomes = runner.run_many(specs)
+    assert next(outcomes).ok
+    while not workers_of(loads):
+        time.sleep(0.05)
+    busy = workers_of(loads)
+
+    began = time.monotonic()
+    outcomes.close()
+
+    assert time.monotonic() - began < SOON
+    assert busy
+    assert gone(loads, began) < SOON
+
+
+TERMINATED = """
+import signal, sys
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from tests.definitions.test_asset import Project
+root = Path(sys.argv[1])
+project = Project(root, None, {"batch_seconds": 0.05, "load_log": str(root / "loads")}, compute="tasks")
+project.run(only=True)
+"""
+
+
+def test_dagsters_termination_stops_ray_and_a_rerun_resumes(write_rows, tmp_path):
+    from tests.definitions.test_asset import Project
+
+    loads = tmp_path / "loads"
+    arguments = {"batch_seconds": 0.05, "load_log": str(loads)}
+    project = Project(tmp_path, None, arguments, compute="local")
+    project.write("all", list(range(400)))
+    # The default launcher ends a run's process with the signal of Ctrl-C.
+    child = subprocess.Popen(
+        [sys.executable, "-c", TERMINATED, str(tmp_path)], cwd=ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    aside = tmp_path / "out" / ".all.jsonl.sheaf"
+    while len(list(aside.glob("run-*/part-*"))) < 5 and child.poll() is None:
+        time.sleep(0.05)
+
+    child.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    child.wait(timeout=60)
+
+    assert time.monotonic() - began < 2 * SOON, "with a Ray of its own to take down"
+    assert gone(loads, began) < 2 * SOON
+    done = 4 * len(list(aside.glob("run-*/part-*")))
+    result = project.run(only=True)
+    assert result.success
+    (record,) = project.records()
+    assert record.asset_materialization.metadata["resumed_rows"].value == done >= 20
