@@ -196,8 +196,8 @@ def _somebody_is_looking() -> bool:
 
 
 def _seconds_left(p: BatchProgress, files: int | None) -> float | None:
-    """Files not scanned yet have no known rows: with many of them, time goes by files done."""
-    if files is None or files <= 1:
+    """Files not scanned yet have no known rows: while there are any, time goes by files done."""
+    if files is None or files <= max(p.files_total, 1):
         return p.eta_seconds
     return p.elapsed_seconds * (files / p.files_done - 1) if p.files_done else None
 

@@ -62,6 +62,8 @@ def result_metadata(
         "backend": model.backend,
         "model_digest": result.model_digest or "not known to the backend",
         "model_version": result.model_version,
+        "batch_size": spec.batch_size,
+        "compute": spec.compute if spec.num_actors is None else f"{spec.num_actors} actors",
         "dagster/uri": result.sink,
         OUTPUT_BYTES: result.output_bytes,
         "source": _source(spec),

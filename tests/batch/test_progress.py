@@ -41,6 +41,11 @@ def at(done: int, total: int, **fields) -> BatchProgress:
             365,
             "40 of 90 rows known so far, 50 rows/s, 30 of 365 partitions done, about 112 s to go",
         ),
+        (
+            at(40, 90, files_done=1, files_total=3, eta_seconds=5.0),
+            3,
+            "40 of 90 rows known so far, 50 rows/s, 1 of 3 partitions done, about 5 s to go",
+        ),
         (at(1, 9, eta_seconds=9000.0), 1, "1 of 9 rows, 50 rows/s, about 2 h 30 min to go"),
     ],
 )

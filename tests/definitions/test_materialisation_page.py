@@ -33,6 +33,17 @@ def svg_of(markdown: str) -> ElementTree.Element:
     return ElementTree.fromstring(base64.b64decode(found[1]))
 
 
+def points_of(path: ElementTree.Element) -> list[tuple[float, float]]:
+    """Where a path's pen stops."""
+    points: list[tuple[float, float]] = []
+    for command, arguments in re.findall(r"([MmlhVZ])([^A-Za-z]*)", path.get("d", "")):
+        numbers = [float(n) for n in re.findall(r"-?[\d.]+", arguments)]
+        if command in "Mml":
+            x, y = points[-1] if command != "M" and points else (0.0, 0.0)
+            points.append((round(x + numbers[0], 1), round(y + numbers[1], 1)))
+    return points
+
+
 def words(markdown: str) -> str:
     return " ".join(svg_of(markdown).itertext())
 
@@ -83,14 +94,13 @@ def test_a_forecast_is_drawn_from_where_its_history_ends_beside_what_happened():
     plot = plot_of(sample([forecast(28, 7)]), actuals=lambda request: [0.5] * request["horizon"])
 
     drawing = svg_of(plot.large)
-    lines = [
-        p.get("d") for p in drawing.iter() if p.get("stroke-width", "1") in "12" and p.get("d")
-    ]
-    history = next(d for d in lines if d.count("L") == 27)
-    mean = next(d for d in lines if d.count("L") == 7)
-    assert mean.split("L")[0] == "M" + history.split("L")[-1]
+    lines = [points_of(p) for p in drawing.iter() if p.get("stroke-width", "1") in "12"]
+    history = next(line for line in lines if len(line) == 28)
+    mean = next(line for line in lines if len(line) == 8)
+    assert mean[0] == history[-1]
     happened = next(p for p in drawing.iter() if p.get("stroke-linecap") == "round")
-    assert happened.get("d").count("M") == 7
+    assert len(points_of(happened)) == 7
+    assert len({y for _, y in points_of(happened)}) == 1
     for text in ("EWR <&> ATL", "history", "forecast", "quantiles 0.1 to 0.9", "what happened"):
         assert text in words(plot.large)
 
@@ -110,10 +120,8 @@ def test_the_map_of_embeddings_keeps_near_things_near_and_names_some():
 
     drawing = svg_of(plot_of(sample(pairs)).large)
 
-    cloud = next(p for p in drawing.iter() if p.get("stroke-linecap") == "round").get("d")
-    shoes, boots, lamps = (
-        tuple(map(float, xy.split())) for xy in cloud.replace("h0", "").split("M")[1:]
-    )
+    cloud = next(p for p in drawing.iter() if p.get("stroke-linecap") == "round")
+    shoes, boots, lamps = points_of(cloud)
     assert math.dist(shoes, boots) < math.dist(shoes, lamps) / 4
     assert {"shoes", "boots", "lamps"} <= set(drawing.itertext())
     assert "3 embeddings of length 3" in drawing.itertext()

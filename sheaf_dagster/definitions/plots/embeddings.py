@@ -51,7 +51,7 @@ def embedding_map(pairs: Sequence[Pair]) -> Plot | None:
     ]
     frame = _cloud_frame(points, (16, 32, 608, 300), 1)
     for i in _far_apart(points, 10) if any(names) else ():
-        x, y = map(float, frame.at(*points[i]).split())
+        x, y = frame.at(*points[i])
         text = names[i] if len(names[i]) <= 32 else names[i][:31] + "…"
         body.append(svg.label(x + (-6 if x > 420 else 6), y + 3, text, end=x > 420))
     large = first_fit([svg.picture(640, 344, body)], "map of the embeddings", MAX_PLOT_CHARS)

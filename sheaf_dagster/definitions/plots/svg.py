@@ -49,19 +49,40 @@ class Frame:
         self._x, self._y = x, y
         self._places = places
 
-    def at(self, x: float, y: float) -> str:
-        """The point's coordinates, as a path takes them."""
-        return f"{self._number(self.left + self._share(x, self._x) * self.width)} " + self._number(
-            self.top + (1 - self._share(y, self._y)) * self.height
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """The point in pixels."""
+        return (
+            round(self.left + self._share(x, self._x) * self.width, self._places),
+            round(self.top + (1 - self._share(y, self._y)) * self.height, self._places),
         )
+
+    def path(self, points: Iterable[tuple[float, float]], *, dots: bool = False) -> str:
+        """A path through points: a line, or a dot at each.
+
+        Steps from point to point are relative, which takes half the bytes.
+        """
+        text, pen = "", None
+        for x, y in points:
+            at = self.at(x, y)
+            if pen is None:
+                text = f"M{_numbers(*at)}"
+            else:
+                step = _numbers(round(at[0] - pen[0], 3), round(at[1] - pen[1], 3))
+                text += ("m" if dots else "l") + step
+            text += "h0" if dots else ""
+            pen = at
+        return text
 
     @staticmethod
     def _share(value: float, edges: tuple[float, float]) -> float:
         low, high = edges
         return (value - low) / (high - low) if high > low else 0.5
 
-    def _number(self, value: float) -> str:
-        return f"{value:.{self._places}f}".removesuffix(".0")
+
+def _numbers(x: float, y: float) -> str:
+    """Two numbers as a path takes them: a minus sign parts them, too."""
+    second = f"{y:g}"
+    return f"{x:g}" + (second if second.startswith("-") else f" {second}")
 
 
 def finite(value: Any) -> bool:
@@ -79,13 +100,13 @@ def line(
     width: int = 1,
 ) -> str:
     """A line through values at ``start``, ``start + step``, …; a gap where one isn't finite."""
-    path, pen = "", "M"
+    runs: list[list[tuple[float, float]]] = [[]]
     for i, value in enumerate(values):
         if finite(value):
-            path += pen + frame.at(start + i * step, value)
-            pen = "L"
-        else:
-            pen = "M"
+            runs[-1].append((start + i * step, value))
+        elif runs[-1]:
+            runs.append([])
+    path = "".join(frame.path(run) for run in runs)
     thick = f' stroke-width="{width}"' if width != 1 else ""
     return f'<path d="{path}" stroke="{colour}"{thick}/>' if path else ""
 
@@ -107,14 +128,13 @@ def outline(
     ]
     if len(there) < 2:
         return ""
-    corners = [frame.at(x, high) for x, _, high in there]
-    corners += [frame.at(x, low) for x, low, _ in reversed(there)]
-    return f'<path d="M{"L".join(corners)}Z" fill="{colour}" fill-opacity=".18"/>'
+    corners = [(x, high) for x, _, high in there] + [(x, low) for x, low, _ in reversed(there)]
+    return f'<path d="{frame.path(corners)}Z" fill="{colour}" fill-opacity=".18"/>'
 
 
 def dots(frame: Frame, points: Iterable[tuple[float, Any]], colour: str, *, size: float = 4) -> str:
     """A dot at each point: lines of no length with round ends, the shortest way to say it."""
-    path = "".join(f"M{frame.at(x, y)}h0" for x, y in points if finite(y))
+    path = frame.path(((x, y) for x, y in points if finite(y)), dots=True)
     if not path:
         return ""
     return f'<path d="{path}" stroke="{colour}" stroke-width="{size:g}" stroke-linecap="round"/>'
@@ -123,7 +143,7 @@ def dots(frame: Frame, points: Iterable[tuple[float, Any]], colour: str, *, size
 def bars(frame: Frame, heights: Sequence[float], colour: str) -> str:
     """Bars side by side over the frame's width; the x axis counts bars."""
     path = "".join(
-        f"M{frame.at(i + 0.5, 0)}V{frame.at(i + 0.5, height).split()[1]}"
+        f"M{_numbers(*frame.at(i + 0.5, 0))}V{frame.at(i + 0.5, height)[1]:g}"
         for i, height in enumerate(heights)
         if height
     )
