@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo backfill digits texts ui test test-fast test-faults test-crashes test-corpus test-cluster test-soak fuzz audit lint format bench clean
+.PHONY: help demo backfill digits texts ui test test-fast test-faults test-crashes test-corpus test-cluster test-soak fuzz audit lint format docs bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -88,8 +88,11 @@ format: $(VENV)/.dev  ## Format and fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.dev  ## The documentation as a site, in site/
+	$(BIN)/python -m mkdocs build --strict
+
 bench: $(VENV)/.dev  ## Benchmarks against the peers, printed and written to benchmarks/results
 	$(BIN)/python -m benchmarks
 
 clean:  ## Remove what the targets made
-	rm -rf $(VENV) .dagster_home data .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .dagster_home data site .pytest_cache .ruff_cache .mypy_cache

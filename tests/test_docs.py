@@ -1,0 +1,128 @@
+"""The docs: their code runs, their commands exist, and nothing public is left out."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import tomllib
+import yaml
+
+import sheaf_dagster as sd
+from tests.conftest import ROOT
+
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", *DOCS]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    found = re.findall(
+        rf"^```{language}[^\n]*\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE
+    )
+    return [block.strip() for block in found]
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("page", [p for p in DOCS if blocks(p, "python")], ids=name)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path):
+    (tmp_path / "page.py").write_text("\n\n".join(blocks(page, "python")) + "\n")
+
+    done = subprocess.run(
+        [sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_rows_shown_are_json_and_requests_match_their_contract(page):
+    from sheaf_dagster.contracts import contract_for
+
+    for block in blocks(page, "json"):
+        for line in block.splitlines():
+            row = json.loads(line)
+            if "model_type" in row:
+                contract_for(row["model_type"]).request.model_validate(row)
+            elif "custom_id" in row:
+                contract_for("openai_batch").request.model_validate(row)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_run_config_shown_is_accepted(page):
+    asset = sd.build_batch_inference_asset(
+        "forecasts", source="{root}/a.jsonl", sink="{root}/b.jsonl"
+    )
+    model = sd.ModelSpec(name="m", model_type="time_series", backend="statsforecast")
+    resources = {
+        "model": sd.ModelResource.from_spec(model),
+        "ray_cluster": sd.RayClusterResource(),
+        "storage": sd.StorageResource(root="/data"),
+    }
+    job = dg.Definitions([asset], resources=resources).resolve_implicit_global_asset_job_def()
+    for block in blocks(page, "ya?ml"):
+        parsed = yaml.safe_load(block)
+        assert isinstance(parsed, (dict, list))
+        if "ops" in parsed:
+            assert dg.validate_run_config(job, parsed)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_shown_exist(page):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    lines = [line for block in blocks(page, "(?:shell|bash|sh)") for line in block.splitlines()]
+    for line in filter(None, (line.split("#")[0].strip() for line in lines)):
+        words = [w for w in line.split() if "=" not in w or w.startswith("-")]
+        program = words[0]
+        if program == "make":
+            assert words[1] in targets, line
+        for group in re.findall(r"sheaf_dagster\[([\w,-]+)\]", line):
+            assert set(group.split(",")) <= set(extras), line
+        known = program in project.get("scripts", {})
+        assert known or _is_program(program), line
+
+
+def _is_program(program: str) -> bool:
+    import shutil
+
+    beside = Path(sys.executable).parent / program
+    return beside.exists() or shutil.which(program) is not None or program.startswith("kube")
+
+
+def test_every_error_has_an_entry_in_troubleshooting():
+    entries = set(
+        re.findall(r"^### (\w+)$", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+    )
+    from sheaf_dagster import errors
+
+    assert entries == set(errors.__all__) - {"SheafError"}
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = "\n".join(p.read_text() for p in (ROOT / "docs/reference").glob("*.md"))
+    shown = {path.rsplit(".", 1)[-1] for path in re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE)}
+    from sheaf_dagster import errors
+
+    missing = set(sd.__all__) - shown - set(errors.__all__) - {"__version__"}
+    assert not missing, f"add them to docs/reference: {sorted(missing)}"
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    reference = (tmp_path / "site/reference/assets/index.html").read_text()
+    assert "build_batch_inference_asset" in reference
+    assert "progress_every_s" in reference
