@@ -97,6 +97,7 @@ class ImageEmbedderBackend(ModelBackend):
                 self._no_tokenizer = e
         from PIL import Image
 
+        # Warms the network up, too.
         blank = self._pixels(Image.new("RGB", (64, 64)))
         self._dim = int(self._embed_pixels([blank]).shape[1])
 
@@ -127,10 +128,6 @@ class ImageEmbedderBackend(ModelBackend):
                 )
             )
         return responses
-
-    def warmup_requests(self) -> Sequence[Any]:
-        # load() has run a blank image already, to learn the dimension.
-        return ()
 
     def _image_vectors(
         self, requests: Sequence[EmbeddingRequest]

@@ -94,6 +94,10 @@ class OnnxBackend(ModelBackend):
         fewest, most = (fixed, fixed) if isinstance(fixed, int) else (1, self._max_batch_size)
         self._stacker = Stacker(inputs, self._outputs, self._run, fewest, most)
 
+    def warmup_requests(self) -> Sequence[Any]:
+        shapes = {i.name: i.shape[1:] for i in self._session.get_inputs()}
+        return self._stacker.examples(shapes)  # type: ignore[no-any-return]
+
     def predict(self, request: TensorsRequest) -> TensorsResponse:
         return self.batch_predict([request])[0]
 

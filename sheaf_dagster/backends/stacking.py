@@ -115,6 +115,23 @@ class Stacker:
                     )
         return [answers[i] for i in range(len(requests))]
 
+    def examples(self, shapes: dict[str, Sequence[Any]]) -> list[TensorsRequest]:
+        """A row of zeros, to warm a model up.
+
+        Args:
+            shapes: Of each input without the batch axis; what isn't an integer counts as 1.
+        """
+        import numpy as np
+
+        inputs = {}
+        for name in self.inputs.keys() - self._made:
+            shape = tuple(n if isinstance(n, int) else 1 for n in shapes[name])
+            text = self.inputs[name].dtype == "str"
+            inputs[name] = np.full(shape, "", object).tolist() if text else np.zeros(shape).tolist()
+            if not text and np.dtype(self.inputs[name].dtype).kind in "iub":
+                inputs[name] = np.zeros(shape, "int64").tolist()
+        return [TensorsRequest(model_name="warm-up", inputs=inputs)]
+
     def _arrays(self, request: TensorsRequest) -> dict[str, Any]:
         import numpy as np
 

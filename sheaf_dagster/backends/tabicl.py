@@ -79,6 +79,22 @@ class TabICLBackend(ModelBackend):
         for task in self._at_once:
             self._estimator(task)
 
+    def warmup_requests(self) -> Sequence[Any]:
+        x = [[float(i), float(i % 3)] for i in range(12)]
+        y = [i % 2 for i in range(12)]
+        return [
+            TabularRequest.model_validate(
+                {
+                    "model_name": "warm-up",
+                    "context_X": x,
+                    "context_y": y,
+                    "query_X": x,
+                    "task": task,
+                }
+            )
+            for task in self._at_once
+        ]
+
     def predict(self, request: TabularRequest) -> TabularResponse:
         return self.batch_predict([request])[0]
 

@@ -13,6 +13,7 @@ from sheaf_dagster.backends.digest import weights_digest
 from sheaf_dagster.backends.prompts import embeddings_body
 from sheaf_dagster.contracts import (
     OPENAI_BATCH,
+    EmbeddingRequest,
     EmbeddingResponse,
     ModelType,
     OpenAIBatchRequest,
@@ -75,6 +76,9 @@ class SentenceTransformersBackend(ModelBackend):
             device=None if self._device == "auto" else self._device,
             trust_remote_code=self._trust_remote_code,
         )
+
+    def warmup_requests(self) -> Sequence[Any]:
+        return [EmbeddingRequest(model_name="warm-up", texts=["a", "a longer text"])]
 
     def predict(self, request: Any) -> BaseModel:
         return self.batch_predict([request])[0]

@@ -70,6 +70,7 @@ class TorchExportBackend(ModelBackend):
         self._storage_options = storage_options
         self._module: Any = None
         self._stacker: Any = None
+        self._shapes: dict[str, Any] = {}
 
     def load(self) -> None:
         torch, export = require(_NAME, "torch", "torch", "torch.export")
@@ -91,11 +92,15 @@ class TorchExportBackend(ModelBackend):
         if not isinstance(self._given, dict):
             for field, value in zip(self._inputs.values(), values, strict=True):
                 field.dtype = str(value.dtype).removeprefix("torch.")
+        self._shapes = {n: v.shape[1:] for n, v in zip(self._inputs, values, strict=True)}
         fewest, most = _batch_bounds(program, values)
         if self._max_batch_size is not None:
             most = max(fewest, min(most or self._max_batch_size, self._max_batch_size))
         self._module = program.module()
         self._stacker = Stacker(self._inputs, self._outputs, self._run, fewest, most)
+
+    def warmup_requests(self) -> Sequence[Any]:
+        return self._stacker.examples(self._shapes)  # type: ignore[no-any-return]
 
     def predict(self, request: TensorsRequest) -> TensorsResponse:
         return self.batch_predict([request])[0]

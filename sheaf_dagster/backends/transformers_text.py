@@ -122,6 +122,12 @@ class TransformersPipelineBackend(ModelBackend):
         model = model.to(device).eval()
         self._generator = Generator(model, tokenizer, device, self._max_new_tokens)
 
+    def warmup_requests(self) -> Sequence[Any]:
+        if self._generator is None:
+            return ()
+        settings = {"model_name": "warm-up", "max_new_tokens": 2}
+        return [TextRequest(text="a", **settings), TextRequest(text="a b", **settings)]
+
     def predict(self, request: Any) -> BaseModel:
         return self.batch_predict([request])[0]
 
