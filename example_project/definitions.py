@@ -1,4 +1,4 @@
-"""Requests → forecasts → accuracy, a partition a day; and a plot of each month."""
+"""Requests → forecasts → accuracy, a partition a day; a plot of each month; and an inbox."""
 
 import json
 from datetime import date
@@ -9,6 +9,7 @@ import dagster as dg
 import sheaf_dagster as sd
 from example_project.accuracy import read_responses, score
 from example_project.digits import DIGIT_ASSETS, DIGIT_CHECKS, DIGIT_RESOURCES
+from example_project.inbox import build_inbox
 from example_project.pages import PAGE_ASSETS, PAGE_CHECKS, PAGE_RESOURCES
 from example_project.root import ROOT
 from example_project.series import HISTORY_DAYS, HORIZON, load_series
@@ -130,6 +131,8 @@ def monthly_accuracy(context: dg.AssetExecutionContext) -> None:
         )
 
 
+inbox_forecasts, inbox_sensor, inbox_storage = build_inbox(ROOT)
+
 # Those of defs.yaml files, such as weekly_naive, join those of this module.
 defs = dg.Definitions.merge(
     dg.load_from_defs_folder(path_within_project=Path(__file__).parent),
@@ -141,7 +144,9 @@ defs = dg.Definitions.merge(
             monthly_accuracy,
             *DIGIT_ASSETS,
             *PAGE_ASSETS,
+            inbox_forecasts,
         ],
+        sensors=[inbox_sensor],
         asset_checks=[*DIGIT_CHECKS, *PAGE_CHECKS],
         resources={
             "model": sd.ModelResource(
@@ -154,6 +159,7 @@ defs = dg.Definitions.merge(
             **PAGE_RESOURCES,
             "ray_cluster": sd.RayClusterResource(),
             "storage": sd.StorageResource(root=str(ROOT)),
+            "inbox": inbox_storage,
         },
     ),
 )
