@@ -19,6 +19,7 @@ AFTER = [
     "assert test_my_backend",
     "assert dg.materialize(defs.assets, partition_key='2026-01-01', resources=resources).success",
     "assert forecaster.key in forecasts.asset_deps[forecasts.key]",
+    "assert sensor.name == 'forecasts_arrivals'",
     "assert storage.base == 's3://my-bucket/prefix'",
 ]
 
