@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.execution.resources_init import get_transitive_required_resource_keys
 
 import sheaf_dagster as sd
-from tests.object_store import ObjectStore
+from tests.object_store import KEY, SECRET, ObjectStore
 from tests.toys import doubler
 
 DAYS = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-31")
@@ -21,7 +22,7 @@ class Disk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.resource = sd.StorageResource(root=str(folder))
+        self.resources = {"storage": sd.StorageResource(root=str(folder))}
 
     def put(self, name: str, data: bytes) -> Path:
         path = self.folder / name
@@ -34,11 +35,22 @@ class Disk:
 
 
 class Bucket:
-    """Objects below a prefix."""
+    """Objects below a prefix, with credentials from a resource of their own."""
 
     def __init__(self, store: ObjectStore) -> None:
+        from dagster_aws.s3 import S3Resource
+
         self.store = store
-        self.resource = sd.StorageResource(root=store.uri("data"), storage_options=store.options())
+        credentials = S3Resource(
+            endpoint_url=store.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
+        )
+        self.resources = {
+            "storage": sd.StorageResource(root=store.uri("data"), s3=credentials),
+            "s3": credentials,
+        }
 
     def put(self, name: str, data: bytes) -> str:
         return self.store.put(f"data/{name}", data)
@@ -73,7 +85,7 @@ class Inbox:
             self.asset, source, **{"settle_seconds": 0, **arguments}
         )
         self.resources = {
-            "storage": files.resource,
+            **files.resources,
             "model": sd.ModelResource.from_spec(doubler()),
             "ray_cluster": sd.RayClusterResource(),
         }
@@ -86,12 +98,16 @@ class Inbox:
 
     def tick(self, *, saved: bool = True) -> Any:
         """Evaluates the sensor; not ``saved``, the daemon died before it wrote down the result."""
+        resources = self.repository.get_top_level_resources()
+        needed = get_transitive_required_resource_keys(
+            self.sensor.required_resource_keys, resources
+        )
         with dg.build_sensor_context(
             instance=self.instance,
             instance_ref=self.instance.get_ref(),
             cursor=self.cursor,
             repository_def=self.repository,
-            resources={"storage": self.files.resource},
+            resources={k: v for k, v in resources.items() if k in needed},
         ) as context:
             self.result = self.sensor.evaluate_tick(context)
         if saved:
