@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.sensor_definition import SensorExecutionData
 from dagster._core.execution.resources_init import get_transitive_required_resource_keys
+from dagster._serdes import deserialize_value, serialize_value
 
 import sheaf_dagster as sd
 from tests.object_store import KEY, SECRET, ObjectStore
@@ -89,7 +91,8 @@ class Inbox:
             "model": sd.ModelResource.from_spec(doubler()),
             "ray_cluster": sd.RayClusterResource(),
         }
-        defs = dg.Definitions([self.asset], resources=self.resources, sensors=[sensor])
+        assets = [self.asset, *arguments.get("also", ())]
+        defs = dg.Definitions(assets, resources=self.resources, sensors=[sensor])
         self.repository = defs.get_repository_def()
         self.sensor = self.repository.get_sensor_def(sensor.name)
 
@@ -109,7 +112,8 @@ class Inbox:
             repository_def=self.repository,
             resources={k: v for k, v in resources.items() if k in needed},
         ) as context:
-            self.result = self.sensor.evaluate_tick(context)
+            evaluated = self.sensor.evaluate_tick(context)
+        self.result = deserialize_value(serialize_value(evaluated), SensorExecutionData)
         if saved:
             for request in self.result.dynamic_partitions_requests or ():
                 self.instance.add_dynamic_partitions(

@@ -332,6 +332,18 @@ def test_the_run_reads_the_file_that_landed(files, instance):
     assert event.materialization.metadata["dagster/partition_row_count"].value == 1
 
 
+def test_assets_downstream_can_run_in_the_same_run(inbox):
+    @dg.asset(deps=["predictions"], partitions_def=DAYS)
+    def report() -> None: ...
+
+    box = inbox(also=[report])
+    box.drop("2026-01-05.jsonl")
+    (request,) = box.tick().run_requests
+
+    assert box.run(request).success
+    assert box.instance.get_materialized_partitions(report.key) == {"2026-01-05"}
+
+
 def test_a_file_that_fails_validation_is_asked_for_once_more_only_when_it_changes(inbox):
     box = inbox()
     box.drop("2026-01-05.jsonl", b'{"model_name": "m", "value": "x"}\n')
