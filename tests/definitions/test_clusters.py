@@ -58,3 +58,16 @@ def test_anything_else_is_refused_by_name():
 
     with pytest.raises(sd.SpecError, match="ray_cluster is a Other; give it a RayClusterResource"):
         cluster_config(Other(), "asset a")
+
+
+def test_a_dashboard_that_is_not_there_is_an_error_that_can_be_retried(tmp_path):
+    from tests.definitions.test_asset import Project, failure
+
+    project = Project(tmp_path, launch="ray_job", compute="tasks")
+    project.defs.resources["ray_cluster"] = sd.RayClusterResource(dashboard="http://127.0.0.1:9")
+
+    result = project.run()
+
+    assert not result.success
+    assert "no Ray job could be submitted to http://127.0.0.1:9" in failure(result)
+    assert "RAY_AUTH_TOKEN" in failure(result)
