@@ -154,7 +154,7 @@ class RayHead:
         """Ends the processes of this cluster, and those alone."""
         for node in self._nodes:
             node.terminate()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 2
         for node in self._nodes:
             try:
                 node.wait(timeout=max(0.1, deadline - time.monotonic()))

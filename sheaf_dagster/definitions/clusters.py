@@ -87,10 +87,17 @@ def jobs_address(resource: Any) -> JobsAddress:
 
 def _client_address(resource: Any) -> str | None:
     """The ``ray://`` address of one of dagster-ray's clusters; None for its ``LocalRay``."""
-    # By what they offer, so that dagster-ray is needed by those alone who use it.
-    if not (hasattr(resource, "ray_address") and hasattr(resource, "dashboard_url")):
+    # By what they offer, so that dagster-ray is needed by those alone who use it. (Asked of the
+    # class: a cluster that isn't up has no address yet.)
+    if not all(hasattr(type(resource), name) for name in ("ray_address", "dashboard_url")):
         raise SpecError(
             f"ray_cluster is a {type(resource).__name__}; give it a RayClusterResource, or a "
             "cluster of dagster-ray's"
         )
-    return resource.ray_address  # type: ignore[no-any-return]
+    try:
+        return resource.ray_address  # type: ignore[no-any-return]
+    except ValueError as e:
+        raise SpecError(
+            f"ray_cluster: {e}; let its lifecycle create the cluster and wait for it "
+            "(Lifecycle(connect=False) is enough)"
+        ) from e

@@ -46,6 +46,20 @@ def test_clusters_of_dagster_ray_take_ray_jobs():
     assert where.runtime_env == {"pip": ["x"], "env_vars": {"A": "b"}}
 
 
+def test_a_kuberay_cluster_takes_ray_jobs_once_it_is_up():
+    from dagster_ray.kuberay import KubeRayCluster
+
+    cluster = KubeRayCluster(lifecycle=Lifecycle(connect=False))
+    with pytest.raises(sd.SpecError, match="let its lifecycle create the cluster and wait for it"):
+        jobs_address(cluster)
+
+    cluster._host = "raycluster-head-svc.ray.svc"  # what its wait() finds out
+
+    assert jobs_address(cluster).url == "http://raycluster-head-svc.ray.svc:8265"
+    with pytest.raises(sd.SpecError, match=r'KubeRayCluster at ray://.*launch="ray_job"'):
+        cluster_config(cluster, "asset a")
+
+
 def test_a_step_is_no_driver_of_a_cluster_that_only_ray_client_reaches():
     with pytest.raises(sd.SpecError, match=r'Head at ray://127.0.0.1:10001, .*launch="ray_job"'):
         cluster_config(head(), "asset a")
