@@ -126,9 +126,8 @@ class RayEngine:
 
     def _run(self) -> None:
         try:
-            for _ in self._dataset().iter_batches(
-                batch_size=None, batch_format="pyarrow", prefetch_batches=0
-            ):
+            # Not iter_batches: it leaves a thread behind for each dataset that isn't read to its end.
+            for _ in self._dataset().iter_internal_ref_bundles():
                 if self._stop.is_set():
                     return
         except Exception as e:

@@ -17,17 +17,24 @@ from tests.conftest import read_rows
 from tests.crashes import FULL
 from tests.toys import doubler
 
+
+def limit_in(where: dict) -> float:
+    """Seconds: worker processes of a busy machine may not be given a turn for a while."""
+    return 0.5 if where["compute"] == "local" else 2.5
+
+
 local_or_tasks = pytest.mark.parametrize("mode", MODES[:2], indirect=True)
 
 
 @local_or_tasks
 def test_a_backend_that_hangs_is_stopped_and_its_rows_are_named(mode, write_rows, tmp_path):  # noqa: F811
     model = doubler(hang_on=[21])
-    job = spec(write_rows(list(range(40))), tmp_path, batch_size=4, batch_timeout=0.7, **mode)
+    limit = limit_in(mode)
+    job = spec(write_rows(list(range(40))), tmp_path, batch_size=4, batch_timeout=limit, **mode)
 
     with pytest.raises(
         sd.BatchTimeoutError,
-        match=r"in.jsonl, lines 21–24: Doubler gave no answer within batch_timeout=0.7 s",
+        match=rf"in.jsonl, lines 21–24: Doubler gave no answer within batch_timeout={limit:g} s",
     ):
         BatchRunner(model).run(job)
 
@@ -39,7 +46,12 @@ def test_rows_that_hang_are_recorded_and_the_rest_is_answered(mode, write_rows, 
     values = list(range(40))
     model = doubler(hang_on=[9, 11], call_log=str(calls))
     job = spec(
-        write_rows(values), tmp_path, batch_size=4, batch_timeout=0.7, on_error="record", **mode
+        write_rows(values),
+        tmp_path,
+        batch_size=4,
+        batch_timeout=limit_in(mode),
+        on_error="record",
+        **mode,
     )
 
     result = BatchRunner(model).run(job)
@@ -57,7 +69,13 @@ def test_rows_that_hang_are_recorded_and_the_rest_is_answered(mode, write_rows, 
 def test_a_backend_that_hangs_on_everything_ends_the_job(mode, write_rows, tmp_path):  # noqa: F811
     calls = tmp_path / "calls"
     model = doubler(hang_on=list(range(8)), call_log=str(calls))
-    job = spec(write_rows(list(range(8))), tmp_path, batch_timeout=0.5, on_error="record", **mode)
+    job = spec(
+        write_rows(list(range(8))),
+        tmp_path,
+        batch_timeout=limit_in(mode),
+        on_error="record",
+        **mode,
+    )
 
     with pytest.raises(sd.BatchTimeoutError, match="hung on each of the 4 rows before this one"):
         BatchRunner(model).run(job)
