@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo backfill digits texts ui test test-fast test-faults test-crashes test-corpus test-cluster test-soak fuzz audit lint format docs bench clean
+.PHONY: help demo backfill digits texts ui test test-fast test-faults test-crashes test-corpus test-cluster test-soak fuzz audit lint format docs pictures bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -90,6 +90,9 @@ format: $(VENV)/.dev  ## Format and fix
 
 docs: $(VENV)/.dev  ## The documentation as a site, in site/
 	$(BIN)/python -m mkdocs build --strict
+
+pictures: $(VENV)/.dev  ## The pictures of the docs, from a browser on the example
+	SHEAF_SCREENSHOTS=$(CURDIR)/docs/images $(BIN)/python -m pytest tests/browser
 
 bench: $(VENV)/.dev  ## Benchmarks against the peers, printed and written to benchmarks/results
 	$(BIN)/python -m benchmarks

@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from sheaf_dagster.batch.results import BatchResult, Violation
+from sheaf_dagster.batch.results import BatchResult, ValidationReport, Violation
 from sheaf_dagster.batch.sample import OutputSample
 from sheaf_dagster.errors import (
     InputValidationError,
@@ -95,7 +95,7 @@ class CheckLedger:
         """Notes a file that failed."""
         self._failed.add(partition)
         if isinstance(error, InputValidationError):
-            self._add("input_rows_are_valid", partition, error.report.summary(shown=3))
+            self._add("input_rows_are_valid", partition, _invalid(error.report, partition))
             room = max(0, _SHOWN - len(self.violations))
             self.violations += [(partition, v) for v in error.report.violations[:room]]
         elif isinstance(error, ResponseMismatchError):
@@ -143,9 +143,21 @@ class CheckLedger:
         return md
 
 
+def _invalid(report: ValidationReport, partition: str) -> str:
+    """The first lines and fields, then the counts; in one line, since the UI folds more."""
+    shown = "; ".join(str(v) for v in report.violations[:3])
+    rest = report.total_violations - min(3, len(report.violations))
+    more = f"; and {rest:,} more" if rest > 0 else ""
+    where = "" if partition else f"{report.source}, "
+    return (
+        f"{where}{shown}{more}. {report.invalid_rows:,} of {report.rows:,} rows are invalid; nothing "
+        "was run or written for this file."
+    )
+
+
 def _described(bad: Mapping[str, str]) -> str:
     lines = [f"{partition}: {text}" if partition else text for partition, text in bad.items()]
-    text = "\n".join(lines)
+    text = " ".join(lines)
     return text if len(text) <= _DESCRIPTION else text[: _DESCRIPTION - 1] + "…"
 
 

@@ -3,80 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from tests.conftest import ROOT
+from tests.dagster_dev import DagsterDev
 
 pytestmark = [pytest.mark.daemon, pytest.mark.timeout(420)]
 KEYS = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-11").get_partition_keys()
 ASSET = {"path": ["predictions"]}
 
 
-class Dagster:
-    """``dagster dev`` on a port of its own."""
+class Dagster(DagsterDev):
+    """The project of ten days."""
 
     def __init__(self, root: Path) -> None:
-        home = root / "home"
-        home.mkdir()
-        (home / "dagster.yaml").write_text(
-            "telemetry:\n  enabled: false\nrun_coordinator:\n  module: dagster.core.run_coordinator\n"
-            "  class: QueuedRunCoordinator\n  config:\n    dequeue_interval_seconds: 1\n"
-        )
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
-        self.log = (root / "dev.log").open("w")
-        self.process = subprocess.Popen(
-            [
-                sys.executable, "-m", "dagster", "dev", "-m", "tests.definitions.backfill_project",
-                "-p", str(self.port), "-h", "127.0.0.1",
-            ],
-            cwd=ROOT, stdout=self.log, stderr=self.log, start_new_session=True,
-            env={**os.environ, "DAGSTER_HOME": str(home), "SHEAF_TEST_ROOT": str(root)},
-        )  # fmt: skip
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        self.log.close()
-
-    def query(self, text: str, **variables):
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/graphql",
-            json.dumps({"query": text, "variables": variables}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=30) as response:
-            answer = json.load(response)
-        assert "errors" not in answer, answer["errors"]
-        return answer["data"]
-
-    def until(self, what: str, check, seconds: float = 150):
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            try:
-                found = check()
-            except OSError:
-                found = None
-            if found:
-                return found
-            time.sleep(0.5)
-        raise AssertionError(
-            f"{what} did not happen; see {self.log.name}: {Path(self.log.name).read_text()[-2000:]}"
+        super().__init__(
+            root, "-m", "tests.definitions.backfill_project", env={"SHEAF_TEST_ROOT": str(root)}
         )
 
     def wait_for_backfill(self, backfill_id: str) -> str:
@@ -108,8 +52,11 @@ class Dagster:
 @pytest.fixture
 def dagster(tmp_path):
     server = Dagster(tmp_path)
-    yield server
-    server.stop()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 def test_one_bad_day_is_shown_failed_and_alone_redone(dagster, tmp_path):
@@ -119,13 +66,6 @@ def test_one_bad_day_is_shown_failed_and_alone_redone(dagster, tmp_path):
         (tmp_path / "in" / f"{key}.jsonl").write_text(
             json.dumps({"model_name": "m", "value": value}) + "\n"
         )
-    dagster.until(
-        "the UI",
-        lambda: dagster.query(
-            "{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }"
-        )["repositoriesOrError"].get("nodes"),
-    )
-
     launched = dagster.query(
         "mutation($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) "
         "{ __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",

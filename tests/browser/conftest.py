@@ -1,0 +1,57 @@
+"""A headless Chromium of the system's, driven by Playwright."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+)
+
+
+@pytest.fixture(scope="session")
+def page() -> Iterator:
+    """One browser window."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("no Chromium is installed (on Debian: apt-get install chromium)")
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=120_000)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=_FLAGS.split())
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.set_default_timeout(120_000)
+        yield page
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def keep_picture(page):
+    """Keeps what the window shows as a picture of the README, where SHEAF_SCREENSHOTS asks."""
+    folder = os.environ.get("SHEAF_SCREENSHOTS")
+
+    def keep(name: str) -> None:
+        if folder:
+            page.wait_for_load_state("networkidle")
+            _save(page.screenshot(), Path(folder) / f"{name}.png")
+
+    return keep
+
+
+def _save(png: bytes, path: Path) -> None:
+    """With a palette: a user interface needs no more, and the README loads fast."""
+    import io
+
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    palette = image.quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    palette.save(path, optimize=True)
