@@ -72,6 +72,7 @@ def build_batch_inference_asset(
     owners: Sequence[str] | None = None,
     tags: Mapping[str, str] | None = None,
     kinds: set[str] | None = None,
+    op_tags: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
     code_version: str | None = None,
     check_severities: Mapping[str, dg.AssetCheckSeverity] | None = None,
@@ -125,6 +126,8 @@ def build_batch_inference_asset(
         owners: E-mail addresses or ``team:`` names.
         tags: Tags of the asset.
         kinds: Kinds shown on the asset, beside ``ray``.
+        op_tags: Tags of the step, which executors and run launchers read, such as
+            ``dagster-k8s/config``.
         metadata: Metadata of the definition.
         code_version: Version of the code that makes the asset.
         check_severities: Severity by check name, in place of the default. A check that fails
@@ -206,6 +209,7 @@ def build_batch_inference_asset(
             backfill_policy=backfill_policy,
             retry_policy=retry_policy,
             pool=_pool(pool, compute, ray_cluster),
+            op_tags=op_tags,
             severities=severities_of(check_severities or {}),
             actuals=actuals,
             redact_rows=redact_rows,
@@ -227,6 +231,7 @@ def _define(
     backfill_policy: dg.BackfillPolicy | None,
     retry_policy: dg.RetryPolicy | None,
     pool: str | None,
+    op_tags: Mapping[str, Any] | None,
     severities: Mapping[str, dg.AssetCheckSeverity],
     actuals: ActualsOf | None,
     redact_rows: bool,
@@ -246,6 +251,7 @@ def _define(
         else None,
         retry_policy=retry_policy,
         pool=pool,
+        op_tags=op_tags,
         required_resource_keys={model, ray_cluster, storage},
     )
     def batch_inference(context: dg.AssetExecutionContext, config: BatchConfig) -> Iterator[Any]:

@@ -4,17 +4,28 @@
 from typing import Annotated, Any, Literal
 
 import dagster as dg
-from dagster.components.resolved.core_models import OpSpec
+from dagster.components.resolved.core_models import (
+    DailyPartitionsDefinitionModel,
+    HourlyPartitionsDefinitionModel,
+    OpSpec,
+    ResolvedAssetKey,
+    TimeWindowPartitionsDefinitionModel,
+    WeeklyPartitionsDefinitionModel,
+    resolve_partitions_def,
+)
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from sheaf_dagster.batch.spec import Compute, OnError
 from sheaf_dagster.definitions.asset import build_batch_inference_asset
+from sheaf_dagster.definitions.model_asset import build_model_asset
 from sheaf_dagster.definitions.resources import (
     ModelResource,
     RayClusterResource,
     StorageResource,
 )
 from sheaf_dagster.definitions.sensor import build_jsonl_arrival_sensor
+from sheaf_dagster.definitions.sources import SourcePartitions
+from sheaf_dagster.errors import SpecError
 
 __all__ = ["BatchInferenceComponent", "BatchInferenceScaffolder"]
 
@@ -71,6 +82,28 @@ class ArrivalsSpec(dg.Model, dg.Resolvable):
     running: Annotated[bool, _says("Whether the sensor starts with its code location.")] = False
 
 
+class RetryPolicySpec(dg.Model, dg.Resolvable):
+    """How often a step is tried again after an error that retrying can mend."""
+
+    max_retries: Annotated[int, _says("How often.")] = 1
+    delay: Annotated[float | None, _says("Seconds before a retry.")] = None
+    backoff: Annotated[Literal["linear", "exponential"] | None, _says("How the delay grows.")] = (
+        None
+    )
+    jitter: Annotated[
+        Literal["full", "plus_minus"] | None, _says("How the delay is varied at random.")
+    ] = None
+
+    def policy(self) -> dg.RetryPolicy:
+        """The policy."""
+        return dg.RetryPolicy(
+            self.max_retries,
+            self.delay,
+            dg.Backoff[self.backoff.upper()] if self.backoff else None,
+            dg.Jitter[self.jitter.upper()] if self.jitter else None,
+        )
+
+
 class BatchInferenceParams(BaseModel):
     """What ``dg scaffold`` may be told."""
 
@@ -120,8 +153,8 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
 
     The model, the cluster and the storage are either written here, or the key of a resource of
     the project, which several components may then share. ``asset`` takes what any asset takes (key,
-    deps, partitions_def, group_name, automation_condition …), ``op`` its pool, tags and backfill
-    policy, ``arrivals`` adds a sensor.
+    deps, partitions_def, group_name, automation_condition …), ``op`` the pool, tags and backfill
+    policy of its step, ``arrivals`` adds a sensor.
     """
 
     asset: dg.ResolvedAssetSpec
@@ -135,7 +168,22 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
             'Template of the file of responses, such as "{root}/forecasts/{partition_key}.jsonl".'
         ),
     ]
-    batch_size: Annotated[int, _says("Rows that one batch_predict call is given.")] = 32
+    source_partitions: Annotated[
+        Any,
+        dg.Resolver(
+            resolve_partitions_def,
+            model_field_type=HourlyPartitionsDefinitionModel
+            | DailyPartitionsDefinitionModel
+            | WeeklyPartitionsDefinitionModel
+            | TimeWindowPartitionsDefinitionModel,
+            description="Time windows of the source, where it has others than the asset: the files "
+            "that overlap a partition are read as one.",
+        ),
+    ] = None
+    batch_size: Annotated[
+        int | Literal["auto"],
+        _says("Rows that one batch_predict call is given; auto: each worker finds the best."),
+    ] = 32
     compute: Annotated[
         Compute,
         _says("tasks: elastic Ray tasks; actors: a pool of warm actors; local: without Ray."),
@@ -170,6 +218,13 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
             "model",
         ),
     ] = "model"
+    model_asset: Annotated[
+        ResolvedAssetKey | None,
+        _says(
+            "Key of the model as an asset, by which Dagster knows what an earlier model has made. "
+            "It is added here where the model is written here, and one of the project otherwise."
+        ),
+    ] = None
     ray_cluster: Annotated[
         Any,
         _resource(
@@ -189,6 +244,16 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
             "storage",
         ),
     ] = "storage"
+    retry_policy: Annotated[
+        RetryPolicySpec | None,
+        _says("Retries of the step, for errors that retrying can mend."),
+    ] = None
+    check_severities: Annotated[
+        dict[str, Literal["WARN", "ERROR"]] | None,
+        _says(
+            "Severity by check, such as {no_row_failed: ERROR}: one that holds back what follows."
+        ),
+    ] = None
     op: OpSpec | None = None
     arrivals: ArrivalsSpec | None = None
 
@@ -202,7 +267,12 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """The asset with its checks, the resources written here, and the sensor if there is one."""
-        spec, op = self.asset, self.op
+        spec, op = self.asset, self.op or OpSpec()
+        if op.name or op.description:
+            raise SpecError(
+                f"asset {spec.key.to_user_string()}: op takes pool, tags and backfill_policy; the "
+                "step has the asset's name and description"
+            )
         prefix = "__".join(spec.key.path)
         resources: dict[str, Any] = {}
 
@@ -214,25 +284,31 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
             return f"{prefix}__{what}"
 
         storage = key_of("storage", self.storage)
+        model = key_of("model", self.model_resource)
+        windows = self.source_partitions
         asset = build_batch_inference_asset(
             spec.key,
             source=self.source,
             sink=self.sink,
             deps=spec.deps,
             partitions_def=spec.partitions_def,
+            source_partitions=SourcePartitions(windows) if windows else None,
             batch_size=self.batch_size,
             compute=self.compute,
             num_actors=self.num_actors,
             on_error=self.on_error,
             batch_timeout=self.batch_timeout,
             bucket_by=self.bucket_by,
-            model=key_of("model", self.model_resource),
+            model=model,
+            model_asset=self.model_asset,
             ray_cluster=key_of("ray_cluster", self.ray_cluster),
             storage=storage,
             launch=self.launch,
-            backfill_policy=op.backfill_policy if op else None,
+            backfill_policy=op.backfill_policy,
+            retry_policy=self.retry_policy.policy() if self.retry_policy else None,
             automation_condition=spec.automation_condition,
-            pool=op.pool if op else None,
+            pool=op.pool,
+            op_tags=op.tags,
             group_name=spec.group_name,
             description=spec.description,
             owners=spec.owners,
@@ -240,13 +316,22 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
             kinds=set(spec.kinds),
             metadata=spec.metadata,
             code_version=spec.code_version,
+            check_severities={
+                name: dg.AssetCheckSeverity[value]
+                for name, value in (self.check_severities or {}).items()
+            },
             redact_rows=self.redact_rows,
         )
         if spec.freshness_policy is not None:
             policy = spec.freshness_policy
             asset = asset.map_asset_specs(lambda s: s.replace_attributes(freshness_policy=policy))
+        assets = [asset]
+        if self.model_asset is not None and model in resources:
+            assets.append(
+                build_model_asset(self.model_asset, model=model, group_name=spec.group_name)
+            )
         sensors = [self._sensor(self.arrivals, asset, storage)] if self.arrivals else []
-        return dg.Definitions(assets=[asset], sensors=sensors, resources=resources)
+        return dg.Definitions(assets=assets, sensors=sensors, resources=resources)
 
     @staticmethod
     def _sensor(

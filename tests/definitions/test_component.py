@@ -142,9 +142,74 @@ def test_the_asset_is_as_the_file_says(load):
     assert asset.check_keys
 
 
+def test_the_step_is_as_the_file_says(load):
+    defs = load(
+        attributes(
+            asset={
+                "key": "doubled",
+                "partitions_def": {"type": "daily", "start_date": "2026-01-01"},
+            },
+            source="{root}/{partition_key}.jsonl",
+            sink="{root}/out/{partition_key}.jsonl",
+            source_partitions={"type": "hourly", "start_date": "2026-01-01-00:00"},
+            batch_size="auto",
+            model_asset="doubler",
+            retry_policy={"max_retries": 3, "delay": 30, "backoff": "exponential"},
+            check_severities={"no_row_failed": "ERROR"},
+            op={"tags": {"dagster-k8s/config": {"job_spec_config": {}}}},
+            model=MODEL,
+            ray_cluster={},
+            storage={"root": "data"},
+        )
+    )
+
+    assets = {a.key.to_user_string(): a for a in defs.assets}
+    step = assets["doubled"].op
+    metadata = spec_of(defs).metadata
+    assert set(assets) == {"doubled", "doubler"}
+    assert assets["doubler"].is_observable
+    assert dg.AssetKey("doubler") in assets["doubled"].asset_deps[dg.AssetKey("doubled")]
+    assert "Hourly" in metadata["sheaf_dagster/source_partitions"]
+    assert step.retry_policy == dg.RetryPolicy(3, 30, dg.Backoff.EXPONENTIAL)
+    assert "job_spec_config" in step.tags["dagster-k8s/config"]
+
+
+def test_a_model_asset_of_the_project_is_not_made_twice(load):
+    resources = {"tiny": sd.ModelResource(**MODEL)}
+
+    defs = load(
+        attributes(model="tiny", model_asset="doubler", ray_cluster={}, storage={"root": "data"}),
+        resources,
+    )
+
+    assert [a.key.to_user_string() for a in defs.assets] == ["doubled"]
+    assert dg.AssetKey("doubler") in [d.asset_key for d in spec_of(defs).deps]
+
+
+def test_a_check_of_the_file_may_hold_back_what_follows(load, write_rows, tmp_path):
+    write_rows([1, 2])
+
+    defs = load(
+        attributes(
+            on_error="record",
+            check_severities={"no_row_failed": "ERROR"},
+            model={**MODEL, "backend_kwargs": {"fail_on": 2}},
+            ray_cluster={},
+            storage={"root": str(tmp_path)},
+        )
+    )
+    result = run(defs, raise_on_error=False)
+
+    failed = [e.severity for e in result.get_asset_check_evaluations() if not e.passed]
+    assert not result.success
+    assert failed == [dg.AssetCheckSeverity.ERROR]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"check_severities": {"no_such": "ERROR"}}, "no check is called 'no_such'"),
+        ({"op": {"name": "x"}}, "op takes pool, tags and backfill_policy"),
         ({"sink": "{root}/{day}.jsonl"}, "unknown placeholder {day}"),
         ({"compute": "actors"}, "compute='actors' needs num_actors"),
         ({"batch_size": 0}, "batch_size: Input should be greater than 0"),
