@@ -127,9 +127,8 @@ class Stacker:
         for name in self.inputs.keys() - self._made:
             shape = tuple(n if isinstance(n, int) else 1 for n in shapes[name])
             text = self.inputs[name].dtype == "str"
-            inputs[name] = np.full(shape, "", object).tolist() if text else np.zeros(shape).tolist()
-            if not text and np.dtype(self.inputs[name].dtype).kind in "iub":
-                inputs[name] = np.zeros(shape, "int64").tolist()
+            kind = object if text else np.dtype(self.inputs[name].dtype)
+            inputs[name] = np.full(shape, "" if text else 0, kind).tolist()
         return [TensorsRequest(model_name="warm-up", inputs=inputs)]
 
     def _arrays(self, request: TensorsRequest) -> dict[str, Any]:
@@ -149,11 +148,8 @@ class Stacker:
             dtype = self.inputs[name].dtype
             try:
                 raw = np.asarray(value)
-                if dtype == "str":
-                    raw = raw.astype(str).astype(object)
-                elif raw.size and not np.can_cast(raw.dtype, np.dtype(dtype), "same_kind"):
-                    raise ValueError(f"{raw.dtype} values can't be {dtype}")
-                made[name] = raw if dtype == "str" else raw.astype(dtype)
+                text = dtype == "str"
+                made[name] = raw.astype(str).astype(object) if text else _cast(raw, np.dtype(dtype))
             except (ValueError, TypeError, OverflowError) as e:
                 raise ValueError(f"request {request.request_id}: input {name!r}: {e}") from e
         return made
@@ -206,3 +202,19 @@ class Stacker:
         if settings is not None and settings.trim_to is not None:
             value = value[: len(row[settings.trim_to])]
         return value
+
+
+def _cast(raw: Any, dtype: Any) -> Any:
+    """A row's values in the type of the input, where that costs digits at most.
+
+    JSON has one kind of integer: whether one fits is a question of its size, not of its type.
+    """
+    import numpy as np
+
+    if raw.size and raw.dtype.kind in "iu" and dtype.kind in "iub":
+        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        if raw.min() < low or raw.max() > high:
+            raise ValueError(f"{raw.min()} … {raw.max()} is not within {low} … {high} ({dtype})")
+    elif raw.size and not np.can_cast(raw.dtype, dtype, "same_kind"):
+        raise ValueError(f"{raw.dtype} values can't be {dtype}")
+    return raw.astype(dtype)

@@ -71,6 +71,7 @@ class TorchExportBackend(ModelBackend):
         self._module: Any = None
         self._stacker: Any = None
         self._shapes: dict[str, Any] = {}
+        self._dtypes: list[Any] = []
 
     def load(self) -> None:
         torch, export = require(_NAME, "torch", "torch", "torch.export")
@@ -91,7 +92,9 @@ class TorchExportBackend(ModelBackend):
             )
         if not isinstance(self._given, dict):
             for field, value in zip(self._inputs.values(), values, strict=True):
-                field.dtype = str(value.dtype).removeprefix("torch.")
+                dtype = str(value.dtype).removeprefix("torch.")
+                field.dtype = "float32" if dtype == "bfloat16" else dtype  # numpy has none
+        self._dtypes = [value.dtype for value in values]
         self._shapes = {n: v.shape[1:] for n, v in zip(self._inputs, values, strict=True)}
         fewest, most = _batch_bounds(program, values)
         if self._max_batch_size is not None:
@@ -111,7 +114,10 @@ class TorchExportBackend(ModelBackend):
     def _run(self, stacked: dict[str, Any]) -> dict[str, Any]:
         import torch
 
-        arguments = [torch.from_numpy(stacked[name]).to(self._device) for name in self._inputs]
+        arguments = [
+            torch.from_numpy(stacked[name]).to(self._device, dtype)
+            for name, dtype in zip(self._inputs, self._dtypes, strict=True)
+        ]
         with torch.inference_mode():
             found = self._module(*arguments)
         if isinstance(found, dict):

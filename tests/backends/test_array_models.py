@@ -241,3 +241,18 @@ def test_onnx_inputs_can_be_padded_and_batches_be_of_fixed_size(onnx_files):
     ]
     texts = [row(0, text="Ärger"), row(1, text="UP")]
     assert [a.outputs["twice"] for a in words.batch_predict(texts)] == ["ÄrgerÄrger", "UPUP"]
+
+
+def test_a_program_in_half_precision_takes_plain_numbers(tmp_path):
+    import torch
+
+    layer = torch.nn.Linear(3, 2).to(torch.bfloat16)
+    example = torch.ones(2, 3, dtype=torch.bfloat16)
+    path = tmp_path / "half.pt2"
+    torch.export.save(torch.export.export(layer, (example,)), path)
+    backend = TorchExportBackend(str(path), device="cpu")
+    backend.load()
+
+    answers = backend.batch_predict([*backend.warmup_requests(), row(1, input=[1.0, 2.0, 3.0])])
+
+    assert len(answers[1].outputs["output"]) == 2
