@@ -13,13 +13,14 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "sheaf_dagster"
 MAY_IMPORT = {
     "errors": set(),
+    "environment": {"errors"},
     "contracts": {"errors"},
-    "backends": {"errors", "contracts"},
+    "backends": {"errors", "environment", "contracts"},
     "storage": {"errors"},
-    "batch": {"errors", "contracts", "backends", "storage"},
+    "batch": {"errors", "environment", "contracts", "backends", "storage"},
     "testing": {"backends", "contracts"},
     "pipes": {"batch"},
-    "definitions": {"errors", "contracts", "batch", "storage", "pipes"},
+    "definitions": {"errors", "environment", "contracts", "batch", "storage", "pipes"},
     "cli": {"errors", "contracts", "backends", "batch"},
 }
 

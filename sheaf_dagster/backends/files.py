@@ -12,6 +12,7 @@ from typing import Any
 import fsspec
 
 from sheaf_dagster.backends.digest import weights_digest
+from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import SpecError
 
 __all__ = ["file_identity", "local_file", "read_uri", "resolve_options"]
@@ -28,23 +29,9 @@ def resolve_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     also what a ``dagster.EnvVar`` inside a spec becomes.
 
     Raises:
-        SpecError: The variable isn't set on this worker.
+        SpecError: The variable isn't set on this machine.
     """
-    resolved: dict[str, Any] = {}
-    for key, value in (options or {}).items():
-        if isinstance(value, dict) and set(value) == {"env"}:
-            name = str(value["env"])
-            if name not in os.environ:
-                raise SpecError(
-                    f"storage_options: {key!r} is to come from the environment variable {name}, "
-                    "which is not set on the worker; set it there, or give it by a runtime_env"
-                )
-            resolved[key] = os.environ[name]
-        elif isinstance(value, dict):
-            resolved[key] = resolve_options(value)
-        else:
-            resolved[key] = value
-    return resolved
+    return from_environment("backend_kwargs: storage_options", options or {})
 
 
 def read_uri(uri: str, options: Mapping[str, Any]) -> bytes:
@@ -78,7 +65,7 @@ def local_file(uri: str, options: Mapping[str, Any]) -> Iterator[str]:
         SpecError: There is no such file.
     """
     if not _is_remote(uri):
-        path = uri.removeprefix("file://")
+        path = _local_path(uri)
         if not os.path.isfile(path):
             raise SpecError(f"model file {path} does not exist on the worker; give a path or URI")
         yield path
@@ -94,9 +81,17 @@ def local_file(uri: str, options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def file_identity(uri: str, options: Mapping[str, Any] | None) -> str | None:
-    """Identity of a model file: a digest of a local one, what its store says of a remote one."""
+    """Identity of a model file: a digest of a local one, what its store says of a remote one.
+
+    None for a local one that isn't on this machine.
+
+    Raises:
+        SpecError: There is no such remote file.
+    """
     if not _is_remote(uri):
-        return weights_digest(uri.removeprefix("file://"))
+        path = _local_path(uri)
+        # One that isn't here would be taken for the name of a hub model, and asked for there.
+        return weights_digest(path) if os.path.exists(path) else None
     fs, path = fsspec.url_to_fs(uri, **resolve_options(options))
     try:
         info = fs.info(path)
@@ -108,3 +103,7 @@ def file_identity(uri: str, options: Mapping[str, Any] | None) -> str | None:
 
 def _is_remote(uri: str) -> bool:
     return "://" in uri and not uri.startswith("file://")
+
+
+def _local_path(uri: str) -> str:
+    return os.path.expanduser(uri.removeprefix("file://"))

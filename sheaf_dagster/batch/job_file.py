@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from sheaf_dagster.batch.cluster_config import ClusterConfig
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import SpecError
-from sheaf_dagster.storage import from_environment
 
 __all__ = ["JobFile"]
 

@@ -18,8 +18,9 @@ from sheaf_dagster.batch.results import BatchOutcome, BatchResult, ValidationRep
 from sheaf_dagster.batch.runner import BatchRunner
 from sheaf_dagster.batch.sample import OutputSample, sample_output
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import InputValidationError, SheafError, SpecError
-from sheaf_dagster.storage import Location, from_environment
+from sheaf_dagster.storage import Location
 
 __all__ = [
     "Committed",

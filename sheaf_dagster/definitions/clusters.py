@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sheaf_dagster.batch.cluster_config import ClusterConfig
+from sheaf_dagster.definitions.credentials import named_variables
 from sheaf_dagster.definitions.resources import RayClusterResource
+from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import SpecError
-from sheaf_dagster.storage import from_environment
 
 __all__ = ["JobsAddress", "cluster_config", "cluster_limits", "jobs_address"]
 
@@ -73,7 +74,7 @@ def jobs_address(resource: Any) -> JobsAddress:
             )
         return JobsAddress(
             resource.dashboard,
-            from_environment("ray_cluster: headers", resource.headers),
+            from_environment("ray_cluster: headers", named_variables(resource.headers)),
             resource.runtime_env,
         )
     _client_address(resource)

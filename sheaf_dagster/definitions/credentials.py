@@ -50,6 +50,8 @@ def named_variables(value: Any) -> Any:
         return {"env": value.env_var_name}
     if isinstance(value, Mapping):
         return {name: named_variables(below) for name, below in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [named_variables(below) for below in value]
     return value
 
 

@@ -10,8 +10,8 @@ from pydantic import Field, PrivateAttr, field_validator
 from sheaf_dagster.batch.cluster_config import ClusterConfig, refuse_ray_client
 from sheaf_dagster.batch.spec import ModelSpec, ResourceConfig
 from sheaf_dagster.definitions.credentials import merged, named_variables, s3_options
+from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import SpecError
-from sheaf_dagster.storage import from_environment
 from sheaf_dagster.storage.options import literal_secrets
 
 __all__ = ["ModelResource", "RayClusterResource", "StorageResource"]
@@ -65,12 +65,17 @@ class ModelResource(dg.ConfigurableResource):
         )
 
     def to_spec(self) -> ModelSpec:
-        """The ``ModelSpec`` of this resource."""
+        """The ``ModelSpec`` of this resource.
+
+        An ``EnvVar`` inside ``backend_kwargs`` is named there (``{"env": NAME}``), in a run and
+        outside of one: a spec is shown in many places. The built-in backends read those of their
+        ``storage_options`` where they load.
+        """
         return ModelSpec(
             name=self.name,
             model_type=self.model_type,
             backend=self.backend,
-            backend_kwargs=dict(self.backend_kwargs),
+            backend_kwargs=named_variables(self.backend_kwargs),
             resources=ResourceConfig(
                 num_cpus=self.num_cpus,
                 num_gpus=self.num_gpus,
@@ -198,7 +203,8 @@ class StorageResource(dg.ConfigurableResource):
         Raises:
             SpecError: An environment variable is not set, or ``s3`` doesn't fit the root.
         """
-        given = from_environment("storage: storage_options", self.storage_options)
+        named = named_variables(self.storage_options)
+        given = from_environment("storage: storage_options", named)
         return self._over_s3(given, self._s3_itself if self._s3_itself is not None else self.s3)
 
     @property

@@ -4,7 +4,6 @@ from sheaf_dagster.storage.chunks import Chunk, split_rows
 from sheaf_dagster.storage.lines import LineWriter, read_blocks, read_lines
 from sheaf_dagster.storage.listing import FoundFile, list_files
 from sheaf_dagster.storage.location import FileState, Location
-from sheaf_dagster.storage.options import from_environment
 from sheaf_dagster.storage.parts import Part, PartStore
 from sheaf_dagster.storage.reader import read_ranges
 from sheaf_dagster.storage.sink import Sink
@@ -26,7 +25,6 @@ __all__ = [
     "ScannedSource",
     "Sink",
     "SourceFile",
-    "from_environment",
     "list_files",
     "read_blocks",
     "read_lines",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +14,6 @@ from sheaf_dagster.errors import SpecError
 __all__ = [
     "S3_PROTOCOLS",
     "check_no_credentials",
-    "from_environment",
     "literal_secrets",
     "package_for",
     "scrub",
@@ -78,31 +76,6 @@ def check_no_credentials(uri: str) -> None:
             f"{bare}: the URI carries credentials, and URIs are shown in logs and metadata; "
             "give them through storage_options or the environment instead"
         )
-
-
-def from_environment(what: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with every ``EnvVar`` replaced by its value.
-
-    Inside a free dictionary they are written ``{"env": NAME}``: so does Dagster, which fills in
-    environment variables for fields that it knows alone.
-
-    Raises:
-        SpecError: A variable is not set; the message names it and where it is used.
-    """
-    return {name: _filled(f"{what}.{name}", value) for name, value in options.items()}
-
-
-def _filled(what: str, value: Any) -> Any:
-    if isinstance(value, Mapping):
-        variable = value.get("env")
-        if len(value) == 1 and isinstance(variable, str):
-            if variable not in os.environ:
-                raise SpecError(f"{what}: environment variable {variable} is not set; set it")
-            return os.environ[variable]
-        return from_environment(what, value)
-    if isinstance(value, (list, tuple)):
-        return [_filled(f"{what}[{i}]", item) for i, item in enumerate(value)]
-    return value
 
 
 def literal_secrets(options: Mapping[str, Any]) -> list[str]:

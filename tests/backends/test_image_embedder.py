@@ -202,7 +202,7 @@ def test_an_unset_variable_for_a_credential_is_named(models):
     backend = ImageEmbedderBackend(
         models["dinov2"], storage_options={"secret": {"env": "SHEAF_NO_SUCH_VARIABLE"}}
     )
-    with pytest.raises(SpecError, match=r"'secret' .* SHEAF_NO_SUCH_VARIABLE"):
+    with pytest.raises(SpecError, match=r"storage_options.secret: .* SHEAF_NO_SUCH_VARIABLE"):
         backend.load()
 
 

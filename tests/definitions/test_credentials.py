@@ -60,3 +60,38 @@ def test_a_secret_given_as_such_does_not_travel():
         sd.SpecError, match=r"aws_session_token, secret would travel .* in clear.*EnvVar"
     ):
         named(storage)
+
+
+def test_a_variable_is_named_in_the_spec_in_a_run_and_outside_of_one(monkeypatch):
+    monkeypatch.setenv("THE_KEY", "abcdefgh")
+    model = sd.ModelResource(
+        name="m",
+        model_type="tensors",
+        backend="onnx",
+        backend_kwargs={
+            "path": "s3://b/m.onnx",
+            "storage_options": {"key": dg.EnvVar("THE_KEY"), "several": [dg.EnvVar("THE_KEY")]},
+        },
+    )
+    specs = [model.to_spec()]
+
+    @dg.op(required_resource_keys={"model"})
+    def look(context):
+        specs.append(context.resources.model.to_spec())
+
+    @dg.job(resource_defs={"model": model})
+    def job():
+        look()
+
+    job.execute_in_process()
+
+    options = {"key": {"env": "THE_KEY"}, "several": [{"env": "THE_KEY"}]}
+    assert [s.backend_kwargs["storage_options"] for s in specs] == [options, options]
+
+
+def test_options_are_the_same_outside_of_a_run(monkeypatch):
+    monkeypatch.setenv("THE_KEY", "abcdefgh")
+    storage = sd.StorageResource(root="s3://b", storage_options={"key": dg.EnvVar("THE_KEY")})
+
+    assert storage.options == {"key": "abcdefgh"}
+    assert storage.options_by_name == {"key": {"env": "THE_KEY"}}
