@@ -9,12 +9,14 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from sheaf_dagster.backends import ModelBackend, resolve_backend
 from sheaf_dagster.batch.rows import RowContract
 from sheaf_dagster.batch.sizing import BatchSizer
 from sheaf_dagster.batch.spec import ModelSpec
 from sheaf_dagster.contracts import contract_for
+from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import BackendLoadError, ModelChangedError, SheafError, SpecError
 
 __all__ = ["LoadedBackend", "ModelContext", "cached_backend", "forget_backend", "load_backend"]
@@ -58,6 +60,19 @@ class ModelContext:
             )
         return cls(spec, backend_cls, RowContract.of(contract, redact=redact))
 
+    def arguments(self) -> dict[str, Any]:
+        """What the backend is constructed with: its arguments, with this process's variables.
+
+        ``{"env": NAME}``, as Dagster's ``EnvVar`` becomes inside of a resource, is filled in only
+        here: a spec is hashed, shown and handed on, and holds no secret.
+
+        Raises:
+            SpecError: A variable is not set here.
+        """
+        return from_environment(
+            f"model {self.spec.name!r}: backend_kwargs", self.spec.backend_kwargs
+        )
+
     def identify(self) -> str | None:
         """The identity that the weights have now, as seen from this process.
 
@@ -65,7 +80,7 @@ class ModelContext:
             BackendLoadError: The backend's ``identify`` failed.
         """
         try:
-            return self.backend_cls.identify(**self.spec.backend_kwargs)
+            return self.backend_cls.identify(**self.arguments())
         except SheafError:
             raise
         except Exception as e:
@@ -126,7 +141,7 @@ def load_backend(context: ModelContext) -> LoadedBackend:
     _require_same(context, context.identity, before, "this worker finds")
     step = "constructor"
     try:
-        backend = context.backend_cls(**spec.backend_kwargs)
+        backend = context.backend_cls(**context.arguments())
         step = "load()"
         backend.load()
         step = "warm-up"

@@ -78,7 +78,9 @@ class ModelSpec(_Spec):
         min_length=1, description='Registry name of the backend, or "pkg.module:Class".'
     )
     backend_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="Arguments of the backend's constructor (JSON values)."
+        default_factory=dict,
+        description="Arguments of the backend's constructor (JSON values); "
+        '{"env": NAME} is read from the worker\'s environment.',
     )
     resources: ResourceConfig = Field(
         default_factory=ResourceConfig, description="What one worker reserves."

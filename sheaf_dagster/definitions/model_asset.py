@@ -10,6 +10,7 @@ import dagster as dg
 from sheaf_dagster.batch import BatchRunner
 from sheaf_dagster.batch.spec import ModelSpec
 from sheaf_dagster.errors import SheafError
+from sheaf_dagster.storage.options import with_secrets_hidden
 
 __all__ = ["build_model_asset", "note_model_version", "version_tag"]
 
@@ -112,6 +113,6 @@ def _metadata(model: ModelSpec, identity: str | None) -> dict[str, Any]:
     return {
         "model": model.name,
         "backend": model.backend,
-        "backend_kwargs": dg.MetadataValue.json(model.backend_kwargs),
+        "backend_kwargs": dg.MetadataValue.json(with_secrets_hidden(model.backend_kwargs)),
         "weights": identity or "not known without loading",
     }

@@ -26,7 +26,9 @@ class ModelResource(dg.ConfigurableResource):
     )
     backend: str = Field(description='Registry name of the backend, or "pkg.module:Class".')
     backend_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="Arguments of the backend's constructor."
+        default_factory=dict,
+        description="Arguments of the backend's constructor; take secrets from environment variables "
+        "with EnvVar, which workers read where they run.",
     )
     num_cpus: float = Field(default=1.0, description="CPUs that one task or actor reserves.")
     num_gpus: float = Field(
@@ -68,8 +70,7 @@ class ModelResource(dg.ConfigurableResource):
         """The ``ModelSpec`` of this resource.
 
         An ``EnvVar`` inside ``backend_kwargs`` is named there (``{"env": NAME}``), in a run and
-        outside of one: a spec is shown in many places. The built-in backends read those of their
-        ``storage_options`` where they load.
+        outside of one: a spec is shown in many places. Workers read the variables where they load.
         """
         return ModelSpec(
             name=self.name,

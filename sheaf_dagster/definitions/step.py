@@ -19,7 +19,8 @@ from sheaf_dagster.definitions.history import (
 from sheaf_dagster.definitions.metadata import result_metadata
 from sheaf_dagster.definitions.model_asset import note_model_version, version_tag
 from sheaf_dagster.definitions.plots import ActualsOf
-from sheaf_dagster.errors import SheafError
+from sheaf_dagster.errors import SheafError, SpecError
+from sheaf_dagster.storage.options import secret_arguments
 
 __all__ = ["SpecOf", "Step"]
 
@@ -93,7 +94,14 @@ class Step:
 
         Raises:
             ClusterCapacityError: They can't fit the limits.
+            SpecError: The model's arguments hold a secret.
         """
+        if secrets := secret_arguments(self.model.backend_kwargs):
+            raise SpecError(
+                f"model {self.model.name!r}: {', '.join(secrets)} of backend_kwargs would travel to "
+                'the cluster in clear, where the dashboard shows them; give EnvVar("NAME"), which '
+                "is read on the cluster"
+            )
         first = files[0].spec
         check_limits(self.model, first, limits)
         model = ModelContext.of(self.model)

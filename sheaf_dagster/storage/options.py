@@ -17,7 +17,9 @@ __all__ = [
     "literal_secrets",
     "package_for",
     "scrub",
+    "secret_arguments",
     "with_defaults",
+    "with_secrets_hidden",
 ]
 
 S3_PROTOCOLS = frozenset({"s3", "s3a"})
@@ -34,6 +36,12 @@ _S3_CONFIG: dict[str, Any] = {
 
 _SECRET_NAME = re.compile(
     r"key|secret|token|passw|passphrase|cred|sas|conn.*str|auth|signature", re.IGNORECASE
+)
+# Arguments of models have names of any kind, such as tokenizer, pad_token and text_key.
+_SECRET_ARGUMENT = re.compile(
+    r"key|token|(.*_)?(secret|password|passphrase|credentials?|connection_string|"
+    r"(api|access|account|private|secret|secret_access)_key|(hf|hub|auth|access|api|session|sas)_token)",
+    re.IGNORECASE,
 )
 _NO_SECRETS = frozenset({"signature_version"})
 _SIGNED = re.compile(
@@ -87,6 +95,33 @@ def literal_secrets(options: Mapping[str, Any]) -> list[str]:
         elif isinstance(value, str) and value and name not in _NO_SECRETS:
             found += [str(name)] if _SECRET_NAME.search(str(name)) else []
     return sorted(found)
+
+
+def secret_arguments(arguments: Mapping[str, Any]) -> list[str]:
+    """Names of a model's arguments that hold a secret itself, not the variable that it is in."""
+    found = []
+    for name, value in arguments.items():
+        if isinstance(value, Mapping) and set(value) != {"env"}:
+            found += secret_arguments(value)
+        elif _is_secret(name, value):
+            found.append(str(name))
+    return sorted(found)
+
+
+def with_secrets_hidden(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's arguments as they may be shown."""
+    return {
+        name: with_secrets_hidden(value)
+        if isinstance(value, Mapping)
+        else "***"
+        if _is_secret(name, value)
+        else value
+        for name, value in arguments.items()
+    }
+
+
+def _is_secret(name: object, value: object) -> bool:
+    return isinstance(value, str) and bool(value and _SECRET_ARGUMENT.fullmatch(str(name)))
 
 
 def package_for(protocol: str, error: ImportError) -> str:

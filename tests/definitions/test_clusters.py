@@ -74,6 +74,20 @@ def test_anything_else_is_refused_by_name():
         cluster_config(Other(), "asset a")
 
 
+def test_a_secret_of_the_models_arguments_does_not_travel(tmp_path):
+    from tests.definitions.test_asset import Project, failure
+
+    project = Project(
+        tmp_path, backend_kwargs={"hf_token": "ijklmnop"}, launch="ray_job", compute="tasks"
+    )
+    project.defs.resources["ray_cluster"] = sd.RayClusterResource(dashboard="http://127.0.0.1:9")
+
+    result = project.run()
+
+    assert "hf_token of backend_kwargs would travel to the cluster in clear" in failure(result)
+    assert "ijklmnop" not in failure(result)
+
+
 def test_a_dashboard_that_is_not_there_is_an_error_that_can_be_retried(tmp_path):
     from tests.definitions.test_asset import Project, failure
 

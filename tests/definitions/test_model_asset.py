@@ -98,6 +98,30 @@ def test_observing_the_same_model_again_changes_nothing(project):
     assert len(versions) == 1
 
 
+def test_a_secret_of_the_models_arguments_reaches_the_model_and_nothing_else(tmp_path, monkeypatch):
+    log = tmp_path / "calls.log"
+    monkeypatch.setenv("CALL_LOG", str(log))
+    project = ModelProject(tmp_path)
+    kwargs = {"call_log": dg.EnvVar("CALL_LOG"), "storage_options": {"hf_token": "ijklmnop"}}
+    spec = sd.ModelResource(
+        name="m", model_type="number", backend="tests.toys:Confidant", backend_kwargs=kwargs
+    )
+    project.defs = dg.Definitions(
+        assets=project.defs.assets, resources={**project.defs.resources, "model": spec}
+    )
+
+    result = project.run(key=KEYS[0], only=True)
+
+    (observed,) = project.observations()
+    records = project.instance.all_logs(result.run_id)
+    assert log.read_text() == "2\n"
+    assert observed.metadata["backend_kwargs"].value == {
+        "call_log": {"env": "CALL_LOG"},
+        "storage_options": {"hf_token": "***"},
+    }
+    assert not [r for r in records if "ijklmnop" in str(r.dagster_event)]
+
+
 def test_a_retry_runs_what_the_earlier_model_has_made(project):
     project.write(KEYS[2], ["x"])
     first = project.run(KEYS[0], KEYS[-1])
