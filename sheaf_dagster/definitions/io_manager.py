@@ -74,6 +74,12 @@ class JsonlIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
         "metadata sheaf_dagster/model_type.",
     )
 
+    redact_rows: bool = Field(
+        default=False,
+        description="Leave the preview out, and the values of rows out of what is said of invalid "
+        "ones while they are written.",
+    )
+
     _base_path: Any = PrivateAttr(default=None)
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
@@ -172,7 +178,11 @@ class JsonlIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
         context.log.debug(self.get_writing_output_log_message(path))
         location = self._location(path)
         model_type = _metadata(context).get(MODEL_TYPE_METADATA, self.model_type)
-        contract = RowContract.of(contract_for(str(model_type))) if model_type else None
+        contract = (
+            RowContract.of(contract_for(str(model_type)), redact=self.redact_rows)
+            if model_type
+            else None
+        )
         preview: list[Any] = []
         report = ValidationReport(source=location.uri)
         with LineWriter(location) as writer:
@@ -196,7 +206,7 @@ class JsonlIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
         }
         if model_type:
             metadata["validation"] = f"all {writer.rows} rows are valid {model_type} requests"
-        if preview:
+        if preview and not self.redact_rows:
             metadata["preview"] = dg.MetadataValue.md(row_preview(preview))
         return metadata
 

@@ -74,6 +74,8 @@ def result_metadata(
     }
     if result.batch_size is not None:
         md["batch_size"] = result.batch_size
+    if spec.row_limit is not None:
+        md["row_limit"] = spec.row_limit
     if result.device_busy_fraction is not None:
         md["device_busy_fraction"] = round(result.device_busy_fraction, 4)
     if result.halved_batches:

@@ -331,6 +331,7 @@ def test_run_config_changes_one_materialisation(tmp_path):
     assert rows[0]["batch"] <= 5
     assert rows[3]["error"]["message"] == "cannot double 3"
     assert checks(result)["no_row_failed"] is False
+    assert project.records()[-1].asset_materialization.metadata["row_limit"].value == 7
     with pytest.raises(dg.DagsterInvalidConfigError, match="batch_sise"):
         project.run(config={"batch_sise": 5})
 

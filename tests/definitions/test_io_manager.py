@@ -432,6 +432,22 @@ def test_metadata_tell_rows_place_and_preview(tmp_path):
     assert metadata["preview"].count("**value**") == 5
 
 
+def test_redaction_leaves_rows_out_of_the_preview_and_of_errors(tmp_path):
+    good = run(tmp_path, returning([row(1, note="Ada")]), model_type="number", redact_rows=True)
+    bad = run(
+        tmp_path,
+        returning([row("Ada")]),
+        model_type="number",
+        redact_rows=True,
+        raise_on_error=False,
+    )
+
+    (event,) = good.asset_materializations_for_node("numbers")
+    assert "preview" not in event.metadata
+    assert "line 1, field 'value'" in failure(bad)
+    assert "Ada" not in failure(bad)
+
+
 def test_outputs_of_ops_have_a_file_a_run(tmp_path):
     seen: list = []
 
