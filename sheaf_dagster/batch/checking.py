@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sheaf_dagster.batch.file_task import check_chunks
+from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN
 from sheaf_dagster.batch.rows import ChunkCheck, RowContract
 from sheaf_dagster.errors import ClusterError
 from sheaf_dagster.storage import Chunk, Location
@@ -49,12 +50,12 @@ def check_in_parallel(
         InterruptedError: ``stop`` was set.
     """
     sizes = [c.end - c.start for c in chunks]
-    found: dict[int, ChunkCheck] = {}
+    found = _Findings()
     front, back = 0, len(chunks)
     left, done, started = sum(sizes), 0, time.perf_counter()
     offered: _Offers | None = None
     try:
-        while len(found) < len(chunks):
+        while len(found.checks) < len(chunks):
             if stop.is_set():
                 raise InterruptedError("the job was stopped")
             spent = time.perf_counter() - started
@@ -67,20 +68,45 @@ def check_in_parallel(
                 offered.add(group, [chunks[i] for i in group])
                 back = group[0]
             if offered is not None:
-                found.update(offered.taken())
+                found.add(offered.taken())
             if front < back:
                 mine, front = front, front + 1
             else:
-                mine = next((i for i in range(back, len(chunks)) if i not in found), -1)
+                mine = next((i for i in range(back, len(chunks)) if i not in found.checks), -1)
             if mine >= 0:
-                (found[mine],) = check_chunks(contract, texts, [chunks[mine]])
+                (check,) = check_chunks(contract, texts, [chunks[mine]])
+                found.add({mine: check})
                 done += sizes[mine]
                 left -= sizes[mine]
     finally:
         if offered is not None:
             offered.call_off()
     for i in range(len(chunks)):
-        yield found[i]
+        yield found.checks[i]
+
+
+class _Findings:
+    """Findings by chunk, in any order; of their violations those that can still be shown."""
+
+    def __init__(self) -> None:
+        self.checks: dict[int, ChunkCheck] = {}
+        self._listing: dict[int, ChunkCheck] = {}
+
+    def add(self, checks: Mapping[int, ChunkCheck]) -> None:
+        """Takes in findings; lets go of violations that have enough others before them.
+
+        A file that is wrong from beginning to end has a hundred in each chunk.
+        """
+        self.checks.update(checks)
+        self._listing.update({i: c for i, c in checks.items() if c.violations})
+        if sum(len(c.violations) for c in self._listing.values()) <= 2 * MAX_VIOLATIONS_SHOWN:
+            return
+        left = MAX_VIOLATIONS_SHOWN
+        for i, check in sorted(self._listing.items()):
+            del check.violations[left:]
+            left -= len(check.violations)
+            if not check.violations:
+                del self._listing[i]
 
 
 def check_group(group: Sequence[Any]) -> list[ChunkCheck] | None:

@@ -144,6 +144,9 @@ class FileTask:
             i: p for i, p in found.items() if i in by_index and by_index[i].rows == p.rows
         }
         self._models = {p.model for p in self.parts.values()}
+        if len(self._models) > 1:  # that run was killed before it could refuse them
+            self.sink.open_run(self.fingerprint, resume=False)
+            self.parts, self._models = {}, set()
         self.resumed_rows = self.rows_done
         job = FileJob(
             id=self.id,

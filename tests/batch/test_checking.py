@@ -108,3 +108,25 @@ def test_a_stopped_job_stops_checking(source, control):
                 contract, [f.text for f in source.files], source.chunks, lambda: (control, 2), stop
             )
         )
+
+
+def test_no_more_violations_are_held_than_are_shown(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"model_name": "m"}\n' * 20_000)
+    source = scan_source([Location.of(str(path))], 16)
+    contract = ModelContext.of(doubler()).rows
+
+    checks = list(
+        check_in_parallel(
+            contract,
+            [f.text for f in source.files],
+            source.chunks,
+            lambda: None,
+            threading.Event(),
+        )
+    )
+
+    assert len(checks) > 3
+    assert sum(c.total_violations for c in checks) == sum(c.invalid_rows for c in checks) == 20_000
+    assert [v.line for c in checks for v in c.violations][:100] == list(range(1, 101))
+    assert sum(len(c.violations) for c in checks) <= 200

@@ -100,6 +100,28 @@ def test_parts_of_weights_that_are_known_only_after_the_load_are_not_mixed(
     assert values(tmp_path / "out.jsonl") == [3.0 * i for i in range(100)]
 
 
+def test_parts_of_several_weights_that_a_killed_run_left_are_done_anew(
+    tmp_path, weights, write_rows
+):
+    trouble = tmp_path / "trouble"
+    trouble.touch()
+    arguments = {"weights": str(weights), "fail_while": str(trouble)}
+    runner = BatchRunner(scaler(OpaqueScaler, **arguments))
+    spec = job(write_rows(list(range(100))), tmp_path / "out.jsonl", batch_size=5)
+    with pytest.raises(PredictError):
+        runner.run(spec)
+    first, *rest = sorted(tmp_path.glob(".out.jsonl.sheaf/run-*/part-*"))
+    head, _, tag = first.stem.rpartition("-m")
+    first.rename(first.with_name(f"{head}-m{tag[::-1]}.jsonl"))
+
+    trouble.unlink()
+    result = runner.run(spec)
+
+    assert rest
+    assert result.resumed_rows == 0
+    assert values(tmp_path / "out.jsonl") == [2.0 * i for i in range(100)]
+
+
 def test_weights_that_change_while_they_are_loaded_are_refused(tmp_path, weights, write_rows):
     runner = BatchRunner(scaler(weights=str(weights), replaced_by="5"))
     spec = job(write_rows([1]), tmp_path / "out.jsonl")
