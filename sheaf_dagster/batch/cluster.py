@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from sheaf_dagster.batch.capacity import demand_of, places, shortage, workers_of
@@ -52,8 +53,10 @@ def ray_session(config: ClusterConfig) -> Iterator[bool]:
         if config.address is None:
             refuse_ray_client(os.environ["RAY_ADDRESS"])
         options["address"] = config.address
+    private = options["address"] == "local"
     try:
-        ray.init(**options)
+        with _no_note_on_tokens() if private else nullcontext():
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as e:
         raise ClusterError(
             f"Ray at {config.address or os.environ.get('RAY_ADDRESS') or 'this machine'} can't be "
@@ -61,9 +64,27 @@ def ray_session(config: ClusterConfig) -> Iterator[bool]:
             "versions are the driver's"
         ) from e
     try:
-        yield options["address"] != "local"
+        yield not private
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _no_note_on_tokens() -> Iterator[None]:
+    """Keeps back Ray's note that a new cluster asks for a token, which it does all the same.
+
+    Whoever starts a cluster for others must know; ours is private and ends with the job.
+    """
+    logger = logging.getLogger("ray._private.authentication.authentication_token_setup")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Token authentication is enabled")
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def _limits(config: ClusterConfig) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -37,6 +38,9 @@ _FILES_AHEAD = 32
 
 _COMMIT_THREADS = 4
 
+_LEAVE_SECONDS = 60.0
+"""How long the feeder is waited for, which may be in the middle of its caller's iterator."""
+
 
 def run_on_ray(
     context: ModelContext,
@@ -55,6 +59,8 @@ def run_on_ray(
         if early:  # the feeder scans and validates while Ray starts
             job.start_feeding()
         shared = stack.enter_context(ray_session(config))
+        # Before Ray goes down: whatever the feeder asks of it after that starts another one.
+        stack.callback(job.stop_feeding)
         check_capacity(context.spec, first, config)
         job.start_early(first)
         if not early:
@@ -87,6 +93,7 @@ class _RayJob:
         self._engine: Any = None
         self._engine_ready = threading.Event()
         self._stop = threading.Event()
+        self._leave_by: float | None = None
         self._room = threading.Semaphore(_FILES_AHEAD)
         self._fed: queue.Queue[tuple[FileTask, Exception | None] | Exception | None] = queue.Queue()
         self._feeder = threading.Thread(target=self._feed, daemon=True, name="sheaf-feeder")
@@ -107,8 +114,10 @@ class _RayJob:
         self._stop.set()
         self._engine_ready.set()
         self._room.release()
+        if self._leave_by is None:
+            self._leave_by = time.monotonic() + _LEAVE_SECONDS
         if self._feeder.ident is not None:
-            self._feeder.join(timeout=60)
+            self._feeder.join(timeout=max(0.0, self._leave_by - time.monotonic()))
 
     def _feed(self) -> None:
         try:

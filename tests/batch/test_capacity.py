@@ -14,6 +14,7 @@ import pytest
 
 import sheaf_dagster as sd
 from sheaf_dagster.batch.capacity import demand_of, places, shortage
+from sheaf_dagster.batch.cluster import _no_note_on_tokens
 from sheaf_dagster.batch.reservation import describe_capacity, reserved_pool
 from tests.conftest import ROOT, read_rows
 from tests.toys import doubler
@@ -191,3 +192,19 @@ def test_memory_and_custom_resources_are_part_of_the_sum(ray_cluster, tmp_path):
     assert demand_of(model) == {"CPU": 1, "memory": 10_000 * 2**30, "tpu_slice": 2}
     with pytest.raises(sd.ClusterCapacityError, match="1 actor × 10000 GiB memory|tpu_slice"):
         sd.BatchRunner(model).run(pool(1, source="nowhere", sink=str(tmp_path / "o")))
+
+
+def test_a_private_ray_says_nothing_of_tokens_and_all_else(caplog):
+    setup = pytest.importorskip("ray._private.authentication.authentication_token_setup")
+
+    setup.logger.addHandler(caplog.handler)  # Ray's loggers hand nothing on
+
+    with _no_note_on_tokens():
+        setup._warn_token_auth_enabled()
+        setup._warn_token_auth_disabled()
+    kept = [r.getMessage() for r in caplog.records]
+    setup._warn_token_auth_enabled()
+    setup.logger.removeHandler(caplog.handler)
+
+    assert [text[:32] for text in kept] == ["Token authentication is disabled"]
+    assert len(caplog.records) == 2

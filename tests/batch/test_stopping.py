@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from sheaf_dagster import BatchRunner, BatchSpec
+from sheaf_dagster import BatchRunner, BatchSpec, ClusterCapacityError
+from sheaf_dagster.batch import ray_job
 from tests.batch.test_crashes import two_nodes  # noqa: F401
 from tests.conftest import ROOT, read_rows
 from tests.crashes import Job, driving, workers_of
@@ -130,3 +133,32 @@ def test_dagsters_termination_stops_ray_and_a_rerun_resumes(write_rows, tmp_path
     assert result.success
     (record,) = project.records()
     assert record.asset_materialization.metadata["resumed_rows"].value == done >= 20
+
+
+def test_nothing_reads_on_when_ray_goes_down(write_rows, tmp_path, monkeypatch):
+    # Whatever is asked of Ray after that starts a new one, which nobody would stop.
+    reading: list[bool] = []
+
+    def feeder_alive() -> bool:
+        return any(t.name == "sheaf-feeder" for t in threading.enumerate())
+
+    @contextmanager
+    def session(config):
+        reading.append(feeder_alive())
+        try:
+            yield True
+        finally:
+            reading.append(feeder_alive())
+
+    def no_room(*_):
+        raise ClusterCapacityError("no room")
+
+    monkeypatch.setattr(ray_job, "surely_fits_here", lambda *_: True)
+    monkeypatch.setattr(ray_job, "ray_session", session)
+    monkeypatch.setattr(ray_job, "check_capacity", no_room)
+    spec = BatchSpec(source=write_rows([1]), sink=str(tmp_path / "out.jsonl"))
+
+    with pytest.raises(ClusterCapacityError, match="no room"):
+        BatchRunner(doubler()).run(spec)
+
+    assert reading == [True, False]
