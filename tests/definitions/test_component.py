@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -225,6 +226,17 @@ def test_what_cannot_work_is_refused_when_it_is_loaded(change, message, load):
         causes.append(str(at))
         at = at.__cause__ or at.__context__
     assert message in "\n".join(causes)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_files_of_the_docs_load(index, load):
+    page = (ROOT / "docs" / "defs-yaml.md").read_text()
+    shown = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[index])
+
+    defs = load(shown["attributes"], {"ray_cluster": sd.RayClusterResource()} if index else None)
+
+    assert shown["type"] == TYPE
+    assert shown["attributes"]["asset"]["key"] in {a.key.to_user_string() for a in defs.assets}
 
 
 def test_every_attribute_is_described_in_the_schema():
