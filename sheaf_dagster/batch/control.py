@@ -263,13 +263,15 @@ class JobControl:
             await self._notify()
 
     async def hung(
-        self, ticket: int, job: int, index: int, rows: frozenset[int], message: str
+        self, ticket: int, turn: int, job: int, index: int, rows: frozenset[int], message: str
     ) -> None:
         """A batch ran out of time; its worker ends itself as soon as it has said so.
 
         What else the worker held is not to blame. The chunk fails, or is tried again by another
         worker, which then knows of the rows that hung.
         """
+        if turn != self._turns[ticket]:
+            return  # heard after its successor began, whose work this must not take away
         held = self._open.pop(ticket, {})
         self._ending.add(ticket)
         chunk = held.pop((job, index), None)

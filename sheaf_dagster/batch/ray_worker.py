@@ -154,7 +154,9 @@ class _Pulled:
         def report(rows: Sequence[Row]) -> None:
             message = took_too_long(job.names[chunk.file], rows, backend, seconds)
             positions = frozenset(row.position for row in rows)
-            said = self._control.hung.remote(self._ticket, job.id, chunk.index, positions, message)
+            said = self._control.hung.remote(
+                self._ticket, self._turn, job.id, chunk.index, positions, message
+            )
             ray.get(said, timeout=_TELL_SECONDS)
 
         return WorkerLimit(seconds, report)

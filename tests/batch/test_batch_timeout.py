@@ -10,8 +10,8 @@ import pytest
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner
 from sheaf_dagster.batch.control import JobControl
-from sheaf_dagster.batch.worker import FileJob
-from sheaf_dagster.storage import Chunk, Location, PartStore
+from sheaf_dagster.batch.worker import ChunkReport, FileJob
+from sheaf_dagster.storage import Chunk, Location, Part, PartStore
 from tests.batch.test_runner import MODES, leftovers, mode, spec  # noqa: F401
 from tests.conftest import read_rows
 from tests.crashes import FULL
@@ -138,7 +138,7 @@ def test_what_a_hung_worker_held_beside_is_not_to_blame():
         first, _ = await control.next(0, turn)
         second, _ = await control.next(0, turn)
         held = [c.index for _, c in first + second]
-        await control.hung(0, 0, held[0], frozenset(range(4)), "hung")
+        await control.hung(0, turn, 0, held[0], frozenset(range(4)), "hung")
         turn = await control.enter(0, "node")
         return held, [await control.next(0, turn)]
 
@@ -148,6 +148,27 @@ def test_what_a_hung_worker_held_beside_is_not_to_blame():
     assert [c.index for _, c in suspects] == held[:1], "alone, and first"
     assert jobs[0].hangs[held[0]].together == frozenset(range(4))
     assert control._deaths == {}
+
+
+def test_what_a_dead_worker_said_of_its_batch_is_no_matter_of_its_successor():
+    control, chunks = control_with_a_job(1, on_error="record")
+
+    async def story():
+        gone = await control.enter(0, "node")
+        await control.next(0, gone)
+        turn = await control.enter(0, "node")
+        held, _ = await control.next(0, turn)
+        await control.hung(0, gone, 0, 0, frozenset(range(4)), "heard late")
+        await control.report(0, report.to_dict())
+        await control.close()
+        return held, await control.next(0, turn), await control.take()
+
+    report = ChunkReport(0, 0, 0, "w", part=Part(0, 4, 0, 0, 1))
+    held, after, taken = asyncio.run(story())
+
+    assert [c.index for _, c in held] == [0]
+    assert after is None, "all is done"
+    assert taken == [report.to_dict()]
 
 
 def test_a_call_that_a_dead_worker_left_behind_is_given_no_chunk():

@@ -59,7 +59,7 @@ class Worker:
         if self.held:
             job, chunk = self.held[0]
             rows = frozenset([chunk.first_row])
-            await self.control.hung(self.ticket, job, chunk.index, rows, "hung")
+            await self.control.hung(self.ticket, self.turn, job, chunk.index, rows, "hung")
             await settle()
         await self.start()
 
