@@ -136,8 +136,10 @@ def _finished(runner: BatchRunner, outcome: BatchOutcome) -> FileOutcome:
         return FileOutcome(spec.sink, error=outcome.error)
     try:
         sample = sample_output(runner.model_spec, spec)
-    except SheafError as e:  # the file is committed: that it can't be shown is no failure
-        log.warning("no preview, and the order was not compared: %s", e)
+    except Exception as e:  # the file is committed: that it can't be shown is no failure
+        # What isn't ours may quote rows: of a source, say, that has been written anew meanwhile.
+        why = e if isinstance(e, SheafError) else type(e).__name__
+        log.warning("%s: no preview, and the order was not compared: %s", spec.sink, why)
         sample = OutputSample([], in_order=True, compared=0)
     return FileOutcome(spec.sink, outcome.result, sample)
 

@@ -119,3 +119,21 @@ def test_what_is_logged_is_told_to_whoever_watches():
     logger.info("nor this")
 
     assert heard == [(logging.INFO, "waiting for capacity: 2 GPUs")]
+
+
+def test_a_source_that_is_written_anew_after_the_commit_costs_the_preview_alone(
+    write_rows, tmp_path, caplog
+):
+    source = write_rows([1, 2])
+
+    def on_progress(progress):
+        if progress.files_done:
+            write_rows(["the secret", "x"])
+
+    runner = sd.BatchRunner(doubler(), on_progress=on_progress, redact_rows=True)
+    (outcome,) = run_files(runner, [FileWork(spec(source, tmp_path / "out.jsonl"))])
+
+    assert outcome.result is not None
+    assert outcome.sample.compared == 0
+    assert "no preview, and the order was not compared: ValidationError" in caplog.text
+    assert "the secret" not in caplog.text
