@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -20,6 +21,8 @@ from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import BackendLoadError, ModelChangedError, SheafError, SpecError
 
 __all__ = ["LoadedBackend", "ModelContext", "cached_backend", "forget_backend", "load_backend"]
+
+log = logging.getLogger(__name__)
 
 _BACKEND_CACHE: OrderedDict[str, LoadedBackend] = OrderedDict()
 _CACHE_LOCK = threading.Lock()
@@ -184,7 +187,10 @@ def cached_backend(context: ModelContext) -> LoadedBackend:
         keep = 0 if context.spec.resources.num_gpus else _CACHE_SIZE - 1
         while len(_BACKEND_CACHE) > keep:
             _, old = _BACKEND_CACHE.popitem(last=False)
-            old.backend.close()
+            try:
+                old.backend.close()
+            except Exception as e:  # another model's trouble must not be this one's
+                log.warning("closing %s failed: %s", type(old.backend).__name__, e)
         loaded = load_backend(context)
         _BACKEND_CACHE[context.key] = loaded
         return loaded

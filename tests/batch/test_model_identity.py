@@ -19,6 +19,7 @@ from tests.conftest import read_rows
 from tests.toys import (
     OpaqueScaler,
     OpaqueScalerByProcess,
+    Scaler,
     ScalerByProcess,
     scaler,
 )
@@ -137,6 +138,22 @@ def test_an_identity_that_cannot_be_found_is_an_error_before_anything_is_read(tm
 
     with pytest.raises(BackendLoadError, match=r"identify\(\) of backend 'tests.toys:Scaler'"):
         runner.run(job(str(tmp_path / "missing.jsonl"), tmp_path / "out.jsonl"))
+
+
+def test_a_model_that_cannot_be_closed_does_not_cost_the_next_one(
+    tmp_path, weights, write_rows, monkeypatch, caplog
+):
+    def cannot(_):
+        raise RuntimeError("stuck")
+
+    monkeypatch.setattr(Scaler, "close", cannot)
+    monkeypatch.setattr(loading, "_CACHE_SIZE", 1)
+    source = write_rows([1])
+
+    for cls in (Scaler, OpaqueScaler):
+        BatchRunner(scaler(cls, weights=str(weights))).run(job(source, tmp_path / "out.jsonl"))
+
+    assert "closing Scaler failed: stuck" in caplog.text
 
 
 @pytest.mark.ray
