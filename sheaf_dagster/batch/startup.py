@@ -29,7 +29,8 @@ def start_coordinator(slots: int, backend: str) -> Any:
         .options(
             num_cpus=0,
             max_restarts=0,
-            max_concurrency=10_000,
+            # Each worker has a few calls here that wait, and each ticket one to the job's end.
+            max_concurrency=max(10_000, 20 * slots),
             scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
                 here, soft=False
             ),
@@ -48,7 +49,10 @@ def warm_up(context: ModelContext, workers: int) -> list[Any]:
         References to keep until the job's own workers are up.
     """
     cpus = demand_of(context.spec).get("CPU", 0.0) or 1.0
-    free = ray.available_resources().get("CPU", 0.0)
+    # Tasks without a demand stay here, and a cluster's head may have no CPU to give.
+    here = ray.get_runtime_context().get_node_id()
+    own = sum(n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["NodeID"] == here)
+    free = min(ray.available_resources().get("CPU", 0.0), own)
     task = ray.remote(_import_all).options(num_cpus=0, max_retries=0)
     return [task.remote(context) for _ in range(min(workers, int(free // cpus), _MOST))]
 
