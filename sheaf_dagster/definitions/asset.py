@@ -86,8 +86,9 @@ def build_batch_inference_asset(
     partition is materialised as soon as its file is committed, with its own metadata and data
     version; those that fail leave the others materialised and are the only ones to redo. A
     re-execution or automatic retry of a run, which Dagster hands every key again, passes over
-    partitions that the same chain of runs has committed and whose source, model and batch
-    layout are unchanged. Materialising a partition anew, as a run of its own, always runs it.
+    partitions that the same chain of runs has committed, whose source, model and batch layout
+    are unchanged, and which no check holds back. Materialising a partition anew, as a run of its
+    own, always runs it.
 
     Args:
         key: Key of the asset.

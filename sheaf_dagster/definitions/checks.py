@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,12 +70,13 @@ class CheckLedger:
     files: int = 0
     rows: int = 0
     compared: int = 0
+    passed_over_files: int = 0
     problems: dict[str, dict[str, str]] = field(default_factory=dict)
     violations: list[tuple[str, Violation]] = field(default_factory=list)
     _failed: set[str] = field(default_factory=set)
 
-    def committed(self, partition: str, result: BatchResult, sample: OutputSample) -> None:
-        """Notes a committed file."""
+    def committed(self, partition: str, result: BatchResult, sample: OutputSample) -> list[str]:
+        """Notes a committed file; names the checks that it fails."""
         self.files += 1
         self.rows += result.rows
         self.compared += sample.compared
@@ -90,6 +91,19 @@ class CheckLedger:
             self._add(
                 "no_row_failed", partition, f"{result.error_rows:,} of {result.rows:,} rows failed"
             )
+        return [name for name in CHECKS if partition in self.problems.get(name, {})]
+
+    def passed_over(self, partition: str, rows: int, failed: Iterable[str]) -> None:
+        """Notes a file of an earlier run of the chain, with the checks that it failed then."""
+        self.files += 1
+        self.rows += rows
+        self.passed_over_files += 1
+        for name in failed:
+            self._add(name, partition, "as an earlier run of this chain has found")
+
+    def would_block(self, failed: Iterable[str]) -> bool:
+        """Whether one of some failed checks holds downstream assets back."""
+        return any(self.severities.get(name) == ERROR for name in failed)
 
     def failed(self, partition: str, error: BaseException) -> None:
         """Notes a file that failed."""
@@ -129,7 +143,8 @@ class CheckLedger:
     def _passed(self, name: str) -> str:
         rows = self.compared if name == "order_is_kept" else self.rows
         files = f" in {self.files:,} files" if self.files > 1 else ""
-        return f"{rows:,} rows{files}"
+        earlier = f"; {self.passed_over_files:,} not run again" if self.passed_over_files else ""
+        return f"{rows:,} rows{files}{earlier}"
 
     def _metadata(self, name: str, bad: Mapping[str, str]) -> dict[str, Any]:
         md: dict[str, Any] = {

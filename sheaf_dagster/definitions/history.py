@@ -8,7 +8,12 @@ from dataclasses import dataclass
 import dagster as dg
 
 from sheaf_dagster.batch.work import Committed
-from sheaf_dagster.definitions.metadata import FINGERPRINT, OUTPUT_BYTES
+from sheaf_dagster.definitions.metadata import (
+    FAILED_CHECKS,
+    FINGERPRINT,
+    OUTPUT_BYTES,
+    ROW_COUNTS,
+)
 
 __all__ = ["EarlierMaterialization", "Provenance", "committed_in_this_chain"]
 
@@ -30,6 +35,18 @@ class EarlierMaterialization:
         if fingerprint is None or size is None:
             return None
         return Committed(str(fingerprint.value), int(size.value))  # type: ignore[arg-type]
+
+    @property
+    def rows(self) -> int:
+        """Its rows."""
+        found = (self.materialization.metadata.get(name) for name in ROW_COUNTS)
+        return next((int(value.value) for value in found if value), 0)  # type: ignore[arg-type]
+
+    @property
+    def failed_checks(self) -> list[str]:
+        """Names of the checks that it failed."""
+        failed = self.materialization.metadata.get(FAILED_CHECKS)
+        return str(failed.value).split(", ") if failed else []
 
 
 def committed_in_this_chain(

@@ -19,10 +19,12 @@ from sheaf_dagster.definitions.links import file_metadata
 from sheaf_dagster.definitions.plots import Actuals, plot_of
 from sheaf_dagster.definitions.preview import preview_inline, preview_table
 
-__all__ = ["FINGERPRINT", "OUTPUT_BYTES", "result_metadata"]
+__all__ = ["FAILED_CHECKS", "FINGERPRINT", "OUTPUT_BYTES", "ROW_COUNTS", "result_metadata"]
 
 FINGERPRINT = "sheaf/fingerprint"
 OUTPUT_BYTES = "output_bytes"
+FAILED_CHECKS = "failed_checks"
+ROW_COUNTS = ("dagster/row_count", "dagster/partition_row_count")
 
 
 def result_metadata(

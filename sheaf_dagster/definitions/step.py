@@ -16,7 +16,7 @@ from sheaf_dagster.definitions.history import (
     Provenance,
     committed_in_this_chain,
 )
-from sheaf_dagster.definitions.metadata import result_metadata
+from sheaf_dagster.definitions.metadata import FAILED_CHECKS, result_metadata
 from sheaf_dagster.definitions.model_asset import note_model_version, version_tag
 from sheaf_dagster.definitions.plots import ActualsOf
 from sheaf_dagster.errors import SheafError, SpecError
@@ -87,7 +87,9 @@ class Step:
             earlier = self._earlier.get(partition or "")
             self._partition_of[spec.sink] = partition
             self._spec_of[spec.sink] = spec
-            yield FileWork(spec, earlier.committed if earlier else None)
+            # What a check holds back is run again: passed over, it would stay held back for ever.
+            keep = earlier and not self.ledger.would_block(earlier.failed_checks)
+            yield FileWork(spec, earlier.committed if earlier and keep else None)
 
     def order(self, limits: ClusterConfig, files: Sequence[FileWork]) -> StepOrder:
         """The same files for a process on the cluster.
@@ -139,6 +141,8 @@ class Step:
             upstream=self._upstream,
             actuals=(lambda request: actuals(partition, request)) if actuals else None,
         )
+        if failed := self.ledger.committed(partition or "", result, sample):
+            md[FAILED_CHECKS] = ", ".join(failed)
         self.context.log_event(
             dg.AssetMaterialization(
                 self._key,
@@ -149,7 +153,6 @@ class Step:
                 ),
             )
         )
-        self.ledger.committed(partition or "", result, sample)
 
     def _pass_over(self, partition: str | None) -> None:
         self.context.log.info(
@@ -157,6 +160,7 @@ class Step:
             "model and layout are unchanged; not run again"
         )
         earlier = self._earlier[partition or ""]
+        self.ledger.passed_over(partition or "", earlier.rows, earlier.failed_checks)
         if not earlier.in_this_run:
             self._reused.append(earlier.materialization)
 

@@ -187,6 +187,46 @@ def test_a_retry_that_fails_again_still_owns_what_it_passed_over(year):
     assert sorted(year.logged(again.run_id)) == keys[1:4]
 
 
+def test_a_run_that_is_all_done_can_be_run_again_and_says_what_its_checks_found(tmp_path):
+    project = Project(tmp_path, DAYS, {"fail_on": 3}, on_error="record")
+    keys = DAYS.get_partition_keys()[:2]
+    project.write(keys[0], [1, 3])
+    project.write(keys[1], [1, 2])
+    first = project.run(*keys)
+
+    again = project.run(*keys, parent=first.run_id)
+
+    assert again.success
+    assert project.logged(again.run_id) == []
+    assert checks(again) == checks(first)
+    assert checks(again)["no_row_failed"] is False
+
+
+def test_a_retry_does_not_get_by_a_check_that_blocks(tmp_path):
+    project = Project(
+        tmp_path,
+        DAYS,
+        {"fail_on": 3},
+        on_error="record",
+        check_severities={"no_row_failed": dg.AssetCheckSeverity.ERROR},
+    )
+    keys = DAYS.get_partition_keys()[:2]
+    project.write(keys[0], [1, 3])
+    project.write(keys[1], [1, 2])
+    first = project.run(*keys)
+
+    again = project.run(*keys, parent=first.run_id)
+    project.write(keys[0], [1, 2])
+    mended = project.run(*keys, parent=again.run_id)
+
+    assert not first.success
+    assert not again.success
+    assert project.logged(again.run_id) == [keys[0]], "what is held back is run again"
+    assert "checks failed: no_row_failed" in failure(again)
+    assert mended.success
+    assert project.downstream_ran == [keys]
+
+
 def test_dagster_sees_whether_an_upstream_partition_has_changed_since(tmp_path):
     from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
     from dagster._core.loader import LoadingContextForTest
