@@ -300,7 +300,7 @@ def _typed_rows(file: Location, row_type: type[BaseModel]) -> Iterator[Any]:
     contracts: dict[str, RowContract] = {}
     for position, (number, line) in enumerate(read_lines(file)):
         if any_type:
-            contract = _contract_of(line, row_type, contracts)
+            contract = _contract_of(f"{file.uri}, line {number}", line, row_type, contracts)
         else:
             contract = contracts.setdefault("", _contract(row_type))
         try:
@@ -316,8 +316,19 @@ def _contract(row_type: type[BaseModel]) -> RowContract:
     return RowContract(str(default) if isinstance(default, str) else "", row_type)
 
 
-def _contract_of(line: bytes, base: type[BaseModel], known: dict[str, RowContract]) -> RowContract:
-    name = str(orjson.loads(line).get("model_type"))
+def _contract_of(
+    where: str, line: bytes, base: type[BaseModel], known: dict[str, RowContract]
+) -> RowContract:
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as e:
+        raise SourceError(f"{where}: is no JSON: {e}") from e
+    if not isinstance(row, dict) or "model_type" not in row:
+        raise SourceError(
+            f"{where}: is no {base.__name__}, it names no model_type. Rows that failed in the model "
+            '(on_error="record") hold an error instead; load such files as list[dict].'
+        )
+    name = str(row["model_type"])
     if name not in known:
         contract = contract_for(name)
         row_type = contract.request if base is BaseRequest else contract.response

@@ -227,6 +227,28 @@ def test_a_retry_does_not_get_by_a_check_that_blocks(tmp_path):
     assert project.downstream_ran == [keys]
 
 
+def test_partitions_that_would_share_a_file_do_not_overwrite_each_other(tmp_path):
+    grid = dg.MultiPartitionsDefinition(
+        {
+            "a": dg.StaticPartitionsDefinition(["x", "xy"]),
+            "b": dg.StaticPartitionsDefinition(["yz", "z"]),
+        }
+    )
+    project = Project(
+        tmp_path, grid, source="{root}/in/{a}-{b}.jsonl", sink="{root}/out/{a}{b}.jsonl"
+    )
+    for value, key in enumerate(["x-yz", "x-z", "xy-yz", "xy-z"]):
+        project.write(key, [value])
+    keys = grid.get_partition_keys()
+
+    result = project.run(keys[0], keys[-1])
+
+    assert "xy|z: its sink" in failure(result)
+    assert "is that of partition x|yz, too" in failure(result)
+    assert [r["value"] for r in read_rows(tmp_path / "out/xyz.jsonl")] == [0]
+    assert len(project.logged(result.run_id)) == 3
+
+
 def test_dagster_sees_whether_an_upstream_partition_has_changed_since(tmp_path):
     from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
     from dagster._core.loader import LoadingContextForTest

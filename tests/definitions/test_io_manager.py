@@ -432,6 +432,22 @@ def test_metadata_tell_rows_place_and_preview(tmp_path):
     assert metadata["preview"].count("**value**") == 5
 
 
+@pytest.mark.parametrize("line", [b'{"request_id": "a", "error": {}}', b"[1]", b"{"])
+def test_a_row_of_any_type_that_names_none_is_named(line, tmp_path):
+    numbers = returning([row(1)])
+    run(tmp_path, numbers)
+    (tmp_path / "numbers.jsonl").write_bytes(line + b"\n")
+
+    result = run(
+        tmp_path,
+        numbers.to_source_asset(),
+        taking(list[sd.BaseResponse], []),
+        raise_on_error=False,
+    )
+
+    assert "numbers.jsonl, line 1: is no" in failure(result)
+
+
 def test_redaction_leaves_rows_out_of_the_preview_and_of_errors(tmp_path):
     good = run(tmp_path, returning([row(1, note="Ada")]), model_type="number", redact_rows=True)
     bad = run(
