@@ -1,4 +1,4 @@
-# Needs Python 3.10 to 3.13 and make; everything else goes into .venv.
+# Needs Python 3.11 to 3.13 (as the pinned versions do) and make; everything else goes into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
