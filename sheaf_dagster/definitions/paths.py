@@ -28,7 +28,7 @@ SINK_METADATA = "sheaf_dagster/sink"
 SOURCE_PARTITIONS_METADATA = "sheaf_dagster/source_partitions"
 """Metadata of one whose source has partitions of its own: what they are."""
 
-_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]")
+_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
 
 
 def check_template(what: str, template: str, dimensions: list[str], *, partitioned: bool) -> None:

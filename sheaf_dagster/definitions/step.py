@@ -81,6 +81,7 @@ class Step:
         for partition in keys:
             try:
                 spec = spec_of(partition)
+                self._check_sink(partition, spec)
             except SheafError as e:
                 self._fail(partition, e)
                 continue
@@ -95,6 +96,14 @@ class Step:
             # What a check holds back is run again: passed over, it would stay held back for ever.
             keep = earlier and not self.ledger.would_block(earlier.failed_checks)
             yield FileWork(spec, earlier.committed if earlier and keep else None)
+
+    def _check_sink(self, partition: str | None, spec: BatchSpec) -> None:
+        if spec.sink in self._partition_of:  # such as {a}-{b} for x-y, z and x, y-z
+            raise SpecError(
+                f"partitions {self._partition_of[spec.sink]} and {partition} have the same sink, "
+                f"{spec.sink}; put something between the placeholders of sink that does not occur "
+                "in partition keys, such as a slash"
+            )
 
     def order(self, limits: ClusterConfig, files: Sequence[FileWork]) -> StepOrder:
         """The same files for a process on the cluster.

@@ -75,7 +75,7 @@ class Location:
             MissingDependencyError: The package that speaks the protocol is not installed.
         """
         check_no_credentials(uri)
-        protocol = fsspec.utils.get_protocol(uri)
+        protocol = _protocol(uri)
         if protocol in ("file", "local"):
             path = os.path.abspath(os.path.expanduser(LocalFileSystem._strip_protocol(uri)))
             return cls(path, {})
@@ -91,7 +91,7 @@ class Location:
     @property
     def fs(self) -> Any:
         """The fsspec file system (one instance a process and set of options)."""
-        protocol = fsspec.utils.get_protocol(self.uri)
+        protocol = _protocol(self.uri)
         try:
             fs = fsspec.filesystem(protocol, **with_defaults(protocol, self.options))
         except ImportError as e:
@@ -111,12 +111,12 @@ class Location:
     @property
     def is_s3(self) -> bool:
         """Whether S3's own requests can be made (``fs.call_s3``)."""
-        return not self.is_local and fsspec.utils.get_protocol(self.uri) in S3_PROTOCOLS
+        return not self.is_local and _protocol(self.uri) in S3_PROTOCOLS
 
     @property
     def has_folders(self) -> bool:
         """Whether folders are to be made, and files show while they are written."""
-        return self.is_local or fsspec.utils.get_protocol(self.uri) not in _WITHOUT_FOLDERS
+        return self.is_local or _protocol(self.uri) not in _WITHOUT_FOLDERS
 
     def error(
         self, cls: type[SheafError], what: str, cause: BaseException, cure: str = ""
@@ -391,6 +391,11 @@ def describe(error: BaseException) -> str:
         return error.strerror.rstrip(".")
     text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _protocol(uri: str) -> str:
+    # fsspec would take what stands before a "::" in a path for a protocol.
+    return str(fsspec.utils.get_protocol(uri)) if "://" in uri else "file"
 
 
 def _pread(f: io.FileIO, start: int, length: int) -> bytes:

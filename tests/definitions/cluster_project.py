@@ -1,7 +1,7 @@
 """An asset on a cluster that the environment names; runs by itself or through Dagster's tools.
 
 ``python -m tests.definitions.cluster_project LAUNCH FIRST LAST [PARENT]`` materialises a range of
-days in the folder ``SHEAF_TEST_ROOT``. The cluster is the one of ``SHEAF_TEST_RAY`` (its address) and
+partitions in the folder ``SHEAF_TEST_ROOT``. The cluster is the one of ``SHEAF_TEST_RAY`` (its address) and
 ``SHEAF_TEST_DASHBOARD``, as the resource ``SHEAF_TEST_CLUSTER``: ours, or one of dagster-ray's.
 """
 
@@ -18,7 +18,10 @@ from dagster_ray import Lifecycle, LocalRay, RayResource
 import sheaf_dagster as sd
 from tests.toys import doubler
 
-DAYS = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-11")
+KEYS = ["12:30 Köln::Süd", "2026-01-01", "50%", "two words"]
+"""Keys that stand in file names, URIs, tags and messages as they are."""
+
+REFUSED = ".."
 ROOT = Path(os.environ.get("SHEAF_TEST_ROOT", "/nowhere"))
 
 
@@ -60,7 +63,7 @@ def predictions(name: str, **fields) -> dg.AssetsDefinition:
         name,
         source="{root}/in/{partition_key}.jsonl",
         sink=f"{{root}}/{name}/{{partition_key}}.jsonl",
-        partitions_def=DAYS,
+        partitions_def=dg.StaticPartitionsDefinition([*KEYS, REFUSED]),
         compute="actors",
         num_actors=2,
         batch_size=2,

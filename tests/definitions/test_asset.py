@@ -360,9 +360,68 @@ def test_static_dynamic_and_multi_dimensional_partitions(tmp_path):
     assert multi.records()[0].partition_key == key
 
 
-@pytest.mark.parametrize("key", ["..", "a/b", "/etc", "a\\b", "~root", "tab\there", " blank "])
-def test_keys_that_could_leave_the_root_are_refused(tmp_path, key):
+def test_a_range_of_two_dimensions_is_one_run(tmp_path):
+    regions = dg.StaticPartitionsDefinition(["eu", "us"])
+    project = Project(
+        tmp_path, dg.MultiPartitionsDefinition({"date": DAYS, "region": regions}), batch_size=1
+    )
+    keys = project.partitions_def.get_partition_keys()[:4]
+    for key in keys:
+        project.write(key, [1])
+
+    result = project.run(keys[0], keys[-1])
+
+    assert result.success
+    assert project.logged(result.run_id) == keys
+    assert {k[:10] for k in keys} == {"2026-01-01", "2026-01-02"}
+
+
+def test_partitions_whose_files_would_be_the_same_are_refused(tmp_path):
+    dimensions = {
+        "a": dg.StaticPartitionsDefinition(["x", "x-y"]),
+        "b": dg.StaticPartitionsDefinition(["z", "y-z"]),
+    }
+    project = Project(
+        tmp_path, dg.MultiPartitionsDefinition(dimensions), sink="{root}/out/{a}-{b}.jsonl"
+    )
+    keys = project.partitions_def.get_partition_keys()
+    for key in keys:
+        project.write(key, [1])
+
+    result = project.run(keys[0], keys[-1])
+
+    assert "1 of 4 partitions failed" in failure(result)
+    assert "partitions x|y-z and x-y|z have the same sink" in failure(result)
+    assert project.logged(result.run_id) == [k for k in keys if k != "x-y|z"]
+
+
+def test_keys_may_hold_whatever_a_file_name_may(tmp_path):
+    keys = ["two words", "Köln-東京-🙂", "é", "e\u0301", "12:30", "a::b", "file::c", "50%25", "#7"]
+    keys += ["why?", "all*", "[ab]", "{root}", "$HOME", 'it\'s "so"', "a|b", "-v", "..x", "x.."]
     project = Project(tmp_path, dg.DynamicPartitionsDefinition(name="files"))
+    project.instance.add_dynamic_partitions("files", keys)
+    for i, key in enumerate(keys):
+        project.write(key, [i])
+
+    result = project.run(keys[0], keys[-1])
+
+    assert result.success, failure(result)
+    assert project.logged(result.run_id) == keys
+    written = [read_rows(tmp_path / "out" / f"{k}.jsonl")[0]["value"] for k in keys]
+    assert written == [2 * i for i in range(len(keys))]
+
+
+REFUSED = ["..", "a/b", "/etc", "a\\b", "~root", "tab\there", "c1\x85", " blank "]
+
+
+@pytest.mark.parametrize(
+    ("key", "launch"),
+    [*((key, "step") for key in REFUSED), ("..", "ray_job"), ("a/b", "ray_job")],
+)
+def test_keys_that_could_leave_the_root_are_refused(tmp_path, key, launch):
+    project = Project(tmp_path, dg.DynamicPartitionsDefinition(name="files"), launch=launch)
+    # Nothing listens there: a job that were submitted would be another failure.
+    project.defs.resources["ray_cluster"] = sd.RayClusterResource(dashboard="http://127.0.0.1:1")
     project.instance.add_dynamic_partitions("files", [key])
     result = project.run(key=key)
     assert not result.success

@@ -15,12 +15,10 @@ import dagster as dg
 import pytest
 
 from tests.conftest import ROOT, read_rows
-from tests.definitions.cluster_project import DAYS, write
+from tests.definitions.cluster_project import KEYS, REFUSED, write
 from tests.ray_head import RayHead, in_full
 
 pytestmark = [pytest.mark.ray, pytest.mark.daemon]
-
-KEYS = DAYS.get_partition_keys()[:4]
 
 
 @pytest.fixture(
@@ -152,12 +150,13 @@ def test_a_step_is_a_ray_job_of_its_own(deployment):
     write(deployment.root, KEYS[1], [1, "x"])
     kind = "Head" if deployment.head.token else "ours"
 
-    done = deployment.run("ray_job", KEYS[0], KEYS[-1], SHEAF_TEST_CLUSTER=kind)
+    done = deployment.run("ray_job", KEYS[0], REFUSED, SHEAF_TEST_CLUSTER=kind)
 
     text = deployment.text_of(done["run"])
     assert not done["success"]
-    assert deployment.logged(done["run"], "ray_job") == [KEYS[0], KEYS[2], KEYS[3]], text
-    assert "1 of 4 partitions failed" in text
+    assert deployment.logged(done["run"], "ray_job") == [KEYS[0], *KEYS[2:]], text
+    assert "2 of 5 partitions failed" in text
+    assert "partition key '..'" in text
     assert "line 2, field 'value'" in text
     checks = {
         e.dagster_event.event_specific_data.check_name: e.dagster_event.event_specific_data.passed
