@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import signal
 import time
 from typing import Literal
 
@@ -112,7 +113,7 @@ def _hang(how: str) -> None:
             pass
     elif how == "locked":  # in a library, with the interpreter locked
         re.match(r"(a+)+$", "a" * 60 + "b")
-    time.sleep(120)
+    time.sleep(600)
 
 
 class Confidant(Doubler):
@@ -135,6 +136,22 @@ class Companions(Doubler):
             if time.monotonic() > deadline:
                 raise TimeoutError("the other workers did not come up")
             time.sleep(0.05)
+        return super().batch_predict(requests)
+
+
+class PowerCut(Doubler):
+    """Doubles, but once, at a value, takes its step and the run's process down with it."""
+
+    def __init__(self, at: float, once: str, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.at = at
+        self.once = once
+
+    def batch_predict(self, requests):
+        if self.at in [r.value for r in requests] and not os.path.exists(self.once):
+            open(self.once, "w").close()
+            os.kill(os.getppid(), signal.SIGKILL)  # Dagster's default executor: the run's own
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().batch_predict(requests)
 
 

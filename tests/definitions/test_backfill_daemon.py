@@ -1,27 +1,59 @@
-"""A backfill as a person has it: webserver, daemon and GraphQL; a bad day, mended and redone."""
+"""Backfills as a person has them: webserver, daemon and GraphQL, of every policy, and one bad day."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
 from tests.dagster_dev import DagsterDev
+from tests.definitions.backfill_project import HANGS, POWER_CUT, days
 
 pytestmark = [pytest.mark.daemon, pytest.mark.timeout(420)]
-KEYS = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-11").get_partition_keys()
-ASSET = {"path": ["predictions"]}
+ASSETS = {"at_once": 10, "by_three": 5, "one_by_one": 2, "cut_short": 6, "called_off": 6}
+"""Days of each asset."""
+
+BAD = 4
+"""The day of ``at_once`` whose file is broken, counted from 0."""
 
 
 class Dagster(DagsterDev):
-    """The project of ten days."""
+    """The toy assets, and the instance that the test looks into."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(
             root, "-m", "tests.definitions.backfill_project", env={"SHEAF_TEST_ROOT": str(root)}
         )
+        with (self.home / "dagster.yaml").open("a") as f:  # retries are asked for by tag
+            f.write("run_retries:\n  enabled: true\n  max_retries: 0\n")
+        self.root = root
+        self.instance = dg.DagsterInstance.from_config(str(self.home))
+
+    def stop(self) -> None:
+        super().stop()
+        self.instance.dispose()
+
+    def write(self, asset: str, key: str, value: object) -> None:
+        path = self.root / "in" / asset / f"{key}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"model_name": "m", "value": value}) + "\n")
+
+    def launch(self, asset: str, **tags: str) -> str:
+        """Starts a backfill of all the asset's days, as the UI does; its id."""
+        launched = self.query(
+            "mutation($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) "
+            "{ __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
+            p={
+                "assetSelection": [{"path": [asset]}],
+                "partitionNames": keys_of(asset),
+                "tags": [{"key": k, "value": v} for k, v in tags.items()],
+            },
+        )["launchPartitionBackfill"]
+        assert "backfillId" in launched, launched
+        return launched["backfillId"]
 
     def wait_for_backfill(self, backfill_id: str) -> str:
         def ended():
@@ -34,24 +66,46 @@ class Dagster(DagsterDev):
 
         return self.until("the end of the backfill", ended)
 
-    def partitions(self) -> dict[str, list[str]]:
+    def partitions(self, asset: str) -> dict[str, list[str]]:
         """What the asset's page shows."""
         (node,) = self.query(
             "query($keys: [AssetKeyInput!]) { assetNodes(assetKeys: $keys) { "
             "assetPartitionStatuses { ... on TimePartitionStatuses { ranges { status startKey endKey } } } "
-            "partitionStats { numMaterialized numFailed numPartitions } } }",
-            keys=[ASSET],
+            "} }",
+            keys=[{"path": [asset]}],
         )["assetNodes"]
+        keys = keys_of(asset)
         found: dict[str, list[str]] = {}
         for r in node["assetPartitionStatuses"]["ranges"]:
-            start, end = KEYS.index(r["startKey"]), KEYS.index(r["endKey"])
-            found.setdefault(r["status"], []).extend(KEYS[start : end + 1])
+            start, end = keys.index(r["startKey"]), keys.index(r["endKey"])
+            found.setdefault(r["status"], []).extend(keys[start : end + 1])
         return found
 
+    def runs(self, backfill_id: str) -> list[dg.DagsterRun]:
+        """The backfill's runs, oldest first."""
+        only = dg.RunsFilter(tags={"dagster/backfill": backfill_id})
+        return [r.dagster_run for r in self.instance.get_run_records(only, ascending=True)]
 
-@pytest.fixture
-def dagster(tmp_path):
-    server = Dagster(tmp_path)
+    def logged(self, asset: str) -> list[tuple[str, str]]:
+        """(partition, run id) of each materialisation, by partition."""
+        records = self.instance.fetch_materializations(dg.AssetKey(asset), limit=100).records
+        return sorted((str(r.partition_key), r.run_id) for r in records)
+
+
+def keys_of(asset: str) -> list[str]:
+    return list(days(ASSETS[asset]).get_partition_keys())
+
+
+def asked_for(run: dg.DagsterRun) -> tuple[str, str]:
+    """The first and the last partition of a run."""
+    one = run.tags.get("dagster/partition")
+    first = run.tags.get("dagster/asset_partition_range_start", one)
+    return str(first), str(run.tags.get("dagster/asset_partition_range_end", one))
+
+
+@pytest.fixture(scope="module")
+def dagster(tmp_path_factory) -> Iterator[Dagster]:
+    server = Dagster(tmp_path_factory.mktemp("backfills"))
     try:
         server.start()
         yield server
@@ -59,44 +113,99 @@ def dagster(tmp_path):
         server.stop()
 
 
-def test_one_bad_day_is_shown_failed_and_alone_redone(dagster, tmp_path):
-    (tmp_path / "in").mkdir()
-    for key in KEYS:
-        value = "x" if key == KEYS[4] else 1
-        (tmp_path / "in" / f"{key}.jsonl").write_text(
-            json.dumps({"model_name": "m", "value": value}) + "\n"
-        )
-    launched = dagster.query(
-        "mutation($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) "
-        "{ __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
-        p={"assetSelection": [ASSET], "partitionNames": KEYS},
-    )["launchPartitionBackfill"]
-    status = dagster.wait_for_backfill(launched["backfillId"])
+@pytest.fixture(scope="module")
+def launched(dagster) -> dict[str, str]:
+    """A backfill of each asset, by asset; side by side, as the daemon looks every 30 s only."""
+    for asset in ASSETS:
+        for i, key in enumerate(keys_of(asset)):
+            dagster.write(asset, key, "x" if (asset, i) == ("at_once", BAD) else i)
+    retried = {"dagster/max_retries": "1"}
+    return {a: dagster.launch(a, **(retried if a == "cut_short" else {})) for a in ASSETS}
+
+
+def test_one_bad_day_is_shown_failed_and_alone_redone(dagster, launched):
+    keys = keys_of("at_once")
+
+    status = dagster.wait_for_backfill(launched["at_once"])
 
     assert status in ("COMPLETED_FAILED", "FAILED")
-    shown = dagster.partitions()
-    assert shown["FAILED"] == [KEYS[4]]
-    assert shown["MATERIALIZED"] == [k for k in KEYS if k != KEYS[4]]
+    shown = dagster.partitions("at_once")
+    assert shown["FAILED"] == [keys[BAD]]
+    assert shown["MATERIALIZED"] == [k for k in keys if k != keys[BAD]]
 
-    (tmp_path / "in" / f"{KEYS[4]}.jsonl").write_text('{"model_name": "m", "value": 5}\n')
+    dagster.write("at_once", keys[BAD], 5)
     again = dagster.query(
         "mutation($p: ReexecutionParams!) { reexecutePartitionBackfill(reexecutionParams: $p) "
         "{ __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
-        p={"parentRunId": launched["backfillId"], "strategy": "FROM_FAILURE"},
+        p={"parentRunId": launched["at_once"], "strategy": "FROM_FAILURE"},
     )["reexecutePartitionBackfill"]
     status = dagster.wait_for_backfill(again["backfillId"])
 
     assert status == "COMPLETED_SUCCESS"
-    assert dagster.partitions() == {"MATERIALIZED": KEYS}
-    runs = dagster.query(
-        "{ runsOrError { ... on Runs { results { runId tags { key value } } } } }"
-    )["runsOrError"]["results"]
-    assert len(runs) == 2, "one run for the range, one for the bad day"
-    tags = {t["key"]: t["value"] for t in runs[0]["tags"]}
-    assert KEYS[4] in (
-        tags.get("dagster/partition"),
-        tags.get("dagster/asset_partition_range_start"),
+    assert dagster.partitions("at_once") == {"MATERIALIZED": keys}
+    (first,), (second,) = dagster.runs(launched["at_once"]), dagster.runs(again["backfillId"])
+    assert asked_for(first) == (keys[0], keys[-1])
+    assert asked_for(second) == (keys[BAD], keys[BAD])
+    assert [key for key, _ in dagster.logged("at_once")] == keys, "no partition was logged twice"
+
+
+@pytest.mark.parametrize(
+    ("asset", "ranges"),
+    [("by_three", [(0, 2), (3, 4)]), ("one_by_one", [(0, 0), (1, 1)])],
+)
+def test_a_policy_of_several_runs_shares_the_partitions_out(dagster, launched, asset, ranges):
+    keys = keys_of(asset)
+
+    status = dagster.wait_for_backfill(launched[asset])
+
+    runs = dagster.runs(launched[asset])
+    assert status == "COMPLETED_SUCCESS"
+    assert sorted(map(asked_for, runs)) == [(keys[a], keys[b]) for a, b in ranges]
+    assert {run.status for run in runs} == {dg.DagsterRunStatus.SUCCESS}
+    assert dagster.partitions(asset) == {"MATERIALIZED": keys}
+    assert dagster.logged(asset) == sorted(
+        (key, run.run_id)
+        for run in runs
+        for key in keys
+        if asked_for(run)[0] <= key <= asked_for(run)[1]
     )
-    with dg.DagsterInstance.from_config(str(tmp_path / "home")) as instance:
-        records = instance.fetch_materializations(dg.AssetKey("predictions"), limit=100).records
-    assert sorted(r.partition_key for r in records) == KEYS, "no partition was logged twice"
+
+
+def test_a_run_that_is_killed_is_retried_by_the_daemon_for_the_rest(dagster, launched):
+    keys = keys_of("cut_short")
+    cut = keys[int(POWER_CUT)]
+
+    status = dagster.wait_for_backfill(launched["cut_short"])
+
+    killed, retry = dagster.runs(launched["cut_short"])
+    assert status == "COMPLETED_SUCCESS"
+    assert killed.status == dg.DagsterRunStatus.FAILURE
+    assert retry.status == dg.DagsterRunStatus.SUCCESS
+    assert retry.parent_run_id == killed.run_id
+    assert asked_for(retry) == asked_for(killed) == (keys[0], keys[-1]), "it was given all"
+    assert dagster.logged("cut_short") == [
+        (key, killed.run_id if key < cut else retry.run_id) for key in keys
+    ]
+    assert dagster.partitions("cut_short") == {"MATERIALIZED": keys}
+
+
+def test_a_run_that_is_called_off_keeps_what_is_done(dagster, launched):
+    keys = keys_of("called_off")
+    done = keys[: int(HANGS)]
+    dagster.until(
+        "the materialisation of the days before", lambda: len(dagster.logged("called_off")) == 3
+    )
+    (run,) = dagster.runs(launched["called_off"])
+
+    answer = dagster.query(
+        "mutation($id: String!) { terminateRun(runId: $id) { __typename } }", id=run.run_id
+    )["terminateRun"]["__typename"]
+    dagster.until("the end of the run", lambda: dagster.runs(launched["called_off"])[0].is_finished)
+
+    assert answer == "TerminateRunSuccess"
+    (run,) = dagster.runs(launched["called_off"])
+    assert run.status == dg.DagsterRunStatus.CANCELED
+    assert dagster.logged("called_off") == [(key, run.run_id) for key in done]
+    assert dagster.partitions("called_off")["MATERIALIZED"] == done
+    written = sorted(p.name for p in (dagster.root / "out" / "called_off").glob("*.jsonl"))
+    assert written == [f"{key}.jsonl" for key in done]
