@@ -197,6 +197,7 @@ def test_memory_and_custom_resources_are_part_of_the_sum(ray_cluster, tmp_path):
 def test_a_private_ray_says_nothing_of_tokens_and_all_else(caplog):
     setup = pytest.importorskip("ray._private.authentication.authentication_token_setup")
 
+    caplog.set_level("DEBUG", logger=setup.logger.name)  # whatever an earlier ray.init has set
     setup.logger.addHandler(caplog.handler)  # Ray's loggers hand nothing on
 
     with _no_note_on_tokens():
