@@ -6,11 +6,11 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sheaf_dagster.batch.sizing import AUTO_LAYOUT_ROWS
 
-__all__ = ["BatchSpec", "Compute", "ModelSpec", "OnError", "ResourceConfig"]
+__all__ = ["BatchSpec", "Compute", "ModelSpec", "OnError", "ResourceConfig", "problems_of"]
 
 Compute = Literal["tasks", "actors", "local"]
 OnError = Literal["fail", "record"]
@@ -192,3 +192,11 @@ class BatchSpec(_Spec):
     def sources(self) -> list[str]:
         """The source files, in order."""
         return [self.source] if isinstance(self.source, str) else self.source
+
+
+def problems_of(error: ValidationError) -> str:
+    """What is wrong with a spec, field by field, in one line."""
+    return "; ".join(
+        f"{'.'.join(map(str, x['loc'])) or 'spec'}: {x['msg'].removeprefix('Value error, ')}"
+        for x in error.errors()
+    )

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from sheaf_dagster.batch import BatchRunner
 from sheaf_dagster.batch.logs import logs_told_to
 from sheaf_dagster.batch.progress import EVERY_SECONDS, progress_lines
-from sheaf_dagster.batch.spec import BatchSpec, Compute, ModelSpec, OnError
+from sheaf_dagster.batch.spec import BatchSpec, Compute, ModelSpec, OnError, problems_of
 from sheaf_dagster.batch.work import run_files
 from sheaf_dagster.definitions.capacity import BUILT_METADATA, built_metadata
 from sheaf_dagster.definitions.checks import check_specs, severities_of
@@ -256,11 +256,11 @@ def _define(
         required_resource_keys={model, ray_cluster, storage},
     )
     def batch_inference(context: dg.AssetExecutionContext, config: BatchConfig) -> Iterator[Any]:
-        model_spec: ModelSpec = getattr(context.resources, model).to_spec()
         where = getattr(context.resources, storage)
         changed = config.changes()
         read_from = changed.pop("source", source)
         try:
+            model_spec: ModelSpec = getattr(context.resources, model).to_spec()
             check_source(read_from)
             options = where.options_by_name if launch == "ray_job" else where.options
         except SheafError as e:
@@ -329,11 +329,7 @@ def _batch_spec(what: str, fields: dict[str, Any]) -> BatchSpec:
     try:
         return BatchSpec(**fields)
     except ValidationError as e:
-        problems = "; ".join(
-            f"{'.'.join(map(str, x['loc'])) or 'spec'}: {x['msg'].removeprefix('Value error, ')}"
-            for x in e.errors()
-        )
-        raise SpecError(f"{what}: {problems}") from e
+        raise SpecError(f"{what}: {problems_of(e)}") from e
 
 
 def _run_here(step: Step, cluster: Any, keys: Sequence[str | None], spec_of: SpecOf) -> None:

@@ -68,8 +68,8 @@ def build_model_asset(
             required_resource_keys={model},
         )
         def observe_model(context: dg.AssetExecutionContext) -> Iterator[dg.ObserveResult]:
-            model_spec: ModelSpec = getattr(context.resources, model).to_spec()
             try:
+                model_spec: ModelSpec = getattr(context.resources, model).to_spec()
                 runner = BatchRunner(model_spec)
                 identity, version = runner.model_identity()
             except SheafError as e:

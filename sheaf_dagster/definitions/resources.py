@@ -5,10 +5,10 @@ import os
 from typing import Any
 
 import dagster as dg
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from sheaf_dagster.batch.cluster_config import ClusterConfig, refuse_ray_client
-from sheaf_dagster.batch.spec import ModelSpec, ResourceConfig
+from sheaf_dagster.batch.spec import ModelSpec, ResourceConfig, problems_of
 from sheaf_dagster.definitions.credentials import merged, named_variables, s3_options
 from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import SpecError
@@ -71,19 +71,25 @@ class ModelResource(dg.ConfigurableResource):
 
         An ``EnvVar`` inside ``backend_kwargs`` is named there (``{"env": NAME}``), in a run and
         outside of one: a spec is shown in many places. Workers read the variables where they load.
+
+        Raises:
+            SpecError: A field can't work; the message names it.
         """
-        return ModelSpec(
-            name=self.name,
-            model_type=self.model_type,
-            backend=self.backend,
-            backend_kwargs=named_variables(self.backend_kwargs),
-            resources=ResourceConfig(
-                num_cpus=self.num_cpus,
-                num_gpus=self.num_gpus,
-                memory_gb=self.memory_gb,
-                custom=dict(self.custom_resources),
-            ),
-        )
+        try:
+            return ModelSpec(
+                name=self.name,
+                model_type=self.model_type,
+                backend=self.backend,
+                backend_kwargs=named_variables(self.backend_kwargs),
+                resources=ResourceConfig(
+                    num_cpus=self.num_cpus,
+                    num_gpus=self.num_gpus,
+                    memory_gb=self.memory_gb,
+                    custom=dict(self.custom_resources),
+                ),
+            )
+        except ValidationError as e:
+            raise SpecError(f"model {self.name!r}: {problems_of(e)}") from e
 
 
 class RayClusterResource(dg.ConfigurableResource):

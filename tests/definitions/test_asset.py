@@ -249,6 +249,19 @@ def test_partitions_that_would_share_a_file_do_not_overwrite_each_other(tmp_path
     assert len(project.logged(result.run_id)) == 3
 
 
+def test_a_model_resource_that_cannot_work_is_no_matter_for_retries(tmp_path):
+    project = Project(tmp_path, retry_policy=dg.RetryPolicy(max_retries=2))
+    project.write("all", [1])
+    project.defs.resources["model"] = sd.ModelResource(
+        name="m", model_type="number", backend="tests.toys:Doubler", num_gpus=1.5
+    )
+
+    result = project.run()
+
+    assert "model 'm': num_gpus: num_gpus=1.5: a worker reserves a fraction" in failure(result)
+    assert not [e for e in result.all_events if e.event_type_value == "STEP_UP_FOR_RETRY"]
+
+
 def test_dagster_sees_whether_an_upstream_partition_has_changed_since(tmp_path):
     from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
     from dagster._core.loader import LoadingContextForTest
