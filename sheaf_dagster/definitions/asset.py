@@ -161,6 +161,8 @@ def build_batch_inference_asset(
         check_template("source", template, names, partitioned=partitioned)
 
     check_source(source)
+    if source_partitions is not None:
+        source_partitions.check(partitions_def)
     built = {
         "batch_size": batch_size,
         "compute": compute,

@@ -29,6 +29,22 @@ class SourcePartitions:
     partitions_def: dg.PartitionsDefinition
     mapping: dg.PartitionMapping | None = None
 
+    def check(self, partitions_def: dg.PartitionsDefinition | None) -> None:
+        """Refuses partitions of an asset that the default mapping can't serve.
+
+        Raises:
+            SpecError: They, or those of the source, are no time windows.
+        """
+        windows = dg.TimeWindowPartitionsDefinition
+        if self.mapping is None and not (
+            isinstance(partitions_def, windows) and isinstance(self.partitions_def, windows)
+        ):
+            raise SpecError(
+                "source_partitions: which source files make up a partition is known by itself only "
+                "where both are time windows; give SourcePartitions a mapping, such as "
+                "dg.AllPartitionMapping()"
+            )
+
     def keys_for(
         self,
         partition: str | None,
@@ -40,7 +56,8 @@ class SourcePartitions:
         Raises:
             SpecError: There are none.
         """
-        mapping = self.mapping or dg.TimeWindowPartitionMapping()
+        # Not "or": a mapping without arguments is an empty tuple.
+        mapping = dg.TimeWindowPartitionMapping() if self.mapping is None else self.mapping
         with partition_loading_context(dynamic_partitions_store=instance):
             subset = (
                 None
@@ -50,8 +67,11 @@ class SourcePartitions:
             found = mapping.get_upstream_mapped_partitions_result_for_partitions(
                 subset, partitions_def, self.partitions_def
             )
-            wanted = set(found.partitions_subset.get_partition_keys())
-            keys = [k for k in self.partitions_def.get_partition_keys() if k in wanted]
+            keys = list(found.partitions_subset.get_partition_keys())
+            # Time windows are in order, and ten years of hours take a second to be listed.
+            if not isinstance(self.partitions_def, dg.TimeWindowPartitionsDefinition):
+                wanted = set(keys)
+                keys = [k for k in self.partitions_def.get_partition_keys() if k in wanted]
         if not keys:
             raise SpecError(
                 f"partition {partition!r} has no upstream partitions; check source_partitions "

@@ -454,6 +454,23 @@ def test_hourly_files_make_a_daily_asset(tmp_path):
     ]
 
 
+def test_a_source_whose_files_belong_to_no_time_window_needs_a_mapping(tmp_path):
+    static = dg.StaticPartitionsDefinition(["b", "a"])
+
+    with pytest.raises(sd.SpecError, match="give SourcePartitions a mapping, such as"):
+        Project(tmp_path, static, source_partitions=sd.SourcePartitions(static))
+
+    project = Project(
+        tmp_path,
+        dg.StaticPartitionsDefinition(["all"]),
+        source_partitions=sd.SourcePartitions(static, dg.AllPartitionMapping()),
+    )
+    project.write("a", [1])
+    project.write("b", [2])
+    assert project.run(key="all").success
+    assert [r["value"] for r in read_rows(tmp_path / "out/all.jsonl")] == [4, 2]
+
+
 def test_run_config_changes_one_materialisation(tmp_path):
     project = Project(tmp_path, backend_kwargs={"fail_on": 3})
     project.write("all", list(range(10)))
