@@ -6,7 +6,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -42,6 +44,9 @@ _LEAVE_SECONDS = 5.0
 
 _TELL_SECONDS = 2.5
 """A worker that is about to end itself waits this long for the coordinator to hear why."""
+
+_AGAIN_SECONDS = 1.0
+"""Until a coordinator whose connection broke is called again; Ray itself says when it is dead."""
 
 _TASK_SECONDS = 30.0
 _GENERATIONS = 6
@@ -138,7 +143,7 @@ class _Pulled:
 
         def wait() -> None:
             with suppress(Exception):
-                ray.get(self._control.aborted.remote())
+                _heard(self._control.aborted.remote)
             self.aborted.set()
             if not self.done.wait(_LEAVE_SECONDS):
                 os._exit(1)
@@ -188,12 +193,34 @@ def _work(
         work = _Pulled(control, ticket, turn)
         work.watch()
         try:
-            for report in _reports(work, context, backend):
-                control.report.remote(ticket["ticket"], report.to_dict())
-                done.append(report)
+            # Whether they were heard is looked after beside the work, which it would hold up.
+            with ThreadPoolExecutor(1, thread_name_prefix="sheaf-report") as heard:
+                for report in _reports(work, context, backend):
+                    tell = partial(control.report.remote, ticket["ticket"], report.to_dict())
+                    heard.submit(_heard, tell, tell())
+                    done.append(report)
         finally:
             work.done.set()
     return _descriptors(done)
+
+
+def _heard(call: Callable[[], Any], under_way: Any = None) -> None:
+    """Waits for a call that may be made twice, and makes it again where it got lost.
+
+    A broken connection takes calls with it. A report that was lost would leave its chunk open,
+    and all others waiting for it, for ever.
+
+    Args:
+        call: Makes the call; gives its reference.
+        under_way: The reference, where it has been made already.
+    """
+    while True:
+        try:
+            ray.get(call() if under_way is None else under_way)
+            return
+        except ray.exceptions.ActorUnavailableError:
+            under_way = None
+            time.sleep(_AGAIN_SECONDS)
 
 
 def _reports(
