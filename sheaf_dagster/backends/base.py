@@ -16,7 +16,8 @@ class ModelBackend(ABC):
 
     A backend is constructed with the ``backend_kwargs`` of its ``ModelSpec``, in the process
     where it will run, and then lives there: ``load()`` is called once, ``batch_predict()`` many
-    times, always from one thread, ``close()`` at the end. The constructor should only keep its
+    times, always from one thread, ``close()`` where it makes room for another model (a worker that
+    is no longer needed just ends). The constructor should only keep its
     arguments; import heavy libraries inside ``load()``.
 
     The rules that the engine relies on:
@@ -90,4 +91,4 @@ class ModelBackend(ABC):
         return None
 
     def close(self) -> None:  # noqa: B027  (optional)
-        """Frees what ``load`` took."""
+        """Frees what ``load`` took, before another model is loaded in the same process."""
