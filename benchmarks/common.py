@@ -24,13 +24,19 @@ class Trivial(ModelBackend):
 
     model_type = "time_series"
 
-    def __init__(self, sleep: float = 0.0, load_seconds: float = 0.0) -> None:
+    def __init__(
+        self, sleep: float = 0.0, load_seconds: float = 0.0, load_log: str | None = None
+    ) -> None:
         self._sleep = sleep
         self._load_seconds = load_seconds
+        self._load_log = load_log
 
     def load(self) -> None:
-        """Takes as long as it is told."""
+        """Takes as long as it is told, and leaves a line where it is told."""
         time.sleep(self._load_seconds)
+        if self._load_log is not None:
+            with open(self._load_log, "a") as f:
+                f.write(f"{os.getpid()}\n")
 
     def predict(self, request: TimeSeriesRequest) -> TimeSeriesResponse:
         """One row."""
@@ -55,7 +61,7 @@ def respond(r: Any, response: type) -> Any:
     )
 
 
-def trivial(**kwargs: float) -> ModelSpec:
+def trivial(**kwargs: float | str) -> ModelSpec:
     """The spec of the trivial model."""
     return ModelSpec(
         name="trivial",
