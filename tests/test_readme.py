@@ -15,6 +15,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re
 AFTER = [
     "assert defs.resolve_all_asset_keys()",
     "assert result.rows == 1",
+    "assert 'doubler' in sd.known_backends()",
 ]
 
 
