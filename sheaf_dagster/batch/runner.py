@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import nullcontext
+from itertools import chain
 from typing import Literal
 
 from sheaf_dagster.batch.cluster_config import ClusterConfig, check_limits
@@ -13,7 +15,7 @@ from sheaf_dagster.batch.progress import OnProgress, shown_progress
 from sheaf_dagster.batch.results import BatchOutcome, BatchResult, ValidationReport
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.batch.validation import validate_files
-from sheaf_dagster.errors import SpecError
+from sheaf_dagster.errors import SheafError, SpecError
 from sheaf_dagster.storage import Location, source_digest
 
 __all__ = ["BatchRunner"]
@@ -96,17 +98,23 @@ class BatchRunner:
             costs the others.
 
         Raises:
-            SpecError: The specs disagree.
+            SpecError: The specs disagree on compute or num_actors.
             ClusterCapacityError: The job can't fit the limits or the cluster.
             ClusterError: Ray can't be reached or stopped working.
         """
         files = len(specs) if isinstance(specs, Sized) else None
-        specs = iter(specs)
-        first = next(specs, None)
-        if first is None:
-            return
-        self._check(first)
-        checked = self._checked(first, specs)
+        refused: deque[BatchOutcome] = deque()
+        checked = self._checked(specs, refused)
+        first = next(checked, None)
+        if first is not None:
+            for outcome in self._run(first, chain([first], checked), files):
+                yield from _drained(refused)
+                yield outcome
+        yield from _drained(refused)
+
+    def _run(
+        self, first: BatchSpec, specs: Iterable[BatchSpec], files: int | None
+    ) -> Iterator[BatchOutcome]:
         context = self._context.identified()
         with (
             shown_progress(self.model_spec.name, files=files)
@@ -116,11 +124,11 @@ class BatchRunner:
             if first.compute == "local":
                 from sheaf_dagster.batch.local_job import run_local
 
-                yield from run_local(context, checked, on_progress)
+                yield from run_local(context, specs, on_progress)
             else:
                 from sheaf_dagster.batch.ray_job import run_on_ray
 
-                yield from run_on_ray(context, first, checked, self.cluster, on_progress)
+                yield from run_on_ray(context, first, specs, self.cluster, on_progress)
 
     def fingerprint(self, spec: BatchSpec) -> str:
         """Identity of the output that a job would write: source, model, batch layout, policy.
@@ -147,20 +155,33 @@ class BatchRunner:
         context = self._context.identified()
         return context.identity, context.version
 
-    def _checked(self, first: BatchSpec, rest: Iterator[BatchSpec]) -> Iterator[BatchSpec]:
-        yield first
-        for spec in rest:
-            if (spec.compute, spec.num_actors) != (first.compute, first.num_actors):
+    def _checked(
+        self, specs: Iterable[BatchSpec], refused: deque[BatchOutcome]
+    ) -> Iterator[BatchSpec]:
+        """The specs that can work; the others are failed files like any other."""
+        first = None
+        for spec in specs:
+            check_limits(self.model_spec, spec, self.cluster)
+            asked = (spec.compute, spec.num_actors)
+            if first is not None and asked != (first.compute, first.num_actors):
                 raise SpecError(
                     f"files of one job must share compute and num_actors: {spec.sink} has "
                     f"{spec.compute!r}/{spec.num_actors}, the first one "
                     f"{first.compute!r}/{first.num_actors}"
                 )
-            self._check(spec)
+            try:
+                self._check_files(spec)
+            except SheafError as e:
+                refused.append(BatchOutcome(spec=spec, error=e))
+                continue
+            first = first or spec
             yield spec
 
     def _check(self, spec: BatchSpec) -> None:
         check_limits(self.model_spec, spec, self.cluster)
+        self._check_files(spec)
+
+    def _check_files(self, spec: BatchSpec) -> None:
         sink = Location.of(spec.sink, spec.storage_options)
         for uri in spec.sources:
             if Location.of(uri, spec.storage_options).is_same_file(sink):
@@ -174,3 +195,8 @@ class BatchRunner:
                     f"bucket_by={spec.bucket_by!r} is no field of "
                     f"{self._context.rows.request.__name__}; its fields: {', '.join(fields)}"
                 )
+
+
+def _drained(waiting: deque[BatchOutcome]) -> Iterator[BatchOutcome]:
+    while waiting:
+        yield waiting.popleft()

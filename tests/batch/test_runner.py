@@ -353,6 +353,9 @@ def test_one_bad_file_never_costs_the_others(mode, write_rows, tmp_path):
     specs.insert(
         2, BatchSpec(source=str(tmp_path / "no.jsonl"), sink=str(tmp_path / "out/no.jsonl"), **mode)
     )
+    same = write_rows([1], name="in/same.jsonl")
+    alias = str(tmp_path / "in" / ".." / "in" / "same.jsonl")
+    specs.insert(0, BatchSpec(source=same, sink=alias, **mode))
 
     outcomes = {
         Path(o.spec.sink).stem: o for o in BatchRunner(doubler(fail_on=41)).run_many(iter(specs))
@@ -362,6 +365,7 @@ def test_one_bad_file_never_costs_the_others(mode, write_rows, tmp_path):
     assert isinstance(outcomes["1"].error, sd.InputValidationError)
     assert isinstance(outcomes["3"].error, sd.PredictError)
     assert isinstance(outcomes["no"].error, sd.SourceNotFoundError)
+    assert "source and sink are the same file" in str(outcomes["same"].error)
     assert [r["value"] for r in read_rows(tmp_path / "out/4.jsonl")] == [10, 12, 14]
 
 
