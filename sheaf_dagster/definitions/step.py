@@ -85,11 +85,6 @@ class Step:
             except SheafError as e:
                 self._fail(partition, e)
                 continue
-            if spec.sink in self._partition_of:
-                other = self._partition_of[spec.sink]
-                clash = f"its sink {spec.sink} is that of partition {other}, too"
-                self._fail(partition, SpecError(f"{clash}; part the placeholders of the template"))
-                continue
             earlier = self._earlier.get(partition or "")
             self._partition_of[spec.sink] = partition
             self._spec_of[spec.sink] = spec

@@ -15,9 +15,9 @@ _FLAGS = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page() -> Iterator:
-    """One browser window."""
+    """One browser window. While it is open its event loop runs: no other test could start one."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("no Chromium is installed (on Debian: apt-get install chromium)")
@@ -32,7 +32,7 @@ def page() -> Iterator:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def keep_picture(page):
     """Keeps what the window shows as a picture of the README, where SHEAF_SCREENSHOTS asks."""
     folder = os.environ.get("SHEAF_SCREENSHOTS")
