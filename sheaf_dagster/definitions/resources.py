@@ -2,6 +2,7 @@
 
 # No postponed annotations here: Dagster reads those of nested resources as they are.
 import os
+from contextlib import suppress
 from typing import Any
 
 import dagster as dg
@@ -200,8 +201,9 @@ class StorageResource(dg.ConfigurableResource):
             if self.s3 is not None and getattr(context.resources, key) is self.s3:
                 self._s3_itself = original
         # As it was defined, environment variables not filled in yet.
-        nested = getattr(context.resource_def, "nested_resources", {})
-        self._s3_as_given = nested.get("s3")
+        with suppress(dg.DagsterInvariantViolationError):  # initialised outside of a run
+            nested = getattr(context.resource_def, "nested_resources", {})
+            self._s3_as_given = nested.get("s3")
 
     @property
     def options(self) -> dict[str, Any]:
