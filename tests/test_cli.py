@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,8 @@ def process(*args: str, signal_name: str | None = None) -> subprocess.CompletedP
         capture_output=True,
         text=True,
         check=False,
+        # A shell starts what it runs in the background deaf to Ctrl-C; so might be a CI's.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
