@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -50,6 +51,11 @@ def dagster(page, tmp_path):
         server.stop()
 
 
+def retype(box, text: str) -> None:
+    box.fill("")
+    box.fill(text)
+
+
 def status_of(dagster: DagsterDev, day: str) -> str | None:
     (node,) = dagster.query(
         '{ assetNodes(assetKeys: [{path: ["forecasts"]}]) { assetPartitionStatuses { '
@@ -74,14 +80,29 @@ def test_a_person_materialises_configures_backfills_and_reads_the_checks(
         shown = page.get_by_text("Failed (1)" if status == "Failed" else status, exact=True)
         expect(shown).to_be_visible()
 
+    def until_shown(act: Callable[[], None], what: Callable) -> None:
+        """What is typed or clicked while the page still loads can be lost, so again."""
+        for left in reversed(range(8)):
+            act()
+            try:
+                expect(what()).to_be_visible(timeout=15_000)
+            except AssertionError:
+                if not left:
+                    raise
+            else:
+                break
+
     def dialog():
         return page.get_by_role("dialog")
 
-    def choose_partitions(text: str) -> None:
+    def choose_partitions(text: str, then: str) -> None:
+        def choose() -> None:
+            box = dialog().get_by_role("textbox").first
+            box.fill(text)
+            box.press("Enter")
+
         page.get_by_role("button", name="Materialize…").click()
-        box = dialog().get_by_role("textbox").first
-        box.fill(text)
-        box.press("Enter")
+        until_shown(choose, lambda: dialog().get_by_role("button", name=then))
 
     def write_config(*lines: str) -> None:
         page.locator(".CodeMirror").click()
@@ -101,8 +122,10 @@ def test_a_person_materialises_configures_backfills_and_reads_the_checks(
     materialise = page.get_by_role("button", name="Materialize…")
     materialise.locator("xpath=following::button[1]").click()
     page.get_by_text("Open launchpad").click()
-    dialog().get_by_placeholder("Partition").fill("2013-06-10")
-    page.get_by_role("menuitem", name="2013-06-10").click()
+    day = page.get_by_role("menuitem", name="2013-06-10")
+    partition_box = dialog().get_by_placeholder("Partition")
+    until_shown(lambda: retype(partition_box, "2013-06-10"), lambda: day)
+    day.click()
     write_config("batch_size: 16", "compute: local")
     launch = dialog().get_by_role("button", name="Materialize")
     expect(launch).to_be_enabled()
@@ -111,7 +134,7 @@ def test_a_person_materialises_configures_backfills_and_reads_the_checks(
 
     # Another day from the asset's page, as the asset was built.
     open_page("/assets/forecasts")
-    choose_partitions("2013-06-11")
+    choose_partitions("2013-06-11", then="Launch 1 run")
     dialog().get_by_role("button", name="Launch 1 run").click()
     expect(dialog()).to_be_hidden()
 
@@ -137,7 +160,7 @@ def test_a_person_materialises_configures_backfills_and_reads_the_checks(
 
     # A backfill of three days, of which one has a broken file.
     open_page("/assets/forecasts")
-    choose_partitions("[2013-06-12...2013-06-14]")
+    choose_partitions("[2013-06-12...2013-06-14]", then="Launch backfill")
     expect(dialog().get_by_text("Backfills all partitions in a single run.")).to_be_visible()
     keep_picture("backfill")
     dialog().get_by_text("Config", exact=True).click()
