@@ -7,9 +7,10 @@ import json
 import logging
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from statistics import median
 from typing import Any
 
 from sheaf_dagster.backends import ModelBackend, resolve_backend
@@ -120,10 +121,18 @@ class LoadedBackend:
     """``time.time()`` at the end of its load."""
     digest: str | None
     """Identity of its weights, where it is known."""
-    batch_seconds: float | None = field(default=None)
-    """Recent mean time of one ``batch_predict`` call."""
+    batch_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=5))
+    """What the last calls of ``batch_predict`` took."""
     sizer: BatchSizer = field(default_factory=BatchSizer)
     """What it has found of the best batch size."""
+
+    @property
+    def usual_seconds(self) -> float:
+        """What a call usually takes; 0 until there were a few.
+
+        The first call often takes far longer than any other, and so does one in a busy moment.
+        """
+        return median(self.batch_seconds) if len(self.batch_seconds) > 2 else 0.0
 
     @cached_property
     def tag(self) -> str:

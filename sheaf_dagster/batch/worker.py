@@ -205,7 +205,7 @@ def run_chunks(
             yield report
         # A remote store takes longer than any handing over.
         remote = not batch.state.job.store.folder.is_local
-        if remote or (loaded.batch_seconds or 0.0) > _OVERLAP_FROM_SECONDS:
+        if remote or loaded.usual_seconds > _OVERLAP_FROM_SECONDS:
             yield from _overlapped(loaded, batches, failed, stop, limit_for)
             return
         if stop():
@@ -328,9 +328,7 @@ def _predict(
         loaded.sizer.out_of_memory(len(batch.rows))
     elif predictor.calls == 1 and state.failure is None:
         loaded.sizer.observe(len(batch.rows), predictor.seconds)
-    mean = predictor.seconds / max(predictor.calls, 1)
-    old = loaded.batch_seconds
-    loaded.batch_seconds = mean if old is None else 0.8 * old + 0.2 * mean
+    loaded.batch_seconds.append(predictor.seconds / max(predictor.calls, 1))
     state.predict_seconds += predictor.seconds
     state.halved += predictor.halved
     state.error_rows += predictor.error_rows
