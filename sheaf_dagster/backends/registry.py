@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from sheaf_dagster.backends.base import ModelBackend
-from sheaf_dagster.errors import SpecError, UnknownBackendError
+from sheaf_dagster.errors import SheafError, SpecError, UnknownBackendError
 
 __all__ = ["ENTRY_POINT_GROUP", "known_backends", "register_backend", "resolve_backend"]
 
@@ -63,7 +63,8 @@ def register_backend(name: str) -> Callable[[type[BackendT]], type[BackendT]]:
 def known_backends() -> list[str]:
     """Names that ``ModelSpec.backend`` accepts, sorted; import paths work beside them.
 
-    Those of an installed sheaf-serve are ``sheaf:<name>``.
+    Those of an installed sheaf-serve are ``sheaf:<name>``. Of other packages' backends nothing
+    is imported: that one can't be is said where it is named.
     """
     from sheaf_dagster.backends.sheaf_serve import sheaf_serve_names
 
@@ -79,7 +80,7 @@ def resolve_backend(name: str) -> type[ModelBackend]:
 
     Raises:
         UnknownBackendError: Nothing has that name, or the path leads nowhere.
-        MissingDependencyError: It is a ``sheaf:`` one, and sheaf-serve is not installed.
+        MissingDependencyError: It is a ``sheaf:`` one, and sheaf-serve is not installed or broken.
         SpecError: What was found is no ``ModelBackend``.
     """
     if name in _REGISTRY:
@@ -88,13 +89,7 @@ def resolve_backend(name: str) -> type[ModelBackend]:
         return _load_path(_BUILTIN[name], name)
     for entry_point in _entry_points():
         if entry_point.name == name:
-            try:
-                return _check_class(entry_point.load(), name)
-            except (ImportError, AttributeError) as e:
-                raise UnknownBackendError(
-                    f"backend {name!r} is offered by the entry point {entry_point.value!r}, "
-                    f"which can't be imported: {e}"
-                ) from e
+            return _check_class(_loaded(entry_point), name)
     if name.startswith("sheaf:"):
         from sheaf_dagster.backends.sheaf_serve import adapter_of
 
@@ -107,15 +102,31 @@ def resolve_backend(name: str) -> type[ModelBackend]:
     )
 
 
+def _loaded(entry_point: EntryPoint) -> object:
+    try:
+        return entry_point.load()
+    except SheafError:
+        raise
+    except Exception as e:  # a package that is broken may raise anything
+        package = entry_point.dist.name if entry_point.dist else "a package"
+        raise UnknownBackendError(
+            f"backend {entry_point.name!r} is offered by {package} (entry point "
+            f"{entry_point.value!r}), which can't be imported: {type(e).__name__}: {e}; repair or "
+            "remove that package"
+        ) from e
+
+
 def _load_path(path: str, name: str) -> type[ModelBackend]:
     module_name, _, attribute = path.partition(":")
     try:
         found: object = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as e:
+    except SheafError:
+        raise
+    except Exception as e:
         raise UnknownBackendError(
-            f'backend {name!r} can\'t be imported: {e}; expected "pkg.module:Class" '
+            f'backend {name!r} can\'t be imported: {type(e).__name__}: {e}; expected "pkg.module:Class" '
             "that is importable where the job is defined and on every worker"
         ) from e
     return _check_class(found, name)

@@ -21,7 +21,12 @@ from pydantic import BaseModel
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.digest import weights_digest
 from sheaf_dagster.backends.files import read_uri, resolve_options
-from sheaf_dagster.contracts.sheaf_serve import has_sheaf_serve, sheaf_serve_types
+from sheaf_dagster.contracts.sheaf_serve import (
+    broken_install,
+    has_sheaf_serve,
+    sheaf_serve_types,
+    warn_once,
+)
 from sheaf_dagster.errors import (
     MissingDependencyError,
     ResponseMismatchError,
@@ -40,9 +45,15 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def sheaf_serve_names() -> list[str]:
     """Names of all its backends, with the prefix; none where it isn't installed.
 
-    Those of the modules in ``SHEAF_EXTRA_BACKENDS`` are among them.
+    Those of the modules in ``SHEAF_EXTRA_BACKENDS`` are among them. What can't be imported is
+    left out, with a warning; ``adapter_of`` says why.
     """
-    return [PREFIX + name for name in sorted(_registry())] if has_sheaf_serve() else []
+    if not has_sheaf_serve():
+        return []
+    registry, trouble = _registry()
+    if trouble is not None:
+        warn_once(f"some backends are left out: {trouble}")
+    return [PREFIX + name for name in sorted(registry)]
 
 
 def adapter_of(name: str) -> type[SheafServeBackend]:
@@ -52,8 +63,9 @@ def adapter_of(name: str) -> type[SheafServeBackend]:
         name: ``sheaf:<name>``.
 
     Raises:
-        MissingDependencyError: sheaf-serve is not installed.
+        MissingDependencyError: sheaf-serve is not installed, or can't be imported.
         UnknownBackendError: It has no backend of that name.
+        SpecError: A module of ``SHEAF_EXTRA_BACKENDS`` can't be imported.
     """
     if name in _ADAPTERS:
         return _ADAPTERS[name]
@@ -62,8 +74,10 @@ def adapter_of(name: str) -> type[SheafServeBackend]:
             f"backend {name!r} needs sheaf-serve (on Python 3.11 or newer): "
             "pip install 'sheaf_dagster[sheaf]'"
         )
-    registry = _registry()
+    registry, trouble = _registry()
     theirs = registry.get(name.removeprefix(PREFIX))
+    if theirs is None and trouble is not None:
+        raise type(trouble)(f"backend {name!r} is not there: {trouble}") from trouble
     if theirs is None:
         raise UnknownBackendError(
             f"unknown backend {name!r}; sheaf-serve has "
@@ -249,12 +263,27 @@ class SheafServeBackend(ModelBackend):
         self._backend = None
 
 
-def _registry() -> dict[str, Any]:
-    register = importlib.import_module("sheaf.backends._register")
-    register.register_builtin_backends()
-    register.register_extra_backends()
-    registry: dict[str, Any] = importlib.import_module("sheaf.registry")._BACKEND_REGISTRY
-    return registry
+def _registry() -> tuple[dict[str, Any], SpecError | None]:
+    """Classes by name, and why some are missing."""
+    registry: dict[str, Any] = {}
+    try:
+        registry = importlib.import_module("sheaf.registry")._BACKEND_REGISTRY
+        register = importlib.import_module("sheaf.backends._register")
+        register.register_builtin_backends()
+    except Exception as e:  # a broken install, or a library under it, may raise anything
+        trouble: SpecError = broken_install(e)
+        trouble.__cause__ = e
+        return registry, trouble
+    try:
+        register.register_extra_backends()
+    except Exception as e:
+        trouble = SpecError(
+            f"a module of SHEAF_EXTRA_BACKENDS={os.environ['SHEAF_EXTRA_BACKENDS']!r} can't be "
+            f"imported ({type(e).__name__}: {e}); correct the variable or the module"
+        )
+        trouble.__cause__ = e
+        return registry, trouble
+    return registry, None
 
 
 def _model_type(theirs: Any, name: str) -> str:

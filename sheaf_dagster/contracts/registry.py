@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from sheaf_dagster.contracts.base import ModelType
-from sheaf_dagster.contracts.sheaf_serve import has_sheaf_serve, sheaf_serve_types
-from sheaf_dagster.errors import SpecError, UnknownContractError
+from sheaf_dagster.contracts.sheaf_serve import has_sheaf_serve, sheaf_serve_types, warn_once
+from sheaf_dagster.errors import MissingDependencyError, SpecError, UnknownContractError
 
 __all__ = ["Contract", "contract_for", "known_model_types", "register_contract"]
 
@@ -87,4 +87,9 @@ def contract_for(model_type: str | ModelType) -> Contract:
 
 def known_model_types() -> list[str]:
     """Model types that have a contract, sorted; sheaf-serve's among them if it is installed."""
-    return sorted({*_CONTRACTS, *sheaf_serve_types()})
+    try:
+        theirs = sheaf_serve_types()
+    except MissingDependencyError as e:
+        warn_once(f"some model types are left out: {e}")
+        theirs = {}
+    return sorted({*_CONTRACTS, *theirs})

@@ -258,6 +258,17 @@ def diffusion(i: int, **fields):
     return THEIRS.validate_python(row)
 
 
+def test_an_extra_module_that_is_broken_hides_no_built_in_backend(tmp_path, monkeypatch):
+    (tmp_path / "extra_that_breaks.py").write_text("raise OSError('no licence')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("SHEAF_EXTRA_BACKENDS", "extra_that_breaks")
+
+    assert {"sheaf:flux", "chronos2"} <= set(known_backends())
+    assert resolve_backend("sheaf:flux").model_type == "diffusion"
+    with pytest.raises(sd.SpecError, match=r"'sheaf:mine'.*'extra_that_breaks'.*OSError: no lic"):
+        resolve_backend("sheaf:mine")
+
+
 def test_backends_that_are_asynchronous_are_awaited(extra):
     backend = resolve_backend("sheaf:extra-async")()
     backend.load()
