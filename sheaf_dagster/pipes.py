@@ -55,7 +55,7 @@ def _run(order: StepOrder, answers: _Answers) -> int:
     with logs_told_to(lambda level, text: answers.log(_level(level), text)):
         runner = order.runner(say)
         answers.send({"began": runner.model_identity() if order.identify else None})
-        for outcome in run_files(runner, order.files):
+        for outcome in run_files(runner, order.files, len(order.files)):
             failed |= outcome.error is not None
             answers.send({"file": outcome.to_message()})
     answers.send({"ended": None})

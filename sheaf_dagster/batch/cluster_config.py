@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sheaf_dagster.batch.capacity import demand_of, spell_demand, workers_of
@@ -35,6 +37,12 @@ class ClusterConfig(BaseModel):
         default=600.0,
         ge=0,
         description="How long to wait for busy or starting capacity before giving up (seconds).",
+    )
+    engine: Literal["auto", "ray_data", "ray_core"] = Field(
+        default="auto",
+        description="What starts the workers: Ray Data; plain Ray, which is there four CPU seconds "
+        "earlier; or, by default, plain Ray for jobs of less than 256 MiB of input on a cluster of "
+        "fixed size, and Ray Data for all others. The output is the same.",
     )
     holder: str = Field(
         default="",

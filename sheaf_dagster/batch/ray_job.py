@@ -1,4 +1,4 @@
-"""Jobs on Ray: a feeder thread prepares files, Ray Data runs their chunks, commits overlap."""
+"""Jobs on Ray: a feeder thread prepares files, workers run their chunks, commits overlap."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sheaf_dagster.batch.cluster import (
     worker_slots,
 )
 from sheaf_dagster.batch.cluster_config import ClusterConfig
+from sheaf_dagster.batch.engine_choice import engine_for
 from sheaf_dagster.batch.file_task import FileTask
 from sheaf_dagster.batch.loading import ModelContext
 from sheaf_dagster.batch.progress import ProgressMeter
@@ -48,8 +49,18 @@ def run_on_ray(
     specs: Iterable[BatchSpec],
     config: ClusterConfig,
     on_progress: Callable[[BatchProgress], None] | None,
+    files: int | None = None,
 ) -> Iterator[BatchOutcome]:
-    """Runs files on Ray; see ``BatchRunner.run_many``."""
+    """Runs files on Ray; see ``BatchRunner.run_many``.
+
+    Args:
+        context: The model.
+        first: The first file.
+        specs: All files, the first one among them.
+        config: Which Ray, and how much of it.
+        on_progress: Called as the job goes on.
+        files: How many there are, where that is known.
+    """
     job = _RayJob(context, specs, config, on_progress)
     with ExitStack() as stack:
         # Cleared from the last entered to the first: Ray goes down after all that uses it.
@@ -62,12 +73,17 @@ def run_on_ray(
         # Before Ray goes down: whatever the feeder asks of it after that starts another one.
         stack.callback(job.stop_feeding)
         check_capacity(context.spec, first, config)
-        job.start_early(first)
+        engine = engine_for(first, files, config)
+        job.start_early(first, engine)
         if not early:
             job.start_feeding()
-        pool = stack.enter_context(reserved_pool(context.spec, first, config)) if shared else None
+        pool = (
+            stack.enter_context(reserved_pool(context.spec, first, config, engine))
+            if shared
+            else None
+        )
         stack.callback(job.shutdown)
-        job.start_engine(first, pool)
+        job.start_engine(first, engine, pool)
         yield from job.outcomes()
 
 
@@ -160,20 +176,27 @@ class _RayJob:
 
     # -- the caller's thread ---------------------------------------------------------------
 
-    def start_early(self, first: BatchSpec) -> None:
+    def start_early(self, first: BatchSpec, engine: str) -> None:
         from sheaf_dagster.batch.startup import start_coordinator, warm_up
 
         self._slots = worker_slots(self._context.spec, first, self._config)
         self._control = start_coordinator(self._slots, self._context.spec.backend)
-        if first.compute == "tasks":  # Ray gives actors processes of their own
+        # Ray gives actors processes of their own, and plain tasks are as early themselves.
+        if first.compute == "tasks" and engine == "ray_data":
             self._warming = warm_up(self._context, self._slots)
 
-    def start_engine(self, first: BatchSpec, pool: Any) -> None:
-        from sheaf_dagster.batch.ray_engine import RayEngine
+    def start_engine(self, first: BatchSpec, engine: str, pool: Any) -> None:
+        from sheaf_dagster.batch.ray_engine import RayEngine, Workers
 
-        self._engine = RayEngine(
-            self._context, first, self._config, self._slots, self._control, pool
-        )
+        workers = Workers(self._context, first, self._config, self._slots, self._control, pool)
+        if engine == "ray_data":
+            from sheaf_dagster.batch.data_workers import run_on_ray_data
+
+            self._engine = RayEngine(workers, run_on_ray_data, "Ray Data")
+        else:
+            from sheaf_dagster.batch.core_workers import run_on_ray_core
+
+            self._engine = RayEngine(workers, run_on_ray_core, "Ray")
         self._engine_ready.set()
 
     def shutdown(self) -> None:

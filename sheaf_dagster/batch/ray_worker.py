@@ -1,4 +1,4 @@
-"""What Ray Data runs: workers that take a ticket and pull chunks until there are no more."""
+"""What runs on Ray: workers that take a ticket and pull chunks until there are no more."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import ray
 
 from sheaf_dagster.batch.checking import check_group
@@ -34,7 +33,10 @@ from sheaf_dagster.batch.worker import (
 )
 from sheaf_dagster.storage import Chunk
 
-__all__ = ["IDX_FIELD", "_BackendActor", "run_worker_task", "tickets"]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["IDX_FIELD", "_BackendActor", "run_ticket", "run_worker_task", "tickets"]
 
 IDX_FIELD = "_sheaf_row_idx"
 """Column that carries the position of a finished chunk's first row through Ray Data."""
@@ -53,7 +55,7 @@ _GENERATIONS = 6
 
 
 def tickets(slots: int, *, actors: bool) -> list[dict[str, float]]:
-    """What Ray Data schedules: leave to work for the job, with how long it holds.
+    """What is scheduled: leave to work for the job, with how long it holds.
 
     An actor has one ticket and holds it to the end of the job. A task gives its place back
     after a while, so that a cluster shared with others stays elastic: half a minute at first,
@@ -71,11 +73,20 @@ def tickets(slots: int, *, actors: bool) -> list[dict[str, float]]:
     ]
 
 
-def run_worker_task(table: pa.Table, context: ModelContext, control: Any) -> Iterator[pa.Table]:
+def run_ticket(ticket: dict[str, Any], context: ModelContext, control: Any) -> None:
     """A stateless task, with the model that this process has loaded or now loads."""
-    _say_ready(control)
+    _run_ticket(ticket, context, control)
+
+
+def run_worker_task(table: pa.Table, context: ModelContext, control: Any) -> Iterator[pa.Table]:
+    """``run_ticket`` as Ray Data calls it."""
     for ticket in table.to_pylist():
-        yield _work(ticket, context, control, lambda: cached_backend(context))
+        yield _descriptors(_run_ticket(ticket, context, control))
+
+
+def _run_ticket(ticket: dict[str, Any], context: ModelContext, control: Any) -> list[ChunkReport]:
+    _say_ready(control)
+    return _work(ticket, context, control, lambda: cached_backend(context))
 
 
 class _BackendActor:
@@ -108,9 +119,16 @@ class _BackendActor:
         assert self._loaded is not None
         return self._loaded
 
+    def run(self, ticket: dict[str, Any]) -> None:
+        self._run(ticket)
+
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """``run`` as Ray Data calls it."""
         for ticket in table.to_pylist():
-            yield _work(ticket, self._context, self._control, self._backend)
+            yield _descriptors(self._run(ticket))
+
+    def _run(self, ticket: dict[str, Any]) -> list[ChunkReport]:
+        return _work(ticket, self._context, self._control, self._backend)
 
 
 def _say_ready(control: Any) -> None:
@@ -184,8 +202,8 @@ def _work(
     context: ModelContext,
     control: Any,
     backend: Callable[[], LoadedBackend],
-) -> pa.Table:
-    """Runs chunks until there are no more; returns their descriptors in order of their rows."""
+) -> list[ChunkReport]:
+    """Runs chunks until there are no more; returns what became of them."""
     node = ray.get_runtime_context().get_node_id()
     turn = ray.get(control.enter.remote(ticket["ticket"], node))
     done: list[ChunkReport] = []
@@ -201,7 +219,7 @@ def _work(
                     done.append(report)
         finally:
             work.done.set()
-    return _descriptors(done)
+    return done
 
 
 def _heard(call: Callable[[], Any], under_way: Any = None) -> None:
@@ -248,6 +266,9 @@ def _reports(
 
 
 def _descriptors(reports: list[ChunkReport]) -> pa.Table:
+    """The chunks in order of their rows, as a table."""
+    import pyarrow as pa
+
     reports = sorted(reports, key=lambda r: (r.job, r.first_row))
     return pa.table(
         {

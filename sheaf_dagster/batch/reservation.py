@@ -51,7 +51,9 @@ class _Group:
 
 
 @contextmanager
-def reserved_pool(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> Iterator[Any]:
+def reserved_pool(
+    model: ModelSpec, spec: BatchSpec, config: ClusterConfig, engine: str = "ray_core"
+) -> Iterator[Any]:
     """The capacity of a whole pool of actors, as a Ray placement group; None where none is needed.
 
     Two jobs that got half of their pools each would wait for each other for ever; here a job
@@ -63,7 +65,8 @@ def reserved_pool(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> I
         ClusterBusyError: ``wait_for_capacity_s`` passed; the message says who holds what.
     """
     demand = demand_of(model)
-    if spec.compute != "actors" or not demand or not _pools_can_be_placed():
+    pooled = spec.compute == "actors" and bool(demand)
+    if not pooled or (engine == "ray_data" and not _pools_can_be_placed()):
         yield None
         return
     from ray.util.placement_group import remove_placement_group

@@ -82,7 +82,9 @@ class BatchRunner:
         assert outcome.result is not None
         return outcome.result
 
-    def run_many(self, specs: Iterable[BatchSpec]) -> Iterator[BatchOutcome]:
+    def run_many(
+        self, specs: Iterable[BatchSpec], files: int | None = None
+    ) -> Iterator[BatchOutcome]:
         """Runs many source→sink pairs in one job, with the model loaded once in each worker.
 
         Files share the workers: small ones side by side, large ones spread over them, and the
@@ -92,6 +94,7 @@ class BatchRunner:
 
         Args:
             specs: The files; may be lazy.
+            files: How many there are at most, where ``specs`` has no length of its own.
 
         Yields:
             One outcome a file, as soon as it is committed or has failed. One bad file never
@@ -102,7 +105,8 @@ class BatchRunner:
             ClusterCapacityError: The job can't fit the limits or the cluster.
             ClusterError: Ray can't be reached or stopped working.
         """
-        files = len(specs) if isinstance(specs, Sized) else None
+        if files is None and isinstance(specs, Sized):
+            files = len(specs)
         refused: deque[BatchOutcome] = deque()
         checked = self._checked(specs, refused)
         first = next(checked, None)
@@ -128,7 +132,7 @@ class BatchRunner:
             else:
                 from sheaf_dagster.batch.ray_job import run_on_ray
 
-                yield from run_on_ray(context, first, specs, self.cluster, on_progress)
+                yield from run_on_ray(context, first, specs, self.cluster, on_progress, files)
 
     def fingerprint(self, spec: BatchSpec) -> str:
         """Identity of the output that a job would write: source, model, batch layout, policy.

@@ -107,8 +107,16 @@ class FileOutcome:
         )
 
 
-def run_files(runner: BatchRunner, files: Iterable[FileWork]) -> Iterator[FileOutcome]:
-    """Runs the files as one job; yields what came of each as it is committed or has failed."""
+def run_files(
+    runner: BatchRunner, files: Iterable[FileWork], count: int | None = None
+) -> Iterator[FileOutcome]:
+    """Runs the files as one job; yields what came of each as it is committed or has failed.
+
+    Args:
+        runner: Runs them.
+        files: The files; may be lazy.
+        count: How many they are, where that is known.
+    """
     passed_over: deque[FileOutcome] = deque()  # filled by the thread that reads the specs
 
     def specs() -> Iterator[BatchSpec]:
@@ -118,7 +126,7 @@ def run_files(runner: BatchRunner, files: Iterable[FileWork]) -> Iterator[FileOu
             else:
                 yield file.spec
 
-    with closing(runner.run_many(specs())) as outcomes:  # type: ignore[type-var]
+    with closing(runner.run_many(specs(), count)) as outcomes:  # type: ignore[type-var]
         for outcome in outcomes:
             yield from _drained(passed_over)
             yield _finished(runner, outcome)

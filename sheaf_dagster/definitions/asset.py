@@ -347,7 +347,9 @@ def _run_here(step: Step, cluster: Any, keys: Sequence[str | None], spec_of: Spe
     step.began(keys, None if step.model_key is None else runner.model_identity())
     with (
         logs_told_to(step.context.log.log),
-        closing(run_files(runner, step.files(keys, spec_of))) as outcomes,  # type: ignore[type-var]
+        closing(  # type: ignore[type-var]
+            run_files(runner, step.files(keys, spec_of), len(keys))
+        ) as outcomes,
     ):
         for outcome in outcomes:
             step.take(outcome)

@@ -6,7 +6,7 @@ from typing import Any, Optional
 import dagster as dg
 from pydantic import Field
 
-__all__ = ["BatchConfig", "ComputeMode", "ErrorPolicy"]
+__all__ = ["BatchConfig", "ComputeMode", "Engine", "ErrorPolicy"]
 
 
 class ComputeMode(Enum):
@@ -22,6 +22,14 @@ class ErrorPolicy(Enum):
 
     fail = "fail"
     record = "record"
+
+
+class Engine(Enum):
+    """What starts the workers on Ray."""
+
+    auto = "auto"
+    ray_data = "ray_data"
+    ray_core = "ray_core"
 
 
 class BatchConfig(dg.Config):

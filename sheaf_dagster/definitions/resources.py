@@ -10,6 +10,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from sheaf_dagster.batch.cluster_config import ClusterConfig, refuse_ray_client
 from sheaf_dagster.batch.spec import ModelSpec, ResourceConfig, problems_of
+from sheaf_dagster.definitions.config import Engine
 from sheaf_dagster.definitions.credentials import merged, named_variables, s3_options
 from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import SpecError
@@ -116,6 +117,12 @@ class RayClusterResource(dg.ConfigurableResource):
     wait_for_capacity_s: float = Field(
         default=600.0, ge=0, description="How long to wait for busy or starting capacity (seconds)."
     )
+    engine: Engine = Field(
+        default=Engine.auto,
+        description="What starts the workers: ray_data; ray_core, which is there sooner; auto: "
+        "ray_core for less than 256 MiB of input on a cluster of fixed size. The output is the "
+        "same.",
+    )
     dashboard: str | None = Field(
         default=None,
         description='Address of the cluster\'s dashboard, such as "http://head:8265", to which '
@@ -153,6 +160,7 @@ class RayClusterResource(dg.ConfigurableResource):
             cpu_limit=self.cpu_limit,
             autoscaling=self.autoscaling,
             wait_for_capacity_s=self.wait_for_capacity_s,
+            engine=self.engine.value,
         )
 
 
