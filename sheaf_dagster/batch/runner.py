@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import nullcontext
+from functools import cache
 from itertools import chain
 from typing import Literal
 
@@ -49,6 +51,17 @@ class BatchRunner:
         self.cluster = cluster or ClusterConfig()
         self._on_progress = on_progress
         self._context = ModelContext.of(model_spec, redact=redact_rows)
+        self._identified: Callable[[], ModelContext] = self._context.identified
+
+    def for_one_step(self) -> BatchRunner:
+        """This runner for as long as its model is to be one: the backend's ``identify`` is asked once.
+
+        Otherwise it is asked for each job and each fingerprint. A worker that finds other weights
+        ends the job either way.
+        """
+        runner = copy.copy(self)
+        runner._identified = cache(self._context.identified)
+        return runner
 
     def validate(self, spec: BatchSpec) -> ValidationReport:
         """Checks every row of a source against the model's contract; runs and writes nothing.
@@ -119,7 +132,7 @@ class BatchRunner:
     def _run(
         self, first: BatchSpec, specs: Iterable[BatchSpec], files: int | None
     ) -> Iterator[BatchOutcome]:
-        context = self._context.identified()
+        context = self._identified()
         with (
             shown_progress(self.model_spec.name, files=files)
             if self._on_progress == "auto"
@@ -144,7 +157,7 @@ class BatchRunner:
             SourceError: The source is missing or can't be read.
         """
         digest = source_digest(spec.sources, spec.storage_options)
-        return job_fingerprint(self._context.identified(), spec, digest)
+        return job_fingerprint(self._identified(), spec, digest)
 
     def model_identity(self) -> tuple[str | None, str]:
         """The identity of the weights that the model has now, and the model's version.
@@ -156,7 +169,7 @@ class BatchRunner:
         Raises:
             BackendLoadError: The backend's ``identify`` failed.
         """
-        context = self._context.identified()
+        context = self._identified()
         return context.identity, context.version
 
     def _checked(

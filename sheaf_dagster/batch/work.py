@@ -113,7 +113,8 @@ def run_files(
     """Runs the files as one job; yields what came of each as it is committed or has failed.
 
     Args:
-        runner: Runs them.
+        runner: One made ``for_one_step``, or each file that was committed has the weights looked
+            at again.
         files: The files; may be lazy.
         count: How many they are, where that is known.
     """
@@ -263,7 +264,7 @@ class StepOrder:
         )
 
     def runner(self, on_progress: Callable[[Any], None] | None = None) -> BatchRunner:
-        """The runner of these files, once the model's modules are imported.
+        """The runner of these files, for one step, once the model's modules are imported.
 
         Raises:
             SpecError: One can't be imported here.
@@ -277,4 +278,5 @@ class StepOrder:
                     f"imported on the cluster: {e}; put it into the cluster's image, or into "
                     "the working_dir or py_modules of the ray_cluster's runtime_env"
                 ) from e
-        return BatchRunner(self.model, self.cluster, on_progress, redact_rows=self.redact_rows)
+        runner = BatchRunner(self.model, self.cluster, on_progress, redact_rows=self.redact_rows)
+        return runner.for_one_step()

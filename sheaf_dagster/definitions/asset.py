@@ -343,7 +343,7 @@ def _run_here(step: Step, cluster: Any, keys: Sequence[str | None], spec_of: Spe
         noun="partitions",
     )
     config = cluster_config(cluster, step.holder)
-    runner = BatchRunner(step.model, config, say, redact_rows=step.redact_rows)
+    runner = BatchRunner(step.model, config, say, redact_rows=step.redact_rows).for_one_step()
     step.began(keys, None if step.model_key is None else runner.model_identity())
     with (
         logs_told_to(step.context.log.log),

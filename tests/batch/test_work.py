@@ -11,7 +11,7 @@ import sheaf_dagster as sd
 from sheaf_dagster.batch.logs import logs_told_to
 from sheaf_dagster.batch.work import Committed, FileOutcome, FileWork, StepOrder, run_files
 from tests.conftest import read_rows
-from tests.toys import doubler
+from tests.toys import Scaler, doubler, scaler
 
 
 def spec(source: str, sink, **fields) -> sd.BatchSpec:
@@ -75,6 +75,60 @@ def test_what_still_holds_is_passed_over(write_rows, tmp_path):
 
     assert same.unchanged
     assert not again.unchanged
+
+
+class Asked(Scaler):
+    """Counts how often it is asked for the identity of its weights."""
+
+    times = 0
+
+    @classmethod
+    def identify(cls, **arguments):
+        cls.times += 1
+        return super().identify(**arguments)
+
+
+def test_a_step_asks_once_for_the_weights_and_the_next_one_anew(write_rows, tmp_path):
+    weights = tmp_path / "factor.txt"
+    weights.write_text("2")
+    model = scaler(weights=str(weights)).model_copy(update={"backend": f"{__name__}:Asked"})
+    source = write_rows([1, 2])
+    jobs = [spec(source, tmp_path / f"{i}.jsonl") for i in range(4)]
+    results = [sd.BatchRunner(model).run(job) for job in jobs]
+    files = [
+        FileWork(job, Committed(result.fingerprint, result.output_bytes))
+        for job, result in zip(jobs, results, strict=True)
+    ]
+    step = StepOrder(model, sd.ClusterConfig(), {}, files, imports=["tests.toys"])
+
+    Asked.times = 0
+    runner = step.runner()
+    identity, version = runner.model_identity()
+    passed_over = list(run_files(runner, files))
+    asked = Asked.times
+    weights.write_text("3")
+    anew = list(run_files(step.runner(), files))
+
+    assert asked == 1
+    assert (identity, version) == (results[0].model_digest, results[0].model_version)
+    assert all(outcome.unchanged for outcome in passed_over)
+    assert not any(outcome.unchanged for outcome in anew)
+    assert [r["value"] for r in read_rows(tmp_path / "3.jsonl")] == [3, 6]
+
+
+def test_weights_that_change_within_a_step_end_it(write_rows, tmp_path):
+    weights = tmp_path / "factor.txt"
+    weights.write_text("2")
+    file = FileWork(spec(write_rows([1, 2]), tmp_path / "out.jsonl"))
+    model = scaler(weights=str(weights))
+    runner = StepOrder(model, sd.ClusterConfig(), {}, [file]).runner()
+    runner.model_identity()
+
+    weights.write_text("3")
+    (outcome,) = run_files(runner, [file])
+
+    assert isinstance(outcome.error, sd.ModelChangedError)
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_a_message_carries_as_many_rows_as_fit(write_rows, tmp_path):
