@@ -9,7 +9,7 @@ heard twice because a call was repeated.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import replace
 from math import ceil
 from typing import Any, NamedTuple
@@ -74,7 +74,9 @@ class JobControl:
         self._lost_nodes: set[str] = set()
         self._node_of: dict[int, str] = {}
         self._chunk_seconds: float | None = None
-        self._loading = 0
+        # Loads that began on a node and have not ended: those under way, and those that a death
+        # cut short.
+        self._loading: Counter[str] = Counter()
         self._broken: ChunkFailure | None = None
         self._checks: dict[int, asyncio.Future[Any]] = {}
         self._unchecked: deque[Check] = deque()
@@ -140,7 +142,13 @@ class JobControl:
         return reports
 
     async def workers(self) -> tuple[int, bool]:
-        """How many workers are up, or have been heard of, and whether there is work for them."""
+        """How many workers are up, or have been heard of, and whether there is work for them.
+
+        The driver asks after it has told which nodes are gone, so this is also the moment to see
+        whether the model kills its workers.
+        """
+        if self._loading.total() > self._slots + MAX_ATTEMPTS and self._broken is None:
+            await self._break()
         up = sum(node not in self._lost_nodes for node in self._workers.values())
         return up, bool(self._pending or self._suspects or self._any_open())
 
@@ -151,6 +159,8 @@ class JobControl:
         node has room, because those who have it wait here for what the lost one held.
         """
         self._lost_nodes |= nodes
+        for node in nodes:
+            del self._loading[node]  # the model is not to blame
         for ticket in [t for t, node in self._node_of.items() if node in nodes]:
             self._turns[ticket] += 1
             self._hand_in(ticket)
@@ -184,26 +194,19 @@ class JobControl:
         """Waits until the driver gives up."""
         await self._aborted.wait()
 
-    async def begin_load(self) -> None:
+    async def begin_load(self, node: str) -> None:
         """An actor begins to load the model.
 
-        Ray starts an actor whose process dies in ``load()`` again and again; this ends it.
+        Ray starts an actor whose process dies in ``load()`` again and again; counting them is
+        what ends it.
         """
-        self._loading += 1
-        if self._loading > self._slots + MAX_ATTEMPTS and self._broken is None:
-            error = WorkerCrashError(
-                f"backend {self._backend!r} killed {MAX_ATTEMPTS + 1} actors while they loaded the "
-                "model (segmentation fault, exit, or killed for memory); look at the actors' log, "
-                "and give the model more memory_gb or fewer actors"
-            )
-            self._broken = ChunkFailure.of(error, "")
-            for job in self._jobs.keys() - self._cancelled:
-                self._fail(job, self._broken)
-            await self._notify()
+        if node not in self._lost_nodes:
+            self._loading[node] += 1
 
-    async def end_load(self) -> None:
+    async def end_load(self, node: str) -> None:
         """An actor has loaded the model, or knows why it can't."""
-        self._loading -= 1
+        if self._loading[node] > 0:
+            self._loading[node] -= 1
 
     async def enter(self, ticket: int, node: str) -> int:
         """A worker begins a ticket; not the first one to do so if that one died.
@@ -298,6 +301,18 @@ class JobControl:
         new = {job for job, _ in chunks} - self._sent[ticket]
         self._sent[ticket] |= new
         return chunks, {job: self._jobs[job] for job in new}
+
+    async def _break(self) -> None:
+        """The model kills whoever loads it: every file fails."""
+        error = WorkerCrashError(
+            f"backend {self._backend!r} killed {MAX_ATTEMPTS + 1} actors while they loaded the "
+            "model (segmentation fault, exit, or killed for memory); look at the actors' log, "
+            "and give the model more memory_gb or fewer actors"
+        )
+        self._broken = ChunkFailure.of(error, "")
+        for job in self._jobs.keys() - self._cancelled:
+            self._fail(job, self._broken)
+        await self._notify()
 
     def _any_open(self) -> bool:
         return any(self._open.values())

@@ -99,11 +99,11 @@ class _BackendActor:
         self._error: Exception | None = None
         # Whatever is raised here, Ray starts the actor again and again, for ever.
         try:
-            _say_ready(control)
+            node = _say_ready(control)
             if _pass_gate(control):
-                ray.get(control.begin_load.remote())
+                ray.get(control.begin_load.remote(node))
                 self._load()
-                control.end_load.remote()
+                control.end_load.remote(node)
         except ray.exceptions.RayError as e:  # the job is over
             self._error = e
 
@@ -131,10 +131,12 @@ class _BackendActor:
         return _work(ticket, self._context, self._control, self._backend)
 
 
-def _say_ready(control: Any) -> None:
+def _say_ready(control: Any) -> str:
+    """Says that this worker is up; returns the id of its node."""
     here = ray.get_runtime_context()
-    worker = here.get_actor_id() or here.get_worker_id()
-    ray.get(control.ready.remote(worker, here.get_node_id()))
+    worker, node = here.get_actor_id() or here.get_worker_id(), here.get_node_id()
+    ray.get(control.ready.remote(worker, node))
+    return str(node)
 
 
 def _pass_gate(control: Any) -> bool:

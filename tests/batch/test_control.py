@@ -115,3 +115,42 @@ def test_every_chunk_is_reported_once_or_the_job_fails(slots, chunks, events, re
         assert {what for _, what in events} & {8, 9}, "nothing failed, but the job did"
     else:
         assert sorted(r["chunk"] for r in reports) == list(range(chunks))
+
+
+async def loading(slots: int, *steps: tuple[str, str]) -> list[dict]:
+    """A job whose actors begin and end loads, and lose nodes, in this order."""
+    control = JobControl(slots, "toy")
+    job = FileJob(0, (), ("in.jsonl",), PartStore(Location("/x")), 4, "fail", None)
+    await control.add(job, [Chunk(0, 0, 0, 1, 0, 4, 1)])
+    for what, node in steps:
+        if what == "lost":
+            await control.lost({node})
+        elif what == "begin":
+            await control.begin_load(node)
+        else:
+            await control.end_load(node)
+    await control.workers()
+    return [r["failure"] for r in control._reports]
+
+
+def test_a_model_that_kills_whoever_loads_it_fails_the_job():
+    held_out = asyncio.run(loading(2, *[("begin", "a"), ("begin", "b")] * 2, ("begin", "a")))
+    failures = asyncio.run(loading(2, *[("begin", "a"), ("begin", "b")] * 3))
+
+    assert not held_out, "two are loading and three have died"
+    (failure,) = failures
+    assert "killed 4 actors while they loaded the model" in failure["message"]
+
+
+def test_loads_that_a_lost_node_cut_short_are_not_the_models_fault():
+    eight = [("begin", "a")] * 8
+    elsewhere = [("begin", "b")] * 8
+    late = [("begin", "a"), ("end", "a")] * 3 + [("begin", "a")] * 12
+
+    lost = asyncio.run(loading(8, *eight, ("lost", "a"), *elsewhere, ("lost", "b"), *late))
+    heard_after_the_restart = asyncio.run(loading(8, *eight, *elsewhere, ("lost", "a")))
+    ended = asyncio.run(loading(8, *eight, *[("end", "a")] * 9, *elsewhere))
+    killed = asyncio.run(loading(8, *eight, ("lost", "a"), *elsewhere, *[("begin", "b")] * 4))
+
+    assert not lost and not heard_after_the_restart and not ended
+    assert len(killed) == 1
