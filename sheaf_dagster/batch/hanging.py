@@ -3,6 +3,10 @@
 No thread can be killed, only a process. On Ray the worker says what hung and ends itself, and
 the chunk goes to another one. In the driver's own process the call is interrupted where it runs
 Python code, and left behind with its backend where it doesn't.
+
+A library that keeps the interpreter locked can't be stopped there: threads, signal handlers and
+exceptions all wait for the lock, and the timers that don't (``faulthandler``, a default ``SIGALRM``)
+can only end the whole process, which is the user's.
 """
 
 from __future__ import annotations

@@ -146,7 +146,8 @@ class BatchSpec(_Spec):
         allow_inf_nan=False,
         description="Seconds that one batch_predict call may take before it is stopped: its worker "
         "is ended, and its rows are reported (on_error) or tried one at a time. The first call "
-        "includes what a model does when it is used first.",
+        "includes what a model does when it is used first. compute='local' can't stop a library "
+        "that keeps Python's interpreter locked; tasks and actors can.",
     )
     bucket_by: str | None = Field(
         default=None,
