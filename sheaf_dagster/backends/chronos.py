@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.digest import weights_digest
+from sheaf_dagster.backends.libraries import require, use_own_threads
 from sheaf_dagster.contracts import ModelType, OutputMode, TimeSeriesRequest, TimeSeriesResponse
-from sheaf_dagster.errors import MissingDependencyError, SpecError
+from sheaf_dagster.errors import SpecError
 
 __all__ = ["ChronosBackend"]
 
+_NAME = "chronos2"
 _MODEL_ID = "amazon/chronos-bolt-tiny"
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -79,15 +79,8 @@ class ChronosBackend(ModelBackend):
         self._family = ""
 
     def load(self) -> None:
-        try:
-            torch = importlib.import_module("torch")
-            chronos = importlib.import_module("chronos")
-        except ImportError as e:
-            raise MissingDependencyError(
-                f"backend 'chronos2' needs a package: pip install 'sheaf_dagster[chronos]' ({e})"
-            ) from e
-        if "OMP_NUM_THREADS" in os.environ:  # Ray's share of the CPUs
-            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        torch, chronos = require(_NAME, "chronos", "torch", "chronos")
+        use_own_threads(torch)
         device = self._device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel
 
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.digest import weights_digest
+from sheaf_dagster.backends.libraries import require, use_own_threads
 from sheaf_dagster.backends.prompts import embeddings_body
 from sheaf_dagster.contracts import (
     OPENAI_BATCH,
@@ -18,10 +18,10 @@ from sheaf_dagster.contracts import (
     ModelType,
     OpenAIBatchRequest,
 )
-from sheaf_dagster.errors import MissingDependencyError
 
 __all__ = ["SentenceTransformersBackend"]
 
+_NAME = "sentence_transformers"
 _MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -61,17 +61,9 @@ class SentenceTransformersBackend(ModelBackend):
         self._model: Any = None
 
     def load(self) -> None:
-        try:
-            import torch
-            from sentence_transformers import SentenceTransformer
-        except ImportError as e:
-            raise MissingDependencyError(
-                "backend 'sentence_transformers' needs a package: "
-                f"pip install 'sheaf_dagster[sentence-transformers]' ({e})"
-            ) from e
-        if "OMP_NUM_THREADS" in os.environ:  # Ray's share of the CPUs
-            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        self._model = SentenceTransformer(
+        torch, library = require(_NAME, "sentence-transformers", "torch", "sentence_transformers")
+        use_own_threads(torch)
+        self._model = library.SentenceTransformer(
             self._model_id,
             device=None if self._device == "auto" else self._device,
             trust_remote_code=self._trust_remote_code,
