@@ -39,6 +39,7 @@ class Job:
     model: ModelSpec
     spec: BatchSpec
     address: str | None = None
+    engine: str = "auto"
 
     @property
     def aside(self) -> Path:
@@ -68,7 +69,7 @@ class Driver:
         told = {
             "model": job.model.model_dump(mode="json"),
             "spec": job.spec.model_dump(mode="json"),
-            "address": job.address,
+            "cluster": {"address": job.address, "engine": job.engine},
         }
         self.process.stdin.write(json.dumps(told))
         self.process.stdin.close()
@@ -162,6 +163,7 @@ class Kill:
     number: int
     compute: str
     victim: str
+    engine: str
     parts_at_kill: int = 0
     chunks: int = 0
     landed: bool = False
@@ -211,7 +213,7 @@ def _drive() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     told = json.load(sys.stdin)
     runner = BatchRunner(
-        ModelSpec(**told["model"]), ClusterConfig(address=told["address"]), on_progress=None
+        ModelSpec(**told["model"]), ClusterConfig(**told["cluster"]), on_progress=None
     )
     try:
         result = runner.run(BatchSpec(**told["spec"]))

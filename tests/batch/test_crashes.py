@@ -34,6 +34,8 @@ PLAN = [
     ("tasks", "raylet"),
     ("tasks", "driver"),
 ]
+ENGINES = ("ray_data", "ray_core")
+"""What starts the workers: one after the other, and in the next round the other way round."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,9 @@ def undisturbed(source) -> bytes:
 def test_a_kill_at_any_moment_loses_and_doubles_nothing(
     number, two_nodes, source, undisturbed, tmp_path
 ):
-    compute, victim = PLAN[number % len(PLAN)]
+    turn, step = divmod(number, len(PLAN))
+    compute, victim = PLAN[step]
+    engine = ENGINES[(turn + step) % 2]
     chooser = random.Random(f"{SEED}/{number}")
     loads = tmp_path / "loads"
     job = Job(
@@ -79,8 +83,9 @@ def test_a_kill_at_any_moment_loses_and_doubles_nothing(
             num_actors=2 if compute == "actors" else None,
         ),
         address=None if compute == "local" else two_nodes.address,
+        engine=engine,
     )
-    kill = Kill(number, compute, victim, chunks=CHUNKS)
+    kill = Kill(number, compute, victim, engine, chunks=CHUNKS)
     began = time.monotonic()
 
     result = _run_and_kill(job, kill, chooser, loads, two_nodes)

@@ -21,13 +21,14 @@ import json, logging, sys
 from sheaf_dagster import BatchRunner, BatchSpec, ClusterConfig, ModelSpec, SheafError
 logging.basicConfig(level=logging.INFO)
 address, job = sys.argv[1], json.loads(sys.argv[2])
+cluster = ClusterConfig(address=address, engine=job.pop("engine", "auto"))
 model = ModelSpec(
     name="doubler",
     model_type="number",
     backend="tests.toys:Companions",
     backend_kwargs={"together": 2, **job.pop("model")},
 )
-runner = BatchRunner(model, ClusterConfig(address=address), on_progress=None)
+runner = BatchRunner(model, cluster, on_progress=None)
 try:
     result = runner.run(BatchSpec(**job))
 except SheafError as e:
@@ -74,8 +75,16 @@ def wait_for(path: Path, lines: int, driver: subprocess.Popen) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("compute", ["tasks", pytest.param("actors", marks=in_full)])
-def test_a_job_goes_on_when_a_node_is_lost(cluster, write_rows, tmp_path, compute):
+@pytest.mark.parametrize(
+    ("compute", "engine"),
+    [
+        ("tasks", "ray_data"),
+        pytest.param("tasks", "ray_core", marks=in_full),
+        pytest.param("actors", "ray_data", marks=in_full),
+        ("actors", "ray_core"),
+    ],
+)
+def test_a_job_goes_on_when_a_node_is_lost(cluster, write_rows, tmp_path, compute, engine):
     calls, loads = tmp_path / "calls", tmp_path / "loads"
     node = cluster.add_node(1)
     driver = start(
@@ -85,6 +94,7 @@ def test_a_job_goes_on_when_a_node_is_lost(cluster, write_rows, tmp_path, comput
         batch_size=4,
         compute=compute,
         num_actors=2 if compute == "actors" else None,
+        engine=engine,
         model={"batch_seconds": 0.05, "call_log": str(calls), "load_log": str(loads)},
     )
     wait_for(loads, 2, driver)  # one on each node

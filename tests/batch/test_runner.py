@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import sheaf_dagster as sd
-from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec
+from sheaf_dagster import BatchRunner, BatchSpec, ClusterConfig, ModelSpec
 from tests.conftest import ROOT, read_rows
 from tests.toys import doubler
 
@@ -61,15 +61,19 @@ def test_order_is_kept_with_uneven_latencies(mode, write_rows, tmp_path):
 def test_all_modes_write_the_same_bytes(ray_cluster, write_rows, tmp_path):
     source = write_rows([float(i % 13) for i in range(700)])
     outputs = []
-    for mode in (
-        {"compute": "local"},
-        {"compute": "tasks"},
-        {"compute": "actors", "num_actors": 3},
+    for engine, mode in (
+        ("auto", {"compute": "local"}),
+        ("ray_data", {"compute": "tasks"}),
+        ("ray_core", {"compute": "tasks"}),
+        ("ray_data", {"compute": "actors", "num_actors": 3}),
+        ("ray_core", {"compute": "actors", "num_actors": 3}),
     ):
         fields = {"batch_size": 8, "bucket_by": "value", **mode}
-        result = BatchRunner(doubler(num_cpus=0.5)).run(spec(source, tmp_path, **fields))
+        runner = BatchRunner(doubler(num_cpus=0.5), ClusterConfig(engine=engine))
+        result = runner.run(spec(source, tmp_path, **fields))
         outputs.append(Path(result.sink).read_bytes())
-    assert outputs[0] == outputs[1] == outputs[2]
+    assert len(outputs[0].splitlines()) == 700
+    assert outputs == outputs[:1] * 5
 
 
 def test_missing_request_ids_are_the_same_at_every_run(write_rows, tmp_path):
@@ -235,23 +239,26 @@ def test_a_load_that_fails_ends_the_job_with_its_error(mode, write_rows, tmp_pat
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("compute", ["tasks", "actors"])
+@pytest.mark.parametrize(("compute", "engine"), [("tasks", "ray_data"), ("actors", "ray_core")])
 def test_rows_that_kill_their_worker_are_reported_not_retried_for_ever(
-    ray_cluster, write_rows, tmp_path, compute
+    ray_cluster, write_rows, tmp_path, compute, engine
 ):
     fields = {"batch_size": 4, "compute": compute, "num_actors": 1 if compute == "actors" else None}
     with pytest.raises(
         sd.WorkerCrashError, match=r"in.jsonl, the 4 rows from line 9: .*died 4 times"
     ):
-        BatchRunner(doubler(exit_on=9)).run(spec(write_rows(list(range(40))), tmp_path, **fields))
+        BatchRunner(doubler(exit_on=9), ClusterConfig(engine=engine)).run(
+            spec(write_rows(list(range(40))), tmp_path, **fields)
+        )
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("compute", ["tasks", "actors"])
-def test_a_worker_that_dies_once_costs_nothing(ray_cluster, write_rows, tmp_path, compute):
+@pytest.mark.parametrize(("compute", "engine"), [("tasks", "ray_core"), ("actors", "ray_data")])
+def test_a_worker_that_dies_once_costs_nothing(ray_cluster, write_rows, tmp_path, compute, engine):
     fields = {"batch_size": 4, "compute": compute, "num_actors": 2 if compute == "actors" else None}
     model = doubler(exit_on=50, exit_once=str(tmp_path / "died"))
-    result = BatchRunner(model).run(spec(write_rows(list(range(200))), tmp_path, **fields))
+    runner = BatchRunner(model, ClusterConfig(engine=engine))
+    result = runner.run(spec(write_rows(list(range(200))), tmp_path, **fields))
     assert [r["value"] for r in read_rows(result.sink)] == [2 * i for i in range(200)]
     assert (tmp_path / "died").exists()
 

@@ -33,12 +33,16 @@ def gone(loads: Path, since: float) -> float:
     return time.monotonic() - since
 
 
-@pytest.mark.parametrize(("compute", "batch_seconds"), [("tasks", 0.05), ("actors", 60.0)])
+@pytest.mark.parametrize(
+    ("compute", "engine", "batch_seconds"),
+    [("tasks", "ray_data", 0.05), ("actors", "ray_core", 60.0)],
+)
 def test_ctrl_c_stops_the_work_and_keeps_what_is_done(
     two_nodes,  # noqa: F811
     write_rows,
     tmp_path,
     compute,
+    engine,
     batch_seconds,
 ):
     loads = tmp_path / "loads"
@@ -52,6 +56,7 @@ def test_ctrl_c_stops_the_work_and_keeps_what_is_done(
             num_actors=2 if compute == "actors" else None,
         ),
         address=two_nodes.address,
+        engine=engine,
     )
     enough = 10 if batch_seconds < 1 else 0
     with driving(job) as driver:

@@ -1,0 +1,52 @@
+"""Which jobs plain Ray starts, and which Ray Data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sheaf_dagster import BatchSpec, ClusterConfig, RayClusterResource
+from sheaf_dagster.batch.engine_choice import RAY_DATA_FROM_BYTES, engine_for
+
+
+def of_size(path: Path, size: int) -> BatchSpec:
+    """A file that takes no room on the disk."""
+    with path.open("wb") as f:
+        f.truncate(size)
+    return BatchSpec(source=str(path), sink=str(path) + ".out")
+
+
+@pytest.mark.parametrize(
+    ("size", "files", "cluster", "engine"),
+    [
+        (1000, 1, {}, "ray_core"),
+        (RAY_DATA_FROM_BYTES - 1, 1, {}, "ray_core"),
+        (RAY_DATA_FROM_BYTES, 1, {}, "ray_data"),
+        (RAY_DATA_FROM_BYTES // 100, 99, {}, "ray_core"),
+        (RAY_DATA_FROM_BYTES // 100, 101, {}, "ray_data"),
+        (1000, None, {}, "ray_data"),
+        (1000, 1, {"autoscaling": True}, "ray_data"),
+        (1000, 1, {"engine": "ray_data"}, "ray_data"),
+        (RAY_DATA_FROM_BYTES, None, {"autoscaling": True, "engine": "ray_core"}, "ray_core"),
+    ],
+)
+def test_the_engine_goes_by_the_size_of_the_job_unless_it_is_named(
+    tmp_path, size, files, cluster, engine
+):
+    first = of_size(tmp_path / "in.jsonl", size)
+
+    chosen = engine_for(first, files, ClusterConfig(**cluster))
+
+    assert chosen == engine
+
+
+def test_a_source_that_is_missing_is_left_to_its_reader(tmp_path):
+    first = BatchSpec(source=str(tmp_path / "no.jsonl"), sink=str(tmp_path / "out.jsonl"))
+
+    assert engine_for(first, 1, ClusterConfig()) == "ray_core"
+
+
+def test_a_resource_names_the_engine_for_its_jobs():
+    assert RayClusterResource().to_config().engine == "auto"
+    assert RayClusterResource(engine="ray_data").to_config().engine == "ray_data"
