@@ -30,8 +30,14 @@ def throughput(folder: Path) -> dict[str, Any]:
         ("ours actors 100k", "ours", {"source": small, "compute": "actors"}),
         ("peer actors 100k", "peer", {"source": small, "compute": "actors"}),
         ("ours local 100k", "ours", {"source": small, "compute": "local"}),
+        (
+            "ours by Ray Data, 100k",
+            "ours",
+            {"source": small, "compute": "tasks", "engine": "ray_data"},
+        ),
         ("raw Ray Data 100k", "raw_ray_data", {"source": small}),
         ("loop 1M", "loop", {"source": large}),
+        ("sheaf-serve's loop 1M", "loop", {"source": large, "contracts": "sheaf-serve"}),
         ("ours tasks 1M", "ours", {"source": large, "compute": "tasks"}),
         ("ours actors 1M", "ours", {"source": large, "compute": "actors"}),
     ):
@@ -41,6 +47,10 @@ def throughput(folder: Path) -> dict[str, Any]:
     figures["ratios"] = {
         "tasks over peer, 100k": rate["ours tasks 100k"] / max(rate["peer tasks 100k"], 1e-9),
         "actors over peer, 100k": rate["ours actors 100k"] / max(rate["peer actors 100k"], 1e-9),
+        "tasks over sheaf-serve's loop, 1M": rate["ours tasks 1M"]
+        / max(rate["sheaf-serve's loop 1M"], 1e-9),
+        "actors over sheaf-serve's loop, 1M": rate["ours actors 1M"]
+        / max(rate["sheaf-serve's loop 1M"], 1e-9),
         "tasks over loop, 1M": rate["ours tasks 1M"] / max(rate["loop 1M"], 1e-9),
         "actors over loop, 1M": rate["ours actors 1M"] / max(rate["loop 1M"], 1e-9),
         "tasks over raw Ray Data, 100k": rate["ours tasks 100k"]

@@ -17,6 +17,8 @@ from sheaf_dagster import ModelBackend, ModelSpec
 from sheaf_dagster.contracts import TimeSeriesRequest, TimeSeriesResponse
 
 FLOATS = 128
+_HISTORIES = 10_000
+"""After so many rows the same histories come again: writing them takes longer than the jobs."""
 
 
 class Trivial(ModelBackend):
@@ -77,17 +79,22 @@ def requests_file(folder: Path, rows: int) -> Path:
     if path.exists():
         return path
     rng = random.Random(1)
-    with path.open("w") as f:
-        for i in range(rows):
-            row = {
-                "request_id": f"00000000-0000-4000-8000-{i:012x}",
+    rests = [
+        json.dumps(
+            {
                 "model_type": "time_series",
                 "model_name": "m",
                 "history": [round(rng.random() * 100, 6) for _ in range(FLOATS)],
                 "horizon": 24,
                 "frequency": "1h",
             }
-            f.write(json.dumps(row) + "\n")
+        )[1:]
+        for _ in range(min(rows, _HISTORIES))
+    ]
+    with path.open("w") as f:
+        for i in range(rows):
+            id = f"00000000-0000-4000-8000-{i:012x}"
+            f.write(f'{{"request_id": "{id}", {rests[i % len(rests)]}\n')
     return path
 
 

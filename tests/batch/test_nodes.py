@@ -81,7 +81,7 @@ def wait_for(path: Path, lines: int, driver: subprocess.Popen) -> None:
         ("tasks", "ray_data"),
         pytest.param("tasks", "ray_core", marks=in_full),
         pytest.param("actors", "ray_data", marks=in_full),
-        ("actors", "ray_core"),
+        pytest.param("actors", "ray_core", marks=in_full),
     ],
 )
 def test_a_job_goes_on_when_a_node_is_lost(cluster, write_rows, tmp_path, compute, engine):

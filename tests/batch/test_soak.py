@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sheaf_dagster import BatchRunner, BatchSpec
+from sheaf_dagster import BatchRunner, BatchSpec, ClusterConfig
 from tests.conftest import read_rows
 from tests.toys import doubler
 
@@ -65,12 +65,13 @@ def test_small_jobs_in_this_process_leave_nothing_behind(write_rows, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_small_jobs_on_ray_leave_nothing_behind(ray_cluster, write_rows, tmp_path):
+@pytest.mark.parametrize("engine", ["ray_core", "ray_data"])
+def test_small_jobs_on_ray_leave_nothing_behind(ray_cluster, write_rows, tmp_path, engine):
     import ray
     from ray._private.state import actors
 
     sources = [write_rows([i, i + 1], name=f"in/{i}.jsonl") for i in range(40)]
-    runner = BatchRunner(doubler(), on_progress=None)
+    runner = BatchRunner(doubler(), ClusterConfig(engine=engine), on_progress=None)
     states, jobs, began = [], 0, time.monotonic()
 
     while time.monotonic() - began < SECONDS or len(states) < 3:
@@ -88,7 +89,7 @@ def test_small_jobs_on_ray_leave_nothing_behind(ray_cluster, write_rows, tmp_pat
         states.append({**figures, "actors": len(alive), "store_mb": (total - free) / 2**20})
 
     early, late = states[len(states) // 5], states[-1]
-    log("tasks", jobs=jobs, early=early, late=late)
+    log(engine, jobs=jobs, early=early, late=late)
     assert len(read_rows(tmp_path / "out" / "0.jsonl")) == 2
     assert late["actors"] <= early["actors"]
     assert late["store_mb"] < early["store_mb"] + 1
