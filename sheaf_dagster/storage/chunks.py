@@ -8,6 +8,7 @@ same chunks: that is what resume and byte-identical output rest on.
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -295,8 +296,9 @@ class _Hasher:
 
 def split_rows(data: bytes, first_line: int) -> list[tuple[int, bytes]]:
     """(line number, line) of every row in a chunk's bytes; blank lines are left out."""
+    # BytesIO looks for newlines many bytes at a time, bytes.split byte by byte.
     return [
-        (number, line)
-        for number, line in enumerate(data.split(b"\n"), first_line)
-        if line and (line[0] > 32 or line.strip(_BLANK))
+        (number, line.rstrip(b"\n"))
+        for number, line in enumerate(io.BytesIO(data), first_line)
+        if line[0] > 32 or line.strip(_BLANK + b"\n")
     ]
