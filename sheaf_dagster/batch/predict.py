@@ -32,7 +32,7 @@ _OUT_OF_MEMORY = (
 )
 
 Answer = BaseModel | bytes
-"""A response, or the finished line of an error response."""
+"""A response, or the finished line of an error response, without its newline."""
 
 
 @dataclass

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 import reprlib
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple, get_args
 from uuid import UUID
 
@@ -22,7 +21,15 @@ from sheaf_dagster.contracts import Contract
 from sheaf_dagster.errors import SheafError
 from sheaf_dagster.storage import split_rows
 
-__all__ = ["ChunkCheck", "Row", "RowContract", "error_line", "lines_of", "response_line", "said_by"]
+__all__ = [
+    "ChunkCheck",
+    "Row",
+    "RowContract",
+    "error_line",
+    "lines_of",
+    "response_lines",
+    "said_by",
+]
 
 _NAMESPACE = UUID("5f0c3f0e-6d5e-5b3a-9a43-7d2f8f1e3c11").bytes
 _EXCERPT = 80
@@ -271,26 +278,35 @@ def _names_of(request: type[BaseModel]) -> frozenset[str]:
     return frozenset(names)
 
 
-_is_none = partial(operator.is_, None)
+def response_lines(responses: Sequence[BaseModel]) -> tuple[list[bytes], int]:
+    """Responses as lines of RFC 8259 JSON, and how many numbers in them were not finite.
 
-
-def response_line(response: BaseModel) -> tuple[bytes, int]:
-    """A response as one line of RFC 8259 JSON, and how many numbers in it were not finite.
-
-    Those become ``null``.
+    Those become ``null``. The lines have no newline yet.
     """
-    data = response.__pydantic_serializer__.to_json(response)
-    # As many nulls as the response has None fields means that no number became one: the
-    # common case costs two scans of bytes. Anything else is counted one by one.
-    nulls = data.count(b"null")
-    constants = _has_constants(data)
-    if constants or (nulls and nulls != sum(map(_is_none, response.__dict__.values()))):
-        plain = response.model_dump(mode="python")
-        bad = _count_non_finite(plain)
+    lines = [r.__pydantic_serializer__.to_json(r) for r in responses]
+    # As many nulls as a response has None fields means that no number became one: the common
+    # case costs a few scans of bytes for the whole batch. Anything else is counted one by one.
+    text = b"\n".join(lines)
+    if not _has_constants(text) and (
+        b"null" not in text or [*map(_nulls, lines)] == [*map(_nones, responses)]
+    ):
+        return lines, 0
+    bad = 0
+    for i, (line, response) in enumerate(zip(lines, responses, strict=True)):
+        nulls, constants = _nulls(line), _has_constants(line)
+        if constants or (nulls and nulls != _nones(response)):
+            bad += _count_non_finite(response.model_dump(mode="python"))
         if constants:
-            data = orjson.dumps(response.model_dump(mode="json"))
-        return data + b"\n", bad
-    return data + b"\n", 0
+            lines[i] = orjson.dumps(response.model_dump(mode="json"))
+    return lines, bad
+
+
+def _nulls(line: bytes) -> int:
+    return line.count(b"null")
+
+
+def _nones(response: BaseModel) -> int:
+    return len([0 for value in response.__dict__.values() if value is None])
 
 
 def _has_constants(data: bytes) -> bool:
@@ -328,7 +344,7 @@ def _cut(text: str, limit: int = _MESSAGE) -> str:
 def error_line(request: Any, error: BaseException, *, redact: bool = False) -> bytes:
     """The line that stands in for a failed row's response (``on_error="record"``).
 
-    A request type may have a form of its own: a method ``error_record(error) -> dict``.
+    It has no newline yet. A request type may have a form of its own: a method ``error_record(error) -> dict``.
     """
     name, text = type(error).__name__, _cut(str(error))
     if redact and not isinstance(error, SheafError):  # our own errors quote no row
@@ -336,10 +352,10 @@ def error_line(request: Any, error: BaseException, *, redact: bool = False) -> b
         error = type(name, (Exception,), {})(text)
     own_form = getattr(request, "error_record", None)
     if callable(own_form):
-        return orjson.dumps(own_form(error)) + b"\n"
+        return orjson.dumps(own_form(error))
     record = {
         key: str(getattr(request, key))
         for key in ("request_id", "model_type", "model_name")
         if getattr(request, key, None) is not None
     }
-    return orjson.dumps({**record, "error": {"type": name, "message": text}}) + b"\n"
+    return orjson.dumps({**record, "error": {"type": name, "message": text}})

@@ -23,7 +23,7 @@ from sheaf_dagster.batch.hanging import Hangs, TimeLimit
 from sheaf_dagster.batch.loading import LoadedBackend, ModelContext
 from sheaf_dagster.batch.overlap import prefetch
 from sheaf_dagster.batch.predict import Answer, Predictor
-from sheaf_dagster.batch.rows import Row, response_line, said_by
+from sheaf_dagster.batch.rows import Row, response_lines, said_by
 from sheaf_dagster.batch.sizing import BatchSizer, spans
 from sheaf_dagster.batch.spec import OnError
 from sheaf_dagster.batch.visibility import require_visible
@@ -348,7 +348,7 @@ def _finish(
                 return None
             part = state.job.store.write(
                 state.chunk.index,
-                b"".join(state.lines),
+                b"\n".join([*state.lines, b""]),
                 rows=len(state.lines),
                 error_rows=state.error_rows,
                 non_finite=state.non_finite,
@@ -386,13 +386,14 @@ def _serialise(state: _ChunkState, rows: Sequence[Row], answers: list[Answer]) -
     in_order = state.job.bucket_by is None
     if not in_order and not state.lines:
         state.lines = [b""] * state.chunk.rows
-    for row, answer in zip(rows, answers, strict=True):
-        if isinstance(answer, bytes):
-            line = answer
-        else:
-            line, bad = response_line(answer)
-            state.non_finite += bad
-        if in_order:
-            state.lines.append(line)
-        else:
-            state.lines[row.position - state.chunk.first_row] = line
+    responses = [a for a in answers if not isinstance(a, bytes)]
+    lines, bad = response_lines(responses)
+    state.non_finite += bad
+    if len(lines) < len(answers):
+        made = iter(lines)
+        lines = [a if isinstance(a, bytes) else next(made) for a in answers]
+    if in_order:
+        state.lines += lines
+        return
+    for row, line in zip(rows, lines, strict=True):
+        state.lines[row.position - state.chunk.first_row] = line

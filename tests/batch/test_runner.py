@@ -307,6 +307,20 @@ def test_unicode_optional_fields_and_non_finite_numbers(write_rows, tmp_path):
     assert result.non_finite == 2
 
 
+def test_error_rows_and_lost_numbers_keep_their_lines_among_buckets(write_rows, tmp_path):
+    values = [1, 6, 1e308, 3, 6, -1e308, 5, 6]
+    source = write_rows(values)
+
+    result = BatchRunner(doubler(fail_on=6)).run(
+        spec(source, tmp_path, compute="local", batch_size=2, bucket_by="value", on_error="record")
+    )
+
+    rows = read_rows(result.sink)
+    assert ["error" in r for r in rows] == [v == 6 for v in values]
+    assert [r.get("value") for r in rows] == [2, None, None, 6, None, None, 10, None]
+    assert (result.error_rows, result.non_finite) == (3, 2)
+
+
 def test_several_files_are_one_source_in_their_order(write_rows, tmp_path):
     files = [write_rows([i, i + 0.5], name=f"{i}.jsonl") for i in (3, 1, 2)]
     result = BatchRunner(doubler()).run(
