@@ -51,9 +51,19 @@ def grab_size(pending: int, slots: int, chunk_seconds: float | None) -> int:
 
 
 class JobControl:
-    """State of one job; every method is a remote call."""
+    """State of one job; every method is a remote call.
 
-    def __init__(self, slots: int, backend: str) -> None:
+    Args:
+        slots: Workers that the job has at most.
+        backend: What it runs, for messages.
+        idle_seconds: After so long a worker leaves that waits, when no more files will come, for
+            what others hold. Its place may be the one that a worker which died needs to come
+            back: Ray gives what the dead one left to whoever has waited for longest. None for a
+            pool, where each worker comes back to a place of its own.
+    """
+
+    def __init__(self, slots: int, backend: str, idle_seconds: float | None = None) -> None:
+        self._idle_seconds = idle_seconds
         self._slots = slots
         self._backend = backend
         self._jobs: dict[int, FileJob] = {}
@@ -229,6 +239,7 @@ class JobControl:
 
         A worker that has died may have left a call here. What that was given would be lost.
         """
+        idle = False
         async with self._changed:
             while True:
                 if turn != self._turns[ticket]:
@@ -246,7 +257,9 @@ class JobControl:
                     return None  # not before: what another worker holds may come back
                 elif self._unchecked and not held:
                     return self._unchecked.popleft()
-                await self._changed.wait()
+                elif idle and self._closed and not held:
+                    return None
+                idle = await self._nothing_changes()
 
     async def report(self, ticket: int, report: dict[str, Any]) -> None:
         """A worker is done with a chunk, well or not."""
@@ -313,6 +326,14 @@ class JobControl:
         for job in self._jobs.keys() - self._cancelled:
             self._fail(job, self._broken)
         await self._notify()
+
+    async def _nothing_changes(self) -> bool:
+        """Waits for a change, or as long as a worker may idle; whether that passed without one."""
+        try:
+            await asyncio.wait_for(self._changed.wait(), self._idle_seconds)
+        except asyncio.TimeoutError:
+            return True
+        return False
 
     def _any_open(self) -> bool:
         return any(self._open.values())

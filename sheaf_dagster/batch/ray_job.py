@@ -39,6 +39,9 @@ _FILES_AHEAD = 32
 
 _COMMIT_THREADS = 4
 
+_IDLE_SECONDS = 2.0
+"""A task that has had nothing to do for so long, at the end of a job, gives its place back."""
+
 _LEAVE_SECONDS = 60.0
 """How long the feeder is waited for, which may be in the middle of its caller's iterator."""
 
@@ -180,7 +183,11 @@ class _RayJob:
         from sheaf_dagster.batch.startup import start_coordinator, warm_up
 
         self._slots = worker_slots(self._context.spec, first, self._config)
-        self._control = start_coordinator(self._slots, self._context.spec.backend)
+        self._control = start_coordinator(
+            self._slots,
+            self._context.spec.backend,
+            idle_seconds=_IDLE_SECONDS if first.compute == "tasks" else None,
+        )
         # Ray gives actors processes of their own, and plain tasks are as early themselves.
         if first.compute == "tasks" and engine == "ray_data":
             self._warming = warm_up(self._context, self._slots)

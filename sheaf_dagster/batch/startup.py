@@ -21,7 +21,7 @@ _MOST = 16
 """Processes that are warmed up at most: about those of one machine."""
 
 
-def start_coordinator(slots: int, backend: str) -> Any:
+def start_coordinator(slots: int, backend: str, idle_seconds: float | None = None) -> Any:
     """The job's ``JobControl`` as an actor on this node; it ends with its last handle."""
     here = ray.get_runtime_context().get_node_id()
     return (
@@ -35,7 +35,7 @@ def start_coordinator(slots: int, backend: str) -> Any:
                 here, soft=False
             ),
         )
-        .remote(slots, backend)
+        .remote(slots, backend, idle_seconds)
     )
 
 

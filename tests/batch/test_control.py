@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,8 +70,10 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def story(slots: int, chunks: int, events: list[tuple[int, int]], record: bool) -> list[Any]:
-    control = JobControl(slots, "toy")
+async def story(
+    slots: int, chunks: int, events: list[tuple[int, int]], record: bool, idle: float | None
+) -> list[Any]:
+    control = JobControl(slots, "toy", idle)
     job = FileJob(
         0, (), ("in.jsonl",), PartStore(Location("/x")), 4, "record" if record else "fail", None
     )
@@ -101,13 +104,18 @@ async def story(slots: int, chunks: int, events: list[tuple[int, int]], record: 
     return control._reports
 
 
+AT_ONCE = 1e-9
+"""Seconds after which a worker leaves that waits for what others hold."""
+
 EVENTS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=80)
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 12), EVENTS, st.booleans())
-def test_every_chunk_is_reported_once_or_the_job_fails(slots, chunks, events, record):
-    reports = asyncio.run(story(slots, chunks, events, record))
+@given(
+    st.integers(1, 4), st.integers(1, 12), EVENTS, st.booleans(), st.sampled_from([None, AT_ONCE])
+)
+def test_every_chunk_is_reported_once_or_the_job_fails(slots, chunks, events, record, idle):
+    reports = asyncio.run(story(slots, chunks, events, record, idle))
 
     failures = [r for r in reports if r["failure"]]
     if failures:
@@ -115,6 +123,28 @@ def test_every_chunk_is_reported_once_or_the_job_fails(slots, chunks, events, re
         assert {what for _, what in events} & {8, 9}, "nothing failed, but the job did"
     else:
         assert sorted(r["chunk"] for r in reports) == list(range(chunks))
+
+
+@pytest.mark.parametrize("idle", [None, AT_ONCE])
+def test_a_worker_that_waits_for_what_others_hold_leaves_at_the_end_of_a_job_of_tasks(idle):
+    async def story():
+        control = JobControl(2, "toy", idle)
+        job = FileJob(0, (), ("in.jsonl",), PartStore(Location("/x")), 4, "fail", None)
+        await control.add(job, [Chunk(0, 0, 0, 1, 0, 4, 1)])
+        busy, waiting = Worker(control, 0), Worker(control, 1)
+        await busy.start()
+        await waiting.start()
+        await busy.ask()
+        await waiting.ask()
+        early = waiting.ended  # a file may still come
+        await control.close()
+        await waiting.ask()
+        late = waiting.ended
+        await busy.report()
+        await waiting.ask()
+        return early, late, waiting.ended
+
+    assert asyncio.run(story()) == (False, idle is not None, True)
 
 
 async def loading(slots: int, *steps: tuple[str, str]) -> list[dict]:

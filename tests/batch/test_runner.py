@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -250,6 +251,30 @@ def test_rows_that_kill_their_worker_are_reported_not_retried_for_ever(
         BatchRunner(doubler(exit_on=9), ClusterConfig(engine=engine)).run(
             spec(write_rows(list(range(40))), tmp_path, **fields)
         )
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("engine", ["ray_core", "ray_data"])
+def test_a_worker_whose_place_is_taken_when_it_dies_comes_back(
+    ray_cluster, write_rows, tmp_path, engine
+):
+    import ray
+
+    def is_running(progress) -> None:
+        # Waits for a CPU, and has the first one that is free.
+        if progress.rows_done and not others:
+            others.append(ray.remote(num_cpus=1)(Event).remote())
+
+    others: list = []
+    model = doubler(batch_seconds=0.02, exit_on=380, exit_once=str(tmp_path / "died"))
+    runner = BatchRunner(model, ClusterConfig(engine=engine), is_running)
+
+    result = runner.run(spec(write_rows(list(range(400))), tmp_path, batch_size=4))
+
+    ray.get(others[0].is_set.remote(), timeout=60)
+    ray.kill(others[0])
+    assert (tmp_path / "died").exists()
+    assert [r["value"] for r in read_rows(result.sink)] == [2 * i for i in range(400)]
 
 
 @pytest.mark.ray
