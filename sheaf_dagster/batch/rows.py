@@ -306,7 +306,17 @@ def _nulls(line: bytes) -> int:
 
 
 def _nones(response: BaseModel) -> int:
+    """None fields of a response; -1 where they needn't be nulls in its line."""
+    if _may_hide_fields(type(response)):
+        return -1
     return len([0 for value in response.__dict__.values() if value is None])
+
+
+@lru_cache(maxsize=32)
+def _may_hide_fields(response: type[BaseModel]) -> bool:
+    decorators = response.__pydantic_decorators__
+    own = decorators.field_serializers or decorators.model_serializers
+    return bool(own) or any(f.exclude for f in response.model_fields.values())
 
 
 def _has_constants(data: bytes) -> bool:

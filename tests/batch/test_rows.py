@@ -8,9 +8,10 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ConfigDict, field_serializer
+from pydantic import ConfigDict, Field, field_serializer
 
 from sheaf_dagster import BaseResponse
 from sheaf_dagster.batch.rows import response_lines
@@ -107,6 +108,25 @@ def test_lines_of_a_batch_are_those_of_its_responses_and_every_lost_number_is_co
     alone = [response_lines([r]) for r in batch]
     assert lines == [line for (line,), _ in alone]
     assert not any(b"\n" in line for line in lines)
+
+
+@pytest.mark.parametrize("hidden", [Field(default=None, exclude=True), None])
+def test_a_lost_number_is_not_set_off_against_a_field_that_is_not_written(hidden):
+    class Quiet(Plain):
+        debug: Any = hidden
+
+        if hidden is None:
+
+            @field_serializer("debug")
+            def _never_null(self, debug: Any) -> str:
+                return debug or ""
+
+    (line,), lost = response_lines(
+        [Quiet(request_id=UUID(int=0), model_name="m", value=math.nan, note="n", other=1)]
+    )
+
+    assert strictly(line)["value"] is None
+    assert lost == 1
 
 
 def test_one_rows_lost_number_is_not_set_off_against_anothers_empty_field():
