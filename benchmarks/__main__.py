@@ -61,14 +61,24 @@ def throughput(folder: Path) -> dict[str, Any]:
 
 
 def memory(folder: Path) -> dict[str, Any]:
-    """Peak driver and total memory at 15 MB, 150 MB and 1.5 GB of input."""
+    """Peak driver and total memory at 15 MB, 150 MB and 1.5 GB of input, for each engine."""
     figures: dict[str, Any] = {}
-    for rows in (11_000, 110_000, 1_000_000):
-        source = str(requests_file(folder, rows))
-        figures[f"{rows} rows"] = in_process("ours", source=source, compute="tasks", memory=True)
-        _show(f"memory, {rows} rows", figures[f"{rows} rows"])
-    first, *_, last = figures.values()
-    figures["ratios"] = {"driver growth, MB": last["driver_mb"] - first["driver_mb"]}
+    growth: dict[str, float] = {}
+    for engine in ("ray_data", "ray_core"):
+        of_engine = {}
+        for rows in (11_000, 110_000, 1_000_000):
+            of_engine[f"{engine}, {rows} rows"] = in_process(
+                "ours",
+                source=str(requests_file(folder, rows)),
+                compute="tasks",
+                memory=True,
+                engine=engine,
+            )
+            _show(*list(of_engine.items())[-1])
+        first, *_, last = of_engine.values()
+        growth[f"{engine}: driver growth, MB"] = last["driver_mb"] - first["driver_mb"]
+        figures |= of_engine
+    figures["ratios"] = growth
     _ratios(figures)
     return figures
 
