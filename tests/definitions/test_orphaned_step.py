@@ -1,0 +1,70 @@
+"""A run's process dies, and its step's process doesn't know."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import dagster as dg
+import psutil
+import pytest
+
+from tests.conftest import ROOT, read_rows
+from tests.definitions.test_asset import DAYS, Project, failure
+
+
+def wait_until(true: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, f"gave up waiting for {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def children() -> Iterator[list[psutil.Process]]:
+    """Processes to end: Dagster's own, which waits for ever to tell its dead parent the rest."""
+    found: list[psutil.Process] = []
+    yield found
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def test_a_retry_beside_a_step_that_lives_on_never_mixes_with_it(tmp_path, children):
+    project = Project(tmp_path, DAYS)
+    keys = DAYS.get_partition_keys()
+    for key in keys:
+        project.write(key, list(range(12)))
+    run = subprocess.Popen(
+        [sys.executable, "-m", "tests.definitions.orphan_project"],
+        cwd=ROOT,
+        env={**os.environ, "SHEAF_TEST_ROOT": str(tmp_path)},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: len(project.records()) >= 3, "three days")
+        children += psutil.Process(run.pid).children(recursive=True)
+    finally:
+        run.kill()
+        run.wait()
+    (run_id,) = {r.run_id for r in project.records()}
+    slower = Project(tmp_path, DAYS, {"batch_seconds": 0.2})
+
+    beside = slower.run(keys[0], keys[-1], only=True, parent=run_id)
+
+    # What the old step is at is refused and may be tried again; the rest is done once.
+    assert not beside.success
+    assert "is being written by another job" in failure(beside)
+    ends = {dg.DagsterEventType.STEP_SUCCESS, dg.DagsterEventType.STEP_FAILURE}
+    wait_until(lambda: project.instance.all_logs(run_id, of_type=ends), "the step that lives on")
+    last = slower.run(keys[0], keys[-1], only=True, parent=beside.run_id)
+    assert last.success
+    assert {r.partition_key for r in project.records()} == set(keys)
+    for key in keys:
+        rows = read_rows(tmp_path / "out" / f"{key}.jsonl")
+        assert [r["value"] for r in rows] == [2 * i for i in range(12)]
+    assert sorted(os.listdir(tmp_path / "out")) == [f"{key}.jsonl" for key in keys]
