@@ -505,7 +505,9 @@ def test_a_range_on_actors(tmp_path, ray_cluster):
         project.write(k, [1, 2, 3, 4, 5])
     result = project.run(keys[0], keys[-1])
     assert sorted(project.logged(result.run_id)) == keys
-    assert len((tmp_path / "loads").read_text().split()) == 2
+    loads = (tmp_path / "loads").read_text().split()
+    assert 1 <= len(loads) <= 2, "once an actor; one may do it all alone"
+    assert len(loads) == len(set(loads))
 
 
 @pytest.mark.parametrize(
