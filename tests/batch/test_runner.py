@@ -126,7 +126,7 @@ def test_tasks_of_a_second_job_find_the_model_loaded(ray_cluster, write_rows, tm
     again = log.read_text().split()
     # How many processes serve a job's tasks is Ray's choice; that one is asked twice is not.
     assert len(again) == len(set(again)), "no process loaded it twice"
-    assert len(again) < 2 * len(first) + 1
+    assert len(again) <= len(first) + 2
 
 
 def test_a_bad_line_is_named_before_the_model_loads(mode, write_rows, tmp_path):
