@@ -74,7 +74,10 @@ def tickets(slots: int, *, actors: bool) -> list[dict[str, float]]:
 
 
 def run_ticket(ticket: dict[str, Any], context: ModelContext, control: Any) -> None:
-    """A stateless task, with the model that this process has loaded or now loads."""
+    """A stateless task, with the model that this process has loaded or now loads.
+
+    It returns nothing: the coordinator has heard what came of each chunk.
+    """
     _run_ticket(ticket, context, control)
 
 
@@ -120,6 +123,7 @@ class _BackendActor:
         return self._loaded
 
     def run(self, ticket: dict[str, Any]) -> None:
+        """As ``run_ticket``, with the actor's own model."""
         self._run(ticket)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:

@@ -354,7 +354,8 @@ def _cut(text: str, limit: int = _MESSAGE) -> str:
 def error_line(request: Any, error: BaseException, *, redact: bool = False) -> bytes:
     """The line that stands in for a failed row's response (``on_error="record"``).
 
-    It has no newline yet. A request type may have a form of its own: a method ``error_record(error) -> dict``.
+    It has no newline yet. A request type may have a form of its own: a method
+    ``error_record(error) -> dict``.
     """
     name, text = type(error).__name__, _cut(str(error))
     if redact and not isinstance(error, SheafError):  # our own errors quote no row

@@ -54,7 +54,7 @@ class BatchRunner:
         self._identified: Callable[[], ModelContext] = self._context.identified
 
     def for_one_step(self) -> BatchRunner:
-        """This runner for as long as its model is to be one: the backend's ``identify`` is asked once.
+        """This runner for as long as its model is to be one: ``identify`` is asked once.
 
         Otherwise it is asked for each job and each fingerprint. A worker that finds other weights
         ends the job either way.
