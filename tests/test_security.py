@@ -22,7 +22,7 @@ import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner, BatchSpec
 from sheaf_dagster.definitions.paths import partition_fields, resolve
 from tests.conftest import ROOT, read_rows
-from tests.definitions.test_asset import Project
+from tests.definitions.project import Project
 from tests.toys import Doubler, NumberResponse, doubler
 
 PACKAGE = ROOT / "sheaf_dagster"

@@ -18,6 +18,7 @@ from sheaf_dagster.batch import ray_job
 from tests.batch.test_crashes import two_nodes  # noqa: F401
 from tests.conftest import ROOT, read_rows
 from tests.crashes import Job, driving, workers_of
+from tests.definitions.project import Project
 from tests.toys import doubler
 
 pytestmark = pytest.mark.ray
@@ -104,7 +105,7 @@ TERMINATED = """
 import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from tests.definitions.test_asset import Project
+from tests.definitions.project import Project
 root = Path(sys.argv[1])
 project = Project(root, None, {"batch_seconds": 0.05, "load_log": str(root / "loads")}, compute="tasks")
 project.run(only=True)
@@ -112,8 +113,6 @@ project.run(only=True)
 
 
 def test_dagsters_termination_stops_ray_and_a_rerun_resumes(write_rows, tmp_path):
-    from tests.definitions.test_asset import Project
-
     loads = tmp_path / "loads"
     arguments = {"batch_seconds": 0.05, "load_log": str(loads)}
     project = Project(tmp_path, None, arguments, compute="local")

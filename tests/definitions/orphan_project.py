@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from tests.definitions.test_asset import DAYS, KEY, Project
+from tests.definitions.project import DAYS, KEY, Project
 
 
 def forecast() -> dg.JobDefinition:

@@ -9,6 +9,7 @@ from dagster_ray import Lifecycle, LocalRay
 import sheaf_dagster as sd
 from sheaf_dagster.definitions.clusters import cluster_config, cluster_limits, jobs_address
 from tests.definitions.cluster_project import Head
+from tests.definitions.project import Project, failure
 
 
 def head(**fields) -> Head:
@@ -75,8 +76,6 @@ def test_anything_else_is_refused_by_name():
 
 
 def test_a_secret_of_the_models_arguments_does_not_travel(tmp_path):
-    from tests.definitions.test_asset import Project, failure
-
     project = Project(
         tmp_path, backend_kwargs={"hf_token": "ijklmnop"}, launch="ray_job", compute="tasks"
     )
@@ -89,8 +88,6 @@ def test_a_secret_of_the_models_arguments_does_not_travel(tmp_path):
 
 
 def test_a_dashboard_that_is_not_there_is_an_error_that_can_be_retried(tmp_path):
-    from tests.definitions.test_asset import Project, failure
-
     project = Project(tmp_path, launch="ray_job", compute="tasks")
     project.defs.resources["ray_cluster"] = sd.RayClusterResource(dashboard="http://127.0.0.1:9")
 

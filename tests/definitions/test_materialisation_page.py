@@ -17,7 +17,7 @@ from sheaf_dagster.batch.sample import OutputSample
 from sheaf_dagster.definitions.links import file_metadata
 from sheaf_dagster.definitions.plots import MAX_INLINE_CHARS, MAX_PLOT_CHARS, plot_of
 from sheaf_dagster.definitions.preview import MAX_PREVIEW_CHARS, preview_inline, preview_table
-from tests.definitions.test_asset import DAYS, Project
+from tests.definitions.project import DAYS, Project
 
 chance = random.Random(9)
 

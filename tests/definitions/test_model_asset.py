@@ -12,7 +12,7 @@ from dagster._core.loader import LoadingContextForTest
 import sheaf_dagster as sd
 from sheaf_dagster.backends import weights_digest
 from tests.conftest import read_rows
-from tests.definitions.test_asset import DAYS, KEY, Project
+from tests.definitions.project import DAYS, KEY, Project
 from tests.toys import scaler
 
 MODEL = dg.AssetKey("scaler")

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT, read_rows
-from tests.definitions.test_asset import DAYS, Project, failure
+from tests.definitions.project import DAYS, Project, failure
 
 
 def wait_until(true: Callable[[], object], what: str) -> None:
