@@ -26,18 +26,16 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "register_backend",
         "weights_digest",
     ),
-    "sheaf_dagster.batch": (
+    "sheaf_dagster.batch.cluster_config": ("ClusterConfig",),
+    "sheaf_dagster.batch.results": (
         "BatchOutcome",
         "BatchProgress",
         "BatchResult",
-        "BatchRunner",
-        "BatchSpec",
-        "ClusterConfig",
-        "ModelSpec",
-        "ResourceConfig",
         "ValidationReport",
         "Violation",
     ),
+    "sheaf_dagster.batch.runner": ("BatchRunner",),
+    "sheaf_dagster.batch.spec": ("BatchSpec", "ModelSpec", "ResourceConfig"),
     "sheaf_dagster.definitions": (
         "BatchConfig",
         "BatchInferenceComponent",
@@ -88,18 +86,16 @@ if TYPE_CHECKING:
         register_backend,
         weights_digest,
     )
-    from sheaf_dagster.batch import (
+    from sheaf_dagster.batch.cluster_config import ClusterConfig
+    from sheaf_dagster.batch.results import (
         BatchOutcome,
         BatchProgress,
         BatchResult,
-        BatchRunner,
-        BatchSpec,
-        ClusterConfig,
-        ModelSpec,
-        ResourceConfig,
         ValidationReport,
         Violation,
     )
+    from sheaf_dagster.batch.runner import BatchRunner
+    from sheaf_dagster.batch.spec import BatchSpec, ModelSpec, ResourceConfig
     from sheaf_dagster.contracts import (
         AnyRequest,
         AnyResponse,

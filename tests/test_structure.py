@@ -55,15 +55,21 @@ def test_imports_point_downwards(layer):
     "statement",
     [
         "import sheaf_dagster",
-        "from sheaf_dagster import BatchRunner, ModelSpec, TimeSeriesRequest".replace(
-            ", TimeSeriesRequest", ""
-        ),
+        "from sheaf_dagster import BatchRunner, ModelSpec",
         "import example_project.definitions",
         "import sheaf_dagster.cli",
     ],
 )
 def test_importing_loads_neither_ray_nor_torch(statement):
     code = f"{statement}\nimport sys\nprint([m for m in ('ray', 'torch', 'pandas', 'transformers') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_jobs_coordinator_is_up_without_pydantic_and_fsspec():
+    code = "import sheaf_dagster.batch.control, sys\nprint([m for m in ('pydantic', 'fsspec') if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

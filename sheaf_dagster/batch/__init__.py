@@ -1,25 +1,5 @@
-"""How a job runs: specs, the runner, and the engines on Ray Data."""
+"""How a job runs: specs, the runner, and the engines on Ray Data and plain Ray.
 
-from sheaf_dagster.batch.cluster_config import ClusterConfig
-from sheaf_dagster.batch.results import (
-    BatchOutcome,
-    BatchProgress,
-    BatchResult,
-    ValidationReport,
-    Violation,
-)
-from sheaf_dagster.batch.runner import BatchRunner
-from sheaf_dagster.batch.spec import BatchSpec, ModelSpec, ResourceConfig
-
-__all__ = [
-    "BatchOutcome",
-    "BatchProgress",
-    "BatchResult",
-    "BatchRunner",
-    "BatchSpec",
-    "ClusterConfig",
-    "ModelSpec",
-    "ResourceConfig",
-    "ValidationReport",
-    "Violation",
-]
+Nothing is imported here: a process that needs one module of it, such as a job's coordinator,
+shouldn't wait for all of them.
+"""

@@ -1,9 +1,9 @@
 """The job's one coordinator on the cluster: what is to do, who does it, what came of it.
 
-It is a Ray actor that uses no CPU. Workers that Ray Data has started pull chunks from it and
-hand their reports to it, so it knows what a worker held when it died: attempts are counted
-here (Ray Data itself retries, for ever, whatever kills its worker), and no report is lost or
-heard twice because a call was repeated.
+It is a Ray actor that uses no CPU. Workers, whoever started them, pull chunks from it and hand
+their reports to it, so it knows what a worker held when it died: attempts are counted here (Ray
+itself starts whatever died again, for ever), and no report is lost or heard twice because a call
+was repeated.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from dataclasses import replace
 from math import ceil
 from typing import Any, NamedTuple
 
-from sheaf_dagster.batch.hanging import Hangs
-from sheaf_dagster.batch.worker import ChunkFailure, ChunkReport, FileJob
+from sheaf_dagster.batch.messages import ChunkFailure, ChunkReport, FileJob, Hangs
 from sheaf_dagster.errors import BatchTimeoutError, WorkerCrashError
 from sheaf_dagster.storage import Chunk
 

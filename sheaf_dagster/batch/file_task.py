@@ -11,6 +11,7 @@ from statistics import median_low
 import sheaf_dagster
 from sheaf_dagster import errors
 from sheaf_dagster.batch.loading import ModelContext
+from sheaf_dagster.batch.messages import ChunkFailure, ChunkReport, FileJob
 from sheaf_dagster.batch.results import (
     MAX_VIOLATIONS_SHOWN,
     BatchResult,
@@ -18,7 +19,6 @@ from sheaf_dagster.batch.results import (
 )
 from sheaf_dagster.batch.rows import ChunkCheck, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
-from sheaf_dagster.batch.worker import ChunkFailure, ChunkReport, FileJob
 from sheaf_dagster.errors import InputValidationError, ModelChangedError, SheafError
 from sheaf_dagster.storage import (
     Chunk,

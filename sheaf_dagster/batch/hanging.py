@@ -15,9 +15,8 @@ import ctypes
 import faulthandler
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from sheaf_dagster.batch.rows import Row, lines_of
@@ -25,7 +24,6 @@ from sheaf_dagster.errors import BatchTimeoutError
 
 __all__ = [
     "MAX_IN_A_ROW",
-    "Hangs",
     "InterruptingLimit",
     "TimeLimit",
     "WorkerLimit",
@@ -41,22 +39,6 @@ _GRACE_SECONDS = 3.0
 """A process whose interpreter is stuck too, and can't report what hung, ends this much later."""
 
 _INTERRUPT_SECONDS = 0.3
-
-
-@dataclass(frozen=True)
-class Hangs:
-    """What earlier attempts at a chunk have learned, as positions of rows."""
-
-    together: frozenset[int] = frozenset()
-    """Rows of batches that ran out of time: they are tried one at a time."""
-    alone: frozenset[int] = frozenset()
-    """Rows that ran out of time by themselves: they are not tried again."""
-
-    def after(self, rows: Iterable[int]) -> Hangs:
-        """What is known once this batch has run out of time too."""
-        batch = frozenset(rows)
-        alone = self.alone | batch if len(batch) == 1 else self.alone
-        return Hangs(self.together | batch, alone)
 
 
 class TimeLimit(Protocol):

@@ -13,11 +13,12 @@ from sheaf_dagster.batch.loading import (
     forget_backend,
     load_backend,
 )
+from sheaf_dagster.batch.messages import FileJob
 from sheaf_dagster.batch.progress import ProgressMeter
 from sheaf_dagster.batch.results import BatchOutcome, BatchProgress, BatchResult
 from sheaf_dagster.batch.rows import ChunkCheck, Row, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
-from sheaf_dagster.batch.worker import FileJob, run_chunks
+from sheaf_dagster.batch.worker import run_chunks
 from sheaf_dagster.errors import BatchTimeoutError
 from sheaf_dagster.storage import Chunk, ScannedSource
 

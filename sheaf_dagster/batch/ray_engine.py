@@ -14,9 +14,9 @@ import ray
 from sheaf_dagster.batch.capacity import demand_of
 from sheaf_dagster.batch.cluster_config import ClusterConfig
 from sheaf_dagster.batch.loading import ModelContext
+from sheaf_dagster.batch.messages import ChunkReport, FileJob
 from sheaf_dagster.batch.pool_watch import PoolWatch
 from sheaf_dagster.batch.spec import BatchSpec
-from sheaf_dagster.batch.worker import ChunkReport, FileJob
 from sheaf_dagster.errors import ClusterError
 from sheaf_dagster.storage import Chunk
 

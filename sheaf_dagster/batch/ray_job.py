@@ -22,12 +22,12 @@ from sheaf_dagster.batch.cluster_config import ClusterConfig
 from sheaf_dagster.batch.engine_choice import engine_for
 from sheaf_dagster.batch.file_task import FileTask
 from sheaf_dagster.batch.loading import ModelContext
+from sheaf_dagster.batch.messages import ChunkReport
 from sheaf_dagster.batch.progress import ProgressMeter
 from sheaf_dagster.batch.reservation import reserved_pool
 from sheaf_dagster.batch.results import BatchOutcome, BatchProgress, BatchResult
 from sheaf_dagster.batch.rows import ChunkCheck, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
-from sheaf_dagster.batch.worker import ChunkReport
 from sheaf_dagster.storage import ScannedSource
 
 __all__ = ["run_on_ray"]

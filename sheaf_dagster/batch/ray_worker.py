@@ -23,14 +23,9 @@ from sheaf_dagster.batch.loading import (
     cached_backend,
     load_backend,
 )
+from sheaf_dagster.batch.messages import ChunkFailure, ChunkReport, FileJob, worker_name
 from sheaf_dagster.batch.rows import Row
-from sheaf_dagster.batch.worker import (
-    ChunkFailure,
-    ChunkReport,
-    FileJob,
-    run_chunks,
-    worker_name,
-)
+from sheaf_dagster.batch.worker import run_chunks
 from sheaf_dagster.storage import Chunk
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from pydantic_core import core_schema
 
+from sheaf_dagster.batch.messages import shortened
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
 from sheaf_dagster.contracts import Contract
 from sheaf_dagster.errors import SheafError
@@ -28,12 +29,10 @@ __all__ = [
     "error_line",
     "lines_of",
     "response_lines",
-    "said_by",
 ]
 
 _NAMESPACE = UUID("5f0c3f0e-6d5e-5b3a-9a43-7d2f8f1e3c11").bytes
 _EXCERPT = 80
-_MESSAGE = 2000
 _MAX_LISTED = 20_000
 """Violations of one row that are looked at: pydantic needs a kilobyte for each."""
 
@@ -148,11 +147,11 @@ class RowContract:
             # A row is one line: the parser's own count of lines would be taken for the file's.
             text = text.replace(" at line 1 column ", " at column ")
             text += _hint(line) if number == 1 else ""
-        return _cut(_printable(text), 500)
+        return shortened(_printable(text), 500)
 
     def _path(self, location: Sequence[int | str]) -> str:
         if not self.redact:
-            return _cut(_printable(".".join(map(str, location))), 200)
+            return shortened(_printable(".".join(map(str, location))), 200)
         # A name that the contract doesn't know comes from the row.
         known = _names_of(self.request)
         return ".".join(str(p) if isinstance(p, int) or p in known else "…" for p in location)
@@ -206,7 +205,7 @@ def _derived_id(position: int, line: bytes) -> UUID:
 
 
 def _short(text: str) -> str:
-    return _cut(_printable(" ".join(text[: 4 * _EXCERPT].split())), _EXCERPT)
+    return shortened(_printable(" ".join(text[: 4 * _EXCERPT].split())), _EXCERPT)
 
 
 def _printable(text: str) -> str:
@@ -334,30 +333,13 @@ def _count_non_finite(value: Any) -> int:
     return 0
 
 
-def said_by(error: BaseException, *, redact: bool = False) -> str:
-    """An error of a backend in words, shortened: its text may quote whole rows.
-
-    Args:
-        error: The error.
-        redact: Its type alone.
-    """
-    name = type(error).__name__
-    if redact:
-        return f"{name} (its text is left out: redact_rows)"
-    return f"{name}: {_cut(str(error))}"
-
-
-def _cut(text: str, limit: int = _MESSAGE) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def error_line(request: Any, error: BaseException, *, redact: bool = False) -> bytes:
     """The line that stands in for a failed row's response (``on_error="record"``).
 
     It has no newline yet. A request type may have a form of its own: a method
     ``error_record(error) -> dict``.
     """
-    name, text = type(error).__name__, _cut(str(error))
+    name, text = type(error).__name__, shortened(str(error))
     if redact and not isinstance(error, SheafError):  # our own errors quote no row
         text = "left out: redact_rows"
         error = type(name, (Exception,), {})(text)

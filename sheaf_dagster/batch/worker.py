@@ -7,30 +7,27 @@ are the same wherever it runs.
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
-import traceback
 import zlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from sheaf_dagster.batch.hanging import Hangs, TimeLimit
+from sheaf_dagster.batch.hanging import TimeLimit
 from sheaf_dagster.batch.loading import LoadedBackend, ModelContext
+from sheaf_dagster.batch.messages import ChunkFailure, ChunkReport, FileJob, worker_name
 from sheaf_dagster.batch.overlap import prefetch
 from sheaf_dagster.batch.predict import Answer, Predictor
-from sheaf_dagster.batch.rows import Row, response_lines, said_by
+from sheaf_dagster.batch.rows import Row, response_lines
 from sheaf_dagster.batch.sizing import BatchSizer, spans
-from sheaf_dagster.batch.spec import OnError
 from sheaf_dagster.batch.visibility import require_visible
-from sheaf_dagster.errors import BackendError, SheafError, SourceChangedError
-from sheaf_dagster.storage import Chunk, Location, Part, PartStore, read_ranges, split_rows
+from sheaf_dagster.errors import SourceChangedError
+from sheaf_dagster.storage import Chunk, read_ranges, split_rows
 
-__all__ = ["ChunkFailure", "ChunkReport", "FileJob", "run_chunks", "worker_name"]
+__all__ = ["LimitFor", "run_chunks"]
 
 log = logging.getLogger(__name__)
 
@@ -40,108 +37,12 @@ handing batches between threads costs more than it hides (benchmarks/overlap.py)
 
 _BATCHES_AHEAD = 2
 _BATCHES_BEHIND = 4
-_TRACEBACK_CHARS = 20_000
 _TICK_SECONDS = 0.02
 """While the reader waits for work, reports go out this soon."""
 
 
-@dataclass(frozen=True)
-class FileJob:
-    """One source→sink pair as a worker sees it."""
-
-    id: int
-    texts: tuple[Location, ...]
-    """Where the text of each source file can be read."""
-    names: tuple[str, ...]
-    """What to call them in messages."""
-    store: PartStore
-    batch_size: int | None
-    """Rows of a batch; None: each worker finds the best."""
-    on_error: OnError
-    bucket_by: str | None
-    batch_timeout: float | None = None
-    redact: bool = False
-    hangs: dict[int, Hangs] = field(default_factory=dict)
-    """By chunk: what ran out of time in workers that were ended for it."""
-
-
 LimitFor = Callable[[LoadedBackend, FileJob, Chunk], TimeLimit]
 """Makes what bounds the calls for a chunk of a file that has a ``batch_timeout``."""
-
-
-@dataclass(frozen=True)
-class ChunkFailure:
-    """An error that crosses processes as plain data, so that its type and text survive."""
-
-    error: str
-    """Name of the ``SheafError`` subclass."""
-    message: str
-    traceback: str = ""
-
-    @classmethod
-    def of(cls, error: BaseException, place: str, *, redact: bool = False) -> ChunkFailure:
-        """Describes any exception.
-
-        Args:
-            error: The exception.
-            place: Names the source.
-            redact: Leave out what errors that aren't ours say, for they may quote rows.
-        """
-        text = _frames(error) if redact else _cut_traceback(error)
-        if isinstance(error, SheafError):
-            return cls(type(error).__name__, str(error), text)
-        return cls(BackendError.__name__, f"{place}: {said_by(error, redact=redact)}", text)
-
-
-def _cut_traceback(error: BaseException) -> str:
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    half = _TRACEBACK_CHARS // 2
-    return text if len(text) <= 2 * half else f"{text[:half]}\n  […]\n{text[-half:]}"
-
-
-def _frames(error: BaseException) -> str:
-    """The way to an error and its causes, in code alone."""
-    pieces: list[str] = []
-    seen: BaseException | None = error
-    while seen is not None:
-        frames = "".join(traceback.format_tb(seen.__traceback__))
-        pieces.insert(0, f"{frames}{type(seen).__name__}\n")
-        seen = seen.__cause__ or seen.__context__
-    return "\n".join(pieces)
-
-
-@dataclass(frozen=True)
-class ChunkReport:
-    """All that the driver learns of a chunk."""
-
-    job: int
-    chunk: int
-    first_row: int
-    worker: str
-    part: Part | None = None
-    failure: ChunkFailure | None = None
-    predict_seconds: float = 0.0
-    halved: int = 0
-    batch_size: int = 0
-    """Rows of a batch when the chunk ended."""
-    started: float = 0.0
-    ended: float = 0.0
-    load_seconds: float = 0.0
-    model_digest: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ChunkReport:
-        """The report that ``to_dict`` described."""
-        part, failure = data.pop("part"), data.pop("failure")
-        return cls(
-            **data,
-            part=Part(**part) if part else None,
-            failure=ChunkFailure(**failure) if failure else None,
-        )
 
 
 @dataclass
@@ -168,11 +69,6 @@ class _ChunkState:
     @property
     def where(self) -> str:
         return self.job.names[self.chunk.file]
-
-
-def worker_name() -> str:
-    """Names this process among those of a cluster."""
-    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def run_chunks(

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import dagster as dg
 from pydantic import ValidationError
 
-from sheaf_dagster.batch import BatchRunner
 from sheaf_dagster.batch.logs import logs_told_to
 from sheaf_dagster.batch.progress import EVERY_SECONDS, progress_lines
+from sheaf_dagster.batch.runner import BatchRunner
 from sheaf_dagster.batch.spec import BatchSpec, Compute, ModelSpec, OnError, problems_of
 from sheaf_dagster.batch.work import run_files
 from sheaf_dagster.definitions.capacity import BUILT_METADATA, built_metadata

@@ -13,9 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO, Any, TypeVar, cast
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from sheaf_dagster.errors import (
     MissingDependencyError,
     SheafError,
@@ -77,8 +74,7 @@ class Location:
         check_no_credentials(uri)
         protocol = _protocol(uri)
         if protocol in ("file", "local"):
-            path = os.path.abspath(os.path.expanduser(LocalFileSystem._strip_protocol(uri)))
-            return cls(path, {})
+            return cls(os.path.abspath(os.path.expanduser(_without_protocol(uri))), {})
         location = cls(uri, with_defaults(protocol, options))
         location.fs  # noqa: B018  (an unknown protocol is refused here, not on a worker)
         return location
@@ -91,6 +87,8 @@ class Location:
     @property
     def fs(self) -> Any:
         """The fsspec file system (one instance a process and set of options)."""
+        import fsspec
+
         protocol = _protocol(self.uri)
         try:
             fs = fsspec.filesystem(protocol, **with_defaults(protocol, self.options))
@@ -395,7 +393,19 @@ def describe(error: BaseException) -> str:
 
 def _protocol(uri: str) -> str:
     # fsspec would take what stands before a "::" in a path for a protocol.
-    return str(fsspec.utils.get_protocol(uri)) if "://" in uri else "file"
+    if "://" not in uri:
+        return "file"
+    from fsspec.utils import get_protocol
+
+    return str(get_protocol(uri))
+
+
+def _without_protocol(uri: str) -> str:
+    if not uri.startswith(("file:", "local:")):
+        return uri  # a plain path needs no fsspec, which takes a while to import
+    from fsspec.implementations.local import LocalFileSystem
+
+    return str(LocalFileSystem._strip_protocol(uri))
 
 
 def _pread(f: io.FileIO, start: int, length: int) -> bytes:

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from fsspec.registry import known_implementations
-
 from sheaf_dagster.errors import SpecError
 
 __all__ = [
@@ -128,6 +126,8 @@ def package_for(protocol: str, error: ImportError) -> str:
     """What to install for a protocol whose implementation could not be imported."""
     if protocol in S3_PROTOCOLS:
         return "pip install 'sheaf_dagster[aws]'"
+    from fsspec.registry import known_implementations
+
     module = str(known_implementations.get(protocol, {}).get("class", "")).partition(".")[0]
     if module and module != "fsspec":
         return f"pip install {module}"

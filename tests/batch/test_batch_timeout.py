@@ -10,7 +10,7 @@ import pytest
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner
 from sheaf_dagster.batch.control import JobControl
-from sheaf_dagster.batch.worker import ChunkReport, FileJob
+from sheaf_dagster.batch.messages import ChunkReport, FileJob
 from sheaf_dagster.storage import Chunk, Location, Part, PartStore
 from tests.batch.test_runner import MODES, leftovers, mode, spec  # noqa: F401
 from tests.conftest import read_rows

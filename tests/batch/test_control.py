@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sheaf_dagster.batch.control import JobControl
-from sheaf_dagster.batch.worker import ChunkReport, FileJob
+from sheaf_dagster.batch.messages import ChunkReport, FileJob
 from sheaf_dagster.storage import Chunk, Location, Part, PartStore
 
 
