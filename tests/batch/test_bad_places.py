@@ -10,7 +10,7 @@ import pytest
 
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner, BatchSpec
-from tests.batch.test_runner import mode, spec  # noqa: F401
+from tests.batch.jobs import spec
 from tests.conftest import read_rows
 from tests.toys import doubler
 
@@ -117,7 +117,7 @@ CHANGES = [
 
 @pytest.mark.parametrize(("mode", "change"), CHANGES, indirect=["mode"])
 def test_a_source_that_changes_meanwhile_is_an_error_and_the_old_output_stays(
-    mode,  # noqa: F811
+    mode,
     write_rows,
     tmp_path,
     change,

@@ -12,7 +12,7 @@ from sheaf_dagster import BatchRunner
 from sheaf_dagster.batch.control import JobControl
 from sheaf_dagster.batch.messages import ChunkReport, FileJob
 from sheaf_dagster.storage import Chunk, Location, Part, PartStore
-from tests.batch.test_runner import MODES, leftovers, mode, spec  # noqa: F401
+from tests.batch.jobs import MODES, leftovers, spec
 from tests.conftest import read_rows
 from tests.crashes import FULL
 from tests.toys import doubler
@@ -27,7 +27,7 @@ local_or_tasks = pytest.mark.parametrize("mode", MODES[:2], indirect=True)
 
 
 @local_or_tasks
-def test_a_backend_that_hangs_is_stopped_and_its_rows_are_named(mode, write_rows, tmp_path):  # noqa: F811
+def test_a_backend_that_hangs_is_stopped_and_its_rows_are_named(mode, write_rows, tmp_path):
     model = doubler(hang_on=[21])
     limit = limit_in(mode)
     job = spec(write_rows(list(range(40))), tmp_path, batch_size=4, batch_timeout=limit, **mode)
@@ -41,7 +41,7 @@ def test_a_backend_that_hangs_is_stopped_and_its_rows_are_named(mode, write_rows
     assert "out.jsonl" not in leftovers(tmp_path)
 
 
-def test_rows_that_hang_are_recorded_and_the_rest_is_answered(mode, write_rows, tmp_path):  # noqa: F811
+def test_rows_that_hang_are_recorded_and_the_rest_is_answered(mode, write_rows, tmp_path):
     calls = tmp_path / "calls"
     values = list(range(40))
     model = doubler(hang_on=[9, 11], call_log=str(calls))
@@ -66,7 +66,7 @@ def test_rows_that_hang_are_recorded_and_the_rest_is_answered(mode, write_rows, 
 
 
 @pytest.mark.parametrize("mode", MODES[: 3 if FULL else 1], indirect=True)
-def test_a_backend_that_hangs_on_everything_ends_the_job(mode, write_rows, tmp_path):  # noqa: F811
+def test_a_backend_that_hangs_on_everything_ends_the_job(mode, write_rows, tmp_path):
     calls = tmp_path / "calls"
     model = doubler(hang_on=list(range(8)), call_log=str(calls))
     job = spec(
@@ -112,7 +112,7 @@ def test_python_code_that_hangs_leaves_no_thread_and_keeps_the_model(write_rows,
 
 
 @local_or_tasks
-def test_a_fast_backend_is_not_disturbed_by_a_limit(mode, write_rows, tmp_path):  # noqa: F811
+def test_a_fast_backend_is_not_disturbed_by_a_limit(mode, write_rows, tmp_path):
     values = list(range(100))
     job = spec(write_rows(values), tmp_path, batch_size=4, batch_timeout=30, **mode)
     result = BatchRunner(doubler(fail_on=7)).run(job.model_copy(update={"on_error": "record"}))

@@ -39,13 +39,6 @@ ENGINES = ("ray_data", "ray_core")
 
 
 @pytest.fixture(scope="module")
-def two_nodes():
-    cluster = TwoNodes()
-    yield cluster
-    cluster.stop()
-
-
-@pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("crashes") / "in.jsonl"
     rows = ({"model_type": "number", "model_name": "m", "value": i} for i in range(ROWS))

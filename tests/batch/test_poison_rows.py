@@ -18,7 +18,7 @@ from sheaf_dagster import BatchRunner
 from sheaf_dagster.batch.loading import LoadedBackend
 from sheaf_dagster.batch.predict import Predictor
 from sheaf_dagster.batch.rows import Row
-from tests.batch.test_runner import spec
+from tests.batch.jobs import spec
 from tests.conftest import ROOT, read_rows
 from tests.crashes import FULL
 from tests.toys import Doubler, NumberRequest, doubler

@@ -15,7 +15,6 @@ import pytest
 
 from sheaf_dagster import BatchRunner, BatchSpec, ClusterCapacityError
 from sheaf_dagster.batch import ray_job
-from tests.batch.test_crashes import two_nodes  # noqa: F401
 from tests.conftest import ROOT, read_rows
 from tests.crashes import Job, driving, workers_of
 from tests.definitions.project import Project
@@ -39,7 +38,7 @@ def gone(loads: Path, since: float) -> float:
     [("tasks", "ray_data", 0.05), ("actors", "ray_core", 60.0)],
 )
 def test_ctrl_c_stops_the_work_and_keeps_what_is_done(
-    two_nodes,  # noqa: F811
+    two_nodes,
     write_rows,
     tmp_path,
     compute,

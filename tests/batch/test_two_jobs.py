@@ -10,7 +10,6 @@ import pytest
 
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner, BatchSpec
-from tests.batch.test_crashes import two_nodes  # noqa: F401
 from tests.conftest import read_rows
 from tests.crashes import FULL, Job, driving
 from tests.toys import doubler
@@ -83,7 +82,7 @@ def test_on_one_object_of_a_store_too(s3, write_rows):
 
 @pytest.mark.ray
 @pytest.mark.skipif(not FULL, reason="make test-crashes runs it")
-def test_two_jobs_on_one_cluster_both_complete(two_nodes, write_rows, tmp_path):  # noqa: F811
+def test_two_jobs_on_one_cluster_both_complete(two_nodes, write_rows, tmp_path):
     source = write_rows(list(range(400)))
     jobs = [
         Job(
