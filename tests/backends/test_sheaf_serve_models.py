@@ -1,0 +1,145 @@
+"""sheaf-serve's own backends where weights can be made: they keep the rules, and run."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import defaultdict
+
+import pytest
+
+import sheaf_dagster as sd
+from sheaf_dagster.backends import resolve_backend
+from sheaf_dagster.testing import RULES, check_backend
+from tests.backends.sheaf_rows import (
+    floats,
+    png,
+    requests,
+)
+from tests.conftest import read_rows
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> dict[str, str]:
+    """Random weights of small architectures, saved as the hub has them."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    from tests.backends.weights import save_chronos_models, save_vision_models
+
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("tiny")
+    letters = root / "letters"
+    letters.mkdir()
+    (letters / "vocab.txt").write_text(
+        "\n".join(
+            ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"acgtno", *map("##{}".format, "acgtno")]
+        )
+    )
+    BertTokenizer(str(letters / "vocab.txt")).save_pretrained(letters)
+    config = BertConfig(
+        vocab_size=17, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(letters)
+    vision = save_vision_models(root / "vision")
+    chronos = save_chronos_models(root / "chronos")
+    return {**vision, **{k: str(v) for k, v in chronos.items()}, "letters": str(letters)}
+
+
+CASES = {
+    "pointnet": (
+        "point_cloud",
+        {},
+        [{}, {"task": "classify"}, {"points_b64": floats(9, 3), "n_points": 9}],
+    ),
+    "dinov2": (
+        "embedding",
+        {"model_name": "dinov2"},
+        [
+            {"texts": None, "images_b64": [png(), png((40, 50), 1)]},
+            {"texts": None, "images_b64": [png((64, 20), 2)], "normalize": False},
+        ],
+    ),
+    "nucleotide_transformer": (
+        "genomic",
+        {"model_name": "letters"},
+        [{}, {"sequences": ["AACC", "GGTTA"], "pooling": "cls"}],
+    ),
+    "molformer": ("small_molecule", {"model_name": "letters"}, [{}, {"smiles": ["CO", "N"]}]),
+    "chronos2": (
+        "time_series",
+        {"model_id": "bolt"},
+        [
+            {"history": [float(t % 7) for t in range(30)]},
+            {"history": [float(t % 5) for t in range(41)], "horizon": 5},
+            {"history": [1, 2, 3.5, 4] * 8, "output_mode": "quantiles", "quantile_levels": [0.1]},
+        ],
+    ),
+}
+
+
+# Workers run below. PointNet without a checkpoint draws its weights anew at each load.
+LEFT_OUT = defaultdict(lambda: ("travels",), pointnet=("travels", "seeded"))
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", CASES)
+def test_those_that_run_offline_keep_the_rules(name, tiny):
+    model_type, kwargs, rows = CASES[name]
+    kwargs = {k: tiny[v] for k, v in kwargs.items()}
+    backend = resolve_backend(f"sheaf:{name}")
+    check_backend(
+        backend,
+        requests(model_type, rows),
+        backend_kwargs=kwargs,
+        rules=[r for r in RULES if r not in LEFT_OUT[name]],
+    )
+    if kwargs:
+        (argument,) = kwargs
+        assert backend.identify(**kwargs).startswith(f"{argument}=sha256:")
+
+
+@pytest.mark.model
+def test_a_sampler_draws_the_same_paths_again(tiny):
+    backend = resolve_backend("sheaf:chronos2")(model_id=tiny["t5"])
+    backend.load()
+    rows = requests(
+        "time_series",
+        [{"history": [1.0, 2, 3] * 9, "output_mode": "samples", "num_samples": n} for n in (2, 3)],
+    )
+
+    first = backend.batch_predict(rows)
+    again = backend.batch_predict(rows)
+
+    assert [len(a.samples) for a in first] == [2, 3], "each row its own number"
+    assert [a.model_dump() for a in first] == [a.model_dump() for a in again]
+
+
+@pytest.mark.model
+@pytest.mark.ray
+def test_a_file_runs_on_workers_with_pictures_by_uri(tiny, tmp_path, ray_cluster):
+    (tmp_path / "a.png").write_bytes(base64.b64decode(png()))
+    inline = {"model_type": "embedding", "model_name": "m", "images_b64": [png()]}
+    by_uri = {"model_type": "embedding", "model_name": "m", "image_uris": [str(tmp_path / "a.png")]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(inline) + "\n" + json.dumps(by_uri) + "\n")
+    model = sd.ModelSpec(
+        name="dinov2",
+        model_type="embedding",
+        backend="sheaf:dinov2",
+        backend_kwargs={"model_name": tiny["dinov2"]},
+    )
+
+    result = sd.BatchRunner(model).run(
+        sd.BatchSpec(
+            source=str(tmp_path / "in.jsonl"),
+            sink=str(tmp_path / "out.jsonl"),
+            compute="actors",
+            num_actors=1,
+        )
+    )
+
+    one, two = read_rows(tmp_path / "out.jsonl")
+    assert result.rows == 2
+    assert result.model_digest.startswith("model_name=sha256:")
+    assert one["embeddings"] == two["embeddings"]
