@@ -82,3 +82,12 @@ def test_every_public_name_resolves():
     assert all(getattr(sd, name) is not None for name in sd.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         sd.nonsense  # noqa: B018
+
+
+def test_what_test_modules_share_is_in_none_of_them():
+    for path in (ROOT / "tests").rglob("*.py"):
+        for name in imported(path):
+            last = name.split(".")[-1]
+            assert not (name.startswith("tests.") and last.startswith("test_")), (
+                f"{path.name} imports {name}; move what both need into a module beside them"
+            )

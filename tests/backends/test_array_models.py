@@ -23,51 +23,6 @@ def row(i: int, **inputs) -> TensorsRequest:
     return TensorsRequest(request_id=UUID(int=i + 1), model_name="m", inputs=inputs)
 
 
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory) -> dict[str, str]:
-    """``net``: two inputs, a dictionary out; ``bag``: padded tokens; ``fixed``: batches of 4."""
-    import torch
-    from torch.export import Dim, export, save
-
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("programs")
-
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(3, 2)
-
-        def forward(self, x, scale):
-            y = self.layer(x) * scale[:, None]
-            return {"y": y, "top": y.argmax(dim=1)}
-
-    class Bag(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.table = torch.nn.Embedding(20, 4)
-
-        def forward(self, ids, mask):
-            tokens = self.table(ids) * mask[:, :, None]
-            return tokens.sum(dim=1) / mask.sum(dim=1, keepdim=True), tokens
-
-    batch, length = Dim("batch", min=1, max=8), Dim("length", min=1, max=64)
-    both = {0: batch, 1: length}
-    made = {
-        "net": export(
-            Net(), (torch.ones(2, 3), torch.ones(2)), dynamic_shapes=({0: batch}, {0: batch})
-        ),
-        "bag": export(
-            Bag(),
-            (torch.ones(2, 5, dtype=torch.int64), torch.ones(2, 5)),
-            dynamic_shapes=(both, both),
-        ),
-        "fixed": export(Net(), (torch.ones(4, 3), torch.ones(4))),
-    }
-    for name, program in made.items():
-        save(program, root / f"{name}.pt2")
-    return {name: str(root / f"{name}.pt2") for name in made}
-
-
 def net_rows(n: int) -> list[TensorsRequest]:
     random = np.random.default_rng(0)
     return [row(i, x=random.normal(size=3).tolist(), scale=i + 1) for i in range(n)]
@@ -154,49 +109,6 @@ def test_a_ragged_input_is_invalid_before_any_model_loads():
         row(0, x=[[1, 2], [3]])
     with pytest.raises(ValueError, match="'x' must be a number"):
         row(0, x={"a": 1})
-
-
-@pytest.fixture(scope="module")
-def onnx_files(tmp_path_factory) -> dict[str, str]:
-    """``iris``: a classifier by skl2onnx; ``bag``: padded tokens; ``words``: texts."""
-    import onnx
-    from onnx import TensorProto as T
-    from onnx import helper as h
-    from skl2onnx import to_onnx
-    from sklearn.datasets import load_iris
-    from sklearn.linear_model import LogisticRegression
-
-    root = tmp_path_factory.mktemp("onnx")
-    x, y = load_iris(return_X_y=True)
-    iris = to_onnx(LogisticRegression(max_iter=500).fit(x, y), x[:1].astype(np.float32))
-    made = {"iris": iris}
-
-    def model(nodes, inputs, outputs):
-        graph = h.make_graph(nodes, "g", inputs, outputs)
-        opset = [h.make_opsetid("", 20)]
-        return h.make_model(graph, opset_imports=opset, ir_version=9)
-
-    made["bag"] = model(
-        [
-            h.make_node("Mul", ["ids", "mask"], ["kept"]),
-            h.make_node("ReduceSum", ["kept", "axis"], ["total"], keepdims=0),
-            h.make_node("Constant", [], ["axis"], value_ints=[1]),
-        ],
-        [
-            h.make_tensor_value_info("ids", T.FLOAT, ["b", "n"]),
-            h.make_tensor_value_info("mask", T.FLOAT, ["b", "n"]),
-        ],
-        [h.make_tensor_value_info("total", T.FLOAT, ["b"])],
-    )
-    made["bag"].graph.node.sort(key=lambda n: n.op_type)
-    made["words"] = model(
-        [h.make_node("StringConcat", ["text", "text"], ["twice"])],
-        [h.make_tensor_value_info("text", T.STRING, [1])],
-        [h.make_tensor_value_info("twice", T.STRING, [1])],
-    )
-    for name, one in made.items():
-        onnx.save(one, root / f"{name}.onnx")
-    return {name: str(root / f"{name}.onnx") for name in made}
 
 
 def test_an_onnx_classifier_answers_like_the_estimator_it_was_made_of(onnx_files, tmp_path):

@@ -16,37 +16,6 @@ from tests.backends.rules import WITHOUT_A_WORKER
 pytestmark = pytest.mark.model
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory) -> dict[str, str]:
-    import torch
-    from tabicl._model.tabicl import TabICL
-
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("tabicl")
-    config = {
-        "num_quantiles": 9,
-        "embed_dim": 16,
-        "col_num_blocks": 1,
-        "col_nhead": 2,
-        "col_num_inds": 8,
-        "row_num_blocks": 1,
-        "row_nhead": 2,
-        "row_num_cls": 2,
-        "icl_num_blocks": 1,
-        "icl_nhead": 2,
-    }
-    paths = {}
-    for name, max_classes in (("classifier_path", 10), ("regressor_path", 0)):
-        model = TabICL(**config, max_classes=max_classes)
-        with torch.no_grad():  # its residual branches start at zero
-            for p in model.parameters():
-                p.add_(torch.randn_like(p) * 0.3)
-        paths[name] = str(root / f"{name}.ckpt")
-        made = {"config": {**config, "max_classes": max_classes}, "state_dict": model.state_dict()}
-        torch.save(made, paths[name])
-    return paths
-
-
 def row(i: int, n_context: int = 24, context: int = 0, **fields) -> TabularRequest:
     random = np.random.default_rng(context)
     x = random.normal(size=(n_context, 3))

@@ -6,9 +6,7 @@ import pytest
 
 from sheaf_dagster import ModelSpec
 from sheaf_dagster.batch.loading import ModelContext, load_backend
-from tests.backends.test_array_models import onnx_files, programs  # noqa: F401  (fixtures)
-from tests.backends.test_language_models import models  # noqa: F401
-from tests.backends.test_tabicl import checkpoints  # noqa: F401
+from tests.backends.weights import save_language_models
 
 pytestmark = pytest.mark.model
 
@@ -20,7 +18,7 @@ def warmed(backend: str, model_type: str, **kwargs) -> int:
     return len(load_backend(ModelContext.of(spec)).backend.warmup_requests())
 
 
-def test_array_models_warm_up_with_a_row_of_zeros(programs, onnx_files):  # noqa: F811
+def test_array_models_warm_up_with_a_row_of_zeros(programs, onnx_files):
     padded = {"ids": {"dtype": "int64", "pad": 0, "mask": "mask"}, "mask": {}}
 
     assert warmed("torch_export", "tensors", path=programs["net"]) == 1
@@ -29,6 +27,8 @@ def test_array_models_warm_up_with_a_row_of_zeros(programs, onnx_files):  # noqa
     assert all(warmed("onnx", "tensors", path=path) == 1 for path in onnx_files.values())
 
 
-def test_the_others_warm_up_with_rows_of_their_own(models, checkpoints):  # noqa: F811
+def test_the_others_warm_up_with_rows_of_their_own(checkpoints, tmp_path):
+    models = save_language_models(tmp_path)
+
     assert warmed("transformers_pipeline", "openai_batch", model_id=models["causal"]) == 2
     assert warmed("tabicl", "tabular", **checkpoints, load=["classification", "regression"]) == 2

@@ -11,7 +11,7 @@ import pytest
 
 from sheaf_dagster import SinkBusyError, SinkError
 from sheaf_dagster.storage import Location, Sink, lease
-from tests.storage.test_sink import filled
+from tests.storage.parts import filled
 
 pytestmark = pytest.mark.s3
 

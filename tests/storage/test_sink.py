@@ -9,17 +9,7 @@ import pytest
 
 from sheaf_dagster import SinkBusyError, SinkError
 from sheaf_dagster.storage import Location, Sink
-
-
-def filled(sink: Sink, pieces: list[bytes], fingerprint: str = "f" * 64):
-    sink.prepare()
-    sink.open_run(fingerprint, resume=True)
-    store = sink.parts(fingerprint)
-    parts = [
-        store.write(i, p, rows=p.count(b"\n"), error_rows=0, non_finite=0)
-        for i, p in enumerate(pieces)
-    ]
-    return store, parts
+from tests.storage.parts import filled
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out.jsonl.zst"])
