@@ -40,10 +40,6 @@ class Trivial(ModelBackend):
             with open(self._load_log, "a") as f:
                 f.write(f"{os.getpid()}\n")
 
-    def predict(self, request: TimeSeriesRequest) -> TimeSeriesResponse:
-        """One row."""
-        return self.batch_predict([request])[0]
-
     def batch_predict(self, requests: Sequence[TimeSeriesRequest]) -> list[TimeSeriesResponse]:
         """A batch."""
         if self._sleep:

@@ -111,10 +111,6 @@ class EncoderBackend(ModelBackend):
         """One short batch: the device's kernels are loaded before the clock runs."""
         return [TokensRequest(model_name="encoder", ids=[1] * TOKENS)] * 4
 
-    def predict(self, request: Any) -> Any:
-        """One row."""
-        return self.batch_predict([request])[0]
-
     def batch_predict(self, requests: Sequence[Any]) -> list[Any]:
         """A batch."""
         found = run_batch(self._module, self._arguments[1], [r.ids for r in requests])

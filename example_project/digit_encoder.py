@@ -44,10 +44,6 @@ class DigitEncoder(sd.ModelBackend):
         with np.load(self._weights) as file:
             self._layers = [(file[f"w{i}"], file[f"b{i}"]) for i in range(len(file.files) // 2)]
 
-    def predict(self, request: EmbeddingRequest) -> EmbeddingResponse:
-        """Embeds the pictures of one row."""
-        return self.batch_predict([request])[0]
-
     def batch_predict(self, requests: Sequence[EmbeddingRequest]) -> list[Any]:
         """Embeds the pictures of all rows in one pass."""
         pictures = [[_pixels(data) for data in _files(request)] for request in requests]

@@ -34,6 +34,7 @@ from pydantic import BaseModel
 from typing_extensions import Self
 
 from sheaf_dagster.backends import ModelBackend
+from sheaf_dagster.backends.registry import check_class
 from sheaf_dagster.contracts import row_identity
 
 __all__ = ["RULES", "ConformanceSuite", "check_backend"]
@@ -62,6 +63,7 @@ def check_backend(
 
     Raises:
         AssertionError: Rules are broken; the message names each and says how.
+        SpecError: The class serves no model type, or answers nothing.
     """
     with ConformanceSuite(
         backend, requests, backend_kwargs=backend_kwargs, tolerance=tolerance
@@ -95,8 +97,9 @@ class ConformanceSuite:
     ) -> None:
         if len(requests) < 2:
             raise ValueError("give at least two requests")
-        self.cls = backend if isinstance(backend, type) else type(backend)
-        self.name = self.cls.__qualname__
+        cls = backend if isinstance(backend, type) else type(backend)
+        self.name = cls.__qualname__
+        self.cls = check_class(cls, self.name)
         self.kwargs = dict(backend_kwargs or {})
         self.requests = list(requests)
         self.tolerance = tolerance

@@ -67,9 +67,6 @@ class Doubler(ModelBackend):
             raise OSError("weights are gone")
         _append(self.load_log, str(os.getpid()))
 
-    def predict(self, request):
-        return self.batch_predict([request])[0]
-
     def batch_predict(self, requests):
         _append(self.call_log, str(len(requests)))
         if self.memory_rows is not None and len(requests) > self.memory_rows:

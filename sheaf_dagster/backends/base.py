@@ -71,12 +71,19 @@ class ModelBackend(ABC):
             MissingDependencyError: The library that it needs is not installed.
         """
 
-    @abstractmethod
     def predict(self, request: Any) -> BaseModel:
-        """Answers one request."""
+        """Answers one request; by default as a batch of one.
+
+        A backend overrides this or ``batch_predict``. A class that has neither is refused where
+        it is named or registered.
+        """
+        return self.batch_predict([request])[0]
 
     def batch_predict(self, requests: Sequence[Any]) -> list[BaseModel]:
-        """Answers a batch; override it where the model gains from batching."""
+        """Answers a batch, which is what the engine asks for; by default row by row.
+
+        Override it where the model gains from batching.
+        """
         return [self.predict(request) for request in requests]
 
     def warmup_requests(self) -> Sequence[Any]:

@@ -90,9 +90,6 @@ class ChronosBackend(ModelBackend):
         )
         self._family = type(self._pipeline).__name__
 
-    def predict(self, request: TimeSeriesRequest) -> TimeSeriesResponse:
-        return self.batch_predict([request])[0]
-
     def batch_predict(self, requests: Sequence[TimeSeriesRequest]) -> list[TimeSeriesResponse]:  # type: ignore[override]
         for request in requests:
             _check(request)

@@ -101,9 +101,6 @@ class ImageEmbedderBackend(ModelBackend):
         blank = self._pixels(Image.new("RGB", (64, 64)))
         self._dim = int(self._embed_pixels([blank]).shape[1])
 
-    def predict(self, request: EmbeddingRequest) -> EmbeddingResponse:
-        return self.batch_predict([request])[0]
-
     def batch_predict(self, requests: Sequence[EmbeddingRequest]) -> list[EmbeddingResponse]:  # type: ignore[override]
         import numpy as np
 

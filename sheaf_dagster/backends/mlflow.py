@@ -84,9 +84,6 @@ class MlflowBackend(ModelBackend):
             self._optional = set(schema.optional_input_names())
             self._types = {c.name: str(getattr(c.type, "name", "")) for c in schema.inputs}
 
-    def predict(self, request: FeaturesRequest) -> FeaturesResponse:
-        return self.batch_predict([request])[0]
-
     def batch_predict(self, requests: Sequence[FeaturesRequest]) -> list[FeaturesResponse]:  # type: ignore[override]
         answers: dict[int, FeaturesResponse] = {}
         for (_, columns), members in grouped(requests, self._shape).items():

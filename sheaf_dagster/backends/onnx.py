@@ -98,9 +98,6 @@ class OnnxBackend(ModelBackend):
         shapes = {i.name: i.shape[1:] for i in self._session.get_inputs()}
         return self._stacker.examples(shapes)  # type: ignore[no-any-return]
 
-    def predict(self, request: TensorsRequest) -> TensorsResponse:
-        return self.batch_predict([request])[0]
-
     def batch_predict(self, requests: Sequence[TensorsRequest]) -> list[TensorsResponse]:  # type: ignore[override]
         return self._stacker.answer(requests)  # type: ignore[no-any-return]
 

@@ -44,7 +44,7 @@ def register_backend(name: str) -> Callable[[type[BackendT]], type[BackendT]]:
     """
 
     def decorate(cls: type[BackendT]) -> type[BackendT]:
-        _check_class(cls, name)
+        check_class(cls, name)
         other = _REGISTRY.get(name)
         if other is not None and (other.__module__, other.__qualname__) != (
             cls.__module__,
@@ -89,7 +89,7 @@ def resolve_backend(name: str) -> type[ModelBackend]:
         return _load_path(_BUILTIN[name], name)
     for entry_point in _entry_points():
         if entry_point.name == name:
-            return _check_class(_loaded(entry_point), name)
+            return check_class(_loaded(entry_point), name)
     if name.startswith("sheaf:"):
         from sheaf_dagster.backends.sheaf_serve import adapter_of
 
@@ -129,15 +129,25 @@ def _load_path(path: str, name: str) -> type[ModelBackend]:
             f'backend {name!r} can\'t be imported: {type(e).__name__}: {e}; expected "pkg.module:Class" '
             "that is importable where the job is defined and on every worker"
         ) from e
-    return _check_class(found, name)
+    return check_class(found, name)
 
 
-def _check_class(found: object, name: str) -> type[ModelBackend]:
+def check_class(found: object, name: str) -> type[ModelBackend]:
+    """What was found under a name, if it is a class that can be a backend.
+
+    Raises:
+        SpecError: It is none, and why.
+    """
     if not (isinstance(found, type) and issubclass(found, ModelBackend)):
         raise SpecError(f"backend {name!r} is {found!r}, which is no subclass of ModelBackend")
     if not getattr(found, "model_type", None):
         raise SpecError(
             f"backend {name!r}: class {found.__qualname__} must set the class attribute model_type"
+        )
+    if (found.predict, found.batch_predict) == (ModelBackend.predict, ModelBackend.batch_predict):
+        raise SpecError(
+            f"backend {name!r}: class {found.__qualname__} answers nothing; override predict(), or "
+            "batch_predict() where the model gains from batches"
         )
     return found
 

@@ -185,9 +185,6 @@ class SheafServeBackend(ModelBackend):
             )
             self._feast.load()
 
-    def predict(self, request: Any) -> BaseModel:
-        return self.batch_predict([request])[0]
-
     def batch_predict(self, requests: Sequence[Any]) -> list[BaseModel]:
         theirs = [self._handed_over(request) for request in requests]
         groups: dict[Hashable, list[int]] = defaultdict(list)

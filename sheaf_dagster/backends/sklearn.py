@@ -92,9 +92,6 @@ class SklearnBackend(ModelBackend):
         (joblib,) = require(_NAME, "sklearn", "joblib")
         return joblib.load(path)
 
-    def predict(self, request: FeaturesRequest) -> FeaturesResponse:
-        return self.batch_predict([request])[0]
-
     def batch_predict(self, requests: Sequence[FeaturesRequest]) -> list[FeaturesResponse]:  # type: ignore[override]
         answers: dict[int, FeaturesResponse] = {}
         for members in grouped(requests, _kind).values():

@@ -95,9 +95,6 @@ class TabICLBackend(ModelBackend):
             for task in self._at_once
         ]
 
-    def predict(self, request: TabularRequest) -> TabularResponse:
-        return self.batch_predict([request])[0]
-
     def batch_predict(self, requests: Sequence[TabularRequest]) -> list[TabularResponse]:  # type: ignore[override]
         for request in requests:
             _check(request)

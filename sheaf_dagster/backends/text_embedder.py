@@ -72,9 +72,6 @@ class SentenceTransformersBackend(ModelBackend):
     def warmup_requests(self) -> Sequence[Any]:
         return [EmbeddingRequest(model_name="warm-up", texts=["a", "a longer text"])]
 
-    def predict(self, request: Any) -> BaseModel:
-        return self.batch_predict([request])[0]
-
     def batch_predict(self, requests: Sequence[Any]) -> list[BaseModel]:
         import numpy as np
 

@@ -105,9 +105,6 @@ class TorchExportBackend(ModelBackend):
     def warmup_requests(self) -> Sequence[Any]:
         return self._stacker.examples(self._shapes)  # type: ignore[no-any-return]
 
-    def predict(self, request: TensorsRequest) -> TensorsResponse:
-        return self.batch_predict([request])[0]
-
     def batch_predict(self, requests: Sequence[TensorsRequest]) -> list[TensorsResponse]:  # type: ignore[override]
         return self._stacker.answer(requests)  # type: ignore[no-any-return]
 

@@ -128,9 +128,6 @@ class TransformersPipelineBackend(ModelBackend):
         settings = {"model_name": "warm-up", "max_new_tokens": 2}
         return [TextRequest(text="a", **settings), TextRequest(text="a b", **settings)]
 
-    def predict(self, request: Any) -> BaseModel:
-        return self.batch_predict([request])[0]
-
     def batch_predict(self, requests: Sequence[Any]) -> list[BaseModel]:
         if self._generator is None:
             return self._classified(requests)

@@ -86,9 +86,6 @@ class VllmBackend(ModelBackend):
     def close(self) -> None:
         self._llm = None
 
-    def predict(self, request: Any) -> BaseModel:
-        return self.batch_predict([request])[0]
-
     def batch_predict(self, requests: Sequence[Any]) -> list[BaseModel]:
         prompts = [prompts_of(r, self._defaults, self._seed) for r in requests]
         flat = [p for of_row in prompts for p in of_row]
