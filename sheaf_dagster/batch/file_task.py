@@ -19,7 +19,12 @@ from sheaf_dagster.batch.results import (
 )
 from sheaf_dagster.batch.rows import ChunkCheck, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
-from sheaf_dagster.errors import InputValidationError, ModelChangedError, SheafError
+from sheaf_dagster.errors import (
+    InputValidationError,
+    ModelChangedError,
+    SheafError,
+    SourceChangedError,
+)
 from sheaf_dagster.storage import (
     Chunk,
     Location,
@@ -64,6 +69,10 @@ def validate_source(
     for chunk, check in zip(source.chunks, checks, strict=True):
         if check.rows != chunk.rows:
             source.check_unchanged()
+            raise SourceChangedError(
+                f"{source.files[chunk.file].stored.uri} changed while it was validated (from line "
+                f"{chunk.first_line}); run again once its writer has finished"
+            )
         for violation in check.violations[: MAX_VIOLATIONS_SHOWN - len(report.violations)]:
             if several:
                 violation.file = source.files[chunk.file].stored.uri

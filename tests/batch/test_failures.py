@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from threading import Event
 
@@ -9,6 +10,9 @@ import pytest
 
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner, ClusterConfig
+from sheaf_dagster.batch.file_task import check_chunks, validate_source
+from sheaf_dagster.batch.loading import ModelContext
+from sheaf_dagster.storage import Location, scan_source
 from tests.batch.jobs import leftovers, spec
 from tests.conftest import read_rows
 from tests.toys import doubler
@@ -50,6 +54,26 @@ def test_wrong_responses_are_refused(mode, write_rows, tmp_path, kwargs, message
     with pytest.raises(sd.ResponseMismatchError, match=message):
         BatchRunner(doubler(**kwargs)).run(spec(source, tmp_path, batch_size=4, **mode))
     assert "out.jsonl" not in leftovers(tmp_path)
+
+
+def test_a_source_rewritten_between_scan_and_validation_is_an_error_even_if_it_looks_the_same(
+    tmp_path,
+):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"model_type": "number", "model_name": "m", "value": 1000}\n' * 20)
+    before = path.stat()
+    source = scan_source([Location.of(str(path))], 5)
+    text = path.read_text()
+    with path.open("r+") as f:  # one row less, but size, time and inode as they were
+        f.write(text[: -len(text) // 20].ljust(len(text) - 1) + "\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    contract = ModelContext.of(doubler()).rows
+
+    checks = check_chunks(contract, [f.text for f in source.files], source.chunks)
+
+    source.check_unchanged()
+    with pytest.raises(sd.SourceChangedError, match=r"in.jsonl changed .* \(from line 16\)"):
+        validate_source(contract, source, checks)
 
 
 def test_a_failing_row_is_named_with_the_backends_own_error(mode, write_rows, tmp_path):
