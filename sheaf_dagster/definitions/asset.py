@@ -246,7 +246,7 @@ def _define(
     model, ray_cluster, storage = resource_keys
 
     @dg.multi_asset(
-        name="__".join(asset_key.path),
+        name=asset_key.to_python_identifier(),
         specs=[spec],
         check_specs=check_specs(asset_key),
         backfill_policy=(backfill_policy or dg.BackfillPolicy.single_run())

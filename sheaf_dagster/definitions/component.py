@@ -273,7 +273,7 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
                 f"asset {spec.key.to_user_string()}: op takes pool, tags and backfill_policy; the "
                 "step has the asset's name and description"
             )
-        prefix = "__".join(spec.key.path)
+        prefix = spec.key.to_python_identifier()
         resources: dict[str, Any] = {}
 
         def key_of(what: str, value: Any) -> str:

@@ -64,7 +64,7 @@ def build_model_asset(
 
         @dg.multi_observable_source_asset(
             specs=[spec],
-            name=f"observe__{'__'.join(spec.key.path)}",
+            name=f"observe__{spec.key.to_python_identifier()}",
             required_resource_keys={model},
         )
         def observe_model(context: dg.AssetExecutionContext) -> Iterator[dg.ObserveResult]:

@@ -96,7 +96,7 @@ def build_jsonl_arrival_sensor(
     own, template = _templates(asset, source)
     partitions_def = asset.partitions_def
     _check_partitions(asset, partitions_def, files_per_run)
-    sensor_name = name or f"{'__'.join(asset.key.path)}_arrivals"
+    sensor_name = name or f"{asset.key.to_python_identifier()}_arrivals"
     config = dict(run_config or {})
     if own is not None and own != template:
         config = _reading_from(config, asset, template)
