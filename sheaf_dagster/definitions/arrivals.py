@@ -27,6 +27,7 @@ _UNFINISHED = (
 _EXAMPLES = 5
 
 _DIGITS = {"%Y": 4, "%m": 2, "%d": 2, "%H": 2, "%M": 2, "%S": 2, "%j": 3}
+_OFFSET = "(?:[+-][0-9]{4})?"
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,9 @@ def _values(name: str, partitions_def: dg.PartitionsDefinition | None) -> str:
         if directive and directive not in _DIGITS:
             return "[^/]+"
         pattern += rf"[0-9]{{{_DIGITS[directive]}}}" if directive else re.escape(text)
-    return pattern
+    # Of the hour that comes twice when clocks are set back Dagster tells one by its offset.
+    twice = "%H" in partitions_def.fmt and partitions_def.timezone != "UTC"
+    return pattern + (_OFFSET if twice else "")
 
 
 def _key_of(
