@@ -6,7 +6,9 @@ or of several, one after the other. Libraries are imported when a view is made.
 
 from __future__ import annotations
 
+import codecs
 import collections.abc
+import glob
 import io
 import itertools
 from abc import ABC, abstractmethod
@@ -26,6 +28,8 @@ from sheaf_dagster.storage import Location, read_blocks, read_lines
 __all__ = ["RowStream", "view_for"]
 
 RowT = TypeVar("RowT")
+
+_HEAD_BYTES = 4096
 
 
 class RowStream(Generic[RowT]):
@@ -169,14 +173,23 @@ def _scans(files: Sequence[Location]) -> list[Any]:
 
     scans = []
     for file in files:
-        if file.require_state().size and file.is_local:
-            source: Any = file.uri
-        else:
-            source = io.BytesIO(_text(file))
-            if not source.getbuffer():
+        source: Any = file.uri
+        if not _polars_reads(file):
+            text = _text(file)
+            if not text.strip():
                 continue
+            source = io.BytesIO(text)
         scans.append(pl.scan_ndjson(source, infer_schema_length=None))
     return scans or [pl.LazyFrame()]
+
+
+def _polars_reads(file: Location) -> bool:
+    """Whether polars itself can read a file: it takes ``*``, ``?`` and ``[`` for a pattern."""
+    size = file.require_state().size
+    if not file.is_local or glob.has_magic(file.uri):
+        return False
+    head = file.read_range(0, min(size, _HEAD_BYTES))
+    return bool(head.strip()) and not head.startswith(codecs.BOM_UTF8)
 
 
 class _Arrow(_View):
