@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import ROOT
+from tests.ports import free_ports
 
 _CONFIG = """
 telemetry:
@@ -40,9 +40,7 @@ class DagsterDev:
         self.home = root / "home"
         self.home.mkdir()
         (self.home / "dagster.yaml").write_text(_CONFIG)
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
+        (self.port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
         self.env = {**os.environ, "DAGSTER_HOME": str(self.home), **(env or {})}
         self._what = what

@@ -8,39 +8,23 @@ import secrets
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.ports import free_ports
 
 in_full = pytest.mark.skipif(
     not os.environ.get("SHEAF_CLUSTER_TESTS"), reason="make test-cluster runs it"
 )
 """Marks what a real cluster takes long for and a shorter test in the suite has a share of."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports below Ray's worker range (10002 to 19999) and the kernel's own."""
-    found: list[int] = []
-    with ExitStack() as stack:
-        while len(found) < count:
-            port = 20_000 + secrets.randbelow(12_000)
-            s = stack.enter_context(socket.socket())
-            try:
-                s.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            found.append(port)
-    return found
 
 
 _RAY = str(Path(sys.executable).with_name("ray"))

@@ -110,7 +110,7 @@ AT_ONCE = 1e-9
 EVENTS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=80)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.integers(1, 4), st.integers(1, 12), EVENTS, st.booleans(), st.sampled_from([None, AT_ONCE])
 )

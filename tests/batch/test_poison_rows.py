@@ -51,7 +51,7 @@ def rows_of(count: int) -> list[Row]:
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 130).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))))
 def test_only_failing_rows_fail_and_each_costs_at_most_twice_the_logarithm(case):
     count, bad = case

@@ -96,7 +96,7 @@ def strictly(line: bytes) -> Any:
     return json.loads(line, parse_constant=refuse)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(responses(), max_size=6))
 def test_lines_of_a_batch_are_those_of_its_responses_and_every_lost_number_is_counted(batch):
     expected = [finite({**r.model_dump(), "request_id": str(r.request_id)}) for r in batch]

@@ -85,7 +85,7 @@ def parsed(adapter: TypeAdapter, row: dict) -> dict | None:
     return dumped
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.one_of(time_series, tabular, embedding))
 def test_both_accept_the_same_rows_with_the_same_values(row):
     ours, theirs = parsed(OURS, row), parsed(THEIRS, row)

@@ -27,14 +27,14 @@ def test_the_target_stands_the_corpus_whole_and_cut():
             read_any(bytes([kind, 3, 7]) + data[:cut])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 3), st.integers(0, 255), st.integers(0, 255), st.lists(PIECES, max_size=40))
 @example(0, 0, 0, [b"\xef\xbb\xbf"])
 def test_the_target_stands_pieces_of_json_in_any_order(how, batch_size, cut, pieces):
     read_any(bytes([how, batch_size, cut]) + b"".join(pieces))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.binary(max_size=300))
 def test_the_target_stands_any_bytes(data):
     read_any(data)

@@ -41,7 +41,7 @@ def rows_of(text: bytes) -> list[tuple[int, bytes]]:
     return [(n, line) for n, line in lines if line.strip(b" \t\r")]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(LINES, st.booleans(), st.booleans(), st.integers(1, 7), st.integers(1, 40))
 def test_chunks_hold_every_row_once_and_whole_batches(lines, end, bom, batch_size, cut):
     text = (b"\xef\xbb\xbf" if bom else b"") + b"\n".join(lines) + (b"\n" if end else b"")

@@ -21,7 +21,7 @@ SIZES = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(SIZES, min_size=1, max_size=30))
 def test_pieces_cover_every_byte_once_in_order_within_the_rules_of_s3(sizes):
     pieces = plan_pieces(sizes)
@@ -39,7 +39,7 @@ def test_pieces_cover_every_byte_once_in_order_within_the_rules_of_s3(sizes):
     assert len(pieces) <= 10_000
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(1, 4 * MIN_PIECE), min_size=1, max_size=30))
 def test_of_each_part_at_most_ten_mebibytes_pass_through_the_driver(sizes):
     fetched = [0] * len(sizes)
