@@ -16,6 +16,7 @@ from tests.object_store import KEY, SECRET, ObjectStore
 from tests.toys import doubler
 
 DAYS = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-31")
+MANY = dg.DynamicPartitionsDefinition(name="files")
 ROW = b'{"model_type": "number", "model_name": "m", "value": 1}\n'
 
 
