@@ -63,7 +63,7 @@ def _reserved_by_ray(arguments: dict[str, Any]) -> dict[str, Any]:
 
     Ray Data takes a cluster for one without resources until its coordinator has come up and
     been asked twice: for three seconds it would submit one task and no more
-    (benchmarks/throughput.py).
+    (``make bench``).
     """
     if "ray_remote_args_fn" not in inspect.signature(ray.data.Dataset.map_batches).parameters:
         return arguments  # announced to end with Ray 2.64

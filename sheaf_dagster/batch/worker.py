@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 _OVERLAP_FROM_SECONDS = 0.002
 """Batches that take longer than this get reading and writing threads of their own; below it,
-handing batches between threads costs more than it hides (benchmarks/overlap.py)."""
+handing batches between threads costs more than it hides (``make bench``)."""
 
 _BATCHES_AHEAD = 2
 _BATCHES_BEHIND = 4

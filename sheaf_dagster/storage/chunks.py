@@ -22,7 +22,7 @@ __all__ = ["Chunk", "FileScan", "LineScanner", "scan_stream", "split_rows"]
 
 MAX_CHUNKS = 256
 """Chunks that a file of ordinary size has at most: fine enough to balance and resume, coarse
-enough that the fixed cost of one (half a millisecond) doesn't count (benchmarks/throughput.py)."""
+enough that the fixed cost of one (half a millisecond) doesn't count (``make bench``)."""
 
 MAX_CHUNK_BYTES = 16 * 2**20
 """Bytes that an average chunk has at most, before the number of chunks may grow."""
