@@ -290,7 +290,7 @@ class Location:
         """Makes the folder that holds it, where the store has folders."""
         try:
             if self.is_local:
-                os.makedirs(os.path.dirname(self.uri), exist_ok=True)
+                _make_folder(os.path.dirname(self.uri))
             elif self.has_folders:
                 self.fs.makedirs(self.parent.path, exist_ok=True)
         except OSError as e:
@@ -327,12 +327,10 @@ class Location:
         """Removes this folder and all below it; no error where there is nothing.
 
         Args:
-            keep: What stays, in a remote folder: starts of names below it.
+            keep: What stays: starts of names below it; those of folders end in a slash.
         """
         if self.is_local:
-            import shutil
-
-            shutil.rmtree(self.uri, ignore_errors=True)
+            _remove_local(self.uri, keep)
             return
         fs, path = self.fs, self.path
 
@@ -354,6 +352,35 @@ class Location:
         if not keep and self.has_folders:
             with suppress(FileNotFoundError):
                 fs.rm(glob.escape(path), recursive=True)
+
+
+def _make_folder(path: str) -> None:
+    while True:
+        try:
+            os.makedirs(path, exist_ok=True)
+            return
+        except FileExistsError as e:
+            if os.path.lexists(e.filename):
+                raise  # a file has its name; else it was a folder that is gone again
+            continue
+
+
+def _remove_local(path: str, keep: tuple[str, ...]) -> None:
+    import shutil
+
+    if not keep:
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(FileNotFoundError), os.scandir(path) as entries:
+        for entry in entries:
+            folder = entry.is_dir(follow_symlinks=False)
+            if (entry.name + "/" if folder else entry.name).startswith(keep):
+                continue
+            if folder:
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    os.unlink(entry.path)
 
 
 def state_of(info: dict[str, Any]) -> FileState:

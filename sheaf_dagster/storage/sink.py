@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO
@@ -50,10 +49,10 @@ class Sink:
         if self.location.is_local and os.path.isdir(self.location.uri):
             raise SinkError(f"{self.location.uri} is a directory; name a file")
         marker = self.aside.child("lock")
-        marker.make_parents()
         if self.location.is_local:
             self._take_lock(marker)
         else:
+            marker.make_parents()
             lease = Lease(marker, self.location.uri)
             with sink_errors(self.location):
                 lease.take()
@@ -64,8 +63,12 @@ class Sink:
         import fcntl
 
         while True:
+            marker.make_parents()
             with sink_errors(self.location):
-                fd = os.open(marker.uri, os.O_RDWR | os.O_CREAT, 0o644)
+                try:
+                    fd = os.open(marker.uri, os.O_RDWR | os.O_CREAT, 0o644)
+                except FileNotFoundError:  # the last holder has just removed the folder
+                    continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -83,7 +86,6 @@ class Sink:
                 self._lock = fd
                 return
             os.close(fd)
-            marker.make_parents()
 
     def release(self) -> None:
         """Gives the sink free; parts stay for a rerun. Does nothing where another job holds it."""
@@ -123,25 +125,23 @@ class Sink:
 
         Parts of other jobs on this sink are removed.
         """
-        keep = f"run-{fingerprint[:24]}"
-        if self.aside.is_local:
-            with suppress(FileNotFoundError):
-                for entry in os.scandir(self.aside.uri):
-                    if entry.name.startswith("run-") and (entry.name != keep or not resume):
-                        shutil.rmtree(entry.path, ignore_errors=True)
-        else:
-            with sink_errors(self.location):
-                self.aside.remove_tree(keep=("lock", "source/", *([f"{keep}/"] if resume else [])))
         store = self.parts(fingerprint)
+        kept = ("lock", "source/", *([f"{store.folder.name}/"] if resume else []))
+        with sink_errors(self.location):
+            self.aside.remove_tree(keep=kept)
         store.folder.child("x").make_parents()
         with sink_errors(self.location):
             return store.existing() if resume else {}
 
     def discard(self) -> None:
         """Removes all that was kept aside, if this job holds the sink."""
-        if self.held:
+        if not self.held:
+            return
+        # The lock is the last to go: whoever takes the sink next may have the same parts to write.
+        self.aside.remove_tree(keep=("lock",))
+        abort_uploads(self.aside)  # of large parts whose worker was killed
+        if self.aside.has_folders:
             self.aside.remove_tree()
-            abort_uploads(self.aside)  # of large parts whose worker was killed
 
     def commit(self, store: PartStore, parts: Sequence[Part]) -> int:
         """Joins the parts in order and makes the sink appear; returns its size in bytes.
@@ -153,8 +153,7 @@ class Sink:
             if self.location.is_local:
                 self._commit_local(store, parts)
             else:
-                if self._lease is not None:
-                    self._lease.check()
+                self._require_lease()
                 pieces = [(store.location(p), p.size) for p in parts]
                 join(self.location, pieces, self._empty(), store.folder)
         size = sum(p.size for p in parts) or len(self._empty())
@@ -171,6 +170,14 @@ class Sink:
             )
         self._unlock()
         return size
+
+    def _require_lease(self) -> None:
+        try:
+            if self._lease is not None:
+                self._lease.check()
+        except SinkBusyError:
+            self._unlock()  # what lies aside is the other job's now
+            raise
 
     def _check_committed(self, expected: int) -> None:
         try:
