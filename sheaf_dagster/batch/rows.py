@@ -339,9 +339,12 @@ def error_line(request: Any, error: BaseException, *, redact: bool = False) -> b
     It has no newline yet. A request type may have a form of its own: a method
     ``error_record(error) -> dict``.
     """
-    name, text = type(error).__name__, shortened(str(error))
+    name, said = type(error).__name__, shortened(str(error))
+    # A name of a file that isn't UTF-8 has characters that JSON can't hold.
+    text = said.encode("utf-8", "backslashreplace").decode()
     if redact and not isinstance(error, SheafError):  # our own errors quote no row
         text = "left out: redact_rows"
+    if text != said:
         error = type(name, (Exception,), {})(text)
     own_form = getattr(request, "error_record", None)
     if callable(own_form):
