@@ -19,6 +19,7 @@ from sheaf_dagster.batch.results import (
 )
 from sheaf_dagster.batch.rows import ChunkCheck, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.contracts import schema_of
 from sheaf_dagster.errors import (
     InputValidationError,
     ModelChangedError,
@@ -89,7 +90,7 @@ def job_fingerprint(context: ModelContext, spec: BatchSpec, source_digest: str) 
         "layout": _LAYOUT_VERSION,
         "source": source_digest,
         "model": context.version,
-        "contract": context.rows.request.model_json_schema(),
+        "contract": schema_of(context.rows.request),
         "batch_size": spec.batch_size,
         "bucket_by": spec.bucket_by,
         "on_error": spec.on_error,

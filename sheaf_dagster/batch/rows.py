@@ -18,7 +18,7 @@ from pydantic_core import core_schema
 
 from sheaf_dagster.batch.messages import shortened
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
-from sheaf_dagster.contracts import Contract
+from sheaf_dagster.contracts import Contract, schema_of
 from sheaf_dagster.errors import SheafError
 from sheaf_dagster.storage import split_rows
 
@@ -266,7 +266,7 @@ _QUIET_ERRORS = _KNOWN_ERRORS - _QUOTING_ERRORS
 def _names_of(request: type[BaseModel]) -> frozenset[str]:
     """Names of a contract's fields, at any depth."""
     names = set(request.model_fields)
-    waiting: list[Any] = [request.model_json_schema()]
+    waiting: list[Any] = [schema_of(request)]
     while waiting:
         node = waiting.pop()
         if isinstance(node, dict):

@@ -35,7 +35,7 @@ from sheaf_dagster.cli.output import (
     tell_outcome,
     valid_line,
 )
-from sheaf_dagster.contracts import contract_for, known_model_types
+from sheaf_dagster.contracts import contract_for, known_model_types, schema_of
 from sheaf_dagster.errors import (
     SheafError,
 )
@@ -292,7 +292,7 @@ def contracts(model_type: str | None, response: bool, as_json: bool) -> int:
     if model_type is not None:
         contract = contract_for(model_type)
         kind = contract.response if response else contract.request
-        click.echo(json.dumps(kind.model_json_schema(), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(schema_of(kind), indent=2, ensure_ascii=False))
         return OK
     rows = [
         (c.model_type, c.request.__name__, c.response.__name__)

@@ -14,6 +14,7 @@ from sheaf_dagster.contracts.registry import (
     known_model_types,
     register_contract,
 )
+from sheaf_dagster.contracts.schema import schema_of
 from sheaf_dagster.contracts.tabular import TabularRequest, TabularResponse
 from sheaf_dagster.contracts.tensors import TENSORS, TensorsRequest, TensorsResponse
 from sheaf_dagster.contracts.text import TEXT, TextRequest, TextResponse
@@ -66,4 +67,5 @@ __all__ = [
     "known_model_types",
     "register_contract",
     "row_identity",
+    "schema_of",
 ]
