@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from sheaf_dagster.batch.loading import ModelContext
 from sheaf_dagster.batch.ray_engine import Workers
 from sheaf_dagster.batch.ray_worker import _BackendActor, run_ticket, tickets
 from sheaf_dagster.batch.reservation import placement
@@ -53,14 +54,26 @@ def _run_tasks(workers: Workers, stop: threading.Event) -> None:
             ray.cancel(ref, force=True)
 
 
+class _PoolActor(_BackendActor):
+    """A ``_BackendActor`` that gets its coordinator as bytes.
+
+    Ray takes a handle among the arguments for an object that may get lost, and says at each start
+    that the actor could not be started again.
+    """
+
+    def __init__(self, context: ModelContext, control: bytes) -> None:
+        super().__init__(context, ray.cloudpickle.loads(control))
+
+
 def _run_actors(workers: Workers, stop: threading.Event) -> None:
-    actor = ray.remote(_BackendActor).options(
+    actor = ray.remote(_PoolActor).options(
         max_restarts=-1,
         max_task_retries=-1,
         **workers.reserved,
         **(placement(workers.pool) or _SPREAD),
     )
-    pool = deque(actor.remote(workers.context, workers.control) for _ in range(workers.slots))
+    control = ray.cloudpickle.dumps(workers.control)
+    pool = deque(actor.remote(workers.context, control) for _ in range(workers.slots))
     waiting = deque(pool)
 
     def start(ticket: dict[str, float]) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from sheaf_dagster import BatchSpec, ClusterConfig, RayClusterResource
 from sheaf_dagster.batch.engine_choice import RAY_DATA_FROM_BYTES, engine_for
+from tests.conftest import ROOT
 
 
 def of_size(path: Path, size: int) -> BatchSpec:
@@ -50,3 +53,22 @@ def test_a_source_that_is_missing_is_left_to_its_reader(tmp_path):
 def test_a_resource_names_the_engine_for_its_jobs():
     assert RayClusterResource().to_config().engine == "auto"
     assert RayClusterResource(engine="ray_data").to_config().engine == "ray_data"
+
+
+@pytest.mark.ray
+def test_a_pool_of_actors_that_ray_starts_makes_no_noise(write_rows, tmp_path):
+    source = write_rows(list(range(50)))
+    # In a process of its own: Ray says some things once a process.
+    code = f"""
+from sheaf_dagster import BatchRunner, BatchSpec, ClusterConfig
+from tests.toys import doubler
+spec = BatchSpec(source={str(source)!r}, sink={str(tmp_path / "out.jsonl")!r}, compute="actors", num_actors=1)
+print(BatchRunner(doubler(), ClusterConfig(address="local", engine="ray_core")).run(spec).rows)
+"""
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.strip() == "50"
+    assert not [line for line in done.stderr.splitlines() if "core_worker" in line]
