@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import median_low
@@ -128,14 +129,21 @@ class FileTask:
         """Rows answered so far."""
         return sum(p.rows for p in self.parts.values())
 
-    def prepare(self, check: CheckMany) -> tuple[FileJob, list[Chunk]]:
+    def prepare(
+        self, check: CheckMany, stop: threading.Event | None = None
+    ) -> tuple[FileJob, list[Chunk]]:
         """Scans and validates the source, takes the sink, and finds what is left to do.
+
+        Args:
+            check: Checks the rows.
+            stop: Ends the scan early.
 
         Raises:
             InputValidationError: Rows don't match their contract.
             SourceError, SinkError: A file can't be read or written.
+            InterruptedError: ``stop`` was set.
         """
-        source = self._scan()
+        source = self._scan(stop)
         self._source, self.rows = source, source.rows
         report, self._chunks = validate_source(
             self.context.rows, source, check(self.context.rows, source)
@@ -171,7 +179,7 @@ class FileTask:
         )
         return job, [c for c in self._chunks if c.index not in self.parts]
 
-    def _scan(self) -> ScannedSource:
+    def _scan(self, stop: threading.Event | None) -> ScannedSource:
         locations = [Location.of(uri, self.spec.storage_options) for uri in self.spec.sources]
         spool = None
         if any(codec_of(location.uri) for location in locations):
@@ -181,7 +189,11 @@ class FileTask:
             self.sink.prepare()
             spool = self.sink.spool()
         return scan_source(
-            locations, self.spec.layout_rows, row_limit=self.spec.row_limit, spool=spool
+            locations,
+            self.spec.layout_rows,
+            row_limit=self.spec.row_limit,
+            spool=spool,
+            stop=stop,
         )
 
     @property

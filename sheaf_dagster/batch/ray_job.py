@@ -158,7 +158,7 @@ class _RayJob:
         task = FileTask(id, spec, self._context)
         self._progress.files_total += 1
         try:
-            job, chunks = task.prepare(self._check)
+            job, chunks = task.prepare(self._check, self._stop)
         except Exception as e:
             self._fed.put((task, e))
             return

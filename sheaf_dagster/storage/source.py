@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sheaf_dagster.errors import SourceChangedError, SourceError, SourceNotFoundError
 from sheaf_dagster.storage.chunks import Chunk, FileScan, scan_stream
@@ -59,7 +59,7 @@ def scan_source(
     *,
     row_limit: int | None = None,
     spool: Location | None = None,
-    cancelled: threading.Event | None = None,
+    stop: threading.Event | None = None,
 ) -> ScannedSource:
     """Finds a job's chunks and the digest of its source in one pass over the files.
 
@@ -70,10 +70,11 @@ def scan_source(
         batch_size: Rows of a batch.
         row_limit: Rows that count, over all files.
         spool: Folder for unpacked copies of compressed files; needed where there are any.
-        cancelled: Ends the scan early where it is set.
+        stop: Ends the scan early.
 
     Raises:
         SourceError: A file is missing, unreadable, damaged or a directory.
+        InterruptedError: ``stop`` was set.
     """
     files: list[SourceFile] = []
     chunks: list[Chunk] = []
@@ -81,7 +82,7 @@ def scan_source(
     for i, location in enumerate(locations):
         left = None if row_limit is None else row_limit - rows
         state = location.require_state()
-        text, scan = _scan_file(location, batch_size, left, spool, i)
+        text, scan = _scan_file(location, batch_size, left, spool, i, stop)
         if location.state() != state:
             raise SourceChangedError(
                 f"{location.uri} changed while it was read; run again once its writer has finished"
@@ -98,8 +99,26 @@ def scan_source(
     )
 
 
+class _UntilStopped:
+    """A stream of text that raises once a job is called off."""
+
+    def __init__(self, stream: Any, stop: threading.Event | None) -> None:
+        self._stream = stream
+        self._stop = stop
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        if self._stop is not None and self._stop.is_set():
+            raise InterruptedError("the job was stopped")
+        return cast("int | None", self._stream.readinto(buffer))
+
+
 def _scan_file(
-    location: Location, batch_size: int, row_limit: int | None, spool: Location | None, i: int
+    location: Location,
+    batch_size: int,
+    row_limit: int | None,
+    spool: Location | None,
+    i: int,
+    stop: threading.Event | None,
 ) -> tuple[Location, FileScan]:
     codec = codec_of(location.uri)
     # A limit of no rows left still hashes the file; one row at least keeps the scanner simple.
@@ -107,7 +126,8 @@ def _scan_file(
     try:
         with location.open() as raw:
             if codec is None:
-                return location, scan_stream(raw, batch_size, row_limit=limit)
+                stream = _UntilStopped(raw, stop)
+                return location, scan_stream(stream, batch_size, row_limit=limit)
             if spool is None:
                 raise SourceError(f"{location.uri}: no place to unpack it was given")
             text = spool.child(f"source-{i:04d}.jsonl")
@@ -116,7 +136,8 @@ def _scan_file(
                 text.make_parents()
                 target = open(text.uri, "wb") if text.is_local else text.fs.open(text.path, "wb")
             with target:
-                stream = open_text(raw, codec, name=location.uri, digest=digest, spool=target)
+                unpacked = open_text(raw, codec, name=location.uri, digest=digest, spool=target)
+                stream = _UntilStopped(unpacked, stop)
                 return text, scan_stream(stream, batch_size, row_limit=limit, digest=digest)
     except SourceError as e:
         if location.uri in str(e):
@@ -124,6 +145,8 @@ def _scan_file(
         raise type(e)(f"{location.uri}, {e}") from e
     except FileNotFoundError:
         raise SourceNotFoundError(f"{location.uri} does not exist") from None
+    except InterruptedError:
+        raise
     except OSError as e:
         raise SourceError(f"{location.uri} can't be read: {describe(e)}") from e
 
