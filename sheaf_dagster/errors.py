@@ -10,9 +10,9 @@
     ├── InputValidationError          rows that don't match their contract
     ├── SourceError                   a source that can't be read
     │   ├── SourceNotFoundError
-    │   └── SourceChangedError        it changed while the job ran
+    │   └── SourceChangedError        it changed while the job ran              (retryable)
     ├── SinkError                     a sink that can't be written
-    │   └── SinkBusyError             another job is writing it
+    │   └── SinkBusyError             another job is writing it                 (retryable)
     ├── ClusterCapacityError          more GPUs, CPUs or memory than there are
     │   └── ClusterBusyError          others held them for too long               (retryable)
     ├── ClusterError                  Ray can't be reached or stopped working   (retryable)
@@ -26,12 +26,13 @@
     └── PartitionsFailedError         some files of a many-file job failed
 
 Each message says what is wrong, where, and what to do, in that order. ``retryable`` tells a
-scheduler whether running the same job again, unchanged, can help.
+scheduler whether running the same job again, unchanged, can help: that is so, too, of a
+``SourceError`` or ``SinkError`` whose store was down or out of reach.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sheaf_dagster.batch.results import ValidationReport
@@ -65,8 +66,11 @@ __all__ = [
 class SheafError(Exception):
     """Base of all errors that this library raises on purpose."""
 
-    retryable: ClassVar[bool] = False
-    """Whether the same job, run again unchanged, could succeed."""
+    retryable: bool = False
+    """Whether the same job, run again unchanged, could succeed.
+
+    Of most errors their class says so; of a store's, whether it failed for a passing reason.
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Keeps attributes across process borders whatever a subclass's constructor takes.

@@ -277,6 +277,7 @@ def rebuild_error(failure: ChunkFailure) -> SheafError:
     """The worker's error, with its traceback as the cause."""
     cls = getattr(errors, failure.error, errors.BackendError)
     error: SheafError = cls(failure.message)
+    error.retryable = failure.retryable
     error.__cause__ = WorkerTraceback(failure.traceback)
     return error
 

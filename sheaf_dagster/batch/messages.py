@@ -77,6 +77,7 @@ class ChunkFailure:
     """Name of the ``SheafError`` subclass."""
     message: str
     traceback: str = ""
+    retryable: bool = False
 
     @classmethod
     def of(cls, error: BaseException, place: str, *, redact: bool = False) -> ChunkFailure:
@@ -89,7 +90,7 @@ class ChunkFailure:
         """
         text = _frames(error) if redact else _cut_traceback(error)
         if isinstance(error, SheafError):
-            return cls(type(error).__name__, str(error), text)
+            return cls(type(error).__name__, str(error), text, error.retryable)
         return cls(BackendError.__name__, f"{place}: {said_by(error, redact=redact)}", text)
 
 

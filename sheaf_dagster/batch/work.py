@@ -170,10 +170,12 @@ class RemoteError(Exception):
 def described(error: BaseException) -> dict[str, Any]:
     """An error as plain data."""
     known = isinstance(error, SheafError)
-    found = {
+    found: dict[str, Any] = {
         "type": type(error).__name__,
         "message": str(error) if known else f"{type(error).__name__}: {error}",
     }
+    if isinstance(error, SheafError):
+        found["retryable"] = error.retryable
     if isinstance(error, InputValidationError):
         found["report"] = error.report.model_dump_json()
     return found
@@ -187,7 +189,9 @@ def rebuilt(description: dict[str, Any]) -> Exception:
     if "report" in description:
         report = ValidationReport.model_validate_json(description["report"])
         return InputValidationError(description["message"], report)
-    return cls(description["message"])
+    error = cls(description["message"])
+    error.retryable = description.get("retryable", cls.retryable)
+    return error
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from sheaf_dagster.storage.options import (
     with_defaults,
 )
 from sheaf_dagster.storage.reader import RangeReader
-from sheaf_dagster.storage.retry import ShortReadError, retried
+from sheaf_dagster.storage.retry import ShortReadError, is_transient, retried
 
 __all__ = ["FileState", "Location"]
 
@@ -121,7 +121,10 @@ class Location:
     ) -> SheafError:
         """An error in one line, with no secret of the options in it."""
         text = scrub(f"{what}: {describe(cause)}", self.options)
-        return cls(f"{text}; {cure}" if cure else text)
+        error = cls(f"{text}; {cure}" if cure else text)
+        if is_transient(cause) or getattr(cause, "retryable", False):
+            error.retryable = True
+        return error
 
     def cause(self, error: BaseException) -> BaseException | None:
         """The error as a cause to chain, or None where its text would tell a secret."""
