@@ -60,7 +60,6 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "InputValidationError",
         "MissingDependencyError",
         "ModelChangedError",
-        "PartitionsFailedError",
         "PredictError",
         "ResponseMismatchError",
         "SheafError",

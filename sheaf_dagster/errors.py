@@ -22,8 +22,7 @@
     │   ├── PredictError              batch_predict() raised
     │   ├── BatchTimeoutError         batch_predict() took longer than batch_timeout
     │   └── ResponseMismatchError     wrong number, order or type of responses
-    ├── WorkerCrashError              a chunk killed its worker process again and again
-    └── PartitionsFailedError         some files of a many-file job failed
+    └── WorkerCrashError              a chunk killed its worker process again and again
 
 Each message says what is wrong, where, and what to do, in that order. ``retryable`` tells a
 scheduler whether running the same job again, unchanged, can help: that is so, too, of a
@@ -47,7 +46,6 @@ __all__ = [
     "InputValidationError",
     "MissingDependencyError",
     "ModelChangedError",
-    "PartitionsFailedError",
     "PredictError",
     "ResponseMismatchError",
     "SheafError",
@@ -200,7 +198,3 @@ class ResponseMismatchError(BackendError):
 
 class WorkerCrashError(SheafError):
     """A chunk of rows killed its worker process on every attempt. Cure: see the named rows."""
-
-
-class PartitionsFailedError(SheafError):
-    """Some files of a job over many failed; the others are committed."""
