@@ -337,8 +337,8 @@ class JobControl:
     def _any_open(self) -> bool:
         return any(self._open.values())
 
-    def _hand_in(self, ticket: int) -> bool:
-        """Takes back what a worker held that died; whether there was any."""
+    def _hand_in(self, ticket: int) -> None:
+        """Takes back what a worker held that died."""
         lost = self._open.pop(ticket, {})
         for (job, index), chunk in lost.items():
             self._deaths[job, index] += 1
@@ -347,7 +347,6 @@ class JobControl:
             else:
                 self._suspects.append((job, chunk))
                 self._suspected.add((job, index))
-        return bool(lost)
 
     def _keep(self, report: dict[str, Any]) -> None:
         self._reports.append(report)

@@ -57,7 +57,7 @@ def check_chunks(
 
 
 def validate_source(
-    contract: RowContract, source: ScannedSource, checks: Iterable[ChunkCheck]
+    source: ScannedSource, checks: Iterable[ChunkCheck]
 ) -> tuple[ValidationReport, tuple[Chunk, ...]]:
     """The report over all chunks, and the chunks with the checksums of what was checked."""
     report = ValidationReport(
@@ -145,9 +145,7 @@ class FileTask:
         """
         source = self._scan(stop)
         self._source, self.rows = source, source.rows
-        report, self._chunks = validate_source(
-            self.context.rows, source, check(self.context.rows, source)
-        )
+        report, self._chunks = validate_source(source, check(self.context.rows, source))
         report.seconds = time.perf_counter() - self.started
         self._validation = report
         if not report.ok:

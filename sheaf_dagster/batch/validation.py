@@ -51,7 +51,7 @@ def validate_files(
         )
         if on_progress is not None:
             checks = _telling(checks, source, on_progress, started)
-        report, _ = validate_source(contract, source, checks)
+        report, _ = validate_source(source, checks)
     report.seconds = time.perf_counter() - started
     return report
 

@@ -73,7 +73,7 @@ def test_a_source_rewritten_between_scan_and_validation_is_an_error_even_if_it_l
 
     source.check_unchanged()
     with pytest.raises(sd.SourceChangedError, match=r"in.jsonl changed .* \(from line 16\)"):
-        validate_source(contract, source, checks)
+        validate_source(source, checks)
 
 
 def test_a_failing_row_is_named_with_the_backends_own_error(mode, write_rows, tmp_path):
