@@ -125,11 +125,13 @@ class Provenance:
         self._upstream: dict[dg.AssetKey, dict[str, tuple[str, str]]] = {}
         self._known = all(dep.partition_mapping is None for dep in spec.deps)
         for dep in spec.deps if self._known else ():
-            if graph.get(dep.asset_key).is_partitioned:
-                found = _latest(context.instance, dep.asset_key, partitions)
-            else:
+            if not graph.get(dep.asset_key).is_partitioned:
                 version = _latest_of_all(context.instance, dep.asset_key)
                 found = dict.fromkeys((p or "" for p in partitions), version)
+            elif None in partitions:
+                found = {}  # all of its partitions, and no end of their history, may be the input
+            else:
+                found = _latest(context.instance, dep.asset_key, partitions)
             self._upstream[dep.asset_key] = found
 
     def tags(self, partition: str | None, data_version: str, model_version: str) -> dict[str, str]:
