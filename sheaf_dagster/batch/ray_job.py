@@ -114,7 +114,9 @@ class _RayJob:
         self._stop = threading.Event()
         self._leave_by: float | None = None
         self._room = threading.Semaphore(_FILES_AHEAD)
-        self._fed: queue.Queue[tuple[FileTask, Exception | None] | Exception | None] = queue.Queue()
+        self._fed: queue.Queue[tuple[FileTask, Exception | None] | BaseException | None] = (
+            queue.Queue()
+        )
         self._feeder = threading.Thread(target=self._feed, daemon=True, name="sheaf-feeder")
         self._commits = ThreadPoolExecutor(_COMMIT_THREADS, thread_name_prefix="sheaf-commit")
         self._running: dict[int, FileTask] = {}
@@ -151,7 +153,7 @@ class _RayJob:
             if not self._stop.is_set():
                 self._engine.finish_submitting()
             self._fed.put(None)
-        except Exception as e:
+        except BaseException as e:  # a sys.exit() of a user's code, too: nobody else would hear it
             self._fed.put(e)
 
     def _feed_one(self, id: int, spec: BatchSpec) -> None:
@@ -244,7 +246,7 @@ class _RayJob:
                 return
             if item is None:
                 self._fed_all = True
-            elif isinstance(item, Exception):
+            elif isinstance(item, BaseException):
                 raise item
             else:
                 task, error = item
