@@ -187,14 +187,13 @@ class JsonlIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
         report = ValidationReport(source=location.uri)
         with LineWriter(location) as writer:
             for lines in _blocks(lines_of(obj, self.storage.options)):
-                for line in lines[: _PREVIEW_ROWS - len(preview)]:
-                    preview.append(orjson.loads(line))
                 block = b"\n".join(lines) + b"\n"
                 if contract is not None:
                     check = contract.check(block, report.rows + 1)
                     _add(report, check.violations, check.total_violations, check.invalid_rows)
                 report.rows += len(lines)
                 if report.ok:
+                    preview += _parsed(lines[: _PREVIEW_ROWS - len(preview)], len(preview) + 1)
                     writer.write(block, len(lines))
             if not report.ok:
                 raise InputValidationError(report.summary(), report)
@@ -293,6 +292,17 @@ def _blocks(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
             held, size = [], 0
     if held:
         yield held
+
+
+def _parsed(lines: list[bytes], first: int) -> list[Any]:
+    """The first rows, which those of a ready file needn't be."""
+    rows = []
+    for number, line in enumerate(lines, first):
+        try:
+            rows.append(orjson.loads(line))
+        except orjson.JSONDecodeError as e:
+            raise SinkError(f"row {number} is no JSON: {e}") from e
+    return rows
 
 
 def _add(report: ValidationReport, violations: list[Any], total: int, rows: int) -> None:
