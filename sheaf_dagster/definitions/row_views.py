@@ -310,12 +310,11 @@ def _plain_rows(file: Location) -> Iterator[Any]:
 
 def _typed_rows(file: Location, row_type: type[BaseModel]) -> Iterator[Any]:
     any_type = row_type in (BaseRequest, BaseResponse)
+    contract = _contract(row_type)
     contracts: dict[str, RowContract] = {}
     for position, (number, line) in enumerate(read_lines(file)):
         if any_type:
             contract = _contract_of(f"{file.uri}, line {number}", line, row_type, contracts)
-        else:
-            contract = contracts.setdefault("", _contract(row_type))
         try:
             (row,) = contract.parse([(number, line)], position)
         except (ValidationError, RecursionError) as e:
