@@ -3,6 +3,7 @@
 # No postponed annotations here: Dagster reads those of nested resources as they are.
 import os
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import Any
 
 import dagster as dg
@@ -19,7 +20,21 @@ from sheaf_dagster.storage.options import literal_secrets
 __all__ = ["ModelResource", "RayClusterResource", "StorageResource"]
 
 
-class ModelResource(dg.ConfigurableResource):
+class _Resource(dg.ConfigurableResource):
+    # Dagster drops arguments that are no fields: a model with a typo in num_gpus would run on CPUs.
+    def __init__(self, **data: Any) -> None:
+        known = type(self).model_fields
+        for name in data.keys() - known.keys():
+            near = get_close_matches(name, known, n=1)
+            raise SpecError(
+                f"{type(self).__name__} has no field {name!r}; "
+                + (f"did you mean {near[0]!r}? " if near else "")
+                + f"Its fields: {', '.join(known)}"
+            )
+        super().__init__(**data)
+
+
+class ModelResource(_Resource):
     """The model that an asset runs; the same fields as ``ModelSpec``."""
 
     name: str = Field(description="Name of the model, shown in metadata.")
@@ -94,7 +109,7 @@ class ModelResource(dg.ConfigurableResource):
             raise SpecError(f"model {self.name!r}: {problems_of(e)}") from e
 
 
-class RayClusterResource(dg.ConfigurableResource):
+class RayClusterResource(_Resource):
     """The Ray that assets run on, and how much of it one job may take."""
 
     address: str | None = Field(
@@ -164,11 +179,11 @@ class RayClusterResource(dg.ConfigurableResource):
         )
 
 
-class StorageResource(dg.ConfigurableResource):
+class StorageResource(_Resource):
     """Where the files are, and what it takes to reach them.
 
     Credentials come from the environment (an instance profile, ``AWS_…`` variables, a profile),
-    from ``s3``, or from ``storage_options``, each of whose values may be an ``EnvVar``::
+    from ``s3``, or from ``storage_options``, each of whose values may be an ``EnvVar``:
 
         StorageResource(
             root="s3://my-bucket/prefix",
