@@ -66,9 +66,10 @@ class ValidationReport(BaseModel):
         """One readable message: the counts, the first few violations, and what to do."""
         if self.ok:
             return f"{self.source}: all {self.rows} rows are valid"
+        many = "" if self.total_violations == 1 else "s"
         headline = (
-            f"{self.source}: {self.invalid_rows} of {self.rows} rows are invalid "
-            f"({self.total_violations} violations); nothing was run or written"
+            f"{self.source}: {self.invalid_rows:,} of {self.rows:,} rows are invalid "
+            f"({self.total_violations:,} violation{many}); nothing was run or written"
         )
         lines = [headline]
         lines += [f"  {v}" for v in self.violations[:shown]]

@@ -190,9 +190,12 @@ class Step:
         if list(self._failed) == [""]:
             (error,) = self._failed.values()
             raise dg.Failure(str(error), allow_retries=retryable) from error
+        failed = "\n".join(f"{k}: {e}" for k, e in self._failed.items())
+        if self._total > 1:
+            others = "; the others are materialised" if len(self._failed) < self._total else ""
+            failed = f"{len(self._failed)} of {self._total} partitions failed{others}:\n{failed}"
         raise dg.Failure(
-            f"{len(self._failed)} of {self._total} partitions failed; the others are "
-            "materialised:\n" + "\n".join(f"{k}: {e}" for k, e in self._failed.items()),
+            failed,
             metadata={
                 "failed_partitions": dg.MetadataValue.json(
                     {k: str(e)[:500] for k, e in self._failed.items()}

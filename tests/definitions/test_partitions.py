@@ -107,6 +107,19 @@ def test_partitions_whose_files_would_be_the_same_are_refused(tmp_path):
     assert project.logged(result.run_id) == [k for k in keys if k != "x-y|z"]
 
 
+def test_where_all_partitions_failed_none_is_said_to_be_there(tmp_path):
+    project = Project(tmp_path, DAYS)
+    for key in ("2026-01-01", "2026-01-02"):
+        project.write(key, ["none"])
+
+    one = project.run(key="2026-01-01")
+    both = project.run("2026-01-01", "2026-01-02")
+
+    assert "Failure: 2026-01-01: " in failure(one)
+    assert "1 of 1 rows are invalid (1 violation)" in failure(one)
+    assert "2 of 2 partitions failed:\n2026-01-01: " in failure(both)
+
+
 def test_keys_may_hold_whatever_a_file_name_may(tmp_path):
     keys = ["two words", "Köln-東京-🙂", "é", "e\u0301", "12:30", "a::b", "file::c", "50%25", "#7"]
     keys += ["why?", "all*", "[ab]", "{root}", "$HOME", 'it\'s "so"', "a|b", "-v", "..x", "x.."]
