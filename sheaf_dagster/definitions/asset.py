@@ -93,7 +93,8 @@ def build_batch_inference_asset(
     Args:
         key: Key of the asset.
         source: Template of the file of requests: ``{root}`` is the storage's root,
-            ``{partition_key}`` the partition, ``{name}`` a dimension of a multi-dimensional one.
+            ``{partition_key}`` the partition, ``{name}`` a dimension of a multi-dimensional one, whose other
+            dimensions may share the file.
         sink: Template of the file of responses.
         deps: The upstream assets.
         partitions_def: Partitions, if any: time windows, static, dynamic or multi-dimensional.
@@ -158,9 +159,11 @@ def build_batch_inference_asset(
 
     def check_source(template: str) -> None:
         names = [] if source_partitions else dimensions
-        check_template("source", template, names, partitioned=partitioned)
+        check_template("source", template, names, partitioned=partitioned, shared=True)
 
     check_source(source)
+    if source == sink:
+        raise SpecError(f"source and sink are the same file, {source!r}; choose another sink")
     if source_partitions is not None:
         source_partitions.check(partitions_def)
     built = {

@@ -31,7 +31,14 @@ SOURCE_PARTITIONS_METADATA = "sheaf_dagster/source_partitions"
 _UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
 
 
-def check_template(what: str, template: str, dimensions: list[str], *, partitioned: bool) -> None:
+def check_template(
+    what: str,
+    template: str,
+    dimensions: list[str],
+    *,
+    partitioned: bool,
+    shared: bool = False,
+) -> None:
     """Refuses a path template that can't be filled in.
 
     Args:
@@ -39,6 +46,7 @@ def check_template(what: str, template: str, dimensions: list[str], *, partition
         template: Such as ``"{root}/requests/{partition_key}.jsonl"``.
         dimensions: Names of a multi-dimensional partitions definition.
         partitioned: Whether there are partition keys.
+        shared: Whether partitions that agree in one dimension may have the same file.
 
     Raises:
         SpecError: An unknown placeholder, or none that tells partitions apart.
@@ -54,12 +62,18 @@ def check_template(what: str, template: str, dimensions: list[str], *, partition
                 f"{what} {template!r}: unknown placeholder {{{name}}}; known here: "
                 + ", ".join(f"{{{k}}}" for k in known)
             )
-    tells_apart = "partition_key" in used or (dimensions and set(dimensions) <= set(used))
-    if partitioned and not tells_apart:
+    if not partitioned or "partition_key" in used:
+        return
+    missing = [d for d in dimensions if d not in used]
+    if not dimensions or (len(missing) == len(dimensions) if shared else missing):
         raise SpecError(
-            f"{what} {template!r} is the same for every partition; put {{partition_key}}"
-            + (f" (or {', '.join('{' + d + '}' for d in dimensions)})" if dimensions else "")
-            + " into it"
+            f"{what} {template!r} is the same for "
+            + (
+                f"partitions that differ in {' and '.join(missing)} only; put "
+                f"{' and '.join('{' + d + '}' for d in missing)} into it"
+                if dimensions
+                else "every partition; put {partition_key} into it"
+            )
         )
 
 

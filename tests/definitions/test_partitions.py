@@ -107,6 +107,30 @@ def test_partitions_whose_files_would_be_the_same_are_refused(tmp_path):
     assert project.logged(result.run_id) == [k for k in keys if k != "x-y|z"]
 
 
+def test_a_file_may_be_the_source_of_several_partitions_and_the_sink_of_one(tmp_path):
+    grid = dg.MultiPartitionsDefinition(
+        {"date": DAYS, "variant": dg.StaticPartitionsDefinition(["large", "small"])}
+    )
+    project = Project(tmp_path, grid, source="{root}/in/{date}.jsonl")
+    project.write("2026-01-01", [1, 2])
+
+    result = project.run("2026-01-01|large", "2026-01-01|small")
+
+    assert result.success
+    assert project.logged(result.run_id) == ["2026-01-01|large", "2026-01-01|small"]
+    with pytest.raises(sd.SpecError, match="differ in variant only; put {variant} into it"):
+        Project(tmp_path, grid, sink="{root}/out/{date}.jsonl")
+    with pytest.raises(sd.SpecError, match="differ in date and variant only"):
+        Project(tmp_path, grid, source="{root}/in.jsonl")
+
+
+def test_a_sink_that_is_the_source_is_refused_where_it_is_written():
+    both = "{root}/{partition_key}.jsonl"
+
+    with pytest.raises(sd.SpecError, match="source and sink are the same file"):
+        sd.build_batch_inference_asset("a", source=both, sink=both, partitions_def=DAYS)
+
+
 def test_where_all_partitions_failed_none_is_said_to_be_there(tmp_path):
     project = Project(tmp_path, DAYS)
     for key in ("2026-01-01", "2026-01-02"):
