@@ -16,7 +16,7 @@ from sheaf_dagster.batch.results import BatchResult
 from sheaf_dagster.batch.sample import OutputSample
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.definitions.links import file_metadata
-from sheaf_dagster.definitions.plots import Actuals, plot_of
+from sheaf_dagster.definitions.plots import MAX_INLINE_CHARS, Actuals, plot_of
 from sheaf_dagster.definitions.preview import preview_inline, preview_table
 
 __all__ = ["FAILED_CHECKS", "FINGERPRINT", "OUTPUT_BYTES", "ROW_COUNTS", "result_metadata"]
@@ -91,7 +91,8 @@ def _pictures(sample: OutputSample, actuals: Actuals | None) -> dict[str, dg.Met
         plot = plot_of(sample, actuals)
         texts = {
             "plot": plot.small if plot else "",
-            "plot_large": plot.large if plot else "",
+            # One that the table shows in place says no more than the small one, and is cut there.
+            "plot_large": plot.large if plot and len(plot.large) > MAX_INLINE_CHARS else "",
             "preview": preview_inline(sample.pairs) if sample.pairs else "",
             "preview_rows": preview_table(sample.pairs) if sample.pairs else "",
         }

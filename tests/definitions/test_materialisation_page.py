@@ -136,6 +136,16 @@ def test_classes_are_counted_the_most_frequent_first():
     assert "0: 5 (33%)" in text
 
 
+def test_answers_of_your_own_kind_show_the_first_field_that_tells_them_apart():
+    same = {"request_id": "r", "model_type": "meter", "model_name": "z", "unit": "kWh"}
+    numbers = [({"site": i}, {**same, "site": i, "score": i / 10}) for i in range(30)]
+    words_first = [(q, {**same, "verdict": "bad" if q["site"] else "ok", **a}) for q, a in numbers]
+
+    assert "score: median 1.5, 30 in all" in words(plot_of(sample(numbers)).small)
+    assert "bad: 29 (97%)" in words(plot_of(sample(words_first)).small)
+    assert "bytes of an answer" in words(plot_of(sample([({}, same)] * 9)).small)
+
+
 def test_error_rows_are_left_out_of_the_picture():
     pairs = [({}, {"error": {"type": "ValueError", "message": "no"}}), forecast(9, 3)]
     assert "EWR" in words(plot_of(sample(pairs)).small)
@@ -219,7 +229,8 @@ def test_a_materialisation_shows_picture_preview_links_and_numbers(tmp_path):
 
     md = project.records()[-1].asset_materialization.metadata
     assert list(md)[:2] == ["dagster/partition_row_count", "plot"]
-    assert "bytes of an answer: median" in words(md["plot"].value)
+    assert "value: median 4, 3 in all" in words(md["plot"].value)
+    assert "plot_large" not in md, "it would be shown in place, too"
     assert "**value** 2" in md["preview"].value
     assert "**value** 4" in md["preview"].value
     assert md["source_asset"].value == dg.AssetKey("requests")

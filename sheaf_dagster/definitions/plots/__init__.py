@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sheaf_dagster.batch.sample import OutputSample
 from sheaf_dagster.definitions.plots import svg
-from sheaf_dagster.definitions.plots.counts import histogram, prediction_counts
+from sheaf_dagster.definitions.plots.counts import field_counts, histogram, prediction_counts
 from sheaf_dagster.definitions.plots.embeddings import embedding_map
 from sheaf_dagster.definitions.plots.forecasts import Actuals, ActualsOf, forecast_fans
 from sheaf_dagster.definitions.plots.plot import MAX_INLINE_CHARS, MAX_PLOT_CHARS, Plot
@@ -26,7 +26,8 @@ def plot_of(sample: OutputSample, actuals: Actuals | None = None) -> Plot | None
     """The plot that suits the answers; None where there is nothing to draw.
 
     Forecasts are drawn behind their histories, embeddings as a map, classes and numbers as
-    histograms; for any other answer it is the distribution of its size.
+    histograms, and so is the first field of other answers that holds few words or a number; where
+    there is none, it is the distribution of their sizes.
 
     Args:
         sample: The first rows.
@@ -37,6 +38,7 @@ def plot_of(sample: OutputSample, actuals: Actuals | None = None) -> Plot | None
         forecast_fans(pairs, actuals)
         or embedding_map(pairs)
         or prediction_counts(pairs)
+        or field_counts(pairs)
         or histogram(sample.sizes, "bytes of an answer")
     )
 

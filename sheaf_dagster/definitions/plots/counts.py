@@ -16,10 +16,11 @@ from sheaf_dagster.definitions.plots.plot import (
 )
 from sheaf_dagster.definitions.plots.svg import BLUE, GREY, Frame
 
-__all__ = ["histogram", "prediction_counts"]
+__all__ = ["field_counts", "histogram", "prediction_counts"]
 
 _BINS = 24
 _CLASSES = 12
+_OF_EVERY_ANSWER = ("request_id", "model_type", "model_name", "metadata")
 
 
 def prediction_counts(pairs: Sequence[Pair]) -> Plot | None:
@@ -41,6 +42,23 @@ def prediction_counts(pairs: Sequence[Pair]) -> Plot | None:
     return _class_counts(Counter("null" if v is None else _class_name(v) for v in found))
 
 
+def field_counts(pairs: Sequence[Pair]) -> Plot | None:
+    """The first field of any other answers that tells them apart: one of few words, or a number."""
+    answers = [answer for _, answer in pairs]
+    for name in answers[0] if len(answers) > 1 else ():
+        values = [a.get(name) for a in answers if a.get(name) is not None]
+        # What an answer only repeats of its request says nothing about the model.
+        repeated = all(a.get(name) == request.get(name) for request, a in pairs)
+        if repeated or name in _OF_EVERY_ANSWER or len({str(v) for v in values}) < 2:
+            continue
+        if all(isinstance(v, (str, bool)) for v in values):
+            if len(set(values)) <= _CLASSES:
+                return _class_counts(Counter(_class_name(v) for v in values))
+        elif numbers := [v for v in values if isinstance(v, (int, float)) and svg.finite(v)]:
+            return histogram(numbers, name)
+    return None
+
+
 def _class_name(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -48,7 +66,9 @@ def _class_name(value: Any) -> str:
 def _class_counts(counts: Counter[str]) -> Plot:
     return Plot(
         first_fit(
-            (_count_bars(counts, top, 240) for top in (8, 6, 4, 2)), "classes", MAX_INLINE_CHARS
+            (_count_bars(counts, top, 240) for top in (_CLASSES, 8, 6, 4, 2)),
+            "classes",
+            MAX_INLINE_CHARS,
         ),
         first_fit([_count_bars(counts, _CLASSES, 480)], "classes", MAX_PLOT_CHARS),
     )
