@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -74,7 +75,10 @@ def test_a_killed_process_of_this_machine_is_not_waited_for(sink, monkeypatch):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     foreign(sink, host=lease._host(), pid=ended.pid)
+
     sink.prepare()
+
+    assert json.loads(marker(sink).read())["lease"] != "theirs"
     sink.release()
 
 
@@ -106,12 +110,17 @@ def test_a_lock_that_this_process_could_not_give_back_is_its_own_to_take(sink, m
 
     again = Sink(sink.location)
     again.prepare()
+
+    assert marker(sink).read() != left
     again.release()
 
 
 def test_a_damaged_lock_goes_stale_like_any_other(sink):
     marker(sink).write(b"{")
+
     sink.prepare()
+
+    assert json.loads(marker(sink).read())["pid"] == os.getpid()
     sink.release()
 
 
