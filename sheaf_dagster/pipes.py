@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import closing
 from typing import Any, NoReturn
 
 from dagster_pipes import PipesContext, open_dagster_pipes
@@ -55,9 +56,11 @@ def _run(order: StepOrder, answers: _Answers) -> int:
     with logs_told_to(lambda level, text: answers.log(_level(level), text)):
         runner = order.runner(say)
         answers.send({"began": runner.model_identity() if order.identify else None})
-        for outcome in run_files(runner, order.files, len(order.files)):
-            failed |= outcome.error is not None
-            answers.send({"file": outcome.to_message()})
+        # Closed at once, wherever SIGTERM finds us: sinks are given free before Ray goes.
+        with closing(run_files(runner, order.files, len(order.files))) as outcomes:  # type: ignore[type-var]
+            for outcome in outcomes:
+                failed |= outcome.error is not None
+                answers.send({"file": outcome.to_message()})
     answers.send({"ended": None})
     return int(failed)
 
