@@ -363,9 +363,11 @@ def _make_folder(path: str) -> None:
             os.makedirs(path, exist_ok=True)
             return
         except FileExistsError as e:
-            if os.path.lexists(e.filename):
-                raise  # a file has its name; else it was a folder that is gone again
-            continue
+            # A file has its name; or it is a folder, which somebody took away meanwhile and may
+            # have made anew. Looked at once, so that the two aren't mixed up.
+            with suppress(FileNotFoundError):
+                if not stat.S_ISDIR(os.lstat(e.filename).st_mode):
+                    raise
 
 
 def _remove_local(path: str, keep: tuple[str, ...]) -> None:
