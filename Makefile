@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes that share the tests out; 0 runs them here, one after the other.
+TEST_WORKERS ?= 0
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 export DAGSTER_HOME := $(CURDIR)/.dagster_home
 export HF_HUB_OFFLINE ?= 1
@@ -51,8 +53,8 @@ texts: $(VENV)/.texts $(DAGSTER_HOME)/dagster.yaml  ## Embed this library's docu
 ui: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## The Dagster UI on the example project
 	$(BIN)/dagster dev -w workspace.yaml
 
-test: $(VENV)/.dev  ## The whole test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## The whole test suite, TEST_WORKERS=2 in two processes
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev  ## The tests that need no cluster, daemon or model library
 	$(BIN)/python -m pytest -m 'not ray and not daemon and not s3 and not model and not browser'
