@@ -5,12 +5,14 @@ from typing import Annotated, Any, Literal
 
 import dagster as dg
 from dagster.components.resolved.core_models import (
+    AssetSpecKwargs,
     DailyPartitionsDefinitionModel,
     HourlyPartitionsDefinitionModel,
     OpSpec,
     ResolvedAssetKey,
     TimeWindowPartitionsDefinitionModel,
     WeeklyPartitionsDefinitionModel,
+    resolve_asset_spec,
     resolve_partitions_def,
 )
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -29,10 +31,17 @@ from sheaf_dagster.errors import SpecError
 
 __all__ = ["BatchInferenceComponent", "BatchInferenceScaffolder"]
 
+_EXAMPLE_ASSET = {
+    "key": "forecasts",
+    "deps": ["requests"],
+    "partitions_def": {"type": "daily", "start_date": "2026-01-01"},
+}
 
-def _says(description: str) -> Any:
-    """The description of a field, as the UI and ``dg`` show it."""
-    return dg.Resolver.default(description=description)
+
+def _says(description: str, example: Any = None) -> Any:
+    """The description of a field, and its value in the example, as the UI and ``dg`` show them."""
+    examples = None if example is None else [example]
+    return dg.Resolver.default(description=description, examples=examples)
 
 
 def _form_of(resource: type[dg.ConfigurableResource], leave_out: tuple[str, ...] = ()) -> Any:
@@ -52,7 +61,11 @@ def _form_of(resource: type[dg.ConfigurableResource], leave_out: tuple[str, ...]
 
 
 def _resource(
-    resource: type[dg.ConfigurableResource], description: str, form: Any, name: str
+    resource: type[dg.ConfigurableResource],
+    description: str,
+    form: Any,
+    name: str,
+    example: dict[str, Any],
 ) -> Any:
     """A resolver for the key of a resource, or the resource itself."""
 
@@ -62,7 +75,11 @@ def _resource(
         return resource(**context.resolve_value(value.model_dump(exclude_unset=True)))
 
     return dg.Resolver(
-        resolve, model_field_type=form, model_field_name=name, description=description
+        resolve,
+        model_field_type=form,
+        model_field_name=name,
+        description=description,
+        examples=[example],
     )
 
 
@@ -157,15 +174,27 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     policy of its step, ``arrivals`` adds a sensor.
     """
 
-    asset: dg.ResolvedAssetSpec
+    asset: Annotated[
+        dg.AssetSpec,
+        dg.Resolver(
+            resolve_asset_spec,
+            model_field_type=AssetSpecKwargs.model(),
+            description="What any asset takes: key, deps, partitions_def, group_name …",
+            examples=[_EXAMPLE_ASSET],
+        ),
+    ]
     source: Annotated[
         str,
-        _says('Template of the file of requests, such as "{root}/requests/{partition_key}.jsonl".'),
+        _says(
+            'Template of the file of requests, such as "{root}/requests/{partition_key}.jsonl".',
+            "{root}/requests/{partition_key}.jsonl",
+        ),
     ]
     sink: Annotated[
         str,
         _says(
-            'Template of the file of responses, such as "{root}/forecasts/{partition_key}.jsonl".'
+            'Template of the file of responses, such as "{root}/forecasts/{partition_key}.jsonl".',
+            "{root}/forecasts/{partition_key}.jsonl",
         ),
     ]
     source_partitions: Annotated[
@@ -178,32 +207,39 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
             | TimeWindowPartitionsDefinitionModel,
             description="Time windows of the source, where it has others than the asset: the files "
             "that overlap a partition are read as one.",
+            examples=[{"type": "hourly", "start_date": "2026-01-01-00:00"}],
         ),
     ] = None
     batch_size: Annotated[
         int | Literal["auto"],
-        _says("Rows that one batch_predict call is given; auto: each worker finds the best."),
+        _says("Rows that one batch_predict call is given; auto: each worker finds the best.", 64),
     ] = 32
     compute: Annotated[
         Compute,
-        _says("tasks: elastic Ray tasks; actors: a pool of warm actors; local: without Ray."),
+        _says(
+            "tasks: elastic Ray tasks; actors: a pool of warm actors; local: without Ray.", "actors"
+        ),
     ] = "tasks"
-    num_actors: Annotated[int | None, _says("Size of the actor pool, with compute: actors.")] = None
+    num_actors: Annotated[int | None, _says("Size of the actor pool, with compute: actors.", 2)] = (
+        None
+    )
     on_error: Annotated[
         OnError,
-        _says("fail: the first failing row ends the job; record: write it as an error row."),
+        _says(
+            "fail: the first failing row ends the job; record: write it as an error row.", "record"
+        ),
     ] = "fail"
     batch_timeout: Annotated[
         float | None,
-        _says("Seconds that one batch_predict call may take."),
+        _says("Seconds that one batch_predict call may take.", 60.0),
     ] = None
     bucket_by: Annotated[
         str | None,
-        _says("Request field by whose value rows are grouped into batches."),
+        _says("Request field by whose value rows are grouped into batches.", "horizon"),
     ] = None
     launch: Annotated[
         Literal["step", "ray_job"],
-        _says("step: the step drives Ray itself; ray_job: it submits a Ray job."),
+        _says("step: the step drives Ray itself; ray_job: it submits a Ray job.", "step"),
     ] = "step"
     redact_rows: Annotated[
         bool,
@@ -216,13 +252,15 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
             "The model, or the key of a ModelResource.",
             _form_of(ModelResource),
             "model",
+            {"name": "ets", "model_type": "time_series", "backend": "statsforecast"},
         ),
     ] = "model"
     model_asset: Annotated[
         ResolvedAssetKey | None,
         _says(
             "Key of the model as an asset, by which Dagster knows what an earlier model has made. "
-            "It is added here where the model is written here, and one of the project otherwise."
+            "It is added here where the model is written here, and one of the project otherwise.",
+            "forecaster",
         ),
     ] = None
     ray_cluster: Annotated[
@@ -232,6 +270,7 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
             "The Ray cluster and its limits, or the key of a RayClusterResource.",
             _form_of(RayClusterResource),
             "ray_cluster",
+            {"cpu_limit": 8},
         ),
     ] = "ray_cluster"
     storage: Annotated[
@@ -242,20 +281,31 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
             "{env: NAME}.",
             _form_of(StorageResource, ("s3",)),
             "storage",
+            {"root": "s3://my-bucket/prefix"},
         ),
     ] = "storage"
     retry_policy: Annotated[
         RetryPolicySpec | None,
-        _says("Retries of the step, for errors that retrying can mend."),
+        _says(
+            "Retries of the step, for errors that retrying can mend.",
+            {"max_retries": 3, "delay": 30.0, "backoff": "exponential"},
+        ),
     ] = None
     check_severities: Annotated[
         dict[str, Literal["WARN", "ERROR"]] | None,
         _says(
-            "Severity by check, such as {no_row_failed: ERROR}: one that holds back what follows."
+            "Severity by check, such as {no_row_failed: ERROR}: one that holds back what follows.",
+            {"no_row_failed": "ERROR"},
         ),
     ] = None
-    op: OpSpec | None = None
-    arrivals: ArrivalsSpec | None = None
+    op: Annotated[
+        OpSpec | None,
+        _says("Pool, tags and backfill policy of the asset's step.", {"pool": "forecasts"}),
+    ] = None
+    arrivals: Annotated[
+        ArrivalsSpec | None,
+        _says("Adds a sensor that runs the asset for each file that lands.", {"running": True}),
+    ] = None
 
     @classmethod
     def get_spec(cls) -> dg.ComponentTypeSpec:

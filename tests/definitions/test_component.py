@@ -14,6 +14,7 @@ import pytest
 import tomllib
 import yaml
 from dagster.components.testing import create_defs_folder_sandbox
+from dagster_shared.yaml_utils.sample_yaml import generate_sample_yaml
 
 import sheaf_dagster as sd
 import tests.toys  # noqa: F401  (registers the contract)
@@ -243,10 +244,26 @@ def test_every_attribute_is_described_in_the_schema():
     schema = sd.BatchInferenceComponent.get_model_cls().model_json_schema()
 
     said = {n: f.get("description") for n, f in schema["properties"].items()}
-    assert {n for n, text in said.items() if not text} <= {"asset", "op", "arrivals"}
+    assert [n for n, text in said.items() if not text] == []
     assert schema["$defs"]["Model"]["properties"]["backend"]["description"]
     assert "model" in said
     assert "model_resource" not in said
+
+
+def test_the_example_on_the_components_page_loads(load):
+    schema = sd.BatchInferenceComponent.get_model_cls().model_json_schema()
+    shown = yaml.safe_load(generate_sample_yaml(TYPE, schema))
+
+    # It lists every attribute, and these two exclude one another.
+    by_time, by_file = ({**shown["attributes"]} for _ in range(2))
+    by_time.pop("arrivals")
+    by_file.pop("source_partitions")
+
+    defs = load(by_time)
+
+    assert "..." not in str(shown)
+    assert load(by_file).sensors
+    assert spec_of(defs, "forecasts").partitions_def == dg.DailyPartitionsDefinition("2026-01-01")
 
 
 @pytest.fixture
