@@ -1,5 +1,8 @@
 """How a job is an asset: resources, the asset factory, checks and metadata."""
 
+from dagster_shared.libraries import DagsterLibraryRegistry
+
+from sheaf_dagster import __version__
 from sheaf_dagster.definitions.asset import build_batch_inference_asset
 from sheaf_dagster.definitions.capacity import check_definitions
 from sheaf_dagster.definitions.component import BatchInferenceComponent
@@ -29,3 +32,6 @@ __all__ = [
     "build_model_asset",
     "check_definitions",
 ]
+
+# The UI lists it among the libraries of a code location.
+DagsterLibraryRegistry.register("sheaf_dagster", __version__, is_dagster_package=False)

@@ -124,7 +124,8 @@ def build_batch_inference_asset(
             ``dagster instance concurrency set ray_cluster 2`` lets two jobs run on it at a time;
             ``""``: none. With ``compute="local"`` there is none by default.
         group_name: Group of the asset.
-        description: Shown on the asset's page.
+        description: Shown on the asset's page; by default which rows are answered, by what, and
+            where the answers are.
         owners: E-mail addresses or ``team:`` names.
         tags: Tags of the asset.
         kinds: Kinds shown on the asset, beside ``ray``.
@@ -183,7 +184,7 @@ def build_batch_inference_asset(
     spec = dg.AssetSpec(
         asset_key,
         deps=[*(deps or ()), *([] if model_key is None else [model_key])],
-        description=description,
+        description=description or _described(source, sink, model),
         group_name=group_name,
         owners=owners,
         tags=tags,
@@ -328,6 +329,13 @@ def _pool(given: str | None, compute: Compute, ray_cluster: str) -> str | None:
     if given is None and compute != "local":
         return ray_cluster
     return given or None
+
+
+def _described(source: str, sink: str, model: str) -> str:
+    return (
+        f"One answer to each row of `{source}`, by the model in resource `{model}`, in the same "
+        f"order in `{sink}`. Every row is checked before the model runs."
+    )
 
 
 def _batch_spec(what: str, fields: dict[str, Any]) -> BatchSpec:
