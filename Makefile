@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Processes that share the tests out; 0 runs them here, one after the other.
-TEST_WORKERS ?= 0
+TEST_WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 export DAGSTER_HOME := $(CURDIR)/.dagster_home
 export HF_HUB_OFFLINE ?= 1
@@ -53,7 +53,7 @@ texts: $(VENV)/.texts $(DAGSTER_HOME)/dagster.yaml  ## Embed this library's docu
 ui: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## The Dagster UI on the example project
 	$(BIN)/dagster dev -w workspace.yaml
 
-test: $(VENV)/.dev  ## The whole test suite, TEST_WORKERS=2 in two processes
+test: $(VENV)/.dev  ## The whole test suite, in two processes (TEST_WORKERS=0: in one)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev  ## The tests that need no cluster, daemon or model library
