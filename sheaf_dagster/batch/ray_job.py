@@ -236,7 +236,7 @@ class _RayJob:
             for report in self._engine.poll(wait):
                 yield from self._take_fed()
                 yield from self._take_report(report)
-            self._progress.tick(self._running.values())
+            self._progress.tick([*self._running.values(), *self._committing.values()])
 
     def _take_fed(self) -> Iterator[BatchOutcome]:
         while True:

@@ -9,12 +9,15 @@ import os
 import pty
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.console import Console
 
 from sheaf_dagster import BatchProgress, BatchRunner, BatchSpec
+from sheaf_dagster.batch.file_task import FileTask
 from sheaf_dagster.batch.progress import progress_bar, progress_lines, progress_text
+from tests.batch.jobs import spec
 from tests.conftest import ROOT
 from tests.toys import doubler
 
@@ -138,3 +141,23 @@ def test_nothing_is_told_where_nothing_is_wanted(write_rows, tmp_path, caplog, c
     assert json.loads((tmp_path / "o").read_text())["value"] == 2
     assert result.rows == 1
     assert caplog.text == "" and capfd.readouterr().err == ""
+
+
+@pytest.mark.ray
+def test_a_file_counts_while_it_is_committed(ray_cluster, write_rows, tmp_path, monkeypatch):
+    commit = FileTask.commit
+
+    def slow_commit(task):
+        time.sleep(1.5)
+        return commit(task)
+
+    monkeypatch.setattr(FileTask, "commit", slow_commit)
+    seen = []
+
+    BatchRunner(doubler(), on_progress=seen.append).run(
+        spec(write_rows(list(range(40))), tmp_path, batch_size=5, compute="tasks")
+    )
+
+    done = [p.rows_done for p in seen]
+    assert done.count(40) > 1
+    assert done == sorted(done)
