@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import io
 import os
 import stat
 import uuid
@@ -21,6 +20,7 @@ from sheaf_dagster.errors import (
     SourceNotFoundError,
     SpecError,
 )
+from sheaf_dagster.storage.local import make_folder, read_at, remove_folder
 from sheaf_dagster.storage.options import (
     S3_PROTOCOLS,
     check_no_credentials,
@@ -241,7 +241,7 @@ class Location:
         try:
             if self.is_local:
                 with open(self.uri, "rb", buffering=0) as f:
-                    return self._whole(_pread(f, start, end - start), start, end)
+                    return self._whole(read_at(f, start, end - start), start, end)
             fs, path = self.fs, self.path
             return self.remote(
                 "read", lambda: self._whole(fs.cat_file(path, start=start, end=end), start, end)
@@ -293,7 +293,7 @@ class Location:
         """Makes the folder that holds it, where the store has folders."""
         try:
             if self.is_local:
-                _make_folder(os.path.dirname(self.uri))
+                make_folder(os.path.dirname(self.uri))
             elif self.has_folders:
                 self.fs.makedirs(self.parent.path, exist_ok=True)
         except OSError as e:
@@ -333,7 +333,7 @@ class Location:
             keep: What stays: starts of names below it; those of folders end in a slash.
         """
         if self.is_local:
-            _remove_local(self.uri, keep)
+            remove_folder(self.uri, keep)
             return
         fs, path = self.fs, self.path
 
@@ -355,37 +355,6 @@ class Location:
         if not keep and self.has_folders:
             with suppress(FileNotFoundError):
                 fs.rm(glob.escape(path), recursive=True)
-
-
-def _make_folder(path: str) -> None:
-    while True:
-        try:
-            os.makedirs(path, exist_ok=True)
-            return
-        except FileExistsError as e:
-            # A file has its name; or it is a folder, which somebody took away meanwhile and may
-            # have made anew. Looked at once, so that the two aren't mixed up.
-            with suppress(FileNotFoundError):
-                if not stat.S_ISDIR(os.lstat(e.filename).st_mode):
-                    raise
-
-
-def _remove_local(path: str, keep: tuple[str, ...]) -> None:
-    import shutil
-
-    if not keep:
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    with suppress(FileNotFoundError), os.scandir(path) as entries:
-        for entry in entries:
-            folder = entry.is_dir(follow_symlinks=False)
-            if (entry.name + "/" if folder else entry.name).startswith(keep):
-                continue
-            if folder:
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                with suppress(OSError):
-                    os.unlink(entry.path)
 
 
 def state_of(info: dict[str, Any]) -> FileState:
@@ -438,19 +407,3 @@ def _without_protocol(uri: str) -> str:
     from fsspec.implementations.local import LocalFileSystem
 
     return str(LocalFileSystem._strip_protocol(uri))
-
-
-def _pread(f: io.FileIO, start: int, length: int) -> bytes:
-    f.seek(start)
-    data = f.read(length)
-    if data is None or len(data) == length:
-        return data or b""
-    pieces = [data]
-    got = len(data)
-    while got < length:
-        piece = f.read(length - got)
-        if not piece:
-            break
-        pieces.append(piece)
-        got += len(piece)
-    return b"".join(pieces)
