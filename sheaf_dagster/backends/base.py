@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-__all__ = ["ModelBackend"]
+from sheaf_dagster.errors import SpecError
+
+__all__ = ["ModelBackend", "answers_nothing"]
 
 
 class ModelBackend(ABC):
@@ -76,7 +78,13 @@ class ModelBackend(ABC):
 
         A backend overrides this or ``batch_predict``. A class that has neither is refused where
         it is named or registered.
+
+        Raises:
+            SpecError: This object has neither.
         """
+        # Here and not in batch_predict, which the engine calls: each would call the other for ever.
+        if getattr(self.batch_predict, "__func__", None) is ModelBackend.batch_predict:
+            raise SpecError(answers_nothing(type(self)))
         return self.batch_predict([request])[0]
 
     def batch_predict(self, requests: Sequence[Any]) -> list[BaseModel]:
@@ -99,3 +107,11 @@ class ModelBackend(ABC):
 
     def close(self) -> None:  # noqa: B027  (optional)
         """Frees what ``load`` took, before another model is loaded in the same process."""
+
+
+def answers_nothing(cls: type[ModelBackend]) -> str:
+    """What is wrong with a class that has neither ``predict`` nor ``batch_predict``."""
+    return (
+        f"class {cls.__qualname__} answers nothing; override predict(), or batch_predict() where "
+        "the model gains from batches"
+    )

@@ -66,3 +66,19 @@ def test_a_class_that_can_be_no_backend_is_refused_wherever_it_is_named(cls, mes
         register_backend("of-no-use")(cls)
     with pytest.raises(SpecError, match=message):
         check_backend(cls, REQUESTS)
+
+
+def test_an_object_that_answers_nothing_says_so_when_it_is_asked():
+    backend = Loaded()
+
+    with pytest.raises(SpecError, match="class Loaded answers nothing"):
+        backend.predict(REQUESTS[0])
+    with pytest.raises(SpecError, match="class Loaded answers nothing"):
+        backend.batch_predict(REQUESTS)
+
+
+def test_a_method_may_belong_to_the_object_alone():
+    backend = Loaded()
+    backend.batch_predict = lambda requests: [answer(r) for r in requests]
+
+    assert backend.predict(REQUESTS[0]) == answer(REQUESTS[0])
