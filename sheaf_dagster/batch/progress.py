@@ -76,6 +76,7 @@ class ProgressMeter:
                 rows_per_second=rate,
                 eta_seconds=(total - done) / rate if rate > 0 else None,
                 elapsed_seconds=now - self._started,
+                rows_resumed=resumed,
             )
         )
 
@@ -91,6 +92,8 @@ class ProgressMeter:
 def progress_text(p: BatchProgress, *, files: int | None = None, noun: str = "files") -> str:
     """How far a job is, as one line: rows, rate, files, and the time to go.
 
+    There is no rate before the first row that this job answers itself.
+
     Args:
         p: What the job said.
         files: How many files there are in all, where the caller knows; a job knows only those
@@ -99,7 +102,10 @@ def progress_text(p: BatchProgress, *, files: int | None = None, noun: str = "fi
     """
     many = max(files or 0, p.files_total) > 1
     known = f"of {p.rows_total:,} rows" + (" known so far" if many else "")
-    parts = [f"{p.rows_done:,} {known}", f"{p.rows_per_second:,.0f} rows/s"]
+    resumed = f" ({p.rows_resumed:,} resumed)" if p.rows_resumed else ""
+    parts = [f"{p.rows_done:,} {known}{resumed}"]
+    if p.rows_per_second > 0:
+        parts.append(f"{_rate_text(p.rows_per_second)} rows/s")
     if many:
         parts.append(f"{p.files_done:,} of {max(files or 0, p.files_total):,} {noun} done")
     left = _seconds_left(p, files)
@@ -200,6 +206,10 @@ def _seconds_left(p: BatchProgress, files: int | None) -> float | None:
     if files is None or files <= max(p.files_total, 1):
         return p.eta_seconds
     return p.elapsed_seconds * (files / p.files_done - 1) if p.files_done else None
+
+
+def _rate_text(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def _duration(seconds: float) -> str:

@@ -91,6 +91,7 @@ class BatchProgress(BaseModel):
         rows_per_second: Rate since inference began, resumed rows left out.
         eta_seconds: Estimated time to the end, where the rate allows one.
         elapsed_seconds: Since the job began.
+        rows_resumed: How many of ``rows_done`` a killed run of the same job had answered.
     """
 
     rows_done: int
@@ -100,6 +101,7 @@ class BatchProgress(BaseModel):
     rows_per_second: float
     eta_seconds: float | None
     elapsed_seconds: float
+    rows_resumed: int = 0
 
 
 class BatchResult(BaseModel):

@@ -14,12 +14,12 @@ import time
 import pytest
 from rich.console import Console
 
-from sheaf_dagster import BatchProgress, BatchRunner, BatchSpec
+from sheaf_dagster import BatchProgress, BatchRunner, BatchSpec, PredictError
 from sheaf_dagster.batch.file_task import FileTask
 from sheaf_dagster.batch.progress import progress_bar, progress_lines, progress_text
 from tests.batch.jobs import spec
 from tests.conftest import ROOT
-from tests.toys import doubler
+from tests.toys import doubler, scaler
 
 
 def at(done: int, total: int, **fields) -> BatchProgress:
@@ -50,6 +50,18 @@ def at(done: int, total: int, **fields) -> BatchProgress:
             "40 of 90 rows known so far, 50 rows/s, 1 of 3 partitions done, about 5 s to go",
         ),
         (at(1, 9, eta_seconds=9000.0), 1, "1 of 9 rows, 50 rows/s, about 2 h 30 min to go"),
+        (
+            at(1760, 2000, rows_resumed=1760, rows_per_second=0.0),
+            None,
+            "1,760 of 2,000 rows (1,760 resumed)",
+        ),
+        (
+            at(1800, 2000, rows_resumed=1760),
+            None,
+            "1,800 of 2,000 rows (1,760 resumed), 50 rows/s",
+        ),
+        (at(0, 9, rows_per_second=0.0), None, "0 of 9 rows"),
+        (at(2, 9, rows_per_second=0.333), None, "2 of 9 rows, 0.33 rows/s"),
     ],
 )
 def test_a_line_says_rows_rate_files_and_the_time_to_go(progress, files, text):
@@ -141,6 +153,23 @@ def test_nothing_is_told_where_nothing_is_wanted(write_rows, tmp_path, caplog, c
     assert json.loads((tmp_path / "o").read_text())["value"] == 2
     assert result.rows == 1
     assert caplog.text == "" and capfd.readouterr().err == ""
+
+
+def test_a_resumed_job_tells_how_many_rows_it_took_over(write_rows, tmp_path):
+    (tmp_path / "weights").write_text("2")
+    trouble = tmp_path / "trouble"
+    trouble.touch()
+    model = scaler(weights=str(tmp_path / "weights"), fail_while=str(trouble))
+    job = spec(write_rows(list(range(120))), tmp_path, batch_size=5, compute="local")
+    with pytest.raises(PredictError):
+        BatchRunner(model).run(job)
+    trouble.unlink()
+    seen = []
+
+    result = BatchRunner(model, on_progress=seen.append).run(job)
+
+    assert 0 < result.resumed_rows < 120
+    assert seen[-1].rows_resumed == result.resumed_rows
 
 
 @pytest.mark.ray
