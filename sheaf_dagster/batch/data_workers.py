@@ -6,24 +6,30 @@ import inspect
 import logging
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
+from sheaf_dagster.batch.logs import logger_at
 from sheaf_dagster.batch.ray_engine import Workers
 from sheaf_dagster.batch.ray_worker import _BackendActor, run_worker_task, tickets
 from sheaf_dagster.batch.reservation import placement
 
 __all__ = ["run_on_ray_data"]
 
+_one_at_a_time = threading.Lock()
+
 
 def run_on_ray_data(workers: Workers, stop: threading.Event) -> None:
     """Starts the workers, and returns when the last one has left or ``stop`` is set."""
-    # Not iter_batches: it leaves a thread behind for each dataset that isn't read to its end.
-    for _ in _dataset(workers).iter_internal_ref_bundles():
-        if stop.is_set():
-            return
+    with logger_at("ray.data", logging.ERROR):
+        # Not iter_batches: it leaves a thread behind for each dataset that isn't read to its end.
+        for _ in _dataset(workers).iter_internal_ref_bundles():
+            if stop.is_set():
+                return
 
 
 def _dataset(workers: Workers) -> Any:
@@ -74,22 +80,20 @@ def _reserved_by_ray(arguments: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "num_cpus": 0, "ray_remote_args_fn": lambda: dict(reserved)}
 
 
-class _quiet_context:
+@contextmanager
+def _quiet_context() -> Iterator[None]:
     """Ray Data's settings for our datasets; the process's own are put back.
 
-    A dataset copies the current context when it is made.
+    A dataset copies the current context when it is made. There is one in a process: jobs in
+    threads make their datasets one after the other.
     """
-
-    def __enter__(self) -> None:
-        self._saved = DataContext.get_current()
-        context = self._saved.copy()
+    with _one_at_a_time:
+        saved = DataContext.get_current()
+        context = saved.copy()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         context.execution_options.preserve_order = False
         # Waiting for capacity is ours to bound and to report.
         context.execution_no_progress_timeout_s = -1
-        DataContext._set_current(context)
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        DataContext._set_current(self._saved)
+        with DataContext.current(context):
+            yield
