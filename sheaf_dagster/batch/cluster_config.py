@@ -36,7 +36,8 @@ class ClusterConfig(BaseModel):
     wait_for_capacity_s: float = Field(
         default=600.0,
         ge=0,
-        description="How long to wait for busy or starting capacity before giving up (seconds).",
+        description="How long to wait for busy or starting capacity before giving up (seconds), at "
+        "the start and whenever no task has a place any more.",
     )
     engine: Literal["auto", "ray_data", "ray_core"] = Field(
         default="auto",

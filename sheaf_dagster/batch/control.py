@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from sheaf_dagster.batch.messages import ChunkFailure, ChunkReport, FileJob, Han
 from sheaf_dagster.errors import BatchTimeoutError, WorkerCrashError
 from sheaf_dagster.storage import Chunk
 
-__all__ = ["MAX_ATTEMPTS", "Check", "Grab", "JobControl", "grab_size"]
+__all__ = ["MAX_ATTEMPTS", "Check", "Grab", "JobControl", "Muster", "grab_size"]
 
 MAX_ATTEMPTS = 3
 """Times that a chunk may be tried again after its worker died."""
@@ -30,6 +31,16 @@ be fetched from a store while the other is used."""
 
 Grab = tuple[list[tuple[int, Chunk]], dict[int, FileJob]]
 """Chunks with the ids of their files, and those of the files that the worker has not seen."""
+
+
+class Muster(NamedTuple):
+    """Who is there, and whether there is anything to do for them."""
+
+    up: int
+    """Workers that are up, or have been heard of."""
+    at_work: int
+    """Tickets that a worker is at: tasks that have a place."""
+    has_work: bool
 
 
 class Check(NamedTuple):
@@ -76,6 +87,8 @@ class JobControl:
         # say counts no more.
         self._turns: dict[int, int] = defaultdict(int)
         self._ending: set[int] = set()
+        self._at_work: set[int] = set()
+        self._watches: set[asyncio.Task[None]] = set()
         self._deaths: dict[_Key, int] = defaultdict(int)
         self._reports: list[dict[str, Any]] = []
         self._cancelled: set[int] = set()
@@ -150,8 +163,8 @@ class JobControl:
         reports, self._reports = self._reports, []
         return reports
 
-    async def workers(self) -> tuple[int, bool]:
-        """How many workers are up, or have been heard of, and whether there is work for them.
+    async def workers(self) -> Muster:
+        """Who is there, and whether there is work.
 
         The driver asks after it has told which nodes are gone, so this is also the moment to see
         whether the model kills its workers.
@@ -159,7 +172,8 @@ class JobControl:
         if self._loading.total() > self._slots + MAX_ATTEMPTS and self._broken is None:
             await self._break()
         up = sum(node not in self._lost_nodes for node in self._workers.values())
-        return up, bool(self._pending or self._suspects or self._any_open())
+        has_work = bool(self._pending or self._suspects or self._any_open())
+        return Muster(up, len(self._at_work), has_work)
 
     async def lost(self, nodes: set[str]) -> None:
         """Nodes are gone; hands out again what their workers held.
@@ -172,6 +186,7 @@ class JobControl:
             del self._loading[node]  # the model is not to blame
         for ticket in [t for t, node in self._node_of.items() if node in nodes]:
             self._turns[ticket] += 1
+            self._at_work.discard(ticket)
             self._hand_in(ticket)
         await self._notify()
 
@@ -217,19 +232,35 @@ class JobControl:
         if self._loading[node] > 0:
             self._loading[node] -= 1
 
-    async def enter(self, ticket: int, node: str) -> int:
+    async def enter(self, ticket: int, node: str, life: Sequence[Any] = ()) -> int:
         """A worker begins a ticket; not the first one to do so if that one died.
+
+        Args:
+            ticket: The ticket.
+            node: Where the worker is.
+            life: A reference to a call of ``aborted`` that the worker has made. It has an answer
+                when the job ends, and an error as soon as the worker's process is gone.
 
         Returns:
             Its turn, by which ``next`` knows it.
         """
         self._turns[ticket] += 1
+        self._at_work.add(ticket)
+        for reference in life:
+            watch = asyncio.create_task(self._outlive(ticket, self._turns[ticket], reference))
+            self._watches.add(watch)
+            watch.add_done_callback(self._watches.discard)
         self._ending.discard(ticket)
         self._node_of[ticket] = node
         self._sent.pop(ticket, None)
         self._hand_in(ticket)
         await self._notify()  # also what the dead worker waits for in next()
         return self._turns[ticket]
+
+    async def leave(self, ticket: int, turn: int) -> None:
+        """A worker gives its place back: its time is over, or nothing is left to do."""
+        if turn == self._turns[ticket]:
+            self._at_work.discard(ticket)
 
     async def next(self, ticket: int, turn: int) -> Grab | Check | None:
         """The next chunks for a worker; waits until there are some; None after the last.
@@ -289,6 +320,7 @@ class JobControl:
             return  # heard after its successor began, whose work this must not take away
         held = self._open.pop(ticket, {})
         self._ending.add(ticket)
+        self._at_work.discard(ticket)
         chunk = held.pop((job, index), None)
         for (other, i), innocent in held.items():
             queue = self._suspects if (other, i) in self._suspected else self._pending
@@ -313,6 +345,13 @@ class JobControl:
         new = {job for job, _ in chunks} - self._sent[ticket]
         self._sent[ticket] |= new
         return chunks, {job: self._jobs[job] for job in new}
+
+    async def _outlive(self, ticket: int, turn: int, life: Any) -> None:
+        """Sees a worker die: Ray starts it again when there is a place, which others may take."""
+        try:
+            await life
+        except Exception:
+            await self.leave(ticket, turn)
 
     async def _break(self) -> None:
         """The model kills whoever loads it: every file fails."""

@@ -7,7 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from sheaf_dagster.batch.capacity import amounts
 from sheaf_dagster.batch.cluster_config import ClusterConfig
+from sheaf_dagster.batch.control import Muster
 from sheaf_dagster.batch.reservation import TELL_EVERY_SECONDS, describe_capacity
 from sheaf_dagster.errors import ClusterBusyError, ClusterError
 
@@ -20,6 +22,9 @@ _LOOK_EVERY_SECONDS = 1.0
 _START_SECONDS = 120.0
 """A worker whose place is free may take this long to come up: its runtime environment, imports."""
 
+_CHANGE_SECONDS = 10.0
+"""Between two tickets a job of tasks may be without a worker for so long: a process starts."""
+
 
 class PoolWatch:
     """What a job's coordinator and Ray know of its workers.
@@ -31,7 +36,7 @@ class PoolWatch:
         compute: ``tasks`` or ``actors``.
         demand: What one worker reserves.
         wanted: Workers that are to come up.
-        config: How long to wait for the first of them.
+        config: How long to wait while none of them has a place.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class PoolWatch:
         self._look_at = now + _LOOK_EVERY_SECONDS
         self._tell_at = now + TELL_EVERY_SECONDS
         self._none_since: float | None = None
+        self._had_one = False
         self._asked: Any = None
         self._nodes: set[str] = self._alive()
 
@@ -58,7 +64,8 @@ class PoolWatch:
         """Does its round once a second; never waits for an answer.
 
         Raises:
-            ClusterBusyError: There is work and no worker, for longer than ``wait_for_capacity_s``.
+            ClusterBusyError: There is work and no worker, for longer than ``wait_for_capacity_s``:
+                at the start of a job, or when others took the place that one of its tasks had.
             ClusterError: The coordinator is gone.
         """
         import ray
@@ -73,18 +80,22 @@ class PoolWatch:
         if not ray.wait([self._asked], timeout=0)[0]:
             return
         try:
-            up, has_work = ray.get(self._asked)
+            muster: Muster = ray.get(self._asked)
         except ray.exceptions.RayError as e:
             raise ClusterError(
                 f"the job's coordinator on the cluster is gone: {e}; run again (finished chunks are "
                 "kept)"
             ) from e
         self._asked = None
-        if up or not has_work:
+        up = muster.up if self._actors else muster.at_work
+        self._had_one |= muster.up > 0
+        if up or not muster.has_work:
             self._none_since = None
         elif self._none_since is None:
             self._none_since = now
-        if has_work and (up == 0 or (self._actors and up < self._wanted)):
+        if up and not self._actors:
+            self._tell_at = now + TELL_EVERY_SECONDS
+        if muster.has_work and (up == 0 or (self._actors and up < self._wanted)):
             self._tell(now, up)
 
     def _tell(self, now: float, up: int) -> None:
@@ -92,17 +103,27 @@ class PoolWatch:
         patience = self._patience
         if self._actors or self._has_room():
             patience = max(patience, _START_SECONDS)
+        elif self._had_one:
+            patience = max(patience, _CHANGE_SECONDS)
         if now < self._tell_at and waited < patience:
             return
         self._tell_at = now + TELL_EVERY_SECONDS
-        what = f"{up} of {self._wanted} actors up" if self._actors else "no task could start yet"
-        text = f"{what}; {describe_capacity()}"
+        text = f"{self._state(up)}; {describe_capacity()}"
         if waited >= patience:
+            none = "no worker had a place for" if self._had_one else "no worker came up within"
             raise ClusterBusyError(
-                f"no worker came up within {patience:g} s (wait_for_capacity_s): {text}; run "
-                "again later, wait longer, or look at the cluster"
+                f"{none} {patience:g} s (wait_for_capacity_s): {text}; run again later (finished "
+                "chunks are kept), wait longer, or look at the cluster"
             )
         log.info("waiting for capacity: %s", text)
+
+    def _state(self, up: int) -> str:
+        if self._actors:
+            return f"{up} of {self._wanted} actors up"
+        if not self._had_one:
+            return "no task could start yet"
+        wanted = ", ".join(amounts(self._demand))
+        return f"no task has a place any more{f'; wanted: {wanted}' if wanted else ''}"
 
     def _has_room(self) -> bool:
         import ray

@@ -157,12 +157,16 @@ class _Pulled:
         self.aborted = threading.Event()
         self.done = threading.Event()
 
-    def watch(self) -> None:
-        """Learns, from a thread, that the driver gives up; ends the process if that has to be."""
+    def watch(self, aborted: Any) -> None:
+        """Learns, from a thread, that the driver gives up; ends the process if that has to be.
+
+        Args:
+            aborted: Reference to a call of the coordinator's that says so.
+        """
 
         def wait() -> None:
             with suppress(Exception):
-                _heard(self._control.aborted.remote)
+                _heard(self._control.aborted.remote, aborted)
             self.aborted.set()
             if not self.done.wait(_LEAVE_SECONDS):
                 os._exit(1)
@@ -206,11 +210,12 @@ def _work(
 ) -> list[ChunkReport]:
     """Runs chunks until there are no more; returns what became of them."""
     node = ray.get_runtime_context().get_node_id()
-    turn = ray.get(control.enter.remote(ticket["ticket"], node))
+    aborted = control.aborted.remote()
+    turn = ray.get(control.enter.remote(ticket["ticket"], node, [aborted]))
     done: list[ChunkReport] = []
     if _pass_gate(control):
         work = _Pulled(control, ticket, turn)
-        work.watch()
+        work.watch(aborted)
         try:
             # Whether they were heard is looked after beside the work, which it would hold up.
             with ThreadPoolExecutor(1, thread_name_prefix="sheaf-report") as heard:
@@ -220,6 +225,8 @@ def _work(
                     done.append(report)
         finally:
             work.done.set()
+    with suppress(ray.exceptions.RayError):  # the job is over
+        _heard(partial(control.leave.remote, ticket["ticket"], turn))
     return done
 
 

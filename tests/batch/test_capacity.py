@@ -13,6 +13,7 @@ import time
 import pytest
 
 import sheaf_dagster as sd
+from sheaf_dagster.batch import pool_watch, ray_worker
 from sheaf_dagster.batch.capacity import demand_of, places, shortage
 from sheaf_dagster.batch.cluster import _no_note_on_tokens
 from sheaf_dagster.batch.reservation import describe_capacity, reserved_pool
@@ -183,6 +184,101 @@ def test_a_job_waits_for_another_driver_names_it_and_follows_it_when_it_dies(
 
 def tasks(source: str, tmp_path) -> sd.BatchSpec:
     return sd.BatchSpec(source=source, sink=str(tmp_path / "tasks.jsonl"))
+
+
+class Rival:
+    """Another job's: waits for a device from the moment that the first row is answered."""
+
+    def __init__(self, calls) -> None:
+        self._calls = calls
+        self._gone = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        import ray
+
+        while not self._calls.exists() and not self._gone.wait(0.02):
+            pass
+        actor = ray.remote(num_cpus=0, num_gpus=1)(threading.Event).remote()
+        self._gone.wait(120)
+        ray.kill(actor)
+
+    def __enter__(self) -> Rival:
+        self.thread.start()
+        return self
+
+    def leave(self) -> None:
+        self._gone.set()
+
+    def __exit__(self, *_) -> None:
+        self.leave()
+        self.thread.join()
+
+
+@pytest.fixture
+def short_tickets(monkeypatch):
+    """Tasks give their place back after a second; what the driver waits for is as short."""
+    monkeypatch.setattr(ray_worker, "_TASK_SECONDS", 1.0)
+    monkeypatch.setattr(pool_watch, "_CHANGE_SECONDS", 1.0)
+    monkeypatch.setattr(pool_watch, "TELL_EVERY_SECONDS", 0.5)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("engine", ["ray_core", "ray_data"])
+def test_a_job_whose_place_was_taken_between_two_tickets_does_not_wait_for_ever(
+    ray_cluster, short_tickets, write_rows, tmp_path, engine
+):
+    calls = tmp_path / "calls"
+    model = doubler(num_cpus=0, num_gpus=4, batch_seconds=0.1, call_log=str(calls))
+    source = write_rows(list(range(400)))
+    spec = tasks(source, tmp_path).model_copy(update={"batch_size": 1})
+    cluster = sd.ClusterConfig(engine=engine, wait_for_capacity_s=1)
+
+    with (
+        Rival(calls),
+        pytest.raises(
+            sd.ClusterBusyError,
+            match=r"no worker had a place for 1 s \(wait_for_capacity_s\): no task has a place "
+            r"any more; wanted: 4 GPUs; free: 3 GPUs.*finished chunks are kept",
+        ) as caught,
+    ):
+        sd.BatchRunner(model, cluster).run(spec)
+
+    assert caught.value.retryable
+    assert list(tmp_path.glob(".tasks.jsonl.sheaf/run-*/part-*")), "what is done is kept"
+
+
+@pytest.mark.ray
+def test_a_job_says_what_it_waits_for_when_a_worker_died_and_its_place_was_taken(
+    ray_cluster, short_tickets, write_rows, tmp_path, caplog
+):
+    calls = tmp_path / "calls"
+    model = doubler(
+        num_cpus=0,
+        num_gpus=4,
+        batch_seconds=0.2,
+        call_log=str(calls),
+        exit_on=4,
+        exit_once=str(tmp_path / "died"),
+    )
+    spec = tasks(write_rows(list(range(8))), tmp_path).model_copy(update={"batch_size": 1})
+    cluster = sd.ClusterConfig(engine="ray_core")
+    caplog.set_level(logging.INFO, "sheaf_dagster")
+
+    with Rival(calls) as rival:
+        told = threading.Thread(
+            target=lambda: (
+                wait_until(lambda: "no task has a place any more" in caplog.text, "the log"),
+                rival.leave(),
+            )
+        )
+        told.start()
+        result = sd.BatchRunner(model, cluster).run(spec)
+        told.join()
+
+    assert (tmp_path / "died").exists()
+    assert "waiting for capacity: no task has a place any more; wanted: 4 GPUs" in caplog.text
+    assert [r["value"] for r in read_rows(result.sink)] == [2 * i for i in range(8)]
 
 
 @pytest.mark.ray

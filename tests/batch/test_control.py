@@ -184,3 +184,36 @@ def test_loads_that_a_lost_node_cut_short_are_not_the_models_fault():
 
     assert not lost and not heard_after_the_restart and not ended
     assert len(killed) == 1
+
+
+def test_a_ticket_is_worked_at_until_its_worker_leaves_hangs_or_is_lost():
+    async def story():
+        control = JobControl(4, "toy", AT_ONCE)
+        job = FileJob(0, (), ("in.jsonl",), PartStore(Location("/x")), 4, "record", None)
+        await control.add(job, [Chunk(i, 0, 0, 1, 4 * i, 4, 4 * i + 1) for i in range(9)])
+        loop = asyncio.get_running_loop()
+        lives = [loop.create_future() for _ in range(4)]
+        for i, life in enumerate(lives):
+            turn = await control.enter(i, f"node-{i}", [life])
+            await control.next(i, turn)
+        counts = [(await control.workers()).at_work]
+        for end in (
+            control.leave(0, 1),
+            control.hung(1, 1, 0, min(control._open[1])[1], frozenset([1]), "hung"),
+            control.lost({"node-2"}),
+            fail(lives[3]),
+            control.enter(3, "node-3", [loop.create_future()]),
+            control.leave(3, 1),  # heard late, from the one that died
+        ):
+            await end
+            counts.append((await control.workers()).at_work)
+        return counts, (await control.workers()).has_work
+
+    async def fail(life: asyncio.Future) -> None:
+        life.set_exception(OSError("its process is gone"))
+        await settle()
+
+    counts, has_work = asyncio.run(story())
+
+    assert counts == [4, 3, 2, 1, 0, 1, 1]
+    assert has_work
