@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from sheaf_dagster.batch.capacity import demand_of, places, shortage, workers_of
 from sheaf_dagster.batch.cluster_config import ClusterConfig, check_limits, refuse_ray_client
+from sheaf_dagster.batch.logs import logger_at
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.errors import ClusterCapacityError, ClusterError
 
@@ -124,11 +125,24 @@ def surely_fits_here(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -
     """
     import ray
 
-    if ray.is_initialized() or config.address or os.environ.get("RAY_ADDRESS"):
+    elsewhere = config.address or os.environ.get("RAY_ADDRESS")
+    if ray.is_initialized() or elsewhere or os.environ.get("RAY_OVERRIDE_RESOURCES"):
         return False
     demand = demand_of(model)
     cpus = demand.pop("CPU", 0.0) * workers_of(spec)
-    return not demand and cpus <= (os.cpu_count() or 1)
+    return not demand and cpus <= _cpus_that_ray_counts()
+
+
+def _cpus_that_ray_counts() -> float:
+    """CPUs of a Ray started here: a container's limit where it has one, which Python doesn't see.
+
+    Zero, for certain of nothing, where this version of Ray keeps the number elsewhere.
+    """
+    with suppress(ImportError), logger_at("ray._private.utils", logging.ERROR):  # it says so itself
+        from ray._private.utils import get_num_cpus
+
+        return float(get_num_cpus())
+    return 0.0
 
 
 def worker_slots(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> int:

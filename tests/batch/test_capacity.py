@@ -50,6 +50,34 @@ def test_workers_that_a_node_has_room_for(demand, node, room):
     assert places(demand, node) == room
 
 
+@pytest.mark.parametrize(
+    ("limit", "answers"),
+    [
+        ({}, "[True, True, False]"),
+        ({"RAY_OVERRIDE_RESOURCES": '{"CPU": 1}'}, "[False, False, False]"),  # left to the cluster
+    ],
+)
+def test_work_begins_before_ray_is_up_only_where_the_cpus_that_ray_will_count_do(limit, answers):
+    # In a process without a Ray, on a machine of which Ray counts fewer CPUs than it has.
+    code = """
+import multiprocessing, os
+multiprocessing.cpu_count, os.cpu_count = lambda: 3, lambda: 64
+from sheaf_dagster import BatchSpec, ClusterConfig
+from sheaf_dagster.batch.cluster import surely_fits_here
+from tests.toys import doubler
+spec = lambda n: BatchSpec(source="a", sink="b", compute="actors", num_actors=n)
+print([surely_fits_here(doubler(), spec(n), ClusterConfig()) for n in (1, 3, 4)])
+"""
+    machine = {"RAY_USE_MULTIPROCESSING_CPU_COUNT": "1", "RAY_ADDRESS": "", **limit}
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **machine},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    assert done.stdout.strip() == answers
+
+
 def test_a_shortage_names_what_is_short():
     two = {"GPU": 2, "CPU": 16, "memory": 8 * 2**30}
     assert shortage({"GPU": 1}, 4, [two, two], "actors") is None
