@@ -152,7 +152,9 @@ class CheckLedger:
             "rows_checked": self.compared if name == "order_is_kept" else self.rows,
         }
         if bad and list(bad) != [""]:
-            md["failing"] = dg.MetadataValue.json({k: v[:500] for k, v in bad.items()})
+            first = list(bad.items())[:_SHOWN]
+            md["failing"] = dg.MetadataValue.json({k: v[:500] for k, v in first})
+            md["failing_count"] = len(bad)
         if bad and name == "input_rows_are_valid":
             md["violations"] = _table(self.violations)
         return md
@@ -171,8 +173,10 @@ def _invalid(report: ValidationReport, partition: str) -> str:
 
 
 def _described(bad: Mapping[str, str]) -> str:
-    lines = [f"{partition}: {text}" if partition else text for partition, text in bad.items()]
-    text = " ".join(lines)
+    first = list(bad.items())[:_SHOWN]
+    text = " ".join(f"{partition}: {text}" if partition else text for partition, text in first)
+    if len(bad) > len(first):
+        text = f"{len(bad):,} partitions, first of them {text}"
     return text if len(text) <= _DESCRIPTION else text[: _DESCRIPTION - 1] + "…"
 
 

@@ -8,6 +8,7 @@ import dagster as dg
 
 from sheaf_dagster.batch.cluster_config import ClusterConfig, check_limits
 from sheaf_dagster.batch.loading import ModelContext
+from sheaf_dagster.batch.messages import shortened
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.batch.work import FileOutcome, FileWork, StepOrder
 from sheaf_dagster.definitions.checks import CheckLedger
@@ -26,6 +27,12 @@ __all__ = ["SpecOf", "Step"]
 
 SpecOf = Callable[[str | None], BatchSpec]
 """The job of a partition."""
+
+_SHOWN = 20
+"""Failed partitions that the step's failure names."""
+
+_REASON = 2000
+_EXCERPT = 500
 
 
 class Step:
@@ -190,7 +197,14 @@ class Step:
         if list(self._failed) == [""]:
             (error,) = self._failed.values()
             raise dg.Failure(str(error), allow_retries=retryable) from error
-        failed = "\n".join(f"{k}: {e}" for k, e in self._failed.items())
+        # A message or metadata of megabytes is an event that Dagster's database and pages choke on.
+        first = list(self._failed.items())[:_SHOWN]
+        failed = "\n".join(f"{k}: {shortened(str(e), _REASON)}" for k, e in first)
+        if more := len(self._failed) - len(first):
+            failed += (
+                f"\n… and {more:,} more: each is an error in this run's log, by its partition, and "
+                "the asset's page lists the failed partitions"
+            )
         if self._total > 1:
             others = "; the others are materialised" if len(self._failed) < self._total else ""
             failed = f"{len(self._failed)} of {self._total} partitions failed{others}:\n{failed}"
@@ -198,8 +212,9 @@ class Step:
             failed,
             metadata={
                 "failed_partitions": dg.MetadataValue.json(
-                    {k: str(e)[:500] for k, e in self._failed.items()}
-                )
+                    {k: shortened(str(e), _EXCERPT) for k, e in first}
+                ),
+                "failed_partitions_count": len(self._failed),
             },
             allow_retries=retryable,
         ) from next(iter(self._failed.values()))

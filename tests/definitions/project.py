@@ -112,10 +112,13 @@ def checks(result) -> dict[str, bool]:
     }
 
 
+def failed_step(result):
+    """What a run recorded of its first failed step."""
+    return next(
+        e.event_specific_data for e in result.all_events if e.event_type_value == "STEP_FAILURE"
+    )
+
+
 def failure(result) -> str:
     """The message of a run's first failed step."""
-    return next(
-        e.event_specific_data.error.message
-        for e in result.all_events
-        if e.event_type_value == "STEP_FAILURE"
-    )
+    return failed_step(result).error.message

@@ -9,7 +9,7 @@ import pytest
 
 import sheaf_dagster as sd
 from tests.conftest import read_rows
-from tests.definitions.project import DAYS, KEY, Project, checks, failure
+from tests.definitions.project import DAYS, KEY, Project, checks, failed_step, failure
 from tests.toys import doubler
 
 
@@ -57,6 +57,29 @@ def test_a_bad_day_costs_a_day(year):
     assert again.success
     assert year.logged(again.run_id) == [keys[4], keys[7]], "done ones are passed over"
     assert len(year.downstream_ran) == 1
+
+
+def test_of_many_failed_partitions_the_first_are_told_and_the_others_counted(tmp_path):
+    keys = [f"p{i:02}" for i in range(23)]
+    project = Project(tmp_path, dg.StaticPartitionsDefinition(keys))
+    for key in keys[:-1]:
+        project.write(key, ["x" * 9000] * 9)
+    project.write(keys[-1], [1])
+
+    result = project.run(keys[0], keys[-1], only=True)
+
+    message, told = failure(result), failed_step(result).user_failure_data.metadata
+    assert "22 of 23 partitions failed; the others are materialised:\np00: " in message
+    assert "\n… and 2 more: each is an error in this run's log" in message
+    assert [key for key in keys if f"\n{key}: " in message] == keys[:20]
+    assert len(message) < 50_000
+    assert list(told["failed_partitions"].value) == keys[:20]
+    assert told["failed_partitions_count"].value == 22
+    (check,) = [c for c in result.get_asset_check_evaluations() if not c.passed]
+    assert check.description.startswith("22 partitions, first of them p00: line 1, field 'value'")
+    assert list(check.metadata["failing"].value) == keys[:20]
+    assert check.metadata["failing_count"].value == 22
+    assert project.logged(result.run_id) == [keys[-1]]
 
 
 def test_dagster_sees_whether_an_upstream_partition_has_changed_since(tmp_path):
