@@ -205,9 +205,10 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
             | DailyPartitionsDefinitionModel
             | WeeklyPartitionsDefinitionModel
             | TimeWindowPartitionsDefinitionModel,
-            description="Time windows of the source, where it has others than the asset: the files "
-            "that overlap a partition are read as one.",
-            examples=[{"type": "hourly", "start_date": "2026-01-01-00:00"}],
+            description="Time windows of the source, where it has others than the asset, such as "
+            "type: hourly: the files that overlap a partition are read as one. (No arrivals then.)",
+            # The asset's own: dg's example has every attribute, arrivals among them.
+            examples=[_EXAMPLE_ASSET["partitions_def"]],
         ),
     ] = None
     batch_size: Annotated[
@@ -335,7 +336,7 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
 
         storage = key_of("storage", self.storage)
         model = key_of("model", self.model_resource)
-        windows = self.source_partitions
+        windows = None if self.source_partitions == spec.partitions_def else self.source_partitions
         asset = build_batch_inference_asset(
             spec.key,
             source=self.source,

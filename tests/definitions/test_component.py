@@ -207,6 +207,15 @@ def test_a_check_of_the_file_may_hold_back_what_follows(load, write_rows, tmp_pa
     assert failed == [dg.AssetCheckSeverity.ERROR]
 
 
+def causes_of(error: BaseException | None) -> str:
+    """What an error and all that led to it say."""
+    said = []
+    while error is not None:
+        said.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(said)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -222,11 +231,7 @@ def test_what_cannot_work_is_refused_when_it_is_loaded(change, message, load):
     with pytest.raises(Exception) as error:
         load(attributes(**change))
 
-    causes, at = [], error.value
-    while at is not None:
-        causes.append(str(at))
-        at = at.__cause__ or at.__context__
-    assert message in "\n".join(causes)
+    assert message in causes_of(error.value)
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -250,20 +255,37 @@ def test_every_attribute_is_described_in_the_schema():
     assert "model_resource" not in said
 
 
-def test_the_example_on_the_components_page_loads(load):
+def test_the_example_on_the_components_page_loads_as_it_stands(load):
     schema = sd.BatchInferenceComponent.get_model_cls().model_json_schema()
     shown = yaml.safe_load(generate_sample_yaml(TYPE, schema))
 
-    # It lists every attribute, and these two exclude one another.
-    by_time, by_file = ({**shown["attributes"]} for _ in range(2))
-    by_time.pop("arrivals")
-    by_file.pop("source_partitions")
-
-    defs = load(by_time)
+    defs = load(shown["attributes"])
 
     assert "..." not in str(shown)
-    assert load(by_file).sensors
+    assert set(shown["attributes"]) == set(schema["properties"])
+    assert [s.name for s in defs.sensors]
     assert spec_of(defs, "forecasts").partitions_def == dg.DailyPartitionsDefinition("2026-01-01")
+
+
+def test_arrivals_need_a_source_with_the_partitions_of_the_asset(load):
+    hourly = {"type": "hourly", "start_date": "2026-01-01-00:00"}
+    daily = {"type": "daily", "start_date": "2026-01-01"}
+    fields = attributes(
+        asset={"key": "doubled", "partitions_def": daily},
+        source="{root}/in/{partition_key}.jsonl",
+        sink="{root}/out/{partition_key}.jsonl",
+        arrivals={},
+        model=MODEL,
+        ray_cluster={},
+        storage={"root": "data"},
+    )
+
+    same = load({**fields, "source_partitions": daily})
+    with pytest.raises(Exception) as error:
+        load({**fields, "source_partitions": hourly})
+
+    assert same.sensors
+    assert "reads several files for a partition" in causes_of(error.value)
 
 
 @pytest.fixture
