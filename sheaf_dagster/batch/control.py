@@ -24,6 +24,10 @@ __all__ = ["MAX_ATTEMPTS", "Check", "Grab", "JobControl", "Muster", "grab_size"]
 MAX_ATTEMPTS = 3
 """Times that a chunk may be tried again after its worker died."""
 
+MAX_LOSSES = 20
+"""Times that a chunk may be tried again after its worker's node was lost. A machine that fails or
+is taken away is none of the chunk's doing; but one that brings machines down must not go on so."""
+
 _GRAB_SECONDS = 0.25
 """About how much work a worker takes at a time: far more than the millisecond that asking
 costs, and little enough that all workers end together. Two chunks at least, so that one can
@@ -89,7 +93,9 @@ class JobControl:
         self._ending: set[int] = set()
         self._at_work: set[int] = set()
         self._watches: set[asyncio.Task[None]] = set()
-        self._deaths: dict[_Key, int] = defaultdict(int)
+        # The nodes on which a chunk's workers died; those of a node that was lost count apart.
+        self._deaths: dict[_Key, list[str]] = defaultdict(list)
+        self._losses: Counter[_Key] = Counter()
         self._reports: list[dict[str, Any]] = []
         self._cancelled: set[int] = set()
         self._workers: dict[str, str] = {}
@@ -184,6 +190,9 @@ class JobControl:
         self._lost_nodes |= nodes
         for node in nodes:
             del self._loading[node]  # the model is not to blame
+        for key, died in self._deaths.items():  # heard of as deaths before the node was missed
+            self._deaths[key] = [node for node in died if node not in nodes]
+            self._losses[key] += len(died) - len(self._deaths[key])
         for ticket in [t for t, node in self._node_of.items() if node in nodes]:
             self._turns[ticket] += 1
             self._at_work.discard(ticket)
@@ -251,9 +260,9 @@ class JobControl:
             self._watches.add(watch)
             watch.add_done_callback(self._watches.discard)
         self._ending.discard(ticket)
-        self._node_of[ticket] = node
         self._sent.pop(ticket, None)
         self._hand_in(ticket)
+        self._node_of[ticket] = node
         await self._notify()  # also what the dead worker waits for in next()
         return self._turns[ticket]
 
@@ -379,13 +388,20 @@ class JobControl:
     def _hand_in(self, ticket: int) -> None:
         """Takes back what a worker held that died."""
         lost = self._open.pop(ticket, {})
-        for (job, index), chunk in lost.items():
-            self._deaths[job, index] += 1
-            if len(lost) == 1 and self._deaths[job, index] > MAX_ATTEMPTS:
-                self._fail(job, self._crash(job, chunk), chunk)
+        node = self._node_of.get(ticket, "")
+        for key, chunk in lost.items():
+            if node in self._lost_nodes:
+                self._losses[key] += 1
             else:
-                self._suspects.append((job, chunk))
-                self._suspected.add((job, index))
+                self._deaths[key].append(node)
+            if len(lost) == 1 and self._is_given_up(key):
+                self._fail(key[0], self._crash(key, chunk), chunk)
+            else:
+                self._suspects.append((key[0], chunk))
+                self._suspected.add(key)
+
+    def _is_given_up(self, key: _Key) -> bool:
+        return len(self._deaths[key]) > MAX_ATTEMPTS or self._losses[key] > MAX_LOSSES
 
     def _keep(self, report: dict[str, Any]) -> None:
         self._reports.append(report)
@@ -405,16 +421,23 @@ class JobControl:
         index, row = (chunk.index, chunk.first_row) if chunk else (0, 0)
         self._keep(ChunkReport(job, index, row, "", failure=failure).to_dict())
 
-    def _crash(self, job: int, chunk: Chunk) -> ChunkFailure:
-        where = self._jobs[job].names[chunk.file]
-        deaths = self._deaths[job, chunk.index]
-        error = WorkerCrashError(
-            f"{where}, the {chunk.rows} rows from line {chunk.first_line}: their worker process "
-            f"died {deaths} times (segmentation fault, exit, or killed for memory) in backend "
-            f"{self._backend!r}; look at these rows and at the worker's log, lower batch_size, or "
-            "give the model more memory_gb"
-        )
-        return ChunkFailure.of(error, where)
+    def _crash(self, key: _Key, chunk: Chunk) -> ChunkFailure:
+        where = self._jobs[key[0]].names[chunk.file]
+        deaths, losses = len(self._deaths[key]), self._losses[key]
+        what = f"{where}, the {chunk.rows} rows from line {chunk.first_line}:"
+        if deaths > MAX_ATTEMPTS:
+            text = (
+                f"{what} their worker process died {deaths} times (segmentation fault, exit, or "
+                f"killed for memory) in backend {self._backend!r}; look at these rows and at the "
+                "worker's log, lower batch_size, or give the model more memory_gb"
+            )
+        else:
+            text = (
+                f"{what} the node of their worker was lost {losses} times in backend "
+                f"{self._backend!r}; look at why nodes go (preempted, out of memory), give the "
+                "model more memory_gb, or lower batch_size so that a chunk takes less time"
+            )
+        return ChunkFailure.of(WorkerCrashError(text), where)
 
     async def _notify(self) -> None:
         async with self._changed:

@@ -217,3 +217,70 @@ def test_a_ticket_is_worked_at_until_its_worker_leaves_hangs_or_is_lost():
 
     assert counts == [4, 3, 2, 1, 0, 1, 1]
     assert has_work
+
+
+class Held:
+    """One chunk and a worker that takes it again and again."""
+
+    def __init__(self) -> None:
+        self.control = JobControl(1, "toy")
+        self.turn = 0
+
+    async def begin(self) -> None:
+        job = FileJob(0, (), ("in.jsonl",), PartStore(Location("/x")), 4, "fail", None)
+        await self.control.add(job, [Chunk(0, 0, 0, 1, 0, 4, 1)])
+        await self.take("first")
+
+    async def take(self, node: str) -> None:
+        self.turn = await self.control.enter(0, node)
+        await asyncio.wait_for(self.control.next(0, self.turn), 1)
+
+    def failures(self) -> list[str]:
+        return [r["failure"]["message"] for r in self.control._reports if r["failure"]]
+
+
+@pytest.mark.parametrize("missed_first", [True, False])
+def test_a_chunk_is_not_given_up_for_the_nodes_that_it_lost(missed_first):
+    async def story():
+        held = Held()
+        await held.begin()
+        node = "first"
+        for number in range(6):
+            gone, node = node, f"node {number}"
+            if missed_first:
+                await held.control.lost({gone})
+                await held.take(node)
+            else:  # Ray starts the worker anew before the driver has looked at the nodes
+                await held.take(node)
+                await held.control.lost({gone})
+        spared = held.failures()
+        for _ in range(4):
+            await held.control.enter(0, node)  # it died
+            if not held.failures():
+                await held.take(node)
+        return spared, held.failures()
+
+    spared, given_up = asyncio.run(story())
+
+    assert spared == []
+    (message,) = given_up
+    assert "the 4 rows from line 1: their worker process died 4 times" in message
+
+
+def test_a_chunk_that_takes_every_node_down_is_given_up_in_the_end():
+    async def story():
+        held = Held()
+        await held.begin()
+        node, losses = "first", 0
+        while not held.failures() and losses < 50:
+            await held.control.lost({node})
+            losses += 1
+            node = f"node {losses}"
+            if not held.failures():
+                await held.take(node)
+        return losses, held.failures()
+
+    losses, (message,) = asyncio.run(story())
+
+    assert losses == 21
+    assert "the node of their worker was lost 21 times" in message

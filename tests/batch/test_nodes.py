@@ -108,6 +108,33 @@ def test_a_job_goes_on_when_a_node_is_lost(cluster, write_rows, tmp_path, comput
     assert [p.name for p in tmp_path.glob(".out*")] == []
 
 
+@in_full
+def test_a_chunk_outlives_more_nodes_than_it_may_kill_workers(write_rows, tmp_path):
+    losses = 5
+    loads = tmp_path / "loads"
+    head = RayHead(num_cpus=0)
+    try:
+        head.wait()
+        node = head.add_node(1)
+        driver = start(
+            head,
+            source=write_rows([1, 2, 3]),
+            sink=str(tmp_path / "out.jsonl"),
+            # One chunk, and no answer before so many workers have begun it.
+            model={"together": losses + 1, "load_log": str(loads)},
+        )
+        for number in range(losses):
+            wait_for(loads, number + 1, driver)
+            head.kill_node(node)
+            node = head.add_node(1)
+        result, _ = end(driver)
+    finally:
+        head.stop()
+
+    assert result.get("rows") == 3, result
+    assert len(loads.read_text().split()) == losses + 1
+
+
 def test_a_node_that_cannot_see_a_local_path_is_named_as_the_reason(
     cluster, tmp_path, tmp_path_factory, write_rows
 ):
