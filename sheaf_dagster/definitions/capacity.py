@@ -41,7 +41,7 @@ def check_definitions(defs: dg.Definitions) -> dg.Definitions:
 
     An asset whose ``num_actors * num_gpus`` is more than ``gpu_limit`` then fails to load, in
     ``dg check defs`` and in the UI's code location, and not in tonight's run. What only a run
-    knows (an ``EnvVar``, run config, a cluster of dagster-ray's) is checked when the step begins.
+    knows (run config, a cluster of dagster-ray's) is checked when the step begins.
 
     Raises:
         ClusterCapacityError: With the asset and the sum spelled out.
@@ -58,26 +58,14 @@ def _check(asset: str, built: Mapping[str, Any], resources: Mapping[str, Any]) -
     model, cluster = (resources.get(built[what]) for what in ("model", "ray_cluster"))
     if not (isinstance(model, ModelResource) and isinstance(cluster, RayClusterResource)):
         return
-    known = {name: _number(model, name) for name in ("num_cpus", "num_gpus")}
-    demand = ResourceConfig(**{name: value for name, value in known.items() if value is not None})
+    demand = ResourceConfig(num_cpus=model.num_cpus, num_gpus=model.num_gpus)
     try:
         check_limits(
             ModelSpec(name="m", model_type="any", backend="any", resources=demand),
             BatchSpec(
                 source="a", sink="b", compute=built["compute"], num_actors=built["num_actors"]
             ),
-            ClusterConfig(
-                gpu_limit=None if known["num_gpus"] is None else _number(cluster, "gpu_limit"),
-                cpu_limit=None if known["num_cpus"] is None else _number(cluster, "cpu_limit"),
-            ),
+            ClusterConfig(gpu_limit=cluster.gpu_limit, cpu_limit=cluster.cpu_limit),
         )
     except ClusterCapacityError as e:
         raise ClusterCapacityError(f"asset {asset}: {e}") from e
-
-
-def _number(resource: Any, field: str) -> float | None:
-    """A field's value where it is known before a run."""
-    value = getattr(resource, field)
-    # IntEnvVar is an int that isn't the variable's.
-    known = type(value) in (int, float)
-    return float(value) if known else None

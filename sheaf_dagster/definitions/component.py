@@ -1,7 +1,7 @@
 """A batch inference asset from a ``defs.yaml``."""
 
 # No postponed annotations here: Dagster reads those of components as they are.
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 import dagster as dg
 from dagster.components.resolved.core_models import (
@@ -38,6 +38,9 @@ _EXAMPLE_ASSET = {
 }
 
 
+_Template = Annotated[str, Field(pattern=r"\{\{.*\}\}")]
+
+
 def _says(description: str, example: Any = None) -> Any:
     """The description of a field, and its value in the example, as the UI and ``dg`` show them."""
     examples = None if example is None else [example]
@@ -45,12 +48,22 @@ def _says(description: str, example: Any = None) -> Any:
 
 
 def _form_of(resource: type[dg.ConfigurableResource], leave_out: tuple[str, ...] = ()) -> Any:
-    """What YAML may say of a resource: its own fields, with their descriptions."""
-    fields: dict[str, Any] = {
-        name: (field.annotation, field)
-        for name, field in resource.model_fields.items()
-        if name not in leave_out
-    }
+    """What YAML may say of a resource: its own fields, with their descriptions.
+
+    A number or choice may be a template, such as ``"{{ env.GPU_LIMIT }}"``, like any other
+    attribute of a component.
+    """
+    fields: dict[str, Any] = {}
+    for name, field in resource.model_fields.items():
+        kind: Any = field.annotation
+        if kind in (str, str | None) or get_origin(kind) is dict:
+            fields[name] = kind, field
+            continue
+        for rule in field.metadata:
+            kind = Annotated[kind, rule]
+        fields[name] = kind | _Template, Field(field.default, description=field.description)
+    for name in leave_out:
+        del fields[name]
     form = create_model(
         resource.__name__.removesuffix("Resource"),
         __config__=ConfigDict(extra="forbid", protected_namespaces=()),

@@ -13,6 +13,7 @@ from sheaf_dagster.batch.cluster_config import ClusterConfig, refuse_ray_client
 from sheaf_dagster.batch.spec import ModelSpec, ResourceConfig, problems_of
 from sheaf_dagster.definitions.config import Engine
 from sheaf_dagster.definitions.credentials import merged, named_variables, s3_options
+from sheaf_dagster.definitions.variables import refuse_variables
 from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import SpecError
 from sheaf_dagster.storage.options import literal_secrets
@@ -31,6 +32,8 @@ class _Resource(dg.ConfigurableResource):
                 + (f"did you mean {near[0]!r}? " if near else "")
                 + f"Its fields: {', '.join(known)}"
             )
+        for name, value in data.items():
+            refuse_variables(type(self).__name__, name, known[name].annotation, value)
         super().__init__(**data)
 
 

@@ -72,6 +72,22 @@ def test_a_dozen_lines_run_a_job(load, write_rows, tmp_path, monkeypatch):
     assert [r["value"] for r in read_rows(tmp_path / "out.jsonl")] == [2, 4]
 
 
+def test_a_number_or_choice_may_come_from_the_environment(load, monkeypatch):
+    monkeypatch.setenv("GPU_LIMIT", "2.5")
+    monkeypatch.setenv("ENGINE", "ray_core")
+
+    defs = load(
+        attributes(
+            model=MODEL,
+            ray_cluster={"gpu_limit": "{{ env.GPU_LIMIT }}", "engine": "{{ env.ENGINE }}"},
+            storage={"root": "data"},
+        )
+    )
+
+    config = defs.resources["doubled__ray_cluster"].to_config()
+    assert (config.gpu_limit, config.engine) == (2.5, "ray_core")
+
+
 def test_components_may_share_the_projects_resources(load, write_rows, tmp_path):
     write_rows([1, 2])
 
@@ -225,6 +241,8 @@ def causes_of(error: BaseException | None) -> str:
         ({"compute": "actors"}, "compute='actors' needs num_actors"),
         ({"batch_size": 0}, "batch_size: Input should be greater than 0"),
         ({"ray_cluster": {"address": "ray://head:10001"}}, "is a Ray Client address"),
+        ({"ray_cluster": {"gpu_limit": "all"}}, "unable to parse string as a number"),
+        ({"ray_cluster": {"gpu_limit": -1}}, "greater than or equal to 0"),
     ],
 )
 def test_what_cannot_work_is_refused_when_it_is_loaded(change, message, load):
