@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from sheaf_dagster.batch.capacity import amounts, demand_of
 from sheaf_dagster.batch.file_task import FileTask, check_chunks
 from sheaf_dagster.batch.hanging import InterruptingLimit, TimeLimit, took_too_long
 from sheaf_dagster.batch.loading import (
@@ -17,12 +19,14 @@ from sheaf_dagster.batch.messages import FileJob
 from sheaf_dagster.batch.progress import ProgressMeter
 from sheaf_dagster.batch.results import BatchOutcome, BatchProgress, BatchResult
 from sheaf_dagster.batch.rows import ChunkCheck, Row, RowContract
-from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.batch.worker import run_chunks
 from sheaf_dagster.errors import BatchTimeoutError
 from sheaf_dagster.storage import Chunk, ScannedSource
 
 __all__ = ["run_local"]
+
+log = logging.getLogger(__name__)
 
 
 def run_local(
@@ -30,7 +34,12 @@ def run_local(
     specs: Iterable[BatchSpec],
     on_progress: Callable[[BatchProgress], None] | None,
 ) -> Iterator[BatchOutcome]:
-    """Runs files one after the other with the model loaded in this process."""
+    """Runs files one after the other with the model loaded in this process.
+
+    Nothing is reserved and no limit of the cluster applies: a process is as large as it was
+    started.
+    """
+    _say_what_is_not_reserved(context.spec)
     progress = ProgressMeter(on_progress)
     for id, spec in enumerate(specs):
         progress.files_total += 1
@@ -48,6 +57,19 @@ def run_local(
         progress.ended(task)
         progress.tick((), force=True)
         yield outcome
+
+
+def _say_what_is_not_reserved(model: ModelSpec) -> None:
+    demand = demand_of(model)
+    demand.pop("CPU", None)  # one by default, and the process has it
+    if demand:
+        log.warning(
+            "compute='local' reserves nothing, and no limits apply: model %r, which asks for %s, "
+            "runs with whatever this process has; use compute='tasks' or 'actors' to have it "
+            "reserved",
+            model.name,
+            ", ".join(amounts(demand)),
+        )
 
 
 def _run_file(task: FileTask, context: ModelContext, progress: ProgressMeter) -> BatchResult:

@@ -130,7 +130,7 @@ class BatchSpec(_Spec):
     compute: Compute = Field(
         default="tasks",
         description="tasks: elastic Ray Data tasks; actors: a fixed pool of warm actors; "
-        "local: in this process, without Ray.",
+        "local: in this process, without Ray, which reserves nothing and keeps to no limit.",
     )
     num_actors: int | None = Field(
         default=None, gt=0, description="Size of the actor pool; needed with compute='actors'."

@@ -54,6 +54,20 @@ def test_all_modes_write_the_same_bytes(ray_cluster, write_rows, tmp_path):
     assert outputs == outputs[:1] * 5
 
 
+def test_a_local_job_says_that_it_reserves_nothing(write_rows, tmp_path, caplog):
+    specs = [
+        BatchSpec(source=write_rows([1], f"{i}.jsonl"), sink=f"{tmp_path}/{i}", compute="local")
+        for i in range(2)
+    ]
+
+    outcomes = list(BatchRunner(doubler(num_gpus=0.5, num_cpus=3)).run_many(specs))
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+    assert all(o.ok for o in outcomes)
+    assert "model 'doubler', which asks for 0.5 GPU" in warning
+    assert "use compute='tasks' or 'actors' to have it reserved" in warning
+
+
 def test_missing_request_ids_are_the_same_at_every_run(write_rows, tmp_path):
     source = write_rows([1, 1, 2])
     run = lambda: read_rows(
