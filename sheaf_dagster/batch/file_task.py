@@ -264,9 +264,14 @@ class FileTask:
             batch_size=_batch_size(self.spec, reports),
         )
 
+    @property
+    def may_resume(self) -> bool:
+        """Whether finished parts are of use to a rerun."""
+        return self.spec.resume and len(self._models) <= 1
+
     def abandon(self) -> None:
         """Gives the sink free after a failure; finished parts stay if they may be resumed."""
-        if not self.spec.resume or len(self._models) > 1:
+        if not self.may_resume:
             self.sink.discard()
         self.sink.release()
 

@@ -28,7 +28,7 @@ from sheaf_dagster.batch.reservation import reserved_pool
 from sheaf_dagster.batch.results import BatchOutcome, BatchProgress, BatchResult
 from sheaf_dagster.batch.rows import ChunkCheck, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
-from sheaf_dagster.storage import ScannedSource
+from sheaf_dagster.storage import ScannedSource, Sink
 
 __all__ = ["run_on_ray"]
 
@@ -121,6 +121,7 @@ class _RayJob:
         self._commits = ThreadPoolExecutor(_COMMIT_THREADS, thread_name_prefix="sheaf-commit")
         self._running: dict[int, FileTask] = {}
         self._committing: dict[Future[BatchResult], FileTask] = {}
+        self._discarded: list[Sink] = []
         self._fed_all = False
         self._slots = 1
         self._control: Any = None
@@ -224,6 +225,8 @@ class _RayJob:
                 unseen.append(item[0])
         for task in (*self._running.values(), *self._committing.values(), *unseen):
             task.abandon()
+        with ThreadPoolExecutor(_COMMIT_THREADS, thread_name_prefix="sheaf-sweep") as pool:
+            list(pool.map(Sink.sweep, self._discarded))
 
     def outcomes(self) -> Iterator[BatchOutcome]:
         while True:
@@ -287,6 +290,8 @@ class _RayJob:
 
     def _failed(self, task: FileTask, error: Exception) -> BatchOutcome:
         task.abandon()
+        if not task.may_resume:
+            self._discarded.append(task.sink)  # workers may yet write what they have in hand
         self._ended(task)
         return BatchOutcome(spec=task.spec, error=error)
 

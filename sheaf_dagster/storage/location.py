@@ -326,6 +326,12 @@ class Location:
             if f.get("type") == "file"
         }
 
+    def find_all(self) -> list[str]:
+        """Paths of all files below this folder of a remote store."""
+        fs, path = self.fs, self.path
+        fs.invalidate_cache(path)
+        return self.remote("list", lambda: list(fs.find(path)))
+
     def remove_tree(self, keep: tuple[str, ...] = ()) -> None:
         """Removes this folder and all below it; no error where there is nothing.
 
@@ -343,11 +349,10 @@ class Location:
             with suppress(FileNotFoundError):
                 self.remote("delete", lambda: fs.rm_file(found))
 
-        fs.invalidate_cache(path)
         root = path.strip("/") + "/"
         found = [
             name
-            for name in self.remote("list", lambda: list(fs.find(path)))
+            for name in self.find_all()
             if not (keep and name.strip("/").removeprefix(root).startswith(keep))
         ]
         with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="sheaf-delete") as pool:

@@ -36,6 +36,7 @@ class Sink:
         self.aside = location.parent.child(f".{location.name}.sheaf")
         self._lock: int | None = None
         self._lease: Lease | None = None
+        self._run: Location | None = None
         self.held = False
 
     def prepare(self) -> None:
@@ -126,6 +127,7 @@ class Sink:
         Parts of other jobs on this sink are removed.
         """
         store = self.parts(fingerprint)
+        self._run = store.folder
         kept = ("lock", "source/", *([f"{store.folder.name}/"] if resume else []))
         with sink_errors(self.location):
             self.aside.remove_tree(keep=kept)
@@ -142,6 +144,29 @@ class Sink:
         abort_uploads(self.aside)  # of large parts whose worker was killed
         if self.aside.has_folders:
             self.aside.remove_tree()
+
+    def sweep(self) -> None:
+        """Removes parts that came after ``discard``, from workers that had not yet heard of it.
+
+        An object needs no folder to be put into; on a local disk the part would have none.
+        Where another job holds the sink by now, it removes them.
+        """
+        if self._run is None or self.aside.is_local or self.held:
+            return
+        try:
+            if not self._run.find_all() or "lock" in self.aside.list_names():
+                return
+            self.prepare()
+            try:
+                self._run.remove_tree()
+            finally:
+                self.release()
+        except Exception as e:
+            log.warning(
+                "%s could not be removed: %s; the next job on this sink does it",
+                self.aside.uri,
+                scrub(describe(e), self.location.options),
+            )
 
     def commit(self, store: PartStore, parts: Sequence[Part]) -> int:
         """Joins the parts in order and makes the sink appear; returns its size in bytes.

@@ -169,6 +169,20 @@ def test_a_killed_job_on_s3_resumes(s3, tmp_path):
     assert s3.names() == ["in.jsonl", "out.jsonl"]
 
 
+@pytest.mark.ray
+def test_nothing_stays_of_a_job_that_failed_and_is_not_to_be_resumed(s3, ray_cluster):
+    # The other worker has a batch in the model when the job learns of the row that fails.
+    model = doubler(fail_on=0, batch_seconds=0.5, num_cpus=0.5)
+    spec = job(s3, s3.options(), compute="tasks").model_copy(
+        update={"batch_size": 1, "resume": False}
+    )
+
+    with pytest.raises(SheafError, match="line 1: Doubler failed"):
+        BatchRunner(model).run(spec)
+
+    assert s3.names() == ["in.jsonl"]
+
+
 def test_a_job_killed_while_it_commits_leaves_no_upload_after_the_next(s3, proxy, quick, tmp_path):
     proxy.faults = Faults(kinds=("stall",), picks=("POST .*uploadId",), stall_seconds=60)
     spec = job(s3, s3.options(proxy.endpoint, read_timeout=60))

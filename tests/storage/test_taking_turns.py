@@ -79,3 +79,44 @@ def test_a_job_that_lost_its_sink_leaves_the_new_holders_files_alone(s3):
     sink.release()
 
     assert s3.names() == before
+
+
+def late(sink: Sink, fingerprint: str) -> str:
+    """A part that a worker writes after the job has discarded all; its name."""
+    part = sink.parts(fingerprint).write(7, b"a\n", rows=1, error_rows=0, non_finite=0)
+    return sink.parts(fingerprint).location(part).path.split("/", 1)[1]
+
+
+@pytest.mark.s3
+def test_parts_that_come_late_are_swept_up(s3):
+    sink = Sink(Location.of(s3.uri("out.jsonl"), s3.options()))
+    filled(sink, [b"a\n"], "a" * 64)
+    sink.discard()
+    sink.release()
+    ours, theirs = late(sink, "a" * 64), late(sink, "b" * 64)
+    before = s3.names()
+
+    sink.sweep()
+
+    assert before == [ours, theirs]
+    assert s3.names() == [theirs], "another job's, which may be resumed"
+
+
+@pytest.mark.s3
+def test_parts_that_come_late_are_left_to_the_job_that_has_the_sink(s3):
+    sink, next_one = (Sink(Location.of(s3.uri("out.jsonl"), s3.options())) for _ in range(2))
+    filled(sink, [b"a\n"])
+    sink.discard()
+    sink.release()
+    next_one.prepare()
+    part = late(sink, "f" * 64)
+
+    sink.sweep()
+    left = s3.names()
+    next_one.open_run("f" * 64, resume=False)
+
+    assert part in left
+    assert part not in s3.names()
+    next_one.discard()
+    next_one.release()
+    assert s3.names() == []
