@@ -18,7 +18,7 @@ from sheaf_dagster.batch.work import run_files
 from sheaf_dagster.definitions.capacity import BUILT_METADATA, built_metadata
 from sheaf_dagster.definitions.checks import check_specs, severities_of
 from sheaf_dagster.definitions.clusters import cluster_config, cluster_limits, jobs_address
-from sheaf_dagster.definitions.config import BatchConfig
+from sheaf_dagster.definitions.config import BatchConfig, run_config
 from sheaf_dagster.definitions.paths import (
     SINK_METADATA,
     SOURCE_METADATA,
@@ -260,12 +260,16 @@ def _define(
         pool=pool,
         op_tags=op_tags,
         required_resource_keys={model, ray_cluster, storage},
+        # No argument of the function: a wrong value would end the step before that is called.
+        config_schema=BatchConfig.to_fields_dict(),
     )
-    def batch_inference(context: dg.AssetExecutionContext, config: BatchConfig) -> Iterator[Any]:
+    def batch_inference(context: dg.AssetExecutionContext) -> Iterator[Any]:
         where = getattr(context.resources, storage)
-        changed = config.changes()
-        read_from = changed.pop("source", source)
         try:
+            path = f"run config, ops.{context.op.name}.config"
+            changed = run_config(path, context.op_execution_context.op_config).changes()
+            read_from = changed.pop("source", source)
+            _batch_spec(path, {**built, **changed, "source": "a", "sink": "b"})
             model_spec: ModelSpec = getattr(context.resources, model).to_spec()
             check_source(read_from)
             options = where.options_by_name if launch == "ray_job" else where.options

@@ -1,12 +1,15 @@
 """What a person may change for one materialisation, in the Launchpad."""
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Optional
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-__all__ = ["BatchConfig", "ComputeMode", "Engine", "ErrorPolicy"]
+from sheaf_dagster.errors import SpecError
+
+__all__ = ["BatchConfig", "ComputeMode", "Engine", "ErrorPolicy", "run_config"]
 
 
 class ComputeMode(Enum):
@@ -81,3 +84,25 @@ class BatchConfig(dg.Config):
         if changed.pop("auto_batch_size", False):
             changed["batch_size"] = "auto"
         return changed
+
+
+def run_config(path: str, given: Mapping[str, Any]) -> BatchConfig:
+    """The config of a run, whose names and types Dagster has checked.
+
+    Args:
+        path: Where it stands, for errors.
+        given: Its values.
+
+    Raises:
+        SpecError: A value can't work; the message says where it stands, and what can.
+    """
+    try:
+        return BatchConfig(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as e:
+        problems = (
+            f"{path}.{'.'.join(map(str, x['loc']))}: {x['msg']} (got {x['input']!r})"
+            for x in e.errors()
+        )
+        raise SpecError(
+            f"{'; '.join(problems)}. Change it, or leave it out to run with the asset's own"
+        ) from e

@@ -134,6 +134,43 @@ def test_run_config_changes_one_materialisation(tmp_path):
         project.run(config={"batch_sise": 5})
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"batch_size": -3}, "ops.predictions.config.batch_size: Input should be greater than 0 (got -3)"),
+        ({"batch_timeout": 0.0}, "ops.predictions.config.batch_timeout: Input should be greater than 0 (got 0.0)"),
+        ({"batch_timeout": float("inf")}, "ops.predictions.config: batch_timeout: Input should be a finite number"),
+        ({"compute": "actors"}, "ops.predictions.config: spec: compute='actors' needs num_actors"),
+    ],
+)  # fmt: skip
+def test_values_of_a_run_config_that_cannot_work_end_the_run_once(tmp_path, config, message):
+    project = Project(tmp_path, DAYS, retry_policy=dg.RetryPolicy(max_retries=2))
+    keys = DAYS.get_partition_keys()
+
+    result = project.run(keys[0], keys[1], only=True, config=config)
+
+    assert failure(result).startswith(
+        f"dagster._core.definitions.events.Failure: run config, {message}"
+    )
+    assert failure(result).count("ops.predictions") == 1, "not once a partition"
+    assert not [e for e in result.all_events if e.event_type_value == "STEP_UP_FOR_RETRY"]
+
+
+def test_a_run_config_may_be_written_in_python(tmp_path):
+    project = Project(tmp_path, DAYS)
+    project.write("2026-01-01", [1, 2, 3])
+
+    result = dg.materialize(
+        [project.asset],
+        partition_key="2026-01-01",
+        resources=project.defs.resources,
+        run_config=dg.RunConfig({"predictions": sd.BatchConfig(row_limit=2, compute="local")}),
+    )
+
+    assert result.success
+    assert len(read_rows(tmp_path / "out/2026-01-01.jsonl")) == 2
+
+
 @pytest.mark.ray
 def test_actors_beyond_the_limit_fail_with_the_sum_before_a_row_is_read(tmp_path, ray_cluster):
     project = Project(tmp_path, compute="actors", num_actors=3)
