@@ -39,8 +39,25 @@ WATCH_SECONDS = 1.0
 SETTLE_SECONDS = 0.5
 """After taking a stale lock over: another job that saw it stale too has written by then."""
 
-_PROCESS = uuid.uuid4().hex
 _dead: set[str] = set()
+"""Names of processes one of whose locks has gone stale here: those of their other locks aren't
+waited for again. A process that lives on takes another name when it learns of it."""
+
+
+class _Identity:
+    """The name of this process in its locks."""
+
+    def __init__(self) -> None:
+        self.name = uuid.uuid4().hex
+        self._former: set[str] = set()
+
+    def change(self) -> None:
+        """Takes another name: under this one others hold the process for dead."""
+        self._former.add(self.name)
+        self.name = uuid.uuid4().hex
+
+    def is_ours(self, name: object) -> bool:
+        return name == self.name or name in self._former
 
 
 class Lease:
@@ -85,7 +102,7 @@ class Lease:
                 break  # made by a request whose answer was lost
             if seen is None:
                 seen, seen_at = found, time.monotonic()
-            ours = found.get("process") == _PROCESS
+            ours = _identity.is_ours(found.get("process"))
             if found != seen or (ours and _renewer.holds(found.get("lease"))):
                 raise self._busy()
             if ours or _is_dead(found):  # ours: the request that gave it back failed
@@ -105,6 +122,7 @@ class Lease:
         """
         found = self._read()
         if found is None or found.get("lease") != self.id:
+            self._lost()
             raise SinkBusyError(
                 f"{self._what} was taken over by another job while this one could not reach the "
                 "store; its output stands. Run again if this one is wanted instead"
@@ -123,15 +141,24 @@ class Lease:
     def renew(self) -> None:
         """Shows that the holder lives."""
         with self._guard:
-            found = self._read() if self._held else None
-            if found is not None and found.get("lease") == self.id:
+            if not self._held:
+                return
+            found = self._read()
+            if found is None or found.get("lease") != self.id:
+                self._lost()
+            else:
                 self._beat += 1
                 self._marker.write(self._content())
+
+    def _lost(self) -> None:
+        if self._held:
+            self._held = False
+            _identity.change()
 
     def _content(self) -> bytes:
         state = {
             "lease": self.id,
-            "process": _PROCESS,
+            "process": _identity.name,
             "host": _host(),
             "pid": os.getpid(),
             "beat": self._beat,
@@ -236,4 +263,16 @@ class _Renewer:
                     lease.renew()
 
 
+_identity = _Identity()
 _renewer = _Renewer()
+
+
+def _begin_anew() -> None:
+    """In a forked process: the locks are its parent's, and so is the thread that renews them."""
+    global _identity, _renewer
+    _identity = _Identity()
+    _renewer = _Renewer()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)

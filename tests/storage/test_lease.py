@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 
 from sheaf_dagster import SinkBusyError, SinkError
 from sheaf_dagster.storage import Location, Sink, lease
+from tests.conftest import ROOT
 from tests.storage.parts import filled
 
 pytestmark = pytest.mark.s3
@@ -113,6 +115,86 @@ def test_a_lock_that_this_process_could_not_give_back_is_its_own_to_take(sink, m
 
     assert marker(sink).read() != left
     again.release()
+
+
+OTHERS = """
+import json, os, sys, time
+from sheaf_dagster import SinkBusyError
+from sheaf_dagster.storage import Location, Sink, lease
+lease.BEAT_SECONDS, lease.STALE_SECONDS, lease.WATCH_SECONDS = 0.05, 60, 0.1
+how, options, *uris = json.loads(sys.argv[1])
+
+def take(uri):
+    Sink(Location.of(uri, options)).prepare()
+    print("taken", flush=True)
+
+if how == "hold":
+    for uri in uris:
+        take(uri)
+elif os.fork() == 0:
+    take(uris[0])
+else:
+    while not Location.of(uris[0], options).parent.child(".out.jsonl.sheaf/lock").state():
+        time.sleep(0.05)
+    if os.fork() == 0:
+        try:
+            take(uris[0])
+        except SinkBusyError as e:
+            print("busy", flush=True)
+sys.stdin.read()  # all of them end with the test
+"""
+
+
+@pytest.fixture
+def others(s3):
+    """Starts processes that take sinks; they live until the test ends."""
+    started = []
+
+    def start(how: str, *names: str) -> subprocess.Popen:
+        told = json.dumps([how, s3.options(), *map(s3.uri, names)])
+        process = subprocess.Popen(
+            [sys.executable, "-c", OTHERS, told],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.stdin.close()
+        process.wait(timeout=30)
+        process.stdout.close()
+
+
+def test_a_process_that_was_stopped_for_a_while_keeps_the_locks_that_it_still_has(
+    s3, sink, others, monkeypatch
+):
+    stopped = others("hold", "out.jsonl", "other.jsonl")
+    assert [stopped.stdout.readline() for _ in range(2)] == ["taken\n"] * 2
+    stopped.send_signal(signal.SIGSTOP)
+    sink.prepare()  # after a while
+    monkeypatch.setattr(lease, "STALE_SECONDS", 60)
+
+    stopped.send_signal(signal.SIGCONT)
+    other = Sink(Location.of(s3.uri("other.jsonl"), s3.options()))
+    (dead,) = lease._dead
+    while json.loads(marker(other).read())["process"] == dead:
+        pass
+
+    with pytest.raises(SinkBusyError, match="written by another job"):
+        other.prepare()
+    sink.release()
+
+
+def test_processes_that_were_forked_know_one_anothers_locks(others):
+    forked = others("fork", "out.jsonl")
+
+    said = [forked.stdout.readline() for _ in range(2)]
+
+    assert said == ["taken\n", "busy\n"]
 
 
 def test_a_damaged_lock_goes_stale_like_any_other(sink):
