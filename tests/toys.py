@@ -59,6 +59,9 @@ class Doubler(ModelBackend):
         segfault_on: float | None = None,
         hang_on: list[float] | None = None,
         hang_how: str = "sleep",
+        slow_while: str | None = None,
+        slow_from: float = 0.0,
+        slow_seconds: float = 600.0,
     ) -> None:
         self.__dict__.update({k: v for k, v in locals().items() if k != "self"})
 
@@ -89,6 +92,8 @@ class Doubler(ModelBackend):
         if self.jitter and requests:
             time.sleep((requests[0].request_id.int % 7) * 0.004)
         time.sleep(self.batch_seconds)
+        if self.slow_while is not None and values and max(values) >= self.slow_from:
+            _wait_while(self.slow_while, self.slow_seconds)
         answers = [
             NumberResponse(
                 request_id=r.request_id,
@@ -102,6 +107,13 @@ class Doubler(ModelBackend):
         if self.reverse:
             answers.reverse()
         return answers[:-1] if self.drop_last else answers
+
+
+def _wait_while(path: str, seconds: float) -> None:
+    """So that a job is still at work when a test stops it, and a rerun is quick."""
+    deadline = time.monotonic() + seconds
+    while os.path.exists(path) and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _hang(how: str) -> None:

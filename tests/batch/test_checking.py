@@ -70,11 +70,12 @@ def test_waiting_workers_check_and_the_findings_are_the_same_in_order(
     from sheaf_dagster.batch.ray_worker import _pass_gate
 
     worker = ray.remote(_pass_gate).remote(control)
-    ray.get(control.ready.remote("driver", "here"))
+    nothing = [ray.put((ModelContext.of(doubler()).rows, [])), []]
+    assert ray.get(control.check.remote(-1, nothing)) == [], "the worker is up and waits"
     here = checking.check_chunks
 
     def slowly(contract, texts, chunks):  # so slow a driver that the worker must have its share
-        threading.Event().wait(0.0 if brought_back else 0.05)
+        threading.Event().wait(0.0 if brought_back else 0.3)
         return here(contract, texts, chunks)
 
     monkeypatch.setattr(checking, "check_chunks", slowly)
