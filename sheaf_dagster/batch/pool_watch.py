@@ -22,8 +22,10 @@ _LOOK_EVERY_SECONDS = 1.0
 _START_SECONDS = 120.0
 """A worker whose place is free may take this long to come up: its runtime environment, imports."""
 
-_CHANGE_SECONDS = 10.0
-"""Between two tickets a job of tasks may be without a worker for so long: a process starts."""
+_CHANGE_SECONDS = 60.0
+"""A job of tasks that has had a worker may be without one for so long, between two tickets or
+after a death: whether its place is taken by others or by the next worker, whose process starts and
+imports the model's libraries, can't be told apart."""
 
 
 class PoolWatch:
@@ -57,6 +59,8 @@ class PoolWatch:
         self._tell_at = now + TELL_EVERY_SECONDS
         self._none_since: float | None = None
         self._had_one = False
+        # The place that is no longer free may be the one of our own worker, which is starting.
+        self._had_room = self._has_room()
         self._asked: Any = None
         self._nodes: set[str] = self._alive()
 
@@ -101,7 +105,7 @@ class PoolWatch:
     def _tell(self, now: float, up: int) -> None:
         waited = now - self._none_since if self._none_since is not None else 0.0
         patience = self._patience
-        if self._actors or self._has_room():
+        if self._actors or self._has_room() or (self._had_room and not self._had_one):
             patience = max(patience, _START_SECONDS)
         elif self._had_one:
             patience = max(patience, _CHANGE_SECONDS)
@@ -111,9 +115,12 @@ class PoolWatch:
         text = f"{self._state(up)}; {describe_capacity()}"
         if waited >= patience:
             none = "no worker had a place for" if self._had_one else "no worker came up within"
+            limit = "wait_for_capacity_s"
+            if patience > self._patience:
+                limit += f"={self._patience:g}, but a worker may take so long to start"
             raise ClusterBusyError(
-                f"{none} {patience:g} s (wait_for_capacity_s): {text}; run again later (finished "
-                "chunks are kept), wait longer, or look at the cluster"
+                f"{none} {patience:g} s ({limit}): {text}; run again later (finished chunks are "
+                "kept), wait longer, or look at the cluster"
             )
         log.info("waiting for capacity: %s", text)
 

@@ -244,29 +244,32 @@ class Rival:
 
 
 @pytest.fixture
-def short_tickets(monkeypatch):
-    """Tasks give their place back after a second; what the driver waits for is as short."""
+def short_tickets(ray_cluster, monkeypatch):
+    """Tasks give their place back after a second, and four of the cluster's devices are free."""
+    import ray
+
+    wait_until(lambda: ray.available_resources().get("GPU") == 4, "the last job's devices")
     monkeypatch.setattr(ray_worker, "_TASK_SECONDS", 1.0)
-    monkeypatch.setattr(pool_watch, "_CHANGE_SECONDS", 1.0)
+    monkeypatch.setattr(pool_watch, "_CHANGE_SECONDS", 4.0)
     monkeypatch.setattr(pool_watch, "TELL_EVERY_SECONDS", 0.5)
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("engine", ["ray_core", "ray_data"])
 def test_a_job_whose_place_was_taken_between_two_tickets_does_not_wait_for_ever(
-    ray_cluster, short_tickets, write_rows, tmp_path, engine
+    short_tickets, write_rows, tmp_path, engine
 ):
     calls = tmp_path / "calls"
     model = doubler(num_cpus=0, num_gpus=4, batch_seconds=0.1, call_log=str(calls))
     source = write_rows(list(range(400)))
     spec = tasks(source, tmp_path).model_copy(update={"batch_size": 1})
-    cluster = sd.ClusterConfig(engine=engine, wait_for_capacity_s=1)
+    cluster = sd.ClusterConfig(engine=engine, wait_for_capacity_s=4)
 
     with (
         Rival(calls),
         pytest.raises(
             sd.ClusterBusyError,
-            match=r"no worker had a place for 1 s \(wait_for_capacity_s\): no task has a place "
+            match=r"no worker had a place for 4 s \(wait_for_capacity_s\): no task has a place "
             r"any more; wanted: 4 GPUs; free: 3 GPUs.*finished chunks are kept",
         ) as caught,
     ):
@@ -277,8 +280,21 @@ def test_a_job_whose_place_was_taken_between_two_tickets_does_not_wait_for_ever(
 
 
 @pytest.mark.ray
+def test_a_job_does_not_take_its_own_worker_which_is_starting_for_a_holder(
+    short_tickets, write_rows, tmp_path
+):
+    model = doubler(num_cpus=0, num_gpus=4)
+    model.backend = "tests.slow_to_import:SlowToImport"
+    impatient = sd.ClusterConfig(engine="ray_core", wait_for_capacity_s=0.5)
+
+    result = sd.BatchRunner(model, impatient).run(tasks(write_rows([1, 2]), tmp_path))
+
+    assert result.rows == 2
+
+
+@pytest.mark.ray
 def test_a_job_says_what_it_waits_for_when_a_worker_died_and_its_place_was_taken(
-    ray_cluster, short_tickets, write_rows, tmp_path, caplog
+    short_tickets, write_rows, tmp_path, caplog
 ):
     calls = tmp_path / "calls"
     model = doubler(
