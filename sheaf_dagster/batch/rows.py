@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import reprlib
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, get_args
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import core_schema
 
 from sheaf_dagster.batch.messages import shortened
+from sheaf_dagster.batch.quick_rows import quick_rows
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
 from sheaf_dagster.contracts import Contract, schema_of
 from sheaf_dagster.errors import SheafError
@@ -33,6 +35,8 @@ __all__ = [
 
 _NAMESPACE = UUID("5f0c3f0e-6d5e-5b3a-9a43-7d2f8f1e3c11").bytes
 _EXCERPT = 80
+_GIVE_UP_AFTER = 16
+"""Rows that the short cut doesn't take before it is left alone for the rest of a chunk."""
 _MAX_LISTED = 20_000
 """Violations of one row that are looked at: pydantic needs a kilobyte for each."""
 
@@ -82,8 +86,16 @@ class RowContract:
         validate = self.request.__pydantic_validator__.validate_json
         expected = self.model_type
         typed = "model_type" in self.request.model_fields
+        takes = self._takes
+        passed_on = 0
         for number, line in split_rows(data, first_line):
             check.rows += 1
+            if takes is not None:
+                if takes(line):
+                    continue
+                passed_on += 1
+                if passed_on >= _GIVE_UP_AFTER and 2 * passed_on > check.rows:
+                    takes = None
             try:
                 request = validate(line)
             except ValidationError as e:
@@ -100,21 +112,48 @@ class RowContract:
                 check.violations += found[: MAX_VIOLATIONS_SHOWN - len(check.violations)]
         return check
 
-    def parse(self, lines: Iterable[tuple[int, bytes]], first_position: int) -> list[Row]:
-        """Rows of lines that were found valid; a missing ``request_id`` is derived.
+    def parse(
+        self, lines: Sequence[tuple[int, bytes]], first_position: int, *, checked: bool = True
+    ) -> list[Row]:
+        """Rows of lines; a missing ``request_id`` is derived.
 
         The id is a UUIDv5 of the row's position in the source and its bytes.
+
+        Args:
+            lines: Line numbers and lines.
+            first_position: Position of the first in the source.
+            checked: The lines were found valid before. If not, pydantic looks at each.
+
+        Raises:
+            ValidationError, RecursionError: A line doesn't match the contract.
         """
         validate = self.request.__pydantic_validator__.validate_json
         has_id = "request_id" in self.request.model_fields
-        rows = []
-        for position, (number, line) in enumerate(lines, first_position):
-            request = validate(line)
-            if has_id and "request_id" not in request.__pydantic_fields_set__:
-                # Past pydantic's setattr: a user's contract may be frozen.
-                request.__dict__["request_id"] = _derived_id(position, line)
-            rows.append(Row(position, number, request))
-        return rows
+        quick = quick_rows(self.request) if checked else None
+        read = None if quick is None else quick.read
+        requests: list[Any] = []
+        for _, line in lines:
+            request = None if read is None else read(line)
+            if request is None:
+                # Rows of a file are mostly alike: the others of this batch won't be plain either.
+                read, request = None, validate(line)
+            requests.append(request)
+        if has_id:
+            for position, request in enumerate(requests, first_position):
+                if "request_id" not in request.__pydantic_fields_set__:
+                    # Past pydantic's setattr: a user's contract may be frozen.
+                    line = lines[position - first_position][1]
+                    request.__dict__["request_id"] = _derived_id(position, line)
+        numbers = [number for number, _ in lines]
+        return [*map(Row, itertools.count(first_position), numbers, requests)]
+
+    @property
+    def _takes(self) -> Callable[[bytes], bool] | None:
+        """A short cut for ``check``, where it can't miss a row of another model type."""
+        quick = quick_rows(self.request)
+        field = self.request.model_fields.get("model_type")
+        fixed = field is None or [*map(str, get_args(field.annotation))] == [self.model_type]
+        return quick.takes if quick is not None and fixed else None
 
     def _violations(self, number: int, line: bytes, error: ValidationError) -> list[Violation]:
         count = error.error_count()
@@ -283,39 +322,49 @@ def response_lines(responses: Sequence[BaseModel]) -> tuple[list[bytes], int]:
     Those become ``null``. The lines have no newline yet.
     """
     lines = [r.__pydantic_serializer__.to_json(r) for r in responses]
-    # As many nulls as a response has None fields means that no number became one: the common
+    # As many nulls as the responses have None fields means that no number became one: the common
     # case costs a few scans of bytes for the whole batch. Anything else is counted one by one.
     text = b"\n".join(lines)
-    if not _has_constants(text) and (
-        b"null" not in text or [*map(_nulls, lines)] == [*map(_nones, responses)]
-    ):
-        return lines, 0
+    if not _has_constants(text):
+        nulls = text.count(b"null")
+        if not nulls or nulls == _nones(responses):
+            return lines, 0
     bad = 0
     for i, (line, response) in enumerate(zip(lines, responses, strict=True)):
-        nulls, constants = _nulls(line), _has_constants(line)
-        if constants or (nulls and nulls != _nones(response)):
+        nulls, constants = line.count(b"null"), _has_constants(line)
+        if constants or (nulls and nulls != _nones([response])):
             bad += _count_non_finite(response.model_dump(mode="python"))
         if constants:
             lines[i] = orjson.dumps(response.model_dump(mode="json"))
     return lines, bad
 
 
-def _nulls(line: bytes) -> int:
-    return line.count(b"null")
-
-
-def _nones(response: BaseModel) -> int:
-    """None fields of a response; -1 where they needn't be nulls in its line."""
-    if _may_hide_fields(type(response)):
+def _nones(responses: Sequence[BaseModel]) -> int:
+    """None fields of responses; -1 where they needn't be nulls in their lines."""
+    if any(map(_may_hide_fields, {type(r) for r in responses})):
         return -1
-    return len([0 for value in response.__dict__.values() if value is None])
+    return len([0 for r in responses for value in r.__dict__.values() if value is None])
 
 
 @lru_cache(maxsize=32)
 def _may_hide_fields(response: type[BaseModel]) -> bool:
-    decorators = response.__pydantic_decorators__
-    own = decorators.field_serializers or decorators.model_serializers
-    return bool(own) or any(f.exclude for f in response.model_fields.values())
+    """Whether a None in one of its fields may be written as something else, or left out."""
+    waiting: list[Any] = [response.__pydantic_core_schema__]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            if "serialization_exclude" in node or "serialization_exclude_if" in node:
+                return True
+            if node.get("serialization", _AS_IT_IS)["type"] not in ("to-string", "format"):
+                return True
+            waiting += [value for key, value in node.items() if key != "metadata"]
+        elif isinstance(node, (list, tuple)):
+            waiting += node
+    return False
+
+
+_AS_IT_IS = {"type": "to-string"}
+"""Of the ways to write a field that pydantic knows, this one and "format" write None as null."""
 
 
 def _has_constants(data: bytes) -> bool:

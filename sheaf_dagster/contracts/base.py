@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["BaseRequest", "BaseResponse", "ModelType", "row_identity"]
+__all__ = ["BaseRequest", "BaseResponse", "ModelType", "passes", "row_identity"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ModelType(str, Enum):
@@ -78,6 +81,23 @@ class BaseResponse(BaseModel):
     model_type: str
     model_name: str
     metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+def passes(**fields: Any) -> Callable[[F], F]:
+    """Marks an "after" validator with rows that it is known to let pass.
+
+    Checking a file may then pass it over for a row whose fields are of these types (None: null,
+    or not given); it still runs wherever a request is made.
+
+    Args:
+        fields: Types of fields, by name.
+    """
+
+    def mark(validator: F) -> F:
+        validator.passes = fields  # type: ignore[attr-defined]
+        return validator
+
+    return mark
 
 
 def row_identity(row: Any) -> Any:

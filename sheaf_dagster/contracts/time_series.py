@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, Field, model_validator
 from typing_extensions import Self
 
-from sheaf_dagster.contracts.base import BaseRequest, BaseResponse, ModelType
+from sheaf_dagster.contracts.base import BaseRequest, BaseResponse, ModelType, passes
 
 __all__ = ["FeatureRef", "Frequency", "OutputMode", "TimeSeriesRequest", "TimeSeriesResponse"]
 
@@ -82,6 +82,7 @@ class TimeSeriesRequest(BaseRequest):
     num_samples: int = 20
 
     @model_validator(mode="after")
+    @passes(history=list[float], feature_ref=None)
     def _check_input(self) -> Self:
         history = self.history
         if history is None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ConfigDict, Field, field_serializer
+from pydantic import ConfigDict, Field, PlainSerializer, field_serializer
 
 from sheaf_dagster import BaseResponse
 from sheaf_dagster.batch.rows import response_lines
@@ -110,19 +110,34 @@ def test_lines_of_a_batch_are_those_of_its_responses_and_every_lost_number_is_co
     assert not any(b"\n" in line for line in lines)
 
 
-@pytest.mark.parametrize("hidden", [Field(default=None, exclude=True), None])
-def test_a_lost_number_is_not_set_off_against_a_field_that_is_not_written(hidden):
-    class Quiet(Plain):
-        debug: Any = hidden
+def never_null(value: Any) -> str:
+    return value or ""
 
-        if hidden is None:
 
-            @field_serializer("debug")
-            def _never_null(self, debug: Any) -> str:
-                return debug or ""
+class Excluded(Plain):
+    debug: Any = Field(default=None, exclude=True)
 
+
+class SometimesExcluded(Plain):
+    debug: Any = Field(default=None, exclude_if=lambda value: value is None)
+
+
+class Serialized(Plain):
+    debug: Any = None
+
+    @field_serializer("debug")
+    def _never_null(self, debug: Any) -> str:
+        return never_null(debug)
+
+
+class SerializedByItsType(Plain):
+    debug: Annotated[str | None, PlainSerializer(never_null)] = None
+
+
+@pytest.mark.parametrize("kind", [Excluded, SometimesExcluded, Serialized, SerializedByItsType])
+def test_a_lost_number_is_not_set_off_against_a_field_that_is_not_written(kind):
     (line,), lost = response_lines(
-        [Quiet(request_id=UUID(int=0), model_name="m", value=math.nan, note="n", other=1)]
+        [kind(request_id=UUID(int=0), model_name="m", value=math.nan, note="n", other=1)]
     )
 
     assert strictly(line)["value"] is None

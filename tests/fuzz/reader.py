@@ -10,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import io
 
+from pydantic import BaseModel, ValidationError
+
+from sheaf_dagster.batch.quick_rows import quick_rows
 from sheaf_dagster.batch.rows import RowContract
 from sheaf_dagster.contracts import contract_for
 from sheaf_dagster.errors import SourceError
@@ -70,8 +73,29 @@ def _check_text(text: bytes, batch_size: int, cut: int) -> None:
         invalid += check.invalid_rows
         if not check.invalid_rows:
             valid += contract.parse(lines, chunk.first_row)
+        _check_short_cuts(contract.request, lines)
         for violation in check.violations:
             assert str(violation).isprintable()
             assert len(str(violation)) < 1000
     assert found == rows_of(text)
     assert invalid or [r.position for r in valid] == list(range(scan.rows))
+
+
+def _check_short_cuts(request: type[BaseModel], lines: list[tuple[int, bytes]]) -> None:
+    quick = quick_rows(request)
+    assert quick is not None and quick.takes is not None
+    for _, line in lines:
+        taken = quick.takes(line)
+        try:
+            by_pydantic = request.__pydantic_validator__.validate_json(line)
+        except (ValidationError, RecursionError):
+            assert not taken, line
+            continue
+        read = quick.read(line)
+        if read is not None:
+            # A missing request_id is another one each time.
+            given = read.__pydantic_fields_set__
+            assert given == by_pydantic.__pydantic_fields_set__
+            assert [repr(getattr(read, name)) for name in given] == [
+                repr(getattr(by_pydantic, name)) for name in given
+            ]

@@ -1,0 +1,348 @@
+"""Reading plain rows faster than pydantic does, with the same outcome.
+
+Pydantic decides what a row is; this is a short cut to its answer. Most rows use little of what a
+contract allows: a string is a string, a number is a number, no field is unknown. From the schema
+of a contract that is made of such types, decoders of msgspec are derived. They are stricter than
+pydantic (no conversions, no NaN, no unknown fields), so a line that they take is a row, and has
+the same values. Every other line is pydantic's to accept or to refuse.
+
+What a schema may hold is listed here kind by kind, with every word that may qualify it. A contract
+with anything else is read by pydantic alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache, reduce
+from operator import or_
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from pydantic import BaseModel
+from typing_extensions import NotRequired, TypedDict
+
+__all__ = ["QuickRows", "quick_rows"]
+
+
+@dataclass(frozen=True)
+class QuickRows:
+    """Short cuts for the rows of one contract.
+
+    Attributes:
+        takes: Whether a line is a row for certain; False where pydantic must look at it. None
+            where the contract's own validators must see each row.
+        read: The request of a line that is known to be a row; None where pydantic must read it.
+    """
+
+    takes: Callable[[bytes], bool] | None
+    read: Callable[[bytes], BaseModel | None]
+
+
+@lru_cache(maxsize=64)
+def quick_rows(contract: type[BaseModel]) -> QuickRows | None:
+    """The short cuts for a contract's rows, or None where it has something unknown here."""
+    try:
+        return _Plan(contract).compiled()
+    except _NotPlainError:
+        return None
+
+
+class _NotPlainError(Exception):
+    """The schema holds something that isn't known here to mean the same to both."""
+
+
+class _Plan:
+    """What a contract's schema says of its fields."""
+
+    def __init__(self, contract: type[BaseModel]) -> None:
+        self.contract = contract
+        self.validators: list[Callable[[Any], Any]] = []
+        self.types: dict[str, Any] = {}
+        """Of each field, as far as a plain row may have it."""
+        self.required: set[str] = set()
+        self.defaults: dict[str, Any] = {}
+        """Of all fields, in order; None stands where there is none, or a factory."""
+        self.factories: list[tuple[str, Callable[[], Any]]] = []
+        self.members: list[tuple[str, dict[Any, Enum]]] = []
+        """Fields whose value stands for an enum's member."""
+        for name, field in self._fields().items():
+            self._add(name, field)
+
+    def compiled(self) -> QuickRows:
+        try:
+            return QuickRows(self._takes(), self._read())
+        except (TypeError, ValueError, OverflowError) as e:  # types that msgspec can't tell apart
+            raise _NotPlainError from e
+
+    def _fields(self) -> Mapping[str, Any]:
+        contract = self.contract
+        schema: Any = contract.__pydantic_core_schema__
+        if not isinstance(schema, dict):  # its types aren't all defined yet
+            raise _NotPlainError
+        while schema["type"] == "function-after":
+            _allow(schema, "function", "schema")
+            if schema["function"]["type"] != "no-info":
+                raise _NotPlainError
+            self.validators.insert(0, schema["function"]["function"])
+            schema = schema["schema"]
+        _allow(schema, "cls", "schema", "config", "custom_init", "root_model", "frozen")
+        plain = schema["type"] == "model" and schema["cls"] is contract
+        if not plain or schema["custom_init"] or schema["root_model"]:
+            raise _NotPlainError
+        if contract.__new__ is not object.__new__:
+            raise _NotPlainError
+        config = schema.get("config", {})
+        if not _HARMLESS.issuperset(config):
+            raise _NotPlainError
+        if config.get("extra_fields_behavior", "ignore") == "allow":
+            raise _NotPlainError
+        inner = schema["schema"]
+        _allow(inner, "fields", "computed_fields", "model_name")
+        if inner["type"] != "model-fields":
+            raise _NotPlainError
+        return inner["fields"]  # type: ignore[no-any-return]
+
+    def _add(self, name: str, field: Any) -> None:
+        _allow(field, "schema", "frozen", *_SERIALIZING)
+        schema = field["schema"]
+        has_default = schema["type"] == "default"
+        self.defaults[name] = None
+        if has_default:
+            _allow(schema, "schema", "default", "default_factory", "default_factory_takes_data")
+            self._add_default(name, schema)
+            schema = schema["schema"]
+        if schema["type"] == "literal" and isinstance(schema["expected"][0], Enum):
+            self.members.append((name, {m.value: m for m in schema["expected"]}))
+            schema = {**schema, "expected": [_value(m) for m in schema["expected"]]}
+        try:
+            self.types[name] = _type_of(schema)
+        except _NotPlainError:
+            # A row without this field, or with a null in it, may still be a plain one.
+            if schema["type"] == "nullable":
+                _allow(schema, "schema")
+                self.types[name] = None
+            elif has_default:
+                self.types[name] = _NOTHING
+            else:
+                raise
+        if not has_default:
+            self.required.add(name)
+
+    def _add_default(self, name: str, schema: Any) -> None:
+        if "default_factory" in schema:
+            if schema.get("default_factory_takes_data"):
+                raise _NotPlainError
+            self.factories.append((name, schema["default_factory"]))
+        elif isinstance(schema["default"], (str, int, float, bytes, UUID, Enum, type(None))):
+            self.defaults[name] = schema["default"]
+        elif type(schema["default"]) in (list, dict, set, tuple):
+            self.factories.append((name, lambda: copy.deepcopy(schema["default"])))
+        else:
+            raise _NotPlainError
+
+    def _takes(self) -> Callable[[bytes], bool] | None:
+        types, required = dict(self.types), set(self.required)
+        for validator in self.validators:
+            passed: Mapping[str, Any] | None = getattr(validator, "passes", None)
+            if passed is None:
+                return None
+            for name, type_ in passed.items():
+                types[name] = type_
+                if type_ is not None:
+                    required.add(name)
+        columns = [
+            (name, type_) if name in required else (name, type_ | msgspec.UnsetType, msgspec.UNSET)
+            for name, type_ in types.items()
+        ]
+        row = msgspec.defstruct("Row", columns, kw_only=True, forbid_unknown_fields=True, gc=False)
+        decode = msgspec.json.Decoder(row).decode
+
+        def takes(line: bytes) -> bool:
+            try:
+                decode(line)
+            except _REFUSED:
+                return False
+            return True
+
+        return takes
+
+    def _read(self) -> Callable[[bytes], BaseModel | None]:
+        columns = {
+            name: type_ if name in self.required else NotRequired[type_]
+            for name, type_ in self.types.items()
+        }
+        decode = msgspec.json.Decoder(TypedDict("Row", columns)).decode  # type: ignore[operator]
+        contract, defaults = self.contract, self.defaults
+        factories, members, validators = self.factories, self.members, self.validators
+        new, set_attribute = object.__new__, object.__setattr__
+
+        def read(line: bytes) -> BaseModel | None:
+            try:
+                given = decode(line)
+            except _REFUSED:
+                return None
+            values = {**defaults, **given}
+            for name, make in factories:
+                if name not in given:
+                    values[name] = make()
+            for name, by_value in members:
+                if name in given:
+                    values[name] = by_value[values[name]]
+            request = new(contract)
+            # What pydantic's validator sets, past the contract's own __setattr__ as it does.
+            set_attribute(request, "__dict__", values)
+            set_attribute(request, "__pydantic_fields_set__", set(given))
+            set_attribute(request, "__pydantic_extra__", None)
+            set_attribute(request, "__pydantic_private__", None)
+            try:
+                for validate in validators:
+                    request = validate(request)
+            except Exception:
+                return None  # pydantic will meet it, too, and say it as it does
+            return request
+
+        return read
+
+
+_REFUSED = (msgspec.MsgspecError, ValueError, RecursionError)
+
+_COMMON = frozenset({"type", "ref", "metadata", "serialization"})
+_SERIALIZING = ("serialization_alias", "serialization_exclude", "serialization_exclude_if")
+
+_HARMLESS = frozenset(
+    {
+        "allow_inf_nan",
+        "cache_strings",
+        "extra_fields_behavior",
+        "from_attributes",
+        "hide_input_in_errors",
+        "revalidate_instances",
+        "ser_json_bytes",
+        "ser_json_inf_nan",
+        "ser_json_temporal",
+        "ser_json_timedelta",
+        "title",
+        "validation_error_cause",
+    }
+)
+"""Settings of a model that change nothing about a row that the decoders take."""
+
+
+def _allow(schema: Any, *words: str) -> None:
+    """Raises where a schema has a word that isn't known."""
+    if not _COMMON.union(words).issuperset(schema):
+        raise _NotPlainError
+
+
+def _type_of(schema: Any) -> Any:
+    """The type by which msgspec reads what a schema describes, or less than that."""
+    make = _KINDS.get(schema["type"])
+    if make is None:
+        raise _NotPlainError
+    return make(schema)
+
+
+def _number(schema: Any) -> Any:
+    _allow(schema, "gt", "ge", "lt", "le", "allow_inf_nan")
+    return _limited(int if schema["type"] == "int" else float, schema, "gt", "ge", "lt", "le")
+
+
+def _string(schema: Any) -> Any:
+    _allow(schema, "min_length", "max_length")
+    return _limited(str, schema, "min_length", "max_length")
+
+
+def _list(schema: Any) -> Any:
+    _allow(schema, "items_schema", "min_length", "max_length", "fail_fast")
+    items = _type_of(schema.get("items_schema", _ANY))
+    return _limited(list[items], schema, "min_length", "max_length")  # type: ignore[valid-type]
+
+
+def _dict(schema: Any) -> Any:
+    _allow(schema, "keys_schema", "values_schema", "min_length", "max_length", "fail_fast")
+    keys = schema.get("keys_schema", _ANY)
+    if keys["type"] != "str" or not _COMMON.issuperset(keys):
+        raise _NotPlainError
+    values = _type_of(schema.get("values_schema", _ANY))
+    return _limited(dict[str, values], schema, "min_length", "max_length")  # type: ignore[valid-type]
+
+
+def _limited(type_: Any, schema: Any, *words: str) -> Any:
+    limits = {word: schema[word] for word in words if schema.get(word) is not None}
+    return Annotated[type_, msgspec.Meta(**limits)] if limits else type_
+
+
+def _nullable(schema: Any) -> Any:
+    _allow(schema, "schema")
+    return _type_of(schema["schema"]) | None
+
+
+def _literal(schema: Any) -> Any:
+    _allow(schema, "expected")
+    values = schema["expected"]
+    if {type(v) for v in values} not in ({str}, {int}):
+        raise _NotPlainError
+    return Literal[tuple(values)]
+
+
+def _enum(schema: Any) -> Any:
+    _allow(schema, "cls", "members", "sub_type")
+    if {type(m.value) for m in schema["members"]} not in ({str}, {int}):
+        raise _NotPlainError
+    return schema["cls"]
+
+
+def _union(schema: Any) -> Any:
+    """The choices that JSON itself tells apart; of lists the first."""
+    _allow(schema, "choices")
+    choices: Sequence[Any] = schema["choices"]
+    if any(not isinstance(c, dict) for c in choices):  # labelled
+        raise _NotPlainError
+    if all(c["type"] == "list" for c in choices):
+        # A list of numbers is no list of lists to pydantic, and the empty one is the same in all.
+        inner = [c.get("items_schema", _ANY)["type"] for c in choices]
+        if inner[0] not in ("str", "float", "int") or set(inner[1:]) != {"list"}:
+            raise _NotPlainError
+        return _type_of(choices[0])
+    if any(c["type"] not in _SCALARS or not _COMMON.issuperset(c) for c in choices):
+        raise _NotPlainError
+    return reduce(or_, map(_type_of, choices))
+
+
+def _exactly(type_: Any) -> Callable[[Any], Any]:
+    def make(schema: Any) -> Any:
+        _allow(schema)
+        return type_
+
+    return make
+
+
+def _value(member: Any) -> Any:
+    if not isinstance(member, Enum):
+        raise _NotPlainError
+    return member.value
+
+
+_NOTHING = Annotated[int, msgspec.Meta(gt=0, lt=0)]
+"""The type of no value: a decoder that didn't know the field would pass it over."""
+
+_ANY = {"type": "any"}
+_SCALARS = ("str", "float", "int", "bool", "none")
+_KINDS: dict[str, Callable[[Any], Any]] = {
+    "bool": _exactly(bool),
+    "dict": _dict,
+    "enum": _enum,
+    "float": _number,
+    "int": _number,
+    "list": _list,
+    "literal": _literal,
+    "none": _exactly(None),
+    "nullable": _nullable,
+    "str": _string,
+    "union": _union,
+    "uuid": _exactly(UUID),
+}
