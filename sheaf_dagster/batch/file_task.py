@@ -43,6 +43,9 @@ __all__ = ["CheckMany", "FileTask", "check_chunks", "job_fingerprint", "validate
 CheckMany = Callable[[RowContract, ScannedSource], Iterable[ChunkCheck]]
 """Checks all chunks of a source; yields the findings in order."""
 
+_JOIN_BYTES = 64 * 2**20
+"""Parts of a killed run that are joined at a time, while workers wait to be heard."""
+
 _LAYOUT_VERSION = 1
 """Raised when the same job would be cut or written differently than by an older version."""
 
@@ -123,6 +126,7 @@ class FileTask:
         self._chunks: tuple[Chunk, ...] = ()
         self.fingerprint = ""
         self._models: set[str] = set()
+        self._joined = 0
 
     @property
     def rows_done(self) -> int:
@@ -211,6 +215,21 @@ class FileTask:
         self._require_one_model(report.part, report.worker)
         self.parts[report.chunk] = report.part
         self._reports.append(report)
+        self._join_ahead()
+
+    def _join_ahead(self) -> None:
+        """Joins what is whole from the beginning on, a little at a time."""
+        ready: list[Part] = []
+        size = 0
+        for chunk in self._chunks[self._joined :]:
+            part = self.parts.get(chunk.index)
+            if part is None or size >= _JOIN_BYTES:
+                break
+            ready.append(part)
+            size += part.size
+        self._joined += len(ready)
+        if ready and self._joined < len(self._chunks):  # the last ones are the commit's
+            self.sink.join_ahead(self.sink.parts(self.fingerprint), ready)
 
     def _require_one_model(self, part: Part, worker: str) -> None:
         """An output isn't put together from the answers of different weights."""

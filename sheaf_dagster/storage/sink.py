@@ -6,12 +6,12 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import IO
 
 from sheaf_dagster.errors import SinkBusyError, SinkError, SourceError
 from sheaf_dagster.storage.compression import codec_of, compress
 from sheaf_dagster.storage.joining import abort_uploads, join
 from sheaf_dagster.storage.lease import Lease
+from sheaf_dagster.storage.local_join import LocalJoin
 from sheaf_dagster.storage.location import Location, describe, sink_errors
 from sheaf_dagster.storage.options import scrub
 from sheaf_dagster.storage.parts import Part, PartStore
@@ -19,8 +19,6 @@ from sheaf_dagster.storage.parts import Part, PartStore
 __all__ = ["Sink"]
 
 log = logging.getLogger(__name__)
-
-_COPY_BYTES = 8 * 2**20
 
 
 class Sink:
@@ -37,6 +35,7 @@ class Sink:
         self._lock: int | None = None
         self._lease: Lease | None = None
         self._run: Location | None = None
+        self._join: LocalJoin | None = None
         self.held = False
 
     def prepare(self) -> None:
@@ -90,6 +89,7 @@ class Sink:
 
     def release(self) -> None:
         """Gives the sink free; parts stay for a rerun. Does nothing where another job holds it."""
+        self._let_go()
         if not self.held:
             return
         with suppress(Exception):  # unpacked copies are made anew by every run
@@ -126,6 +126,7 @@ class Sink:
 
         Parts of other jobs on this sink are removed.
         """
+        self._let_go()
         store = self.parts(fingerprint)
         self._run = store.folder
         kept = ("lock", "source/", *([f"{store.folder.name}/"] if resume else []))
@@ -137,6 +138,7 @@ class Sink:
 
     def discard(self) -> None:
         """Removes all that was kept aside, if this job holds the sink."""
+        self._let_go()
         if not self.held:
             return
         # The lock is the last to go: whoever takes the sink next may have the same parts to write.
@@ -167,6 +169,26 @@ class Sink:
                 self.aside.uri,
                 scrub(describe(e), self.location.options),
             )
+
+    def join_ahead(self, store: PartStore, parts: Sequence[Part]) -> None:
+        """Joins parts on a local disk while others are still being made.
+
+        So that the end of a large job isn't spent waiting for the disk. What is joined can't be
+        seen at the sink, and ``commit`` begins anew where it isn't given these parts.
+
+        Args:
+            store: Where they lie.
+            parts: Those that come next, in order.
+
+        Raises:
+            SinkError: They can't be joined; the disk may be full.
+        """
+        if not self.location.is_local:
+            return  # a store joins by itself
+        with sink_errors(self.location):
+            if self._join is None:
+                self._join = LocalJoin(store)
+            self._join.extend(parts)
 
     def commit(self, store: PartStore, parts: Sequence[Part]) -> int:
         """Joins the parts in order and makes the sink appear; returns its size in bytes.
@@ -221,44 +243,25 @@ class Sink:
         return compress(b"", codec_of(self.location.uri))
 
     def _commit_local(self, store: PartStore, parts: Sequence[Part]) -> None:
-        joined = store.folder.child("joined.tmp").uri
-        with open(joined, "wb", buffering=0) as target:
-            if not parts:
-                target.write(self._empty())
-            for part in parts:
-                with open(store.location(part).uri, "rb", buffering=0) as piece:
-                    _append(piece, target, part.size)
-            os.fsync(target.fileno())
-            size, expected = target.tell(), sum(p.size for p in parts) or len(self._empty())
-        if size != expected:
+        join = self._join
+        if join is None or join.parts != list(parts[: len(join.parts)]):
+            self._let_go()  # a chunk was run again after its first part was joined
+            join = self._join = LocalJoin(store)
+        join.extend(parts[len(join.parts) :])
+        size, expected = join.finish(self._empty()), sum(p.size for p in parts)
+        self._join = None
+        if size != (expected or len(self._empty())):
             raise SinkError(
                 f"{self.location.uri} can't be written: its parts hold {size} bytes, expected "
                 f"{expected}; another process has changed {store.folder.uri}. Run again"
             )
-        os.replace(joined, self.location.uri)
+        os.replace(join.path, self.location.uri)
         _sync_folder(os.path.dirname(self.location.uri))
 
-
-def _append(piece: IO[bytes], target: IO[bytes], size: int) -> None:
-    left = size
-    # The kernel copies, or shares the blocks where the file system can.
-    while left and hasattr(os, "copy_file_range"):
-        try:
-            n = os.copy_file_range(piece.fileno(), target.fileno(), left)
-        except OSError as e:
-            import errno
-
-            if e.errno in (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP):
-                break
-            raise
-        if n == 0:
-            break
-        left -= n
-    while left and (block := piece.read(min(left, _COPY_BYTES))):
-        view = memoryview(block)
-        while view:  # a raw write may stop short
-            view = view[target.write(view) :]
-        left -= len(block)
+    def _let_go(self) -> None:
+        if self._join is not None:
+            self._join.close()
+            self._join = None
 
 
 def _sync_folder(path: str) -> None:

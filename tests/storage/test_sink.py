@@ -45,6 +45,46 @@ def test_any_name_is_taken_as_it_is(place, name):
     assert set(place.names()) == {*before, f"{name}.jsonl"}
 
 
+def test_parts_that_are_joined_ahead_are_the_beginning_of_the_output(place):
+    sink = Sink(place.at("out.jsonl"))
+    store, parts = filled(sink, [b"a\n", b"b\n", b"c\n", b"d\n"])
+
+    sink.join_ahead(store, parts[:1])
+    sink.join_ahead(store, parts[1:3])
+
+    assert sink.location.state() is None
+    sink.commit(store, parts)
+    assert sink.location.read() == b"a\nb\nc\nd\n"
+    assert place.names() == ["out.jsonl"]
+
+
+def test_a_part_that_was_joined_ahead_and_made_again_counts_as_it_was_made_last(place):
+    sink = Sink(place.at("out.jsonl"))
+    store, (first, last) = filled(sink, [b"a\n", b"b\n"])
+    sink.join_ahead(store, [first])
+    again = store.write(first.chunk, b"A, longer\n", rows=1, error_rows=0, non_finite=0)
+
+    sink.commit(store, [again, last])
+
+    assert sink.location.read() == b"A, longer\nb\n"
+
+
+def test_what_was_joined_ahead_is_not_taken_for_a_part_after_a_failure(place):
+    sink = Sink(place.at("out.jsonl"))
+    store, parts = filled(sink, [b"a\n", b"b\n"])
+    sink.join_ahead(store, parts[:1])
+    sink.release()
+
+    again = Sink(place.at("out.jsonl"))
+    again.prepare()
+    found = again.open_run("f" * 64, resume=True)
+    again.join_ahead(store, [found[0]])
+    again.commit(store, [found[0], found[1]])
+
+    assert again.location.read() == b"a\nb\n"
+    assert place.names() == ["out.jsonl"]
+
+
 def test_parts_of_the_same_job_are_found_again_and_torn_ones_are_not(place):
     sink = Sink(place.at("out.jsonl"))
     store, parts = filled(sink, [b"a\n", b"b\n", b"c\n"])
