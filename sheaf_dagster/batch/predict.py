@@ -10,10 +10,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sheaf_dagster.batch.answers import error_line
 from sheaf_dagster.batch.hanging import MAX_IN_A_ROW, TimeLimit
 from sheaf_dagster.batch.loading import LoadedBackend
 from sheaf_dagster.batch.messages import Hangs, said_by
-from sheaf_dagster.batch.rows import Row, error_line, lines_of
+from sheaf_dagster.batch.rows import Row, lines_of
 from sheaf_dagster.batch.spec import OnError
 from sheaf_dagster.contracts import row_identity
 from sheaf_dagster.errors import (

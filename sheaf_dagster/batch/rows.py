@@ -1,4 +1,4 @@
-"""Rows: from a line to a typed request, and from a typed response to a line."""
+"""Rows: from a line to a typed request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple, get_args
 from uuid import UUID
 
-import orjson
 from pydantic import BaseModel, ValidationError
 from pydantic_core import core_schema
 
@@ -21,16 +20,13 @@ from sheaf_dagster.batch.messages import shortened
 from sheaf_dagster.batch.quick_rows import quick_rows
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
 from sheaf_dagster.contracts import Contract, schema_of
-from sheaf_dagster.errors import SheafError
 from sheaf_dagster.storage import split_rows
 
 __all__ = [
     "ChunkCheck",
     "Row",
     "RowContract",
-    "error_line",
     "lines_of",
-    "response_lines",
 ]
 
 _NAMESPACE = UUID("5f0c3f0e-6d5e-5b3a-9a43-7d2f8f1e3c11").bytes
@@ -314,93 +310,3 @@ def _names_of(request: type[BaseModel]) -> frozenset[str]:
         elif isinstance(node, list):
             waiting += node
     return frozenset(names)
-
-
-def response_lines(responses: Sequence[BaseModel]) -> tuple[list[bytes], int]:
-    """Responses as lines of RFC 8259 JSON, and how many numbers in them were not finite.
-
-    Those become ``null``. The lines have no newline yet.
-    """
-    lines = [r.__pydantic_serializer__.to_json(r) for r in responses]
-    # As many nulls as the responses have None fields means that no number became one: the common
-    # case costs a few scans of bytes for the whole batch. Anything else is counted one by one.
-    text = b"\n".join(lines)
-    if not _has_constants(text):
-        nulls = text.count(b"null")
-        if not nulls or nulls == _nones(responses):
-            return lines, 0
-    bad = 0
-    for i, (line, response) in enumerate(zip(lines, responses, strict=True)):
-        nulls, constants = line.count(b"null"), _has_constants(line)
-        if constants or (nulls and nulls != _nones([response])):
-            bad += _count_non_finite(response.model_dump(mode="python"))
-        if constants:
-            lines[i] = orjson.dumps(response.model_dump(mode="json"))
-    return lines, bad
-
-
-def _nones(responses: Sequence[BaseModel]) -> int:
-    """None fields of responses; -1 where they needn't be nulls in their lines."""
-    if any(map(_may_hide_fields, {type(r) for r in responses})):
-        return -1
-    return len([0 for r in responses for value in r.__dict__.values() if value is None])
-
-
-@lru_cache(maxsize=32)
-def _may_hide_fields(response: type[BaseModel]) -> bool:
-    """Whether a None in one of its fields may be written as something else, or left out."""
-    waiting: list[Any] = [response.__pydantic_core_schema__]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, dict):
-            if "serialization_exclude" in node or "serialization_exclude_if" in node:
-                return True
-            if node.get("serialization", _AS_IT_IS)["type"] not in ("to-string", "format"):
-                return True
-            waiting += [value for key, value in node.items() if key != "metadata"]
-        elif isinstance(node, (list, tuple)):
-            waiting += node
-    return False
-
-
-_AS_IT_IS = {"type": "to-string"}
-"""Of the ways to write a field that pydantic knows, this one and "format" write None as null."""
-
-
-def _has_constants(data: bytes) -> bool:
-    # Looking for one byte first takes a tenth of the time.
-    return (b"N" in data and b"NaN" in data) or (b"I" in data and b"Infinity" in data)
-
-
-def _count_non_finite(value: Any) -> int:
-    if isinstance(value, float):
-        return value != value or value in (float("inf"), float("-inf"))
-    if isinstance(value, dict):
-        return sum(map(_count_non_finite, value.values()))
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return sum(map(_count_non_finite, value))
-    return 0
-
-
-def error_line(request: Any, error: BaseException, *, redact: bool = False) -> bytes:
-    """The line that stands in for a failed row's response (``on_error="record"``).
-
-    It has no newline yet. A request type may have a form of its own: a method
-    ``error_record(error) -> dict``.
-    """
-    name, said = type(error).__name__, shortened(str(error))
-    # A name of a file that isn't UTF-8 has characters that JSON can't hold.
-    text = said.encode("utf-8", "backslashreplace").decode()
-    if redact and not isinstance(error, SheafError):  # our own errors quote no row
-        text = "left out: redact_rows"
-    if text != said:
-        error = type(name, (Exception,), {})(text)
-    own_form = getattr(request, "error_record", None)
-    if callable(own_form):
-        return orjson.dumps(own_form(error))
-    record = {
-        key: str(getattr(request, key))
-        for key in ("request_id", "model_type", "model_name")
-        if getattr(request, key, None) is not None
-    }
-    return orjson.dumps({**record, "error": {"type": name, "message": text}})

@@ -16,12 +16,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
+from sheaf_dagster.batch.answers import response_lines
 from sheaf_dagster.batch.hanging import TimeLimit
 from sheaf_dagster.batch.loading import LoadedBackend, ModelContext
 from sheaf_dagster.batch.messages import ChunkFailure, ChunkReport, FileJob, worker_name
 from sheaf_dagster.batch.overlap import prefetch
 from sheaf_dagster.batch.predict import Answer, Predictor
-from sheaf_dagster.batch.rows import Row, response_lines
+from sheaf_dagster.batch.rows import Row
 from sheaf_dagster.batch.sizing import BatchSizer, spans
 from sheaf_dagster.batch.visibility import require_visible
 from sheaf_dagster.errors import SourceChangedError

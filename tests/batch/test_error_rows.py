@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from sheaf_dagster import BatchRunner
-from sheaf_dagster.batch.rows import error_line
+from sheaf_dagster.batch.answers import error_line
 from sheaf_dagster.contracts import OpenAIBatchRequest
 from tests.batch.jobs import spec
 from tests.conftest import read_rows
