@@ -40,6 +40,11 @@ def throughput(folder: Path) -> dict[str, Any]:
         ("sheaf-serve's loop 1M", "loop", {"source": large, "contracts": "sheaf-serve"}),
         ("ours tasks 1M", "ours", {"source": large, "compute": "tasks"}),
         ("ours actors 1M", "ours", {"source": large, "compute": "actors"}),
+        (
+            "ours by Ray Data, 1M",
+            "ours",
+            {"source": large, "compute": "tasks", "engine": "ray_data"},
+        ),
     ):
         figures[name] = in_process(case, **arguments)
         _show(name, figures[name])
@@ -50,6 +55,8 @@ def throughput(folder: Path) -> dict[str, Any]:
         "tasks over sheaf-serve's loop, 1M": rate["ours tasks 1M"]
         / max(rate["sheaf-serve's loop 1M"], 1e-9),
         "actors over sheaf-serve's loop, 1M": rate["ours actors 1M"]
+        / max(rate["sheaf-serve's loop 1M"], 1e-9),
+        "by Ray Data over sheaf-serve's loop, 1M": rate["ours by Ray Data, 1M"]
         / max(rate["sheaf-serve's loop 1M"], 1e-9),
         "tasks over loop, 1M": rate["ours tasks 1M"] / max(rate["loop 1M"], 1e-9),
         "actors over loop, 1M": rate["ours actors 1M"] / max(rate["loop 1M"], 1e-9),

@@ -42,7 +42,7 @@ class ClusterConfig(BaseModel):
     engine: Literal["auto", "ray_data", "ray_core"] = Field(
         default="auto",
         description="What starts the workers: Ray Data; plain Ray, which is there four CPU seconds "
-        "earlier; or, by default, plain Ray for jobs of less than 256 MiB of input on a cluster of "
+        "earlier; or, by default, plain Ray for jobs of less than 2 GiB of input on a cluster of "
         "fixed size, and Ray Data for all others. The output is the same.",
     )
     holder: str = Field(

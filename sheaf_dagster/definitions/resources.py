@@ -138,7 +138,7 @@ class RayClusterResource(_Resource):
     engine: Engine = Field(
         default=Engine.auto,
         description="What starts the workers: ray_data; ray_core, which is there sooner; auto: "
-        "ray_core for less than 256 MiB of input on a cluster of fixed size. The output is the "
+        "ray_core for less than 2 GiB of input on a cluster of fixed size. The output is the "
         "same.",
     )
     dashboard: str | None = Field(
