@@ -18,7 +18,7 @@ import numpy as np
 
 from sheaf_dagster.errors import SourceError
 
-__all__ = ["Chunk", "FileScan", "LineScanner", "scan_stream", "split_rows"]
+__all__ = ["Chunk", "FileScan", "LineScanner", "is_blank", "scan_stream", "split_rows"]
 
 MAX_CHUNKS = 256
 """Chunks that a file of ordinary size has at most: fine enough to balance and resume, coarse
@@ -300,5 +300,10 @@ def split_rows(data: bytes, first_line: int) -> list[tuple[int, bytes]]:
     return [
         (number, line.rstrip(b"\n"))
         for number, line in enumerate(io.BytesIO(data), first_line)
-        if line[0] > 32 or line.strip(_BLANK + b"\n")
+        if line[0] > 32 or not is_blank(line)
     ]
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line, of which its end at least is there, is no row."""
+    return line[0] <= 32 and not line.strip(_BLANK + b"\n")
