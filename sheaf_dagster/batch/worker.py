@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from sheaf_dagster.batch.answers import response_lines
@@ -26,7 +27,7 @@ from sheaf_dagster.batch.rows import Row
 from sheaf_dagster.batch.sizing import BatchSizer, spans
 from sheaf_dagster.batch.visibility import require_visible
 from sheaf_dagster.errors import SourceChangedError
-from sheaf_dagster.storage import Chunk, read_ranges, split_rows
+from sheaf_dagster.storage import Chunk, read_ranges, rows_in
 
 __all__ = ["LimitFor", "run_chunks"]
 
@@ -167,7 +168,7 @@ def _read_chunk(
                 f"{state.where} changed after it was validated (from line "
                 f"{chunk.first_line}); run again once its writer has finished"
             )
-        lines = split_rows(data, chunk.first_line)
+        lines = rows_in(data, chunk.first_line)
         del data
         for rows, last in _batches(context, sizer, job, chunk, lines):
             yield _Batch(state, rows, last)
@@ -181,24 +182,24 @@ def _batches(
     sizer: BatchSizer,
     job: FileJob,
     chunk: Chunk,
-    lines: list[tuple[int, bytes]],
+    lines: Iterator[tuple[int, bytes]],
 ) -> Iterator[tuple[list[Row], bool]]:
     if job.batch_size is None:
-        sizer.make_room(len(lines))
+        sizer.make_room(chunk.rows)
 
     def size() -> int:
         return sizer.size if job.batch_size is None else job.batch_size
 
     if job.bucket_by is None:
-        for start, stop in spans(len(lines), size):
-            rows = context.rows.parse(lines[start:stop], chunk.first_row + start)
-            yield rows, stop == len(lines)
+        for start, stop in spans(chunk.rows, size):
+            batch = list(islice(lines, stop - start))
+            yield context.rows.parse(batch, chunk.first_row + start), stop == chunk.rows
         return
     # The window is the chunk: it is the same at every run, so the batches of one size are too.
     buckets: dict[Any, list[Row]] = defaultdict(list)
-    for row in context.rows.parse(lines, chunk.first_row):
+    for row in context.rows.parse(list(lines), chunk.first_row):
         buckets[repr(getattr(row.request, job.bucket_by, None))].append(row)
-    left = len(lines)
+    left = chunk.rows
     for bucket in buckets.values():
         for start, stop in spans(len(bucket), size):
             left -= stop - start

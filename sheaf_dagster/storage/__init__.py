@@ -1,6 +1,6 @@
 """Where rows live: locations over fsspec, line-aligned chunks, parts and atomic sinks."""
 
-from sheaf_dagster.storage.chunks import Chunk, is_blank, split_rows
+from sheaf_dagster.storage.chunks import Chunk, is_blank, rows_in, split_rows
 from sheaf_dagster.storage.lines import LineWriter, read_blocks, read_lines
 from sheaf_dagster.storage.listing import FoundFile, list_files
 from sheaf_dagster.storage.location import FileState, Location
@@ -30,6 +30,7 @@ __all__ = [
     "read_blocks",
     "read_lines",
     "read_ranges",
+    "rows_in",
     "scan_source",
     "source_digest",
     "split_rows",

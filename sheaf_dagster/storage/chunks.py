@@ -18,7 +18,7 @@ import numpy as np
 
 from sheaf_dagster.errors import SourceError
 
-__all__ = ["Chunk", "FileScan", "LineScanner", "is_blank", "scan_stream", "split_rows"]
+__all__ = ["Chunk", "FileScan", "LineScanner", "is_blank", "rows_in", "scan_stream", "split_rows"]
 
 MAX_CHUNKS = 256
 """Chunks that a file of ordinary size has at most: fine enough to balance and resume, coarse
@@ -296,12 +296,17 @@ class _Hasher:
 
 def split_rows(data: bytes, first_line: int) -> list[tuple[int, bytes]]:
     """(line number, line) of every row in a chunk's bytes; blank lines are left out."""
+    return list(rows_in(data, first_line))
+
+
+def rows_in(data: bytes, first_line: int) -> Iterator[tuple[int, bytes]]:
+    """The same one by one: a chunk's lines all at once are more than a processor's cache holds."""
     # BytesIO looks for newlines many bytes at a time, bytes.split byte by byte.
-    return [
+    return (
         (number, line.rstrip(b"\n"))
         for number, line in enumerate(io.BytesIO(data), first_line)
         if line[0] > 32 or not is_blank(line)
-    ]
+    )
 
 
 def is_blank(line: bytes) -> bool:
