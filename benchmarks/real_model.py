@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.common import requests_file
 
-ROWS = 6_000
+ROWS = 4_800
 BATCH = 64
 
 
