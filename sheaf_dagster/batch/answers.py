@@ -73,7 +73,7 @@ def _is_plain(response: type[BaseModel]) -> bool:
         if "serialization" in schema:
             return False
         schema = schema["schema"]
-    if not isinstance(schema, dict) or schema["type"] != "model" or schema["root_model"]:
+    if not isinstance(schema, dict) or schema["type"] != "model" or schema.get("root_model"):
         return False
     fields = schema["schema"]
     config = schema.get("config", {})

@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache, reduce
 from operator import or_
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from uuid import UUID
 
 import msgspec
 from pydantic import BaseModel
 from typing_extensions import NotRequired, TypedDict
+
+from sheaf_dagster.contracts.base import PASSES
 
 __all__ = ["QuickRows", "quick_rows"]
 
@@ -91,7 +94,7 @@ class _Plan:
             schema = schema["schema"]
         _allow(schema, "cls", "schema", "config", "custom_init", "root_model", "frozen")
         plain = schema["type"] == "model" and schema["cls"] is contract
-        if not plain or schema["custom_init"] or schema["root_model"]:
+        if not plain or schema.get("custom_init") or schema.get("root_model"):
             raise _NotPlainError
         if contract.__new__ is not object.__new__:
             raise _NotPlainError
@@ -147,10 +150,12 @@ class _Plan:
     def _takes(self) -> Callable[[bytes], bool] | None:
         types, required = dict(self.types), set(self.required)
         for validator in self.validators:
-            passed: Mapping[str, Any] | None = getattr(validator, "passes", None)
+            passed: Mapping[str, Any] | None = getattr(validator, PASSES, None)
             if passed is None:
                 return None
             for name, type_ in passed.items():
+                if not _includes(types.get(name, _NOTHING), type_):
+                    return None  # a subclass has narrowed the field
                 types[name] = type_
                 if type_ is not None:
                     required.add(name)
@@ -206,6 +211,14 @@ class _Plan:
             return request
 
         return read
+
+
+def _includes(own: Any, type_: Any) -> bool:
+    """Whether a field's own type is this one, or has it as a choice."""
+    choices = get_args(own) if get_origin(own) in (Union, UnionType) else (own,)
+    return (type(None) if type_ is None else type_) in (
+        type(None) if choice is None else choice for choice in choices
+    )
 
 
 _REFUSED = (msgspec.MsgspecError, ValueError, RecursionError)

@@ -14,6 +14,9 @@ __all__ = ["BaseRequest", "BaseResponse", "ModelType", "passes", "row_identity"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+PASSES = "__sheaf_passes__"
+"""Where a validator carries what ``passes`` says of it."""
+
 
 class ModelType(str, Enum):
     """The kinds of model that have a built-in name; the values are sheaf-serve 0.13's."""
@@ -94,7 +97,7 @@ def passes(**fields: Any) -> Callable[[F], F]:
     """
 
     def mark(validator: F) -> F:
-        validator.passes = fields  # type: ignore[attr-defined]
+        setattr(validator, PASSES, fields)
         return validator
 
     return mark
