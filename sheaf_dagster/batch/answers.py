@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -85,19 +85,26 @@ def _is_plain(response: type[BaseModel]) -> bool:
         or any("serialization_alias" in field for field in fields["fields"].values())
     ):
         return False
-    waiting: list[Any] = [fields["fields"]]
+    kinds = (node["type"] for field in fields["fields"].values() for node in _schemas_in(field))
+    return _PLAIN_KINDS.issuperset(kinds) and not _may_hide_fields(response)
+
+
+def _schemas_in(schema: Any) -> Iterator[dict[str, Any]]:
+    """A schema of pydantic's and all within it."""
+    waiting: list[Any] = [schema]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, dict):
-            if "serialization" in node or node.get("type", "any") not in _PLAIN_KINDS:
-                return False
-            waiting += [value for key, value in node.items() if key not in _NO_SCHEMAS]
-        elif isinstance(node, (list, tuple)):
+        if isinstance(node, (list, tuple)):
             waiting += node
-    return not _may_hide_fields(response)
+        elif isinstance(node, dict):
+            if isinstance(node.get("type"), str):
+                yield node
+                waiting += [value for key, value in node.items() if key not in _NO_SCHEMAS]
+            else:  # fields or choices, by names of any kind
+                waiting += node.values()
 
 
-_NO_SCHEMAS = frozenset({"metadata", "default", "expected", "members", "type"})
+_NO_SCHEMAS = frozenset({"config", "default", "expected", "function", "members", "metadata"})
 _PLAIN_KINDS = frozenset(
     {
         "any",
@@ -129,22 +136,16 @@ def _nones(responses: Sequence[BaseModel]) -> int:
 @lru_cache(maxsize=32)
 def _may_hide_fields(response: type[BaseModel]) -> bool:
     """Whether a None in one of its fields may be written as something else, or left out."""
-    waiting: list[Any] = [response.__pydantic_core_schema__]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, dict):
-            if "serialization_exclude" in node or "serialization_exclude_if" in node:
-                return True
-            if node.get("serialization", _AS_IT_IS)["type"] not in ("to-string", "format"):
-                return True
-            waiting += [value for key, value in node.items() if key != "metadata"]
-        elif isinstance(node, (list, tuple)):
-            waiting += node
+    for node in _schemas_in(response.__pydantic_core_schema__):
+        if "serialization_exclude" in node or "serialization_exclude_if" in node:
+            return True
+        # Of the ways to write a field that pydantic knows these write None as null.
+        if node.get("serialization", _AS_IT_IS)["type"] not in ("to-string", "format"):
+            return True
     return False
 
 
 _AS_IT_IS = {"type": "to-string"}
-"""Of the ways to write a field that pydantic knows, this one and "format" write None as null."""
 
 
 def _has_constants(data: bytes) -> bool:

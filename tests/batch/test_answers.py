@@ -258,9 +258,28 @@ class Own(Plain):
         return {"mine": self.value}
 
 
+class OddlyNamed(Plain):
+    """Fields named like words of pydantic's schemas."""
+
+    type: str = "a"
+    serialization: Any = None
+    fields: list[float] = Field(default_factory=list)
+    default: float | None = None
+    metadata: Annotated[Any, PlainSerializer(lambda value: "hidden")] = None
+
+
+class OnlyOddlyNamed(Plain):
+    type: str | None = None
+    schema_: Any = None
+    default: float = 1.0
+    function: float = 2.0
+
+
 @pytest.mark.parametrize(
     "response",
     [
+        OddlyNamed(**IDS, value=1.5),
+        OnlyOddlyNamed(**IDS, value=1.5),
         Renamed(**IDS, value=1.5),
         Computed(**IDS, value=1.5),
         Nested(**IDS, value=1.5, part=Part(at=NOON, of=1)),
@@ -303,7 +322,9 @@ class SerializedByItsType(Plain):
     debug: Annotated[str | None, PlainSerializer(never_null)] = None
 
 
-@pytest.mark.parametrize("kind", [Excluded, SometimesExcluded, Serialized, SerializedByItsType])
+@pytest.mark.parametrize(
+    "kind", [OddlyNamed, Excluded, SometimesExcluded, Serialized, SerializedByItsType]
+)
 def test_a_lost_number_is_not_set_off_against_a_field_that_is_not_written(kind):
     (line,), lost = response_lines(
         [kind(request_id=UUID(int=0), model_name="m", value=math.nan, note="n", other=1)]
