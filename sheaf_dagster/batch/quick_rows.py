@@ -49,8 +49,9 @@ class QuickRows:
 def quick_rows(contract: type[BaseModel]) -> QuickRows | None:
     """The short cuts for a contract's rows, or None where it has something unknown here."""
     try:
-        return _Plan(contract).compiled()
-    except _NotPlainError:
+        plan = _Plan(contract)
+        return QuickRows(plan.takes(), plan.read())
+    except Exception:  # _NotPlainError, or what msgspec says of types and limits that it refuses
         return None
 
 
@@ -74,12 +75,6 @@ class _Plan:
         """Fields whose value stands for an enum's member."""
         for name, field in self._fields().items():
             self._add(name, field)
-
-    def compiled(self) -> QuickRows:
-        try:
-            return QuickRows(self._takes(), self._read())
-        except (TypeError, ValueError, OverflowError) as e:  # types that msgspec can't tell apart
-            raise _NotPlainError from e
 
     def _fields(self) -> Mapping[str, Any]:
         contract = self.contract
@@ -147,7 +142,7 @@ class _Plan:
         else:
             raise _NotPlainError
 
-    def _takes(self) -> Callable[[bytes], bool] | None:
+    def takes(self) -> Callable[[bytes], bool] | None:
         types, required = dict(self.types), set(self.required)
         for validator in self.validators:
             passed: Mapping[str, Any] | None = getattr(validator, PASSES, None)
@@ -175,7 +170,7 @@ class _Plan:
 
         return takes
 
-    def _read(self) -> Callable[[bytes], BaseModel | None]:
+    def read(self) -> Callable[[bytes], BaseModel | None]:
         columns = {
             name: type_ if name in self.required else NotRequired[type_]
             for name, type_ in self.types.items()

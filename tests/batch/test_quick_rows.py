@@ -278,6 +278,10 @@ class Told(BaseRequest):
         return self
 
 
+class BothBounds(BaseRequest):
+    value: int = Field(gt=0, ge=1)
+
+
 class Either(BaseRequest):
     value: Union[UUID, str]  # noqa: UP007
 
@@ -288,7 +292,7 @@ class Leftmost(BaseRequest):
 
 @pytest.mark.parametrize(
     "contract",
-    [Aliased, Keeps, Strips, Private, Late, Before, WithDate, Half, Even, Told, Either],
+    [Aliased, Keeps, Strips, Private, Late, Before, WithDate, Half, Even, Told, BothBounds, Either],
 )
 def test_contracts_with_more_than_plain_types_are_pydantics_alone(contract):
     assert quick_rows(contract) is None
