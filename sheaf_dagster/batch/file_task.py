@@ -20,7 +20,7 @@ from sheaf_dagster.batch.results import (
 )
 from sheaf_dagster.batch.rows import ChunkCheck, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
-from sheaf_dagster.contracts import schema_of
+from sheaf_dagster.contracts import DEVIATIONS, schema_of
 from sheaf_dagster.errors import (
     InputValidationError,
     ModelChangedError,
@@ -265,6 +265,7 @@ class FileTask:
             resumed_rows=self.resumed_rows,
             error_rows=sum(p.error_rows for p in parts),
             non_finite=sum(p.non_finite for p in parts),
+            deviations=_deviations(parts),
             chunks=len(parts),
             output_bytes=size,
             validation=self._validation,
@@ -317,6 +318,12 @@ def _batch_size(spec: BatchSpec, reports: Sequence[ChunkReport]) -> int | None:
         return spec.batch_size
     last = {r.worker: r.batch_size for r in sorted(reports, key=lambda r: r.ended)}
     return median_low(last.values()) if last else None
+
+
+def _deviations(parts: Sequence[Part]) -> dict[str, int]:
+    """Rows that are answered otherwise than asked, by kind; parts name a kind by its first letter."""
+    counts = {kind: sum(p.counts.get(kind[0], 0) for p in parts) for kind in DEVIATIONS}
+    return {kind: n for kind, n in counts.items() if n}
 
 
 def _busy_fraction(reports: Sequence[ChunkReport]) -> float | None:

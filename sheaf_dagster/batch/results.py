@@ -118,6 +118,7 @@ class BatchResult(BaseModel):
         resumed_rows: Rows taken over from a killed run of the same job.
         error_rows: Rows that hold an error response (``on_error="record"``).
         non_finite: Numbers that were not finite and became ``null``.
+        deviations: Rows that are answered otherwise than asked, by kind (``Deviation``).
         chunks: Number of chunks the file was cut into.
         output_bytes: Size of the sink.
         validation: The up-front check.
@@ -146,6 +147,7 @@ class BatchResult(BaseModel):
     resumed_rows: int = 0
     error_rows: int = 0
     non_finite: int = 0
+    deviations: dict[str, int] = Field(default_factory=dict)
     chunks: int = 0
     output_bytes: int = 0
     validation: ValidationReport

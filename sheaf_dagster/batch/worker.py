@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -26,6 +26,7 @@ from sheaf_dagster.batch.predict import Answer, Predictor
 from sheaf_dagster.batch.rows import Row
 from sheaf_dagster.batch.sizing import BatchSizer, spans
 from sheaf_dagster.batch.visibility import require_visible
+from sheaf_dagster.contracts import deviations_of
 from sheaf_dagster.errors import SourceChangedError
 from sheaf_dagster.storage import Chunk, read_ranges, rows_in
 
@@ -64,6 +65,7 @@ class _ChunkState:
     failure: BaseException | None = None
     error_rows: int = 0
     non_finite: int = 0
+    deviations: Counter[str] = field(default_factory=Counter)
     predict_seconds: float = 0.0
     halved: int = 0
     started: float = field(default_factory=time.time)
@@ -251,6 +253,7 @@ def _finish(
                 error_rows=state.error_rows,
                 non_finite=state.non_finite,
                 model=loaded.tag,
+                counts={kind[0]: n for kind, n in state.deviations.items()},
             )
             state.lines = []
     except Exception as e:
@@ -287,6 +290,8 @@ def _serialise(state: _ChunkState, rows: Sequence[Row], answers: list[Answer]) -
     responses = [a for a in answers if not isinstance(a, bytes)]
     lines, bad = response_lines(responses)
     state.non_finite += bad
+    for response in responses:
+        state.deviations.update(deviations_of(response))
     if len(lines) < len(answers):
         made = iter(lines)
         lines = [a if isinstance(a, bytes) else next(made) for a in answers]

@@ -1,6 +1,14 @@
 """What a row is: typed requests and responses for each model type."""
 
-from sheaf_dagster.contracts.base import BaseRequest, BaseResponse, ModelType, row_identity
+from sheaf_dagster.contracts.base import (
+    DEVIATIONS,
+    BaseRequest,
+    BaseResponse,
+    Deviation,
+    ModelType,
+    deviations_of,
+    row_identity,
+)
 from sheaf_dagster.contracts.embedding import EmbeddingRequest, EmbeddingResponse
 from sheaf_dagster.contracts.features import FEATURES, FeaturesRequest, FeaturesResponse
 from sheaf_dagster.contracts.openai_batch import (
@@ -36,6 +44,7 @@ register_contract(TEXT, TextRequest, TextResponse)
 register_contract(OPENAI_BATCH, OpenAIBatchRequest, OpenAIBatchResponse)
 
 __all__ = [
+    "DEVIATIONS",
     "FEATURES",
     "OPENAI_BATCH",
     "TENSORS",
@@ -44,6 +53,7 @@ __all__ = [
     "AnyResponse",
     "BaseRequest",
     "BaseResponse",
+    "Deviation",
     "Contract",
     "EmbeddingRequest",
     "EmbeddingResponse",
@@ -66,6 +76,7 @@ __all__ = [
     "contract_for",
     "known_model_types",
     "register_contract",
+    "deviations_of",
     "row_identity",
     "schema_of",
 ]

@@ -5,14 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["BaseRequest", "BaseResponse", "ModelType", "passes", "row_identity"]
+__all__ = [
+    "DEVIATIONS",
+    "BaseRequest",
+    "BaseResponse",
+    "Deviation",
+    "ModelType",
+    "deviations_of",
+    "passes",
+    "row_identity",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+Deviation = Literal["fell_back", "truncated", "clipped", "ignored_field"]
+"""How an answer may differ from what was asked: another method than the one asked for gave it
+(``fell_back``); the model read only a part of the input (``truncated``); the answer was cut or held
+to a limit (``clipped``); a field of the request had no effect (``ignored_field``)."""
+
+DEVIATIONS: tuple[Deviation, ...] = get_args(Deviation)
+
+_DEVIATIONS_KEY = "deviations"
+
+R = TypeVar("R", bound="BaseResponse")
 
 PASSES = "__sheaf_passes__"
 """Where a validator carries what ``passes`` says of it."""
@@ -85,6 +105,20 @@ class BaseResponse(BaseModel):
     model_name: str
     metadata: dict[str, Any] = Field(default_factory=dict)
 
+    def deviates(self: R, *kinds: Deviation) -> R:
+        """Notes that the row is answered otherwise than asked; returns the response itself.
+
+        The note stands in the row (``metadata.deviations``), and such rows are counted in the
+        job's result, in the materialisation and by checks. A backend that can't do just what a
+        row asks for either fails that row or notes it here.
+
+        Args:
+            kinds: In which ways.
+        """
+        noted = self.metadata.setdefault(_DEVIATIONS_KEY, [])
+        noted += [kind for kind in kinds if kind not in noted]
+        return self
+
 
 def passes(**fields: Any) -> Callable[[F], F]:
     """Marks an "after" validator with rows that it is known to let pass.
@@ -101,6 +135,13 @@ def passes(**fields: Any) -> Callable[[F], F]:
         return validator
 
     return mark
+
+
+def deviations_of(response: Any) -> tuple[Deviation, ...]:
+    """In which ways a response says that it deviates from what was asked; see ``deviates``."""
+    metadata = getattr(response, "metadata", None)
+    noted = metadata.get(_DEVIATIONS_KEY, ()) if metadata and isinstance(metadata, dict) else ()
+    return tuple(kind for kind in DEVIATIONS if kind in noted)
 
 
 def row_identity(row: Any) -> Any:

@@ -31,8 +31,17 @@ CHECKS = {
     "no_row_failed": "The model answered every row. Failed ones are in the sink as error rows "
     "(on_error: record) or ended the job (on_error: fail).",
     "all_numbers_are_finite": "No answer holds NaN or infinity, which are written as null.",
+    "no_row_fell_back": "The model that was asked for answered every row. A row that fell back was "
+    "answered by a simpler method; its `metadata` says which.",
+    "every_row_is_answered_as_asked": "No input was truncated, no answer clipped and no field of a "
+    "request ignored. Such rows say so in `metadata.deviations`.",
 }
-_WARNS = ("no_row_failed", "all_numbers_are_finite")
+_WARNS = (
+    "no_row_failed",
+    "all_numbers_are_finite",
+    "no_row_fell_back",
+    "every_row_is_answered_as_asked",
+)
 
 _SHOWN = 20
 _DESCRIPTION = 2000
@@ -91,6 +100,11 @@ class CheckLedger:
             self._add(
                 "no_row_failed", partition, f"{result.error_rows:,} of {result.rows:,} rows failed"
             )
+        for kind, n in result.deviations.items():
+            check = "no_row_fell_back" if kind == "fell_back" else "every_row_is_answered_as_asked"
+            text = f"{n:,} of {result.rows:,} rows {kind.replace('_', ' ')}"
+            earlier = self.problems.get(check, {}).get(partition)
+            self._add(check, partition, f"{earlier}, {text}" if earlier else text)
         return [name for name in CHECKS if partition in self.problems.get(name, {})]
 
     def passed_over(self, partition: str, rows: int, failed: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ import dagster as dg
 from sheaf_dagster.batch.results import BatchResult
 from sheaf_dagster.batch.sample import OutputSample
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.contracts import DEVIATIONS
 from sheaf_dagster.definitions.links import file_metadata
 from sheaf_dagster.definitions.plots import MAX_INLINE_CHARS, Actuals, plot_of
 from sheaf_dagster.definitions.preview import preview_inline, preview_table
@@ -59,6 +60,7 @@ def result_metadata(
         f"{result.validation.seconds:.2f} s",
         "error_rows": result.error_rows,
         "non_finite": result.non_finite,
+        **{f"{kind}_rows": result.deviations.get(kind, 0) for kind in DEVIATIONS},
         "resumed_rows": result.resumed_rows,
         "model": model.name,
         "backend": model.backend,

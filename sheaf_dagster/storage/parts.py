@@ -8,14 +8,16 @@ from one listing and never has to trust a half-written record.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from sheaf_dagster.storage.compression import Codec, compress
 from sheaf_dagster.storage.location import Location, sink_errors
 
 __all__ = ["Part", "PartStore"]
 
-_NAME = re.compile(r"part-(\d{8})-r(\d+)-e(\d+)-n(\d+)-b(\d+)-m([0-9a-f]*)\.jsonl")
+_NAME = re.compile(r"part-(\d{8})-r(\d+)-e(\d+)-n(\d+)-b(\d+)-m([0-9a-f]*)(?:-d([a-z0-9]+))?\.jsonl")
+_COUNT = re.compile(r"([a-z])(\d+)")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Part:
         non_finite: Numbers that became ``null``.
         size: Stored bytes.
         model: Tag of the weights that made it; empty where they aren't known.
+        counts: Rows by the letter of what else there is to count about them.
     """
 
     chunk: int
@@ -37,13 +40,15 @@ class Part:
     non_finite: int
     size: int
     model: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """File name that says all of the above."""
+        counts = "".join(f"{letter}{n}" for letter, n in sorted(self.counts.items()) if n)
         return (
             f"part-{self.chunk:08d}-r{self.rows}-e{self.error_rows}"
-            f"-n{self.non_finite}-b{self.size}-m{self.model}.jsonl"
+            f"-n{self.non_finite}-b{self.size}-m{self.model}{counts and f'-d{counts}'}.jsonl"
         )
 
     @classmethod
@@ -52,8 +57,10 @@ class Part:
         match = _NAME.fullmatch(name)
         if match is None:
             return None
-        chunk, rows, error_rows, non_finite, size, model = match.groups()
-        return cls(int(chunk), int(rows), int(error_rows), int(non_finite), int(size), model)
+        *numbers, model, counts = match.groups()
+        chunk, rows, error_rows, non_finite, size = map(int, numbers)
+        by_letter = {letter: int(n) for letter, n in _COUNT.findall(counts or "")}
+        return cls(chunk, rows, error_rows, non_finite, size, model, by_letter)
 
 
 @dataclass(frozen=True)
@@ -72,10 +79,11 @@ class PartStore:
         error_rows: int,
         non_finite: int,
         model: str = "",
+        counts: Mapping[str, int] | None = None,
     ) -> Part:
         """Stores a chunk's output; seen whole or not at all."""
         stored = compress(data, self.codec)
-        part = Part(chunk, rows, error_rows, non_finite, len(stored), model)
+        part = Part(chunk, rows, error_rows, non_finite, len(stored), model, counts or {})
         location = self.folder.child(part.name)
         with sink_errors(location):
             location.write(stored)

@@ -22,7 +22,7 @@ def test_a_range_is_one_run_with_one_materialisation_a_partition(year):
     assert year.logged(result.run_id) == keys
     assert year.downstream_ran == [keys]
     assert set(checks(result).values()) == {True}
-    assert len(checks(result)) == 5
+    assert len(checks(result)) == 7
     md = year.records()[4].asset_materialization.metadata
     assert md["dagster/partition_row_count"].value == 3
     assert md["dagster/uri"].value.endswith("/out/2026-01-05.jsonl")
