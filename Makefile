@@ -63,14 +63,14 @@ test-faults: $(VENV)/.dev  ## Hundreds of jobs with random faults of the object 
 	SHEAF_FAULT_SEEDS=300 $(BIN)/python -m pytest tests/batch/test_s3_jobs.py -k random_faults_end
 
 test-crashes: $(VENV)/.dev  ## 60 processes killed at random moments (a quarter of an hour)
-	SHEAF_KILLS=60 $(BIN)/python -m pytest tests/batch/test_crashes.py tests/batch/test_batch_timeout.py \
-		tests/batch/test_stopping.py tests/batch/test_two_jobs.py tests/batch/test_poison_rows.py
+	SHEAF_KILLS=60 $(BIN)/python -m pytest tests/batch/test_crashes.py tests/batch/worker/test_batch_timeout.py \
+		tests/batch/test_stopping.py tests/batch/test_two_jobs.py tests/batch/worker/test_poison_rows.py
 
 test-corpus: $(VENV)/.dev  ## The bad files, the huge ones too, with their memory measured (minutes)
 	SHEAF_CORPUS=1 $(BIN)/python -m pytest tests/batch/test_corpus.py tests/batch/test_bad_places.py
 
 test-cluster: $(VENV)/.dev  ## Every way to run on real Ray clusters, with and without a token (minutes)
-	SHEAF_CLUSTER_TESTS=1 $(BIN)/python -m pytest tests/definitions/test_on_a_cluster.py tests/batch/test_nodes.py
+	SHEAF_CLUSTER_TESTS=1 $(BIN)/python -m pytest tests/definitions/test_on_a_cluster.py tests/batch/ray/test_nodes.py
 
 test-soak: $(VENV)/.dev  ## Thousands of small jobs in one process, for minutes: does anything grow?
 	SHEAF_SOAK_SECONDS=240 $(BIN)/python -m pytest tests/batch/test_soak.py

@@ -26,7 +26,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "register_backend",
         "weights_digest",
     ),
-    "sheaf_dagster.batch.cluster_config": ("ClusterConfig",),
+    "sheaf_dagster.batch.ray.cluster_config": ("ClusterConfig",),
     "sheaf_dagster.batch.results": (
         "BatchOutcome",
         "BatchProgress",
@@ -85,7 +85,7 @@ if TYPE_CHECKING:
         register_backend,
         weights_digest,
     )
-    from sheaf_dagster.batch.cluster_config import ClusterConfig
+    from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
     from sheaf_dagster.batch.results import (
         BatchOutcome,
         BatchProgress,

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sheaf_dagster.batch.file_task import check_chunks
+from sheaf_dagster.batch.file_run import check_chunks
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN
-from sheaf_dagster.batch.rows import ChunkCheck, RowContract
+from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
 from sheaf_dagster.errors import ClusterError
 from sheaf_dagster.storage import Chunk, Location
 

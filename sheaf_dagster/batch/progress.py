@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sheaf_dagster.batch.file_task import FileTask
+from sheaf_dagster.batch.file_run import FileTask
 from sheaf_dagster.batch.results import BatchProgress
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from functools import cache
 from itertools import chain
 from typing import Literal
 
-from sheaf_dagster.batch.cluster_config import ClusterConfig, check_limits
-from sheaf_dagster.batch.file_task import job_fingerprint
-from sheaf_dagster.batch.loading import ModelContext
+from sheaf_dagster.batch.file_run import job_fingerprint
 from sheaf_dagster.batch.progress import OnProgress, shown_progress
+from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, check_limits
 from sheaf_dagster.batch.results import BatchOutcome, BatchResult, ValidationReport
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.batch.validation import validate_files
+from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.errors import SheafError, SpecError
 from sheaf_dagster.storage import Location, source_digest
 
@@ -139,11 +139,11 @@ class BatchRunner:
             else nullcontext(self._on_progress)
         ) as on_progress:
             if first.compute == "local":
-                from sheaf_dagster.batch.local_job import run_local
+                from sheaf_dagster.batch.local import run_local
 
                 yield from run_local(context, specs, on_progress)
             else:
-                from sheaf_dagster.batch.ray_job import run_on_ray
+                from sheaf_dagster.batch.ray.job import run_on_ray
 
                 yield from run_on_ray(context, first, specs, self.cluster, on_progress, files)
 

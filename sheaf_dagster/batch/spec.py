@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from sheaf_dagster.batch.sizing import AUTO_LAYOUT_ROWS
+from sheaf_dagster.batch.worker.sizing import AUTO_LAYOUT_ROWS
 
 __all__ = ["BatchSpec", "Compute", "ModelSpec", "OnError", "ResourceConfig", "problems_of"]
 

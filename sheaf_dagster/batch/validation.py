@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sheaf_dagster.batch.file_task import check_chunks, validate_source
+from sheaf_dagster.batch.file_run import check_chunks, validate_source
 from sheaf_dagster.batch.progress import OnProgress
 from sheaf_dagster.batch.results import BatchProgress, ValidationReport
-from sheaf_dagster.batch.rows import ChunkCheck, RowContract
+from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
 from sheaf_dagster.storage import Location, ScannedSource, scan_source
 
 __all__ = ["validate_files"]

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sheaf_dagster import errors
-from sheaf_dagster.batch.cluster_config import ClusterConfig
 from sheaf_dagster.batch.progress import EVERY_SECONDS
+from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
 from sheaf_dagster.batch.results import BatchOutcome, BatchResult, ValidationReport
+from sheaf_dagster.batch.rows.sample import OutputSample, sample_output
 from sheaf_dagster.batch.runner import BatchRunner
-from sheaf_dagster.batch.sample import OutputSample, sample_output
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import InputValidationError, SheafError, SpecError

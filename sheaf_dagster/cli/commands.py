@@ -19,7 +19,7 @@ from sheaf_dagster.backends import known_backends, resolve_backend
 from sheaf_dagster.batch.job_file import JobFile
 from sheaf_dagster.batch.progress import OnProgress, progress_bar, progress_lines
 from sheaf_dagster.batch.results import BatchProgress
-from sheaf_dagster.batch.rows import RowContract
+from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.runner import BatchRunner
 from sheaf_dagster.batch.validation import validate_files
 from sheaf_dagster.cli.output import (

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, get_args
 from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import Self
 
 __all__ = [
     "DEVIATIONS",
@@ -105,7 +106,7 @@ class BaseResponse(BaseModel):
     model_name: str
     metadata: dict[str, Any] = Field(default_factory=dict)
 
-    def deviates(self: R, *kinds: Deviation) -> R:
+    def deviates(self, *kinds: Deviation) -> Self:
         """Notes that the row is answered otherwise than asked; returns the response itself.
 
         The note stands in the row (``metadata.deviations``), and such rows are counted in the

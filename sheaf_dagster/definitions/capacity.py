@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from sheaf_dagster.batch.cluster_config import ClusterConfig, check_limits
+from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, check_limits
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec, ResourceConfig
 from sheaf_dagster.definitions.resources import ModelResource, RayClusterResource
 from sheaf_dagster.errors import ClusterCapacityError

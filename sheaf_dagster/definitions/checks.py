@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from sheaf_dagster.batch.results import BatchResult, ValidationReport, Violation
-from sheaf_dagster.batch.sample import OutputSample
+from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.errors import (
     InputValidationError,
     PredictError,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sheaf_dagster.batch.cluster_config import ClusterConfig
+from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
 from sheaf_dagster.definitions.credentials import named_variables
 from sheaf_dagster.definitions.resources import RayClusterResource
 from sheaf_dagster.environment import from_environment

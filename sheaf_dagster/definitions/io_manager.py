@@ -9,7 +9,7 @@ import orjson
 from pydantic import Field, PrivateAttr
 
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, ValidationReport
-from sheaf_dagster.batch.rows import RowContract
+from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.contracts import contract_for
 from sheaf_dagster.definitions.paths import (
     SINK_METADATA,

@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 
 from sheaf_dagster.batch.results import BatchResult
-from sheaf_dagster.batch.sample import OutputSample
+from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.contracts import DEVIATIONS
 from sheaf_dagster.definitions.links import file_metadata

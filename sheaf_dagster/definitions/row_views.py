@@ -20,7 +20,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from sheaf_dagster.batch.results import ValidationReport
-from sheaf_dagster.batch.rows import RowContract
+from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.contracts import BaseRequest, BaseResponse, contract_for
 from sheaf_dagster.errors import InputValidationError, SourceError, SpecError
 from sheaf_dagster.storage import Location, read_blocks, read_lines

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import dagster as dg
 
-from sheaf_dagster.batch.cluster_config import ClusterConfig, check_limits
-from sheaf_dagster.batch.loading import ModelContext
 from sheaf_dagster.batch.messages import shortened
+from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, check_limits
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.batch.work import FileOutcome, FileWork, StepOrder
+from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.definitions.checks import CheckLedger
 from sheaf_dagster.definitions.history import (
     EarlierMaterialization,

@@ -16,7 +16,9 @@ from sheaf_dagster.storage.location import Location, sink_errors
 
 __all__ = ["Part", "PartStore"]
 
-_NAME = re.compile(r"part-(\d{8})-r(\d+)-e(\d+)-n(\d+)-b(\d+)-m([0-9a-f]*)(?:-d([a-z0-9]+))?\.jsonl")
+_NAME = re.compile(
+    r"part-(\d{8})-r(\d+)-e(\d+)-n(\d+)-b(\d+)-m([0-9a-f]*)(?:-d([a-z0-9]+))?\.jsonl"
+)
 _COUNT = re.compile(r"([a-z])(\d+)")
 
 

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 import sheaf_dagster as sd
 from sheaf_dagster.backends import known_backends, resolve_backend, sheaf_serve
-from sheaf_dagster.batch.loading import ModelContext
-from sheaf_dagster.batch.rows import RowContract
+from sheaf_dagster.batch.rows.requests import RowContract
+from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.contracts import contract_for, known_model_types
 from sheaf_dagster.contracts.sheaf_serve import sheaf_serve_types
 from tests.backends.sheaf_rows import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sheaf_dagster import ModelSpec
-from sheaf_dagster.batch.loading import ModelContext, load_backend
+from sheaf_dagster.batch.worker.loading import ModelContext, load_backend
 from tests.backends.weights import save_language_models
 
 pytestmark = pytest.mark.model

@@ -9,8 +9,8 @@ import pytest
 
 from sheaf_dagster.batch import checking
 from sheaf_dagster.batch.checking import check_in_parallel
-from sheaf_dagster.batch.file_task import check_chunks
-from sheaf_dagster.batch.loading import ModelContext
+from sheaf_dagster.batch.file_run import check_chunks
+from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.storage import Location, scan_source
 from tests.toys import doubler
 
@@ -31,7 +31,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def control(ray_cluster):
-    from sheaf_dagster.batch.startup import start_coordinator
+    from sheaf_dagster.batch.ray.startup import start_coordinator
 
     return start_coordinator(2, "toy")
 
@@ -67,7 +67,7 @@ def test_waiting_workers_check_and_the_findings_are_the_same_in_order(
 ):
     import ray
 
-    from sheaf_dagster.batch.ray_worker import _pass_gate
+    from sheaf_dagster.batch.ray.worker import _pass_gate
 
     worker = ray.remote(_pass_gate).remote(control)
     nothing = [ray.put((ModelContext.of(doubler()).rows, [])), []]

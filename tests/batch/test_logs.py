@@ -7,8 +7,8 @@ import logging
 import pytest
 
 from sheaf_dagster import BatchRunner
-from sheaf_dagster.batch.cluster_config import ClusterConfig
 from sheaf_dagster.batch.logs import logger_at, logs_told_to
+from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
 from tests.batch.jobs import spec
 from tests.toys import doubler
 

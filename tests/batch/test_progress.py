@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from sheaf_dagster import BatchProgress, BatchRunner, BatchSpec, PredictError
-from sheaf_dagster.batch.file_task import FileTask
+from sheaf_dagster.batch.file_run import FileTask
 from sheaf_dagster.batch.progress import progress_bar, progress_lines, progress_text
 from tests.batch.jobs import spec
 from tests.conftest import ROOT

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sheaf_dagster import BatchRunner, BatchSpec, ClusterCapacityError
-from sheaf_dagster.batch import ray_job
+from sheaf_dagster.batch.ray import job as ray_job
 from tests.conftest import ROOT, read_rows
 from tests.crashes import Job, driving, workers_of
 from tests.definitions.project import Project

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from sheaf_dagster.batch.file_task import FileTask
-from sheaf_dagster.batch.loading import ModelContext
+from sheaf_dagster.batch.file_run import FileTask
+from sheaf_dagster.batch.worker.loading import ModelContext
 from tests.batch.jobs import leftovers, spec
 from tests.toys import doubler
 

@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 
 import sheaf_dagster as sd
-from sheaf_dagster.batch.sample import OutputSample
+from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.definitions.links import file_metadata
 from sheaf_dagster.definitions.plots import MAX_INLINE_CHARS, MAX_PLOT_CHARS, plot_of
 from sheaf_dagster.definitions.preview import MAX_PREVIEW_CHARS, preview_inline, preview_table

@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 
 import sheaf_dagster as sd
-from sheaf_dagster.batch.file_task import rebuild_error
+from sheaf_dagster.batch.file_run import rebuild_error
 from sheaf_dagster.batch.messages import ChunkFailure
 from sheaf_dagster.batch.work import described, rebuilt
 from sheaf_dagster.storage import Location, retry

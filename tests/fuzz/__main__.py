@@ -9,7 +9,9 @@ from pathlib import Path
 import atheris
 
 # What is followed for coverage is what is imported here for the first time.
-with atheris.instrument_imports(include=["sheaf_dagster.storage", "sheaf_dagster.batch.rows"]):
+with atheris.instrument_imports(
+    include=["sheaf_dagster.storage", "sheaf_dagster.batch.rows.requests"]
+):
     from tests.fuzz.reader import read_any
 
 CORPUS = Path(__file__).parent.parent / "corpus" / "files"

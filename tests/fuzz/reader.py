@@ -12,8 +12,8 @@ import io
 
 from pydantic import BaseModel, ValidationError
 
-from sheaf_dagster.batch.quick_rows import quick_rows
-from sheaf_dagster.batch.rows import RowContract
+from sheaf_dagster.batch.rows.quick import quick_rows
+from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.contracts import contract_for
 from sheaf_dagster.errors import SourceError
 from sheaf_dagster.storage import split_rows

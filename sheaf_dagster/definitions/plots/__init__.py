@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sheaf_dagster.batch.sample import OutputSample
+from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.definitions.plots import svg
 from sheaf_dagster.definitions.plots.counts import field_counts, histogram, prediction_counts
 from sheaf_dagster.definitions.plots.embeddings import embedding_map

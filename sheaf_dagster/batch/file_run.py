@@ -1,0 +1,337 @@
+"""One source→sink pair on its way: scanned, validated, run, committed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from statistics import median_low
+
+import sheaf_dagster
+from sheaf_dagster import errors
+from sheaf_dagster.batch.messages import ChunkFailure, ChunkReport, FileJob
+from sheaf_dagster.batch.results import (
+    MAX_VIOLATIONS_SHOWN,
+    BatchResult,
+    ValidationReport,
+)
+from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
+from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.batch.worker.loading import ModelContext
+from sheaf_dagster.contracts import DEVIATIONS, schema_of
+from sheaf_dagster.errors import (
+    InputValidationError,
+    ModelChangedError,
+    SheafError,
+    SourceChangedError,
+)
+from sheaf_dagster.storage import (
+    Chunk,
+    Location,
+    Part,
+    ScannedSource,
+    Sink,
+    read_ranges,
+    scan_source,
+)
+from sheaf_dagster.storage.compression import codec_of
+
+__all__ = ["CheckMany", "FileTask", "check_chunks", "job_fingerprint", "validate_source"]
+
+CheckMany = Callable[[RowContract, ScannedSource], Iterable[ChunkCheck]]
+"""Checks all chunks of a source; yields the findings in order."""
+
+_JOIN_BYTES = 64 * 2**20
+"""Parts of a killed run that are joined at a time, while workers wait to be heard."""
+
+_LAYOUT_VERSION = 1
+"""Raised when the same job would be cut or written differently than by an older version."""
+
+
+def check_chunks(
+    contract: RowContract, texts: Sequence[Location], chunks: Sequence[Chunk]
+) -> Iterator[ChunkCheck]:
+    """Checks chunks one after the other, in this process."""
+    ranges = read_ranges([(texts[c.file], c.start, c.end) for c in chunks])
+    for chunk, read in zip(chunks, ranges, strict=True):
+        yield contract.check(read(), chunk.first_line)
+
+
+def validate_source(
+    source: ScannedSource, checks: Iterable[ChunkCheck]
+) -> tuple[ValidationReport, tuple[Chunk, ...]]:
+    """The report over all chunks, and the chunks with the checksums of what was checked."""
+    report = ValidationReport(
+        source=", ".join(f.stored.uri for f in source.files),
+        rows=source.rows,
+        source_digest=source.digest,
+        source_bytes=source.stored_bytes,
+    )
+    validated = []
+    several = len(source.files) > 1
+    for chunk, check in zip(source.chunks, checks, strict=True):
+        if check.rows != chunk.rows:
+            source.check_unchanged()
+            raise SourceChangedError(
+                f"{source.files[chunk.file].stored.uri} changed while it was validated (from line "
+                f"{chunk.first_line}); run again once its writer has finished"
+            )
+        for violation in check.violations[: MAX_VIOLATIONS_SHOWN - len(report.violations)]:
+            if several:
+                violation.file = source.files[chunk.file].stored.uri
+            report.violations.append(violation)
+        report.total_violations += check.total_violations
+        report.invalid_rows += check.invalid_rows
+        validated.append(chunk.validated(check.crc))
+    return report, tuple(validated)
+
+
+def job_fingerprint(context: ModelContext, spec: BatchSpec, source_digest: str) -> str:
+    """Hash of all that decides a job's output (hex, 64 digits)."""
+    identity = {
+        "layout": _LAYOUT_VERSION,
+        "source": source_digest,
+        "model": context.version,
+        "contract": schema_of(context.rows.request),
+        "batch_size": spec.batch_size,
+        "bucket_by": spec.bucket_by,
+        "on_error": spec.on_error,
+        "row_limit": spec.row_limit,
+        "codec": codec_of(spec.sink),
+        "version": sheaf_dagster.__version__,
+    }
+    if spec.on_error == "record":  # what decides which rows become error rows, and their text
+        identity |= {"batch_timeout": spec.batch_timeout, "redact": context.rows.redact}
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class FileTask:
+    """State of one file in the driver. Its rows are never here."""
+
+    def __init__(self, id: int, spec: BatchSpec, context: ModelContext) -> None:
+        self.id = id
+        self.spec = spec
+        self.context = context
+        self.started = time.perf_counter()
+        self.sink = Sink(Location.of(spec.sink, spec.storage_options))
+        self.parts: dict[int, Part] = {}
+        self.resumed_rows = 0
+        self.rows = 0
+        self._reports: list[ChunkReport] = []
+        self._source: ScannedSource | None = None
+        self._validation: ValidationReport | None = None
+        self._chunks: tuple[Chunk, ...] = ()
+        self.fingerprint = ""
+        self._models: set[str] = set()
+        self._joined = 0
+
+    @property
+    def rows_done(self) -> int:
+        """Rows answered so far."""
+        return sum(p.rows for p in self.parts.values())
+
+    def prepare(
+        self, check: CheckMany, stop: threading.Event | None = None
+    ) -> tuple[FileJob, list[Chunk]]:
+        """Scans and validates the source, takes the sink, and finds what is left to do.
+
+        Args:
+            check: Checks the rows.
+            stop: Ends the scan early.
+
+        Raises:
+            InputValidationError: Rows don't match their contract.
+            SourceError, SinkError: A file can't be read or written.
+            InterruptedError: ``stop`` was set.
+        """
+        source = self._scan(stop)
+        self._source, self.rows = source, source.rows
+        report, self._chunks = validate_source(source, check(self.context.rows, source))
+        report.seconds = time.perf_counter() - self.started
+        self._validation = report
+        if not report.ok:
+            self.sink.discard()
+            raise InputValidationError(report.summary(), report)
+        self.fingerprint = job_fingerprint(self.context, self.spec, source.digest)
+        if not self.sink.held:
+            self.sink.prepare()
+        found = self.sink.open_run(self.fingerprint, resume=self.spec.resume)
+        by_index = {c.index: c for c in self._chunks}
+        self.parts = {
+            i: p for i, p in found.items() if i in by_index and by_index[i].rows == p.rows
+        }
+        self._models = {p.model for p in self.parts.values()}
+        if len(self._models) > 1:  # that run was killed before it could refuse them
+            self.sink.open_run(self.fingerprint, resume=False)
+            self.parts, self._models = {}, set()
+        self.resumed_rows = self.rows_done
+        job = FileJob(
+            id=self.id,
+            texts=tuple(f.text for f in source.files),
+            names=tuple(f.stored.uri for f in source.files),
+            store=self.sink.parts(self.fingerprint),
+            batch_size=None if self.spec.batch_size == "auto" else self.spec.batch_size,
+            on_error=self.spec.on_error,
+            bucket_by=self.spec.bucket_by,
+            batch_timeout=self.spec.batch_timeout,
+            redact=self.context.rows.redact,
+        )
+        return job, [c for c in self._chunks if c.index not in self.parts]
+
+    def _scan(self, stop: threading.Event | None) -> ScannedSource:
+        locations = [Location.of(uri, self.spec.storage_options) for uri in self.spec.sources]
+        spool = None
+        if any(codec_of(location.uri) for location in locations):
+            # Unpacked copies lie beside the sink, where every worker can read them.
+            for location in locations:
+                location.require_state()
+            self.sink.prepare()
+            spool = self.sink.spool()
+        return scan_source(
+            locations,
+            self.spec.layout_rows,
+            row_limit=self.spec.row_limit,
+            spool=spool,
+            stop=stop,
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk's part is there."""
+        return len(self.parts) == len(self._chunks)
+
+    def take(self, report: ChunkReport) -> None:
+        """Notes a finished chunk.
+
+        Raises:
+            SheafError: The chunk failed; the error that the worker met.
+        """
+        if report.failure is not None:
+            raise rebuild_error(report.failure)
+        assert report.part is not None
+        self._require_one_model(report.part, report.worker)
+        self.parts[report.chunk] = report.part
+        self._reports.append(report)
+        self._join_ahead()
+
+    def _join_ahead(self) -> None:
+        """Joins what is whole from the beginning on, a little at a time."""
+        ready: list[Part] = []
+        size = 0
+        for chunk in self._chunks[self._joined :]:
+            part = self.parts.get(chunk.index)
+            if part is None or size >= _JOIN_BYTES:
+                break
+            ready.append(part)
+            size += part.size
+        self._joined += len(ready)
+        if ready and self._joined < len(self._chunks):  # the last ones are the commit's
+            self.sink.join_ahead(self.sink.parts(self.fingerprint), ready)
+
+    def _require_one_model(self, part: Part, worker: str) -> None:
+        """An output isn't put together from the answers of different weights."""
+        self._models.add(part.model)
+        if len(self._models) == 1:
+            return
+        raise ModelChangedError(
+            f"{self.sink.location.uri}: worker {worker} loaded other weights than those that made "
+            f"the parts of another worker or of an earlier run; none of these parts is used. Run "
+            "again once the weights are in place, and give every machine the same ones"
+        )
+
+    def commit(self) -> BatchResult:
+        """Joins the parts into the sink.
+
+        Raises:
+            SourceChangedError: The source is no longer what was validated.
+            SinkError: The sink could not be written.
+        """
+        assert self._source is not None and self._validation is not None
+        self._source.check_unchanged()
+        parts = [self.parts[c.index] for c in self._chunks]
+        size = self.sink.commit(self.sink.parts(self.fingerprint), parts)
+        reports = self._reports
+        predict_seconds = sum(r.predict_seconds for r in reports)
+        return BatchResult(
+            source=self._validation.source,
+            sink=self.sink.location.uri,
+            rows=self.rows,
+            seconds=time.perf_counter() - self.started,
+            source_digest=self._source.digest,
+            fingerprint=self.fingerprint,
+            resumed_rows=self.resumed_rows,
+            error_rows=sum(p.error_rows for p in parts),
+            non_finite=sum(p.non_finite for p in parts),
+            deviations=_deviations(parts),
+            chunks=len(parts),
+            output_bytes=size,
+            validation=self._validation,
+            workers=len({r.worker for r in reports}),
+            model_digest=next(
+                (r.model_digest for r in reports if r.model_digest), self.context.identity
+            ),
+            model_version=self.context.version,
+            load_seconds=max((r.load_seconds for r in reports), default=0.0),
+            inference_seconds=(
+                max(r.ended for r in reports) - min(r.started for r in reports) if reports else 0.0
+            ),
+            predict_seconds=predict_seconds,
+            device_busy_fraction=_busy_fraction(reports),
+            halved_batches=sum(r.halved for r in reports),
+            batch_size=_batch_size(self.spec, reports),
+        )
+
+    @property
+    def may_resume(self) -> bool:
+        """Whether finished parts are of use to a rerun."""
+        return self.spec.resume and len(self._models) <= 1
+
+    def abandon(self) -> None:
+        """Gives the sink free after a failure; finished parts stay if they may be resumed."""
+        if not self.may_resume:
+            self.sink.discard()
+        self.sink.release()
+
+
+def rebuild_error(failure: ChunkFailure) -> SheafError:
+    """The worker's error, with its traceback as the cause."""
+    cls = getattr(errors, failure.error, errors.BackendError)
+    error: SheafError = cls(failure.message)
+    error.retryable = failure.retryable
+    error.__cause__ = WorkerTraceback(failure.traceback)
+    return error
+
+
+class WorkerTraceback(Exception):  # noqa: N818  (a cause to show, not an error to catch)
+    """The traceback of a worker, as text."""
+
+    def __str__(self) -> str:
+        return "\n" + str(self.args[0])
+
+
+def _batch_size(spec: BatchSpec, reports: Sequence[ChunkReport]) -> int | None:
+    """Rows of a batch: as given, or the (lower) median of what the workers settled at."""
+    if spec.batch_size != "auto":
+        return spec.batch_size
+    last = {r.worker: r.batch_size for r in sorted(reports, key=lambda r: r.ended)}
+    return median_low(last.values()) if last else None
+
+
+def _deviations(parts: Sequence[Part]) -> dict[str, int]:
+    """Rows that are answered otherwise than asked, by kind; parts name a kind by its first letter."""
+    counts = {kind: sum(p.counts.get(kind[0], 0) for p in parts) for kind in DEVIATIONS}
+    return {kind: n for kind, n in counts.items() if n}
+
+
+def _busy_fraction(reports: Sequence[ChunkReport]) -> float | None:
+    """Time inside the model over the time that the workers were up for this file."""
+    spans: dict[str, tuple[float, float]] = {}
+    for r in reports:
+        start, end = spans.get(r.worker, (r.started, r.ended))
+        spans[r.worker] = (min(start, r.started), max(end, r.ended))
+    up = sum(end - start for start, end in spans.values())
+    busy = sum(r.predict_seconds for r in reports)
+    return min(1.0, busy / up) if up > 0 else None

@@ -1,0 +1,158 @@
+"""The Ray that a job runs on: found or started, silenced, and checked for capacity."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
+
+from sheaf_dagster.batch.logs import logger_at
+from sheaf_dagster.batch.ray.capacity import demand_of, places, shortage, workers_of
+from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, check_limits, refuse_ray_client
+from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.errors import ClusterCapacityError, ClusterError
+
+__all__ = [
+    "alive_nodes",
+    "check_capacity",
+    "ray_session",
+    "surely_fits_here",
+    "worker_slots",
+]
+
+
+@contextmanager
+def ray_session(config: ClusterConfig) -> Iterator[bool]:
+    """The Ray of this process, or the one that ``config`` names; stopped only if started here.
+
+    Yields:
+        Whether others may use the same cluster at the same time.
+
+    Raises:
+        ClusterError: The cluster can't be reached.
+    """
+    import ray
+
+    if ray.is_initialized():
+        if ray.util.client.ray.is_connected():
+            refuse_ray_client("ray://…")
+        yield True
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {
+        "logging_level": "ERROR",
+        "log_to_driver": False,
+        "configure_logging": False,
+    }
+    if config.address is None and not os.environ.get("RAY_ADDRESS"):
+        # Without an address Ray would join whatever cluster this machine was last part of.
+        options |= {"address": "local", "include_dashboard": False}
+    else:
+        if config.address is None:
+            refuse_ray_client(os.environ["RAY_ADDRESS"])
+        options["address"] = config.address
+    private = options["address"] == "local"
+    try:
+        with _no_note_on_tokens() if private else nullcontext():
+            ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as e:
+        raise ClusterError(
+            f"Ray at {config.address or os.environ.get('RAY_ADDRESS') or 'this machine'} can't be "
+            f"reached: {e}; check the address, that the cluster is up, and that its Ray and Python "
+            "versions are the driver's"
+        ) from e
+    try:
+        yield not private
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _no_note_on_tokens() -> Iterator[None]:
+    """Keeps back Ray's note that a new cluster asks for a token, which it does all the same.
+
+    Whoever starts a cluster for others must know; ours is private and ends with the job.
+    """
+    logger = logging.getLogger("ray._private.authentication.authentication_token_setup")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Token authentication is enabled")
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
+def _limits(config: ClusterConfig) -> dict[str, float]:
+    limits = {"GPU": config.gpu_limit, "CPU": config.cpu_limit}
+    return {k: v for k, v in limits.items() if v is not None}
+
+
+def check_capacity(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> None:
+    """Refuses a job that can't fit the limits or the live cluster.
+
+    A cluster that grows on demand is trusted up to the limits; what it can't bring up in
+    ``wait_for_capacity_s`` is refused then.
+
+    Raises:
+        ClusterCapacityError: With the sum spelled out.
+    """
+    check_limits(model, spec, config)
+    if spec.compute == "local" or config.autoscaling:
+        return
+    problem = shortage(demand_of(model), workers_of(spec), alive_nodes(), spec.compute)
+    if problem is not None:
+        raise ClusterCapacityError(problem)
+
+
+def alive_nodes() -> list[dict[str, float]]:
+    """Total resources of each node of the cluster that is up."""
+    import ray
+
+    return [n["Resources"] for n in ray.nodes() if n["Alive"]]
+
+
+def surely_fits_here(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> bool:
+    """Whether a local Ray, still to be started, is bound to have room for the job.
+
+    Only then may work begin before Ray is up; any other job is checked against the cluster
+    first, before a row is read.
+    """
+    import ray
+
+    elsewhere = config.address or os.environ.get("RAY_ADDRESS")
+    if ray.is_initialized() or elsewhere or os.environ.get("RAY_OVERRIDE_RESOURCES"):
+        return False
+    demand = demand_of(model)
+    cpus = demand.pop("CPU", 0.0) * workers_of(spec)
+    return not demand and cpus <= _cpus_that_ray_counts()
+
+
+def _cpus_that_ray_counts() -> float:
+    """CPUs of a Ray started here: a container's limit where it has one, which Python doesn't see.
+
+    Zero, for certain of nothing, where this version of Ray keeps the number elsewhere.
+    """
+    with suppress(ImportError), logger_at("ray._private.utils", logging.ERROR):  # it says so itself
+        from ray._private.utils import get_num_cpus
+
+        return float(get_num_cpus())
+    return 0.0
+
+
+def worker_slots(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> int:
+    """How many workers can run at once."""
+    if spec.compute == "actors":
+        return workers_of(spec)
+    demand = demand_of(model) or {"CPU": 1.0}
+    limits = {k: v for k, v in _limits(config).items() if k in demand}
+    allowed = min((int((v + 1e-6) // demand[k]) for k, v in limits.items()), default=None)
+    room = sum(places(demand, node) for node in alive_nodes())
+    if allowed is None:
+        return max(1, room)
+    return max(1, allowed if config.autoscaling else min(room, allowed))

@@ -1,0 +1,92 @@
+"""Which Ray a job runs on, and how much of it a job may take. Imports no ray."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from sheaf_dagster.batch.ray.capacity import demand_of, spell_demand, workers_of
+from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.errors import ClusterCapacityError, SpecError
+
+__all__ = ["ClusterConfig", "check_limits", "refuse_ray_client"]
+
+
+class ClusterConfig(BaseModel):
+    """Where Ray is, and the limits that a job keeps to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    address: str | None = Field(
+        default=None,
+        description='None: the Ray of this process, or a local one; "auto" or "host:port" of a '
+        "cluster's GCS.",
+    )
+    gpu_limit: float | None = Field(
+        default=None, ge=0, description="GPUs that a job may reserve; None: what the cluster has."
+    )
+    cpu_limit: float | None = Field(
+        default=None, gt=0, description="CPUs that a job may reserve; None: what the cluster has."
+    )
+    autoscaling: bool = Field(
+        default=False,
+        description="The cluster grows on demand: ask it for what is not alive yet, and wait.",
+    )
+    wait_for_capacity_s: float = Field(
+        default=600.0,
+        ge=0,
+        description="How long to wait for busy or starting capacity before giving up (seconds), at "
+        "the start and whenever no task has a place any more.",
+    )
+    engine: Literal["auto", "ray_data", "ray_core"] = Field(
+        default="auto",
+        description="What starts the workers: Ray Data; plain Ray, which is there four CPU seconds "
+        "earlier; or, by default, plain Ray for jobs of less than 2 GiB of input on a cluster of "
+        "fixed size, and Ray Data for all others. The output is the same.",
+    )
+    holder: str = Field(
+        default="",
+        description="What the job is called in the messages of others that wait for its capacity; "
+        "by default its model, host and process.",
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _no_ray_client(cls, value: str | None) -> str | None:
+        refuse_ray_client(value)
+        return value
+
+
+def refuse_ray_client(address: str | None) -> None:
+    """Refuses an address over which Ray Data can't run.
+
+    Raises:
+        SpecError: It is a Ray Client address; the message names what works.
+    """
+    if address and address.strip().lower().startswith("ray://"):
+        raise SpecError(
+            f"address {address!r} is a Ray Client address, over which Ray Data does not run. Use "
+            '"auto" or the GCS address "host:6379" where the driver runs on a machine of the '
+            'cluster; or run the step as a Ray job (launch="ray_job") or the whole run as one '
+            "(dagster-ray's RayRunLauncher), which need only the cluster's dashboard address"
+        )
+
+
+def check_limits(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> None:
+    """Refuses a job that can't fit the configured limits; needs no cluster.
+
+    Raises:
+        ClusterCapacityError: With the sum spelled out.
+    """
+    if spec.compute == "local":
+        return
+    workers, demand = workers_of(spec), demand_of(model)
+    for unit, limit in (("GPU", config.gpu_limit), ("CPU", config.cpu_limit)):
+        each = demand.get(unit, 0.0)
+        if limit is not None and each * workers > limit + 1e-9:
+            raise ClusterCapacityError(
+                f"{spell_demand(workers, each, unit, spec.compute)}, but the limit "
+                f"({unit.lower()}_limit) is {limit:g}; lower num_actors or the model's "
+                f"num_{unit.lower()}s, or raise {unit.lower()}_limit"
+            )

@@ -1,0 +1,158 @@
+"""Watches a job's workers from the driver: says what it waits for, gives up, sees nodes vanish."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from sheaf_dagster.batch.ray.capacity import amounts
+from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
+from sheaf_dagster.batch.ray.control import Muster
+from sheaf_dagster.batch.ray.reservation import TELL_EVERY_SECONDS, describe_capacity
+from sheaf_dagster.errors import ClusterBusyError, ClusterError
+
+__all__ = ["PoolWatch"]
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_SECONDS = 1.0
+
+_START_SECONDS = 120.0
+"""A worker whose place is free may take this long to come up: its runtime environment, imports."""
+
+_CHANGE_SECONDS = 60.0
+"""A job of tasks that has had a worker may be without one for so long, between two tickets or
+after a death: whether its place is taken by others or by the next worker, whose process starts and
+imports the model's libraries, can't be told apart."""
+
+
+class PoolWatch:
+    """What a job's coordinator and Ray know of its workers.
+
+    Ray itself waits for capacity without a word and without an end.
+
+    Args:
+        control: The job's coordinator.
+        compute: ``tasks`` or ``actors``.
+        demand: What one worker reserves.
+        wanted: Workers that are to come up.
+        config: How long to wait while none of them has a place.
+    """
+
+    def __init__(
+        self,
+        control: Any,
+        compute: str,
+        demand: Mapping[str, float],
+        wanted: int,
+        config: ClusterConfig,
+    ) -> None:
+        self._control = control
+        self._demand = demand
+        self._actors = compute == "actors"
+        self._wanted = wanted
+        self._patience = config.wait_for_capacity_s
+        now = time.monotonic()
+        self._look_at = now + _LOOK_EVERY_SECONDS
+        self._tell_at = now + TELL_EVERY_SECONDS
+        self._none_since: float | None = None
+        self._had_one = False
+        # The place that is no longer free may be the one of our own worker, which is starting.
+        self._had_room = self._has_room()
+        self._asked: Any = None
+        self._nodes: set[str] = self._alive()
+
+    def look(self) -> None:
+        """Does its round once a second; never waits for an answer.
+
+        Raises:
+            ClusterBusyError: There is work and no worker, for longer than ``wait_for_capacity_s``:
+                at the start of a job, or when others took the place that one of its tasks had.
+            ClusterError: The coordinator is gone.
+        """
+        import ray
+
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK_EVERY_SECONDS
+        self._see_lost_nodes()
+        if self._asked is None:
+            self._asked = self._control.workers.remote()
+        if not ray.wait([self._asked], timeout=0)[0]:
+            return
+        try:
+            muster: Muster = ray.get(self._asked)
+        except ray.exceptions.RayError as e:
+            raise ClusterError(
+                f"the job's coordinator on the cluster is gone: {e}; run again (finished chunks are "
+                "kept)"
+            ) from e
+        self._asked = None
+        up = muster.up if self._actors else muster.at_work
+        self._had_one |= muster.up > 0
+        if up or not muster.has_work:
+            self._none_since = None
+        elif self._none_since is None:
+            self._none_since = now
+        if up and not self._actors:
+            self._tell_at = now + TELL_EVERY_SECONDS
+        if muster.has_work and (up == 0 or (self._actors and up < self._wanted)):
+            self._tell(now, up)
+
+    def _tell(self, now: float, up: int) -> None:
+        waited = now - self._none_since if self._none_since is not None else 0.0
+        patience = self._patience
+        if self._actors or self._has_room() or (self._had_room and not self._had_one):
+            patience = max(patience, _START_SECONDS)
+        elif self._had_one:
+            patience = max(patience, _CHANGE_SECONDS)
+        if now < self._tell_at and waited < patience:
+            return
+        self._tell_at = now + TELL_EVERY_SECONDS
+        text = f"{self._state(up)}; {describe_capacity()}"
+        if waited >= patience:
+            none = "no worker had a place for" if self._had_one else "no worker came up within"
+            limit = "wait_for_capacity_s"
+            if patience > self._patience:
+                limit += f"={self._patience:g}, but a worker may take so long to start"
+            raise ClusterBusyError(
+                f"{none} {patience:g} s ({limit}): {text}; run again later (finished chunks are "
+                "kept), wait longer, or look at the cluster"
+            )
+        log.info("waiting for capacity: %s", text)
+
+    def _state(self, up: int) -> str:
+        if self._actors:
+            return f"{up} of {self._wanted} actors up"
+        if not self._had_one:
+            return "no task could start yet"
+        wanted = ", ".join(amounts(self._demand))
+        return f"no task has a place any more{f'; wanted: {wanted}' if wanted else ''}"
+
+    def _has_room(self) -> bool:
+        import ray
+
+        free = ray.available_resources()
+        return all(free.get(name, 0.0) >= each for name, each in self._demand.items())
+
+    def _see_lost_nodes(self) -> None:
+        alive = self._alive()
+        lost = self._nodes - alive
+        self._nodes = alive
+        if lost:
+            self._control.lost.remote(lost)
+            log.warning(
+                "%d node(s) of the cluster are gone, %d are left; what they were working on goes "
+                "to the other workers",
+                len(lost),
+                len(alive),
+            )
+
+    @staticmethod
+    def _alive() -> set[str]:
+        import ray
+
+        return {n["NodeID"] for n in ray.nodes() if n["Alive"]}

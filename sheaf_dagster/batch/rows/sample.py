@@ -1,0 +1,105 @@
+"""A look at a finished job's files: the first rows beside their answers."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from sheaf_dagster.batch.rows.requests import RowContract
+from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.contracts import contract_for, row_identity
+from sheaf_dagster.storage import Location
+from sheaf_dagster.storage.chunks import split_rows
+from sheaf_dagster.storage.compression import codec_of
+
+__all__ = ["OutputSample", "sample_output"]
+
+_HEAD_BYTES = 2 * 2**20
+_COUNT_REMOTE_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class OutputSample:
+    """The first rows of a source and its sink.
+
+    Attributes:
+        pairs: (request, response) as plain dictionaries; a request holds what its line says.
+        sizes: Bytes of each answer.
+        in_order: Whether each response answers the request of the same row.
+        compared: Rows that were compared.
+        lines: Lines that the committed sink holds, counted in the file itself; None where that
+            would take another full read over the network or another decompression.
+    """
+
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]]
+    in_order: bool
+    compared: int
+    lines: int | None = None
+    sizes: list[int] = field(default_factory=list)
+
+
+def sample_output(model: ModelSpec, spec: BatchSpec, rows: int = 200) -> OutputSample:
+    """Reads the first rows of both files again and compares their request ids."""
+    contract = RowContract.of(contract_for(model.model_type))
+    requests = _head(Location.of(spec.sources[0], spec.storage_options))[:rows]
+    responses = _head(Location.of(spec.sink, spec.storage_options))[: len(requests)]
+    requests = requests[: len(responses)]
+    parsed = contract.parse(requests, 0)
+    pairs, in_order = [], True
+    for row, (_, line) in zip(parsed, responses, strict=True):
+        answer = orjson.loads(line)
+        asked = row_identity(row.request)
+        if asked is not None and str(row_identity(answer)) != str(asked):
+            in_order = False
+        request = row.request.model_dump(mode="json", exclude_unset=True)
+        pairs.append((request, answer))
+    sink = Location.of(spec.sink, spec.storage_options)
+    sizes = [len(line) for _, line in responses]
+    return OutputSample(pairs, in_order, len(pairs), _count_lines(sink), sizes)
+
+
+def _count_lines(location: Location) -> int | None:
+    if codec_of(location.uri) or not (
+        location.is_local or location.require_state().size <= _COUNT_REMOTE_BYTES
+    ):
+        return None
+    lines = 0
+    with location.open() as f:
+        while block := f.read(4 * 2**20):
+            lines += block.count(b"\n")
+    return lines
+
+
+def _head(location: Location) -> list[tuple[int, bytes]]:
+    """Whole rows at the start of a file."""
+    state = location.require_state()
+    codec = codec_of(location.uri)
+    stored = location.read_range(0, min(state.size, _HEAD_BYTES))
+    text, whole = _unpacked(stored, codec), codec is None and state.size <= _HEAD_BYTES
+    if not whole and not (codec and state.size <= _HEAD_BYTES and len(text) < _HEAD_BYTES):
+        text = text[: text.rfind(b"\n") + 1]
+    return split_rows(text.removeprefix(b"\xef\xbb\xbf"), 1)
+
+
+def _unpacked(data: bytes, codec: str | None) -> bytes:
+    if codec == "gzip":
+        out, rest = b"", data
+        while rest and len(out) < _HEAD_BYTES:
+            member = zlib.decompressobj(wbits=31)
+            out += member.decompress(rest, _HEAD_BYTES)
+            if not member.eof:
+                break
+            rest = member.unused_data
+        return out[:_HEAD_BYTES]
+    if codec == "zstd":
+        import zstandard
+
+        reader = zstandard.ZstdDecompressor().stream_reader(
+            io.BytesIO(data), read_across_frames=True
+        )
+        return reader.read(_HEAD_BYTES)  # type: ignore[no-any-return]
+    return data

@@ -1,0 +1,144 @@
+"""Stopping a backend that doesn't come back (``batch_timeout``).
+
+No thread can be killed, only a process. On Ray the worker says what hung and ends itself, and
+the chunk goes to another one. In the driver's own process the call is interrupted where it runs
+Python code, and left behind with its backend where it doesn't.
+
+A library that keeps the interpreter locked can't be stopped there: threads, signal handlers and
+exceptions all wait for the lock, and the timers that don't (``faulthandler``, a default ``SIGALRM``)
+can only end the whole process, which is the user's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
+
+from sheaf_dagster.batch.rows.requests import Row, lines_of
+from sheaf_dagster.errors import BatchTimeoutError
+
+__all__ = [
+    "MAX_IN_A_ROW",
+    "InterruptingLimit",
+    "TimeLimit",
+    "WorkerLimit",
+    "took_too_long",
+]
+
+T = TypeVar("T")
+
+MAX_IN_A_ROW = 4
+"""So many rows that hang one after the other mean that the backend hangs whatever it is given."""
+
+_GRACE_SECONDS = 3.0
+"""A process whose interpreter is stuck too, and can't report what hung, ends this much later."""
+
+_INTERRUPT_SECONDS = 0.3
+
+
+class TimeLimit(Protocol):
+    """Makes one call of a backend for some rows, within a time."""
+
+    def __call__(self, rows: Sequence[Row], call: Callable[[], T]) -> T:
+        """The call's value; a call that takes too long doesn't come back, or raises."""
+        ...
+
+
+def took_too_long(where: str, rows: Sequence[Row], backend: str, seconds: float) -> str:
+    """What to tell of a batch that hung."""
+    return (
+        f"{where}, {lines_of(rows)}: {backend} gave no answer within "
+        f"batch_timeout={seconds:g} s and was stopped; look at these rows, raise batch_timeout, "
+        "or lower batch_size"
+    )
+
+
+class WorkerLimit:
+    """Ends this process, a worker of Ray's, when a call takes too long.
+
+    Args:
+        seconds: The limit.
+        report: Says which rows hung; called from a thread, just before the end.
+    """
+
+    def __init__(self, seconds: float, report: Callable[[Sequence[Row]], None]) -> None:
+        self._seconds = seconds
+        self._report = report
+
+    def __call__(self, rows: Sequence[Row], call: Callable[[], T]) -> T:
+        """The call's value, unless this process ends first."""
+        done = threading.Event()
+
+        def watch() -> None:
+            if not done.wait(self._seconds):
+                with suppress(Exception):
+                    self._report(rows)
+                os._exit(1)
+
+        threading.Thread(target=watch, daemon=True, name="sheaf-batch-timeout").start()
+        # A library that keeps the interpreter locked keeps our thread from running as well. This
+        # timer is none of Python's; the death is then counted like any other.
+        faulthandler.dump_traceback_later(self._seconds + _GRACE_SECONDS, exit=True, file=2)
+        try:
+            return call()
+        finally:
+            done.set()
+            faulthandler.cancel_dump_traceback_later()
+
+
+class InterruptingLimit:
+    """Calls in a thread, which is interrupted when it takes too long.
+
+    Args:
+        seconds: The limit.
+        error: Makes the error that is raised then.
+        abandon: Called where the thread could not be stopped: the backend is still in use.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        error: Callable[[Sequence[Row]], BatchTimeoutError],
+        abandon: Callable[[], None],
+    ) -> None:
+        self._seconds = seconds
+        self._error = error
+        self._abandon = abandon
+
+    def __call__(self, rows: Sequence[Row], call: Callable[[], T]) -> T:
+        """The call's value, or the error."""
+        outcome: list[Any] = []
+        failure: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                outcome.append(call())
+            except BaseException as e:
+                failure.append(e)
+
+        thread = threading.Thread(target=run, daemon=True, name="sheaf-batch")
+        thread.start()
+        thread.join(self._seconds)
+        if thread.is_alive():
+            _interrupt(thread)
+            thread.join(_INTERRUPT_SECONDS)
+            if thread.is_alive():
+                self._abandon()
+            raise self._error(rows)
+        if failure:
+            raise failure[0]
+        value: T = outcome[0]
+        return value
+
+
+def _interrupt(thread: threading.Thread) -> None:
+    # Raised at the thread's next step in Python code; a call into a library is not stopped.
+    assert thread.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
+    )

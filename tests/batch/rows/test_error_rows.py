@@ -1,0 +1,55 @@
+"""What stands in a sink for a row that failed."""
+
+from __future__ import annotations
+
+import os
+
+import orjson
+import pytest
+
+from sheaf_dagster import BatchRunner
+from sheaf_dagster.batch.rows.answers import error_line
+from sheaf_dagster.contracts import OpenAIBatchRequest
+from tests.batch.jobs import spec
+from tests.conftest import read_rows
+from tests.toys import Doubler, NumberRequest, doubler
+
+LATIN = os.fsdecode("caf\u00e9.png".encode("latin-1"))
+"""A file's name that is not UTF-8, as Python has it."""
+
+
+class Viewer(Doubler):
+    """Takes the row of a 1 for a file that is no picture."""
+
+    def batch_predict(self, requests):
+        if any(r.value == 1 for r in requests):
+            raise ValueError(f"{LATIN} is no picture")
+        return super().batch_predict(requests)
+
+
+def test_an_error_that_json_cannot_hold_is_recorded_all_the_same(write_rows, tmp_path):
+    model = doubler().model_copy(update={"backend": f"{__name__}:Viewer"})
+
+    result = BatchRunner(model).run(
+        spec(write_rows([0, 1, 2]), tmp_path, compute="local", on_error="record")
+    )
+
+    first, failed, last = read_rows(result.sink)
+    assert result.error_rows == 1
+    assert (first["value"], last["value"]) == (0, 4)
+    assert failed["error"]["type"] == "ValueError"
+    assert failed["error"]["message"] == "caf\\udce9.png is no picture"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        NumberRequest(model_name="m", value=1),
+        OpenAIBatchRequest(custom_id="a", url="/v1/completions", body={"prompt": "x"}),
+    ],
+    ids=["common form", "form of the contract"],
+)
+def test_each_form_of_an_error_row_is_json(request_):
+    line = error_line(request_, OSError(f"{LATIN} is damaged"))
+
+    assert "caf\\udce9.png is damaged" in orjson.loads(line)["error"]["message"]

@@ -1,0 +1,397 @@
+"""The short cut to a row ends where pydantic's way does, or isn't taken."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from enum import Enum, IntEnum
+from typing import Annotated, Any, Literal, Optional, Union
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from sheaf_dagster import BaseRequest
+from sheaf_dagster.batch.rows.quick import quick_rows
+from sheaf_dagster.batch.rows.requests import RowContract
+from sheaf_dagster.contracts import TabularRequest, TextRequest, TimeSeriesRequest
+from sheaf_dagster.storage import split_rows
+
+
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Level(IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class Everything(BaseRequest):
+    """A field of each kind that the short cut knows, and some that it doesn't."""
+
+    model_type: Literal["everything"] = "everything"
+    whole: int
+    number: float
+    share: float = Field(default=0.5, ge=0, lt=1)
+    small: int = Field(default=1, gt=-5, le=5)
+    word: str = "none"
+    short: str = Field(default="ab", min_length=2, max_length=3)
+    yes: bool = True
+    colour: Colour = Colour.RED
+    level: Level | None = None
+    kind: Literal["a", "b"] = "a"
+    digit: Literal[1, 2] = 1
+    either: int | float = 0
+    label: str | float | bool | None = None
+    numbers: list[float] = []  # noqa: RUF012  (pydantic copies it)
+    few: list[int] = Field(default_factory=list, max_length=2)
+    table: dict[str, list[float]] = Field(default_factory=dict)
+    nested: list[float] | list[list[float]] | None = None
+    id: UUID | None = None
+    when: datetime | None = None
+    anything: Any = None
+
+
+class Checked(BaseRequest):
+    """Its validator must see each row."""
+
+    model_type: Literal["checked"] = "checked"
+    low: float
+    high: float = 1.0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Checked:
+        if self.low > self.high:
+            raise ValueError("low is above high")
+        return self
+
+
+CONTRACTS = (Everything, Checked, TimeSeriesRequest, TabularRequest, TextRequest)
+
+NUMBERS = [
+    "0", "-0", "-0.0", "1", "2", "01", "1.", ".5", "+1", "0.99", "1e5", "1E+2", "1e400", "-1e400", "1e-400",
+    "5e-324", "2.4703282292062327e-324", "2.2250738585072011e-308", "9007199254740993", "9223372036854775808",
+    "-9223372036854775809", "18446744073709551616", "1" * 25, "1" * 400, "0." + "3" * 60, "NaN", "-Infinity",
+    "1.7976931348623157e308", "1.7976931348623159e308", "0e999999999999", "1e", "-", "0x1", "1_0",
+]  # fmt: skip
+WORDS = [
+    '""', '"a"', '"ab"', '"abcd"', '"red"', '"everything"', '"time_series"', '"1h"', '"mean"', '"1"', '"1.5"',
+    '"true"', '"\\u0000"', '"\\ud800"', '"\\ud83d\\ude00"', '"\\udc00a"', '"é"', '"\U0001f600\U0001f600"', '"\t"',
+    '"\x01"', '"\\x"', '"a', "'a'", '"\u2028"', '"2013-03-01"', '"1e3"', '" 1 "',
+    *[f'"{u}"' for u in (UUID(int=7), str(UUID(int=10)).upper(), UUID(int=9).hex, f"{{{UUID(int=8)}}}",
+                         f"urn:uuid:{UUID(int=6)}", str(UUID(int=5))[:-1])],
+]  # fmt: skip
+OTHERS = ["true", "false", "null", "nul", "[]", "{}", "[1,2.5]", "[[1],[2]]", "[[]]", '["1"]', "[1,null]",
+          "[1,]", "[,1]", '{"a":[1]}', '{"a":[1],"a":[2]}', '{"a":1,}', "[1 2]", "[true]", "[[1,2],[3]]",
+          "[" * 300 + "]" * 300, "[NaN]", '{"\\u0061":[0]}', "[1, [2]]"]  # fmt: skip
+TOKENS = st.one_of(
+    st.sampled_from([*NUMBERS, *WORDS, *OTHERS]),
+    st.floats(allow_nan=False, allow_infinity=False).map(repr),
+    st.integers().map(str),
+    st.decimals(allow_nan=False, allow_infinity=False).map(lambda d: f"{d:f}"[:400]),
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=4).map(json.dumps),
+    st.text(max_size=4).map(json.dumps),
+    st.text(alphabet=st.characters(codec="utf-8"), max_size=4).map(
+        lambda t: json.dumps(t, ensure_ascii=False)
+    ),
+)
+GOOD = {
+    Everything: {"whole": "3", "number": "1.5", "model_name": '"m"'},
+    Checked: {"low": "0", "model_name": '"m"'},
+    TimeSeriesRequest: {
+        "history": "[1.5, 2]",
+        "horizon": "3",
+        "frequency": '"1h"',
+        "model_name": '"m"',
+    },
+    TabularRequest: {
+        "context_X": "[[1.5,2]]",
+        "context_y": "[1]",
+        "query_X": "[[1, 2]]",
+        "model_name": '"m"',
+    },
+    TextRequest: {"text": '"hello"', "model_name": '"m"'},
+}
+
+
+def line_of(fields: list[tuple[str, str]], gap: str = "") -> bytes:
+    text = ",".join(f"{gap}{json.dumps(name)}{gap}:{gap}{value}" for name, value in fields)
+    return ("{" + text + gap + "}").encode("utf-8", "surrogatepass")
+
+
+@st.composite
+def lines(draw: st.DrawFn, contract: type[BaseModel]) -> bytes:
+    """Rows, nearly rows, and what is left of rows that lost or won a byte."""
+    names = st.sampled_from([*contract.model_fields, "unknown"])
+    changed = draw(st.lists(st.tuples(names, TOKENS), max_size=5))
+    fields = {**GOOD[contract], **dict(changed)}
+    pairs = [*fields.items(), *draw(st.lists(st.tuples(names, TOKENS), max_size=1))]
+    line = line_of(draw(st.permutations(pairs)), draw(st.sampled_from(["", " ", "\t", "\r"])))
+    if draw(st.integers(0, 3)):
+        return line
+    at = draw(st.integers(0, len(line) - 1))
+    new = draw(
+        st.sampled_from([b"", b" ", b",", b"}", b'"', b"\\", b"\x00", b"\xff", b"\xe9", b"1"])
+    )
+    return line[:at] + new + line[at + draw(st.integers(0, 1)) :]
+
+
+def content(request: BaseModel) -> list[str]:
+    """All that a request holds, in order, to the last bit; fresh ids aside."""
+    given = request.__pydantic_fields_set__
+    own = {k: v for k, v in request.__dict__.items() if k != "request_id" or k in given}
+    rest = (given, request.__pydantic_extra__, request.__pydantic_private__, list(request.__dict__))
+    return [type(request).__name__, repr(sorted(given)), repr(own), repr(rest[1:])]
+
+
+def agree(contract: type[BaseModel], line: bytes) -> bool:
+    """Whether a short cut was taken; fails where it leads elsewhere than pydantic."""
+    quick = quick_rows(contract)
+    assert quick is not None
+    taken = quick.takes is not None and quick.takes(line)
+    try:
+        expected = contract.__pydantic_validator__.validate_json(line)
+    except (ValidationError, RecursionError):
+        assert not taken, line
+        return False
+    read = quick.read(line)
+    if read is not None:
+        assert content(read) == content(expected), line
+        assert read.model_copy() == read
+    assert read is not None or not taken
+    return read is not None
+
+
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_it_agrees_with_pydantic_on_any_line(contract):
+    taken = [0, 0]
+
+    @settings(max_examples=300)
+    @given(lines(contract))
+    def holds(line):
+        taken[agree(contract, line)] += 1
+
+    holds()
+    assert min(taken) > 5  # both ways were gone
+
+
+@settings(max_examples=500)
+@given(
+    st.one_of(
+        st.floats(allow_nan=False, allow_infinity=False).map(repr),
+        st.from_regex(r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?", fullmatch=True),
+    )
+)  # fmt: skip
+@example("9007199254740993.00000000000000000000000000000001")
+@example("1.00000000000000011102230246251565404236316680908203125")
+@example(
+    "179769313486231580793728971405303415079934132710037826936173778980444968292764750946649.0"
+)
+def test_numbers_are_the_same_to_the_last_bit(text):
+    line = line_of(
+        [("whole", "1"), ("model_name", '"m"'), ("number", text), ("numbers", f"[{text}]")]
+    )
+
+    agree(Everything, line)
+
+
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_plain_rows_take_it(contract):
+    assert agree(contract, line_of(list(GOOD[contract].items())))
+
+
+def test_all_kinds_at_once():
+    fields = {
+        "request_id": f'"{uuid4()}"', "model_type": '"everything"', "model_name": '"m"', "whole": "-7",
+        "number": "3", "share": "0.25", "small": "-4", "word": '"wört"', "short": '"\U0001f600ab"', "yes": "false",
+        "colour": '"blue"', "level": "2", "kind": '"b"', "digit": "2", "either": "1.0", "label": "true",
+        "numbers": "[1,2.5]", "few": "[1]", "table": '{"a":[1],"b":[]}', "nested": "[]",
+        "id": f'"{uuid4()}"', "when": "null",
+    }  # fmt: skip
+
+    assert agree(Everything, line_of(list(fields.items())))
+
+
+class Aliased(BaseRequest):
+    value: float = Field(alias="Value")
+
+
+class Keeps(BaseRequest):
+    model_config = ConfigDict(extra="allow")
+
+
+class Strips(BaseRequest):
+    model_config = ConfigDict(str_strip_whitespace=True)
+
+
+class Private(BaseRequest):
+    _seen: int = PrivateAttr(default=0)
+
+
+class Late(BaseRequest):
+    def model_post_init(self, context: Any, /) -> None:
+        self.model_name = self.model_name.upper()
+
+
+class Before(BaseRequest):
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, values: Any) -> Any:
+        return values
+
+
+class WithDate(BaseRequest):
+    when: datetime
+
+
+class Half(BaseRequest):
+    value: Annotated[float, BeforeValidator(lambda v: float(v) / 2)]
+
+
+class Even(BaseRequest):
+    value: int
+
+    @field_validator("value")
+    @classmethod
+    def _even(cls, value: int) -> int:
+        return value - value % 2
+
+
+class Told(BaseRequest):
+    value: int
+
+    @model_validator(mode="after")
+    def _told(self, info: Any) -> Told:
+        return self
+
+
+class BothBounds(BaseRequest):
+    value: int = Field(gt=0, ge=1)
+
+
+class Either(BaseRequest):
+    value: Union[UUID, str]  # noqa: UP007
+
+
+class Leftmost(BaseRequest):
+    value: Optional[Annotated[Union[float, int], Field(union_mode="left_to_right")]] = None  # noqa: UP007, UP045
+
+
+@pytest.mark.parametrize(
+    "contract",
+    [Aliased, Keeps, Strips, Private, Late, Before, WithDate, Half, Even, Told, BothBounds, Either],
+)
+def test_contracts_with_more_than_plain_types_are_pydantics_alone(contract):
+    assert quick_rows(contract) is None
+
+
+def test_a_field_of_another_kind_may_still_be_left_out_or_null():
+    quick = quick_rows(Leftmost)
+
+    assert quick is not None and quick.takes is not None
+    assert quick.takes(b'{"model_type":"a","model_name":"m"}')
+    assert quick.takes(b'{"model_type":"a","model_name":"m","value":null}')
+    assert not quick.takes(b'{"model_type":"a","model_name":"m","value":1}')
+
+
+def test_a_validator_sees_each_row_of_a_contract_that_has_one():
+    quick = quick_rows(Checked)
+
+    assert quick is not None and quick.takes is None
+    assert quick.read(b'{"model_name":"m","low":2}') is None
+
+
+def test_a_validator_of_a_users_own_is_not_passed_over_for_the_one_it_replaces():
+    class Mine(TimeSeriesRequest):
+        @model_validator(mode="after")
+        def _check_input(self) -> Mine:
+            raise ValueError("never")
+
+    class Longer(TimeSeriesRequest):
+        @model_validator(mode="after")
+        def _long_enough(self) -> Longer:
+            raise ValueError("never")
+
+    for contract in (Mine, Longer):
+        quick = quick_rows(contract)
+        assert quick is not None and quick.takes is None
+
+
+def test_a_field_that_a_subclass_narrows_is_checked_as_the_subclass_has_it():
+    class Short(TimeSeriesRequest):
+        history: list[float] = Field(max_length=2)
+
+    class Same(TimeSeriesRequest):
+        colour: Colour = Colour.RED
+
+    plain = b'{"model_name":"m","history":[1,2,3],"horizon":1,"frequency":"1h"}'
+    short, same = quick_rows(Short), quick_rows(Same)
+
+    assert short is not None and short.takes is None
+    assert same is not None and same.takes is not None and same.takes(plain)
+    assert RowContract("time_series", Short).check(plain + b"\n", 1).total_violations == 1
+
+
+def rows(contract: type[BaseModel], *lines: bytes) -> tuple[RowContract, bytes]:
+    name = str(contract.model_fields["model_type"].default)
+    return RowContract(name, contract), b"\n".join([*lines, b""])
+
+
+def test_rows_that_only_pydantic_takes_are_valid_beside_plain_ones():
+    plain = b'{"model_name":"m","whole":1,"number":2}'
+    others = [
+        b'{"model_name":"m","whole":"1","number":NaN}',
+        b'{"model_name":"m","whole":1.0,"number":"2.5","unknown":{"a":[]}}',
+    ]
+    contract, data = rows(Everything, *[plain] * 3, *others * 20, *[plain] * 3)
+
+    check = contract.check(data, 1)
+    parsed = contract.parse(split_rows(data, 1), 0)
+
+    assert (check.rows, check.total_violations) == (46, 0)
+    assert [r.request.whole for r in parsed] == [1] * 46
+    assert [r.request.number for r in parsed[:3]] == [2.0] * 3
+    assert parsed[4].request.number == 2.5
+
+
+def test_bad_rows_are_named_among_plain_ones():
+    plain = b'{"model_name":"m","whole":1,"number":2}'
+    contract, data = rows(
+        Everything, *[plain] * 40, b'{"model_name":"m","whole":[],"number":2}', plain
+    )
+
+    check = contract.check(data, 1)
+
+    assert [(v.line, v.field) for v in check.violations] == [(41, "whole")]
+
+
+def test_a_row_of_another_model_type_is_found_where_the_contract_allows_any():
+    class Any_(BaseRequest):  # noqa: N801
+        model_type: str = "mine"
+
+    contract, data = rows(Any_, b'{"model_name":"m","model_type":"theirs"}', b'{"model_name":"m"}')
+
+    check = contract.check(data, 1)
+
+    assert [(v.line, v.field) for v in check.violations] == [(1, "model_type")]
+
+
+def test_lines_that_nobody_has_checked_are_pydantics_to_judge():
+    contract, _ = rows(Everything)
+    line = b'{"model_name":"m","whole":1,"number":2,"unknown":"\xff"}'
+
+    with pytest.raises(ValidationError):
+        contract.parse([(1, line)], 0, checked=False)

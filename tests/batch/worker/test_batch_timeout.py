@@ -1,0 +1,193 @@
+"""Backends that hang: stopped, named with their rows, and got over where that is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+import sheaf_dagster as sd
+from sheaf_dagster import BatchRunner
+from sheaf_dagster.batch.messages import ChunkReport, FileJob
+from sheaf_dagster.batch.ray.control import JobControl
+from sheaf_dagster.batch.worker import hanging
+from sheaf_dagster.storage import Chunk, Location, Part, PartStore
+from tests.batch.jobs import MODES, leftovers, spec
+from tests.conftest import read_rows
+from tests.crashes import FULL
+from tests.toys import doubler
+
+
+def limit_in(where: dict) -> float:
+    """Seconds: threads and processes of a busy machine may not be given a turn for a while."""
+    return 1.5 if where["compute"] == "local" else 2.5
+
+
+local_or_tasks = pytest.mark.parametrize("mode", MODES[:2], indirect=True)
+
+
+@local_or_tasks
+def test_a_backend_that_hangs_is_stopped_and_its_rows_are_named(mode, write_rows, tmp_path):
+    model = doubler(hang_on=[21])
+    limit = limit_in(mode)
+    job = spec(write_rows(list(range(40))), tmp_path, batch_size=4, batch_timeout=limit, **mode)
+
+    with pytest.raises(
+        sd.BatchTimeoutError,
+        match=rf"in.jsonl, lines 21–24: Doubler gave no answer within batch_timeout={limit:g} s",
+    ):
+        BatchRunner(model).run(job)
+
+    assert "out.jsonl" not in leftovers(tmp_path)
+
+
+def test_rows_that_hang_are_recorded_and_the_rest_is_answered(mode, write_rows, tmp_path):
+    calls = tmp_path / "calls"
+    values = list(range(40))
+    model = doubler(hang_on=[9, 11], call_log=str(calls))
+    job = spec(
+        write_rows(values),
+        tmp_path,
+        batch_size=4,
+        batch_timeout=limit_in(mode),
+        on_error="record",
+        **mode,
+    )
+
+    result = BatchRunner(model).run(job)
+
+    rows = read_rows(result.sink)
+    assert result.error_rows == 2
+    assert [r["error"]["type"] for r in rows if "error" in r] == ["BatchTimeoutError"] * 2
+    assert [r.get("value") for r in rows] == [None if v in (9, 11) else 2 * v for v in values]
+    assert leftovers(tmp_path) == ["out.jsonl"]
+    if mode["compute"] == "local":
+        assert len(calls.read_text().split()) == 10 + 4
+
+
+@pytest.mark.parametrize("mode", MODES[: 3 if FULL else 1], indirect=True)
+def test_a_backend_that_hangs_on_everything_ends_the_job(mode, write_rows, tmp_path):
+    calls = tmp_path / "calls"
+    model = doubler(hang_on=list(range(8)), call_log=str(calls))
+    job = spec(
+        write_rows(list(range(8))),
+        tmp_path,
+        batch_timeout=limit_in(mode),
+        on_error="record",
+        **mode,
+    )
+
+    with pytest.raises(sd.BatchTimeoutError, match="hung on each of the 4 rows before this one"):
+        BatchRunner(model).run(job)
+
+    assert calls.read_text().split() == ["8", "1", "1", "1", "1"]
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(not FULL, reason="four deaths of seconds each; make test-crashes runs it")
+def test_a_library_that_locks_the_interpreter_is_stopped_too(
+    ray_cluster, write_rows, tmp_path, monkeypatch
+):
+    model = doubler(hang_on=[1], hang_how="locked")
+    job = spec(write_rows([0, 1, 2]), tmp_path, batch_timeout=0.1, batch_size=1)
+
+    # It can't say what hung, so its chunk is found as that of a backend that kills its worker is.
+    with pytest.raises(sd.WorkerCrashError, match=r"the 1 rows from line 2: .*died 4 times"):
+        BatchRunner(model).run(job)
+
+
+def test_python_code_that_hangs_leaves_no_thread_and_keeps_the_model(
+    write_rows, tmp_path, monkeypatch
+):
+    # It ends the moment that it is given a turn; a thread that can't be ended is left sooner.
+    monkeypatch.setattr(hanging, "_INTERRUPT_SECONDS", 30.0)
+    loads = tmp_path / "loads"
+    model = doubler(hang_on=[3], hang_how="spin", load_log=str(loads))
+    job = spec(
+        write_rows(list(range(6))), tmp_path, batch_timeout=1.0, on_error="record", compute="local"
+    )
+
+    before = set(threading.enumerate())
+    result = BatchRunner(model).run(job)
+
+    assert result.error_rows == 1
+    assert set(threading.enumerate()) <= before
+    assert len(loads.read_text().split()) == 1
+
+
+@local_or_tasks
+def test_a_fast_backend_is_not_disturbed_by_a_limit(mode, write_rows, tmp_path):
+    values = list(range(100))
+    job = spec(write_rows(values), tmp_path, batch_size=4, batch_timeout=30, **mode)
+    result = BatchRunner(doubler(fail_on=7)).run(job.model_copy(update={"on_error": "record"}))
+    assert [r.get("value") for r in read_rows(result.sink)] == [
+        None if v == 7 else 2 * v for v in values
+    ]
+
+
+def control_with_a_job(chunks: int, **fields) -> tuple[JobControl, list[Chunk]]:
+    store = PartStore(Location("/nowhere"))
+    job = FileJob(0, (), ("in.jsonl",), store, 4, fields.get("on_error", "fail"), None)
+    made = [Chunk(i, 0, 0, 1, 4 * i, 4, 4 * i + 1) for i in range(chunks)]
+    control = JobControl(1, "toy")
+    asyncio.run(control.add(job, made))
+    return control, made
+
+
+def test_what_a_hung_worker_held_beside_is_not_to_blame():
+    control, chunks = control_with_a_job(4, on_error="record")
+
+    async def story():
+        turn = await control.enter(0, "node")
+        first, _ = await control.next(0, turn)
+        second, _ = await control.next(0, turn)
+        held = [c.index for _, c in first + second]
+        await control.hung(0, turn, 0, held[0], frozenset(range(4)), "hung")
+        turn = await control.enter(0, "node")
+        return held, [await control.next(0, turn)]
+
+    held, ((suspects, jobs),) = asyncio.run(story())
+
+    assert len(held) >= 2
+    assert [c.index for _, c in suspects] == held[:1], "alone, and first"
+    assert jobs[0].hangs[held[0]].together == frozenset(range(4))
+    assert control._deaths == {}
+
+
+def test_what_a_dead_worker_said_of_its_batch_is_no_matter_of_its_successor():
+    control, chunks = control_with_a_job(1, on_error="record")
+
+    async def story():
+        gone = await control.enter(0, "node")
+        await control.next(0, gone)
+        turn = await control.enter(0, "node")
+        held, _ = await control.next(0, turn)
+        await control.hung(0, gone, 0, 0, frozenset(range(4)), "heard late")
+        await control.report(0, report.to_dict())
+        await control.close()
+        return held, await control.next(0, turn), await control.take()
+
+    report = ChunkReport(0, 0, 0, "w", part=Part(0, 4, 0, 0, 1))
+    held, after, taken = asyncio.run(story())
+
+    assert [c.index for _, c in held] == [0]
+    assert after is None, "all is done"
+    assert taken == [report.to_dict()]
+
+
+def test_a_call_that_a_dead_worker_left_behind_is_given_no_chunk():
+    control, _ = control_with_a_job(1)
+
+    async def story():
+        turn = await control.enter(0, "node")
+        await control.next(0, turn)
+        left = asyncio.create_task(control.next(0, turn))  # waits; then its worker dies
+        await asyncio.sleep(0)
+        again = await control.enter(0, "node")
+        return await left, await control.next(0, again)
+
+    stale, (chunks, _) = asyncio.run(story())
+
+    assert stale is None
+    assert [c.index for _, c in chunks] == [0]
