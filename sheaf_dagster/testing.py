@@ -34,6 +34,7 @@ from pydantic import BaseModel
 from typing_extensions import Self
 
 from sheaf_dagster.backends import ModelBackend
+from sheaf_dagster.backends.base import close_backend
 from sheaf_dagster.backends.registry import check_class
 from sheaf_dagster.contracts import row_identity
 
@@ -113,7 +114,7 @@ class ConformanceSuite:
 
     def __exit__(self, *_: object) -> None:
         if self._loaded is not None:
-            self._loaded.close()
+            close_backend(self._loaded)
             self._loaded = None
 
     def check(self, rule: str) -> None:
@@ -228,7 +229,7 @@ def _seeded(suite: ConformanceSuite) -> None:
     try:
         answers = other.batch_predict(list(suite.requests))
     finally:
-        other.close()
+        close_backend(other)
     _require_same(
         suite.batch(),
         answers,
@@ -360,7 +361,7 @@ def _work() -> None:
     backend = cls(**kwargs)
     backend.load()
     answers = [_plain(a) for a in backend.batch_predict(requests)]
-    backend.close()
+    close_backend(backend)
     with open(parcel, "wb") as f:
         f.write(cloudpickle.dumps((answers, cls.identify(**kwargs))))
 

@@ -3,28 +3,58 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Coroutine, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel
 
+from sheaf_dagster.backends.loops import BackgroundLoop, gathered
 from sheaf_dagster.errors import SpecError
 
-__all__ = ["ModelBackend", "answers_nothing"]
+__all__ = [
+    "ModelBackend",
+    "Shape",
+    "close_backend",
+    "loop_of",
+    "shape_of",
+    "what_is_missing",
+]
+
+Shape = Literal["call", "stages", "flight"]
+"""How a backend takes its rows: in one call a batch, in stages, or many in flight."""
+
+T = TypeVar("T")
+
+_LOOP = "_sheaf_loop"
 
 
 class ModelBackend(ABC):
     """A model, from loading its weights to typed answers. The one class that users implement.
 
     A backend is constructed with the ``backend_kwargs`` of its ``ModelSpec``, in the process
-    where it will run, and then lives there: ``load()`` is called once, ``batch_predict()`` many
-    times, always from one thread, ``close()`` where it makes room for another model (a worker that
-    is no longer needed just ends). The constructor should only keep its
-    arguments; import heavy libraries inside ``load()``.
+    where it will run, and then lives there: ``load()`` is called once, rows are answered for as
+    long as there are any, ``close()`` is called where it makes room for another model (a worker
+    that is no longer needed just ends). The constructor should only keep its arguments; import
+    heavy libraries inside ``load()``.
+
+    Rows are answered in one of three shapes, by what the class overrides:
+
+    * **One call**: ``predict``, or ``batch_predict`` where the model gains from batches. Always
+      from the thread that called ``load``.
+    * **Stages**: ``prepare``, ``infer`` and ``respond``, which the worker overlaps: while one
+      batch is on the device, the next rows are prepared and the last ones are written. ``infer``
+      is always called from the thread that called ``load``, one call at a time. ``prepare`` is
+      called from several threads at once, ``respond`` from one other thread.
+    * **Rows in flight**: ``predict_async``, for engines and services that schedule by themselves.
+      The worker keeps ``max_in_flight`` rows under way, all on one event loop.
+
+    Of a class and its bases the most derived one that has any of these methods decides.
+    Whatever its shape, a backend answers ``predict`` and ``batch_predict`` when they are called by
+    hand.
 
     The rules that the engine relies on:
 
-    * ``batch_predict`` returns exactly one response for each request, in the same order.
+    * There is exactly one response for each request, in the same order.
     * Each response carries its request's ``request_id``.
     * A response depends on the batch's rows alone, not on what ran before, so that a retried
       batch gives the same bytes.
@@ -73,26 +103,98 @@ class ModelBackend(ABC):
             MissingDependencyError: The library that it needs is not installed.
         """
 
+    # -- one call -----------------------------------------------------------------------------
+
     def predict(self, request: Any) -> BaseModel:
         """Answers one request; by default as a batch of one.
 
-        A backend overrides this or ``batch_predict``. A class that has neither is refused where
-        it is named or registered.
+        A class that overrides neither this nor ``batch_predict``, ``infer`` or ``predict_async``
+        is refused where it is named or registered.
 
         Raises:
-            SpecError: This object has neither.
+            SpecError: This object has none of them.
         """
-        # Here and not in batch_predict, which the engine calls: each would call the other for ever.
-        if getattr(self.batch_predict, "__func__", None) is ModelBackend.batch_predict:
-            raise SpecError(answers_nothing(type(self)))
-        return self.batch_predict([request])[0]
+        if "batch_predict" in vars(self) or _overrides(type(self), "batch_predict"):
+            return self.batch_predict([request])[0]
+        # Not through batch_predict, which would call a subclass's own predict again, for ever.
+        return self._batch_by_shape([request])[0]
 
     def batch_predict(self, requests: Sequence[Any]) -> list[BaseModel]:
-        """Answers a batch, which is what the engine asks for; by default row by row.
+        """Answers a batch; by default row by row, or by the stages, or by ``predict_async``.
 
         Override it where the model gains from batching.
         """
-        return [self.predict(request) for request in requests]
+        if shape_of(self) == "call" and _overrides(type(self), "predict"):
+            return [self.predict(request) for request in requests]
+        return self._batch_by_shape(requests)
+
+    def _batch_by_shape(self, requests: Sequence[Any]) -> list[BaseModel]:
+        if not requests:
+            return []
+        if _overrides(type(self), "predict_async"):
+            return self.run_async(gathered(self.predict_async, requests, self.max_in_flight))
+        if _overrides(type(self), "infer"):
+            return self.respond(requests, self.infer([self.prepare(r) for r in requests]))
+        raise SpecError(what_is_missing(type(self)) or _NOTHING_ELSE)
+
+    # -- stages -------------------------------------------------------------------------------
+
+    def prepare(self, request: Any) -> Any:
+        """What ``infer`` takes for one row: tokens, a decoded picture. By default the request.
+
+        It runs on the CPU, in several threads at once and ahead of the device, so it changes
+        nothing of the backend. What it raises is the row's error.
+        """
+        return request
+
+    def size(self, prepared: Any) -> int:
+        """What a prepared row costs on the device once it is padded: tokens, pixels; 1 by default.
+
+        A batch costs its rows times the largest of them, which ``batch_budget`` bounds. It is
+        asked where ``prepare`` ran, in the same threads.
+        """
+        return 1
+
+    def infer(self, prepared: Sequence[Any]) -> Sequence[Any]:
+        """The model's outputs for prepared rows, one for each, in their order.
+
+        The device's part and nothing else: it is what ``device_busy_fraction`` measures.
+
+        Args:
+            prepared: What ``prepare`` made of the rows of one batch; at least one.
+        """
+        raise NotImplementedError
+
+    def respond(self, requests: Sequence[Any], outputs: Sequence[Any]) -> list[BaseModel]:
+        """The responses to some rows; runs on the CPU, behind the device.
+
+        Args:
+            requests: The rows.
+            outputs: What ``infer`` returned for each of them.
+        """
+        raise NotImplementedError
+
+    # -- rows in flight -----------------------------------------------------------------------
+
+    max_in_flight: int = 32
+    """Rows that ``predict_async`` may have under way; a class attribute, or set in the
+    constructor."""
+
+    async def predict_async(self, request: Any) -> BaseModel:
+        """Answers one request, while others are under way.
+
+        All calls of a backend run on one event loop. A row that is given up is cancelled.
+        """
+        raise NotImplementedError
+
+    def run_async(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on the loop of ``predict_async``, and waits for it.
+
+        For ``load`` and ``close``: clients belong to the loop that they were made on.
+        """
+        return loop_of(self).run(coroutine)
+
+    # -- what any may have --------------------------------------------------------------------
 
     def warmup_requests(self) -> Sequence[Any]:
         """A small batch that compiles kernels and fills caches before the first real one."""
@@ -109,9 +211,68 @@ class ModelBackend(ABC):
         """Frees what ``load`` took, before another model is loaded in the same process."""
 
 
-def answers_nothing(cls: type[ModelBackend]) -> str:
-    """What is wrong with a class that has neither ``predict`` nor ``batch_predict``."""
+def shape_of(backend: ModelBackend) -> Shape:
+    """How a backend takes its rows; see ``ModelBackend``."""
+    if not {"predict", "batch_predict"}.isdisjoint(vars(backend)):
+        return "call"
+    for cls in type(backend).__mro__:
+        if cls is ModelBackend:
+            break
+        for shape, methods in _METHODS.items():
+            if not methods.isdisjoint(vars(cls)) and _overrides(type(backend), *_MAIN[shape]):
+                return shape
+    return "call"
+
+
+_METHODS: dict[Shape, frozenset[str]] = {
+    "flight": frozenset({"predict_async"}),
+    "stages": frozenset({"prepare", "size", "infer", "respond"}),
+    "call": frozenset({"predict", "batch_predict"}),
+}
+_MAIN: dict[Shape, tuple[str, ...]] = {
+    "flight": ("predict_async",),
+    "stages": ("infer",),
+    "call": ("predict", "batch_predict"),
+}
+"""A shape's methods, one of which a class must have for the others to count: a backend in one call
+may well have a ``size`` or a ``prepare`` of its own."""
+
+
+def _overrides(cls: type[ModelBackend], *methods: str) -> bool:
+    return any(getattr(cls, m) is not getattr(ModelBackend, m) for m in methods)
+
+
+def what_is_missing(cls: type[ModelBackend]) -> str | None:
+    """Why a class can answer nothing; None if it can."""
+    if _overrides(cls, "infer") and not _overrides(cls, "respond", "predict", "batch_predict"):
+        return (
+            f"class {cls.__qualname__} has infer() and no respond(); override it to make responses "
+            "of the outputs"
+        )
+    if _overrides(cls, "predict", "batch_predict", "infer", "predict_async"):
+        return None
     return (
         f"class {cls.__qualname__} answers nothing; override predict(), or batch_predict() where "
-        "the model gains from batches"
+        "the model gains from batches (or infer() and respond(), or predict_async())"
     )
+
+
+_NOTHING_ELSE = "ModelBackend's own methods answer nothing; don't call them from your override"
+
+
+def loop_of(backend: ModelBackend) -> BackgroundLoop:
+    """The event loop of a backend, which begins when it is first asked for."""
+    loop: BackgroundLoop | None = vars(backend).get(_LOOP)
+    if loop is None:
+        loop = vars(backend)[_LOOP] = BackgroundLoop()
+    return loop
+
+
+def close_backend(backend: ModelBackend) -> None:
+    """Closes a backend and ends its event loop, if it has one."""
+    try:
+        backend.close()
+    finally:
+        loop = vars(backend).pop(_LOOP, None)
+        if loop is not None:
+            loop.close()

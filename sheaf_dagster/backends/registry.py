@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
-from sheaf_dagster.backends.base import ModelBackend, answers_nothing
+from sheaf_dagster.backends.base import ModelBackend, what_is_missing
 from sheaf_dagster.errors import SheafError, SpecError, UnknownBackendError
 
 __all__ = ["ENTRY_POINT_GROUP", "known_backends", "register_backend", "resolve_backend"]
@@ -144,8 +144,9 @@ def check_class(found: object, name: str) -> type[ModelBackend]:
         raise SpecError(
             f"backend {name!r}: class {found.__qualname__} must set the class attribute model_type"
         )
-    if (found.predict, found.batch_predict) == (ModelBackend.predict, ModelBackend.batch_predict):
-        raise SpecError(f"backend {name!r}: {answers_nothing(found)}")
+    missing = what_is_missing(found)
+    if missing:
+        raise SpecError(f"backend {name!r}: {missing}")
     return found
 
 

@@ -149,6 +149,18 @@ class BatchSpec(_Spec):
         "includes what a model does when it is used first. compute='local' can't stop a library "
         "that keeps Python's interpreter locked; tasks and actors can.",
     )
+    batch_budget: int | Literal["auto"] | None = Field(
+        default=None,
+        description="Padded size of a batch, in place of batch_size: rows of a fixed window are "
+        "taken by size, so that rows × the largest of them stays within it. In the backend's own "
+        'measure (tokens, pixels), so the backend must run in stages. "auto": each worker finds '
+        "the best.",
+    )
+    strict: bool = Field(
+        default=False,
+        description="Refuse rows with fields that the contract doesn't know. Otherwise they are "
+        "ignored, counted and named.",
+    )
     bucket_by: str | None = Field(
         default=None,
         description="Request field by whose value rows are grouped into batches, within a "
@@ -173,12 +185,23 @@ class BatchSpec(_Spec):
             raise ValueError(f'Input should be greater than 0, or "auto" (got {value})')
         return value
 
+    @field_validator("batch_budget")
+    @classmethod
+    def _some_budget(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f'Input should be greater than 0, or "auto" (got {value})')
+        return value
+
     @model_validator(mode="after")
     def _actors_need_a_number(self) -> BatchSpec:
         if self.compute == "actors" and self.num_actors is None:
             raise ValueError(
                 "compute='actors' needs num_actors: the size of the pool "
                 "(num_actors=2 with num_gpus=1 reserves 2 GPUs)"
+            )
+        if self.batch_budget is not None and self.bucket_by is not None:
+            raise ValueError(
+                "batch_budget already makes batches of rows of like size; leave bucket_by out"
             )
         if self.sink in self.sources:
             raise ValueError(f"source and sink are the same file ({self.sink})")
@@ -187,7 +210,9 @@ class BatchSpec(_Spec):
     @property
     def layout_rows(self) -> int:
         """What each chunk of the source holds a whole multiple of."""
-        return AUTO_LAYOUT_ROWS if self.batch_size == "auto" else self.batch_size
+        if self.batch_budget is not None or self.batch_size == "auto":
+            return AUTO_LAYOUT_ROWS
+        return self.batch_size
 
     @property
     def sources(self) -> list[str]:

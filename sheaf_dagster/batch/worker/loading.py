@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from sheaf_dagster.backends import ModelBackend, resolve_backend
+from sheaf_dagster.backends.base import close_backend
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import ModelSpec
 from sheaf_dagster.batch.worker.sizing import BatchSizer
@@ -199,7 +200,7 @@ def cached_backend(context: ModelContext) -> LoadedBackend:
         while len(_BACKEND_CACHE) > keep:
             _, old = _BACKEND_CACHE.popitem(last=False)
             try:
-                old.backend.close()
+                close_backend(old.backend)
             except Exception as e:  # another model's trouble must not be this one's
                 log.warning("closing %s failed: %s", type(old.backend).__name__, e)
         loaded = load_backend(context)
