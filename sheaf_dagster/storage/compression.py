@@ -7,6 +7,7 @@ import hashlib
 from typing import IO, Any, Literal
 
 from sheaf_dagster.errors import SourceError
+from sheaf_dagster.protocols import version_in
 
 __all__ = ["Codec", "codec_of", "compress", "open_text"]
 
@@ -22,7 +23,8 @@ requests compresses 5 to 50 times, a decompression bomb a thousand times and mor
 
 def codec_of(uri: str) -> Codec | None:
     """The codec that a file's suffix names, if any."""
-    return next((codec for suffix, codec in _SUFFIXES.items() if uri.endswith(suffix)), None)
+    name = uri.partition("?versionId=")[0] if version_in(uri) else uri
+    return next((codec for suffix, codec in _SUFFIXES.items() if name.endswith(suffix)), None)
 
 
 def compress(data: bytes, codec: Codec | None) -> bytes:

@@ -20,14 +20,9 @@ from sheaf_dagster.errors import (
     SourceNotFoundError,
     SpecError,
 )
+from sheaf_dagster.protocols import S3_PROTOCOLS, options_for, package_for, version_in
 from sheaf_dagster.storage.local import make_folder, read_at, remove_folder
-from sheaf_dagster.storage.options import (
-    S3_PROTOCOLS,
-    check_no_credentials,
-    package_for,
-    scrub,
-    with_defaults,
-)
+from sheaf_dagster.storage.options import check_no_credentials, scrub
 from sheaf_dagster.storage.reader import RangeReader
 from sheaf_dagster.storage.retry import ShortReadError, is_transient, retried
 
@@ -75,7 +70,9 @@ class Location:
         protocol = _protocol(uri)
         if protocol in ("file", "local"):
             return cls(os.path.abspath(os.path.expanduser(_without_protocol(uri))), {})
-        location = cls(uri, with_defaults(protocol, options))
+        location = cls(uri, options_for(protocol, options))
+        if version_in(uri):
+            location.options.setdefault("version_aware", True)  # s3fs would leave the version out
         location.fs  # noqa: B018  (an unknown protocol is refused here, not on a worker)
         return location
 
@@ -90,8 +87,13 @@ class Location:
         import fsspec
 
         protocol = _protocol(self.uri)
+        options = dict(self.options)
+        if config := options.get("config_kwargs"):
+            # botocore writes into this dictionary: fsspec would no longer know the file system by
+            # its options, and make another with connections of its own.
+            options["config_kwargs"] = {**config, "retries": dict(config.get("retries") or {})}
         try:
-            fs = fsspec.filesystem(protocol, **with_defaults(protocol, self.options))
+            fs = fsspec.filesystem(protocol, **options)
         except ImportError as e:
             raise MissingDependencyError(
                 f"{self.uri}: {protocol}:// needs a package: {package_for(protocol, e)}"

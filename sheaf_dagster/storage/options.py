@@ -1,4 +1,4 @@
-"""Options of remote file systems: sound defaults, and secrets that stay out of every text."""
+"""Secrets of URIs, options and arguments, which stay out of every text."""
 
 from __future__ import annotations
 
@@ -10,27 +10,12 @@ from urllib.parse import urlsplit
 from sheaf_dagster.errors import SpecError
 
 __all__ = [
-    "S3_PROTOCOLS",
     "check_no_credentials",
     "literal_secrets",
-    "package_for",
     "scrub",
     "secret_arguments",
-    "with_defaults",
     "with_secrets_hidden",
 ]
-
-S3_PROTOCOLS = frozenset({"s3", "s3a"})
-
-_S3_CONFIG: dict[str, Any] = {
-    # Five tries a request, with waits that grow; what then still fails is tried again from the
-    # start a few times (storage/retry.py).
-    "retries": {"mode": "standard", "total_max_attempts": 5},
-    "connect_timeout": 10,
-    # Between two pieces of a body, not for the whole of it.
-    "read_timeout": 30,
-    "max_pool_connections": 32,
-}
 
 _SECRET_NAME = re.compile(
     r"key|secret|token|passw|passphrase|cred|sas|conn.*str|auth|signature", re.IGNORECASE
@@ -49,22 +34,6 @@ _SIGNED = re.compile(
 )
 _SHORTEST_SECRET = 6
 """A shorter value may well be part of an innocent word, and protects nothing."""
-
-
-def with_defaults(protocol: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options with our defaults where they say nothing.
-
-    For S3: retries and timeouts of botocore, under ``config_kwargs``, and no cache of listings,
-    since other processes write while we look.
-    """
-    given = dict(options or {})
-    if protocol not in S3_PROTOCOLS:
-        return given
-    config = {**_S3_CONFIG, **(given.get("config_kwargs") or {})}
-    # botocore writes into the dictionary that it is given: fsspec would no longer know the file
-    # system by its options, and make another with connections of its own.
-    config["retries"] = dict(config.get("retries") or {})
-    return {"use_listings_cache": False, **given, "config_kwargs": config}
 
 
 def check_no_credentials(uri: str) -> None:
@@ -120,19 +89,6 @@ def with_secrets_hidden(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_secret(name: object, value: object) -> bool:
     return isinstance(value, str) and bool(value and _SECRET_ARGUMENT.fullmatch(str(name)))
-
-
-def package_for(protocol: str, error: ImportError) -> str:
-    """What to install for a protocol whose implementation could not be imported."""
-    if protocol in S3_PROTOCOLS:
-        return "pip install 'sheaf_dagster[aws]'"
-    from fsspec.registry import known_implementations
-
-    module = str(known_implementations.get(protocol, {}).get("class", "")).partition(".")[0]
-    if module and module != "fsspec":
-        return f"pip install {module}"
-    missing = getattr(error, "name", None)
-    return f"pip install {missing}" if missing else str(error)
 
 
 def scrub(text: str, options: Mapping[str, Any]) -> str:

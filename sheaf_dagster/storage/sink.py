@@ -7,7 +7,8 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 
-from sheaf_dagster.errors import SinkBusyError, SinkError, SourceError
+from sheaf_dagster.errors import SinkBusyError, SinkError, SourceError, SpecError
+from sheaf_dagster.protocols import version_in
 from sheaf_dagster.storage.compression import codec_of, compress
 from sheaf_dagster.storage.joining import abort_uploads, join
 from sheaf_dagster.storage.lease import Lease
@@ -30,6 +31,11 @@ class Sink:
     """
 
     def __init__(self, location: Location) -> None:
+        if version_in(location.uri):
+            raise SpecError(
+                f"{location.uri}: a version of an object can't be written; name the object without "
+                "?versionId="
+            )
         self.location = location
         self.aside = location.parent.child(f".{location.name}.sheaf")
         self._lock: int | None = None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import threading
 import traceback
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -13,11 +17,14 @@ from sheaf_dagster import (
     MissingDependencyError,
     SinkError,
     SourceError,
+    SourceNotFoundError,
     SpecError,
 )
-from sheaf_dagster.storage import Location
+from sheaf_dagster.protocols import options_for
+from sheaf_dagster.storage import Location, Sink
+from sheaf_dagster.storage.compression import compress
 from sheaf_dagster.storage.location import sink_errors
-from sheaf_dagster.storage.options import scrub, with_defaults
+from sheaf_dagster.storage.options import scrub
 from tests.object_store import KEY, SECRET
 from tests.toys import doubler
 
@@ -41,11 +48,11 @@ def test_a_protocol_whose_package_is_missing_says_what_to_install(uri, package):
 
 
 def test_users_may_change_retries_and_timeouts_one_by_one():
-    options = with_defaults("s3", {"key": "k", "config_kwargs": {"read_timeout": 2}})
+    options = options_for("s3", {"key": "k", "config_kwargs": {"read_timeout": 2}})
     assert options["config_kwargs"]["read_timeout"] == 2
     assert options["config_kwargs"]["retries"] == {"mode": "standard", "total_max_attempts": 5}
     assert options["use_listings_cache"] is False
-    assert with_defaults("gs", {"token": "t"}) == {"token": "t"}
+    assert options_for("gs", {"token": "t"}) == {"token": "t"}
 
 
 @pytest.mark.s3
@@ -142,3 +149,109 @@ def test_a_location_shows_no_options_and_keeps_them_across_processes():
     assert SECRET not in repr(location)
     assert again.options == location.options
     assert again.parent.child("y").options == location.options
+
+
+S3_OPTIONS = {
+    "key": KEY,
+    "secret": SECRET,
+    "endpoint_url": "http://127.0.0.1:9",
+    "client_kwargs": {"region_name": "us-east-1"},
+}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "options", "given"),
+    [
+        ("https", S3_OPTIONS, {}),
+        ("http", {"account_name": "a", "account_key": SECRET, "timeout": 3}, {"timeout": 3}),
+        ("https", {"headers": {"a": "b"}, "ssl": False}, {"headers": {"a": "b"}, "ssl": False}),
+        ("https", {"client_kwargs": {"trust_env": True}}, {"client_kwargs": {"trust_env": True}}),
+        ("gs", {"headers": {"a": "b"}, "timeout": 3}, {"timeout": 3}),
+        ("gs", {"token": "t"}, {"token": "t"}),
+        ("memory", {}, {}),
+        ("http", {**S3_OPTIONS, "https": {"headers": {"a": "b"}}}, {"headers": {"a": "b"}}),
+        ("gs", {"s3": S3_OPTIONS, "gcs": {"token": "t"}, "http": {"ssl": 1}}, {"token": "t"}),
+        ("az", {"abfs": {"account_name": "a"}, "s3": S3_OPTIONS}, {"account_name": "a"}),
+    ],
+)
+def test_options_are_for_the_protocol_that_they_were_made_for(protocol, options, given):
+    assert options_for(protocol, options) == given
+
+
+@pytest.mark.parametrize("options", [S3_OPTIONS, {"s3": S3_OPTIONS}, {"s3a": S3_OPTIONS}])
+def test_options_of_s3_reach_s3_under_its_name_and_under_none(options):
+    found = options_for("s3", {**options, "https": {"headers": {"a": "b"}}})
+    assert {name: found.get(name) for name in S3_OPTIONS} == S3_OPTIONS
+    assert "headers" not in found
+
+
+def test_options_of_two_protocols_are_asked_to_be_put_apart():
+    with pytest.raises(SpecError, match="headers is for https://, and key, secret is not") as e:
+        Location.of("https://host/x", {"headers": {}, "key": KEY, "secret": SECRET})
+    assert SECRET not in str(e.value)
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A web server over a folder, that serves who sends its header; its address."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            if self.headers.get("X-Door") == "open":
+                super().do_GET()
+            else:
+                self.send_error(403)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.s3
+def test_a_job_reads_from_the_web_and_writes_to_s3_with_the_options_of_each(s3, web, write_rows):
+    write_rows([1, 2, 3])
+    options = {"s3": s3.options(), "http": {"headers": {"X-Door": "open"}}}
+    spec = BatchSpec(
+        source=f"{web}/in.jsonl", sink=s3.uri("out.jsonl"), compute="local", storage_options=options
+    )
+
+    result = BatchRunner(doubler(), on_progress=None).run(spec)
+
+    assert result.rows == 3
+    assert [json.loads(r)["value"] for r in s3.get("out.jsonl").splitlines()] == [2, 4, 6]
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_version_of_an_object_is_read_as_it_is_named(s3, suffix):
+    s3.client.put_bucket_versioning(Bucket=s3.bucket, VersioningConfiguration={"Status": "Enabled"})
+    codec = {"": None, ".gz": "gzip", ".zst": "zstd"}[suffix]
+    row = '{{"model_type": "number", "model_name": "m", "value": {}}}\n'
+    key, versions = f"in.jsonl{suffix}", []
+    for values in ([1, 2], [3], [4, 5, 6]):
+        body = compress("".join(map(row.format, values)).encode(), codec)
+        put = s3.client.put_object(Bucket=s3.bucket, Key=key, Body=body)
+        versions.append(put["VersionId"])
+    spec = BatchSpec(
+        source=f"{s3.uri(key)}?versionId={versions[1]}",
+        sink=s3.uri(key),
+        compute="local",
+        storage_options=s3.options(),
+    )
+
+    result = BatchRunner(doubler(), on_progress=None).run(spec)
+
+    assert result.rows == 1
+    with pytest.raises(SourceNotFoundError, match="versionId=nosuch does not exist"):
+        Location.of(f"{s3.uri(key)}?versionId=nosuch", s3.options()).require_state()
+
+
+def test_a_version_of_an_object_is_no_sink():
+    with pytest.raises(SpecError, match="a version of an object can't be written"):
+        Sink(Location.of("s3://b/out.jsonl?versionId=1", S3_OPTIONS))
