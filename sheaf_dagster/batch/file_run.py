@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from statistics import median_low
 
 import sheaf_dagster
@@ -18,6 +20,7 @@ from sheaf_dagster.batch.results import (
     ValidationReport,
 )
 from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
+from sheaf_dagster.batch.rows.unknown import count_rows
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.contracts import DEVIATIONS, schema_of
@@ -39,6 +42,8 @@ from sheaf_dagster.storage import (
 from sheaf_dagster.storage.compression import codec_of
 
 __all__ = ["CheckMany", "FileTask", "check_chunks", "job_fingerprint", "validate_source"]
+
+log = logging.getLogger(__name__)
 
 CheckMany = Callable[[RowContract, ScannedSource], Iterable[ChunkCheck]]
 """Checks all chunks of a source; yields the findings in order."""
@@ -84,6 +89,8 @@ def validate_source(
             report.violations.append(violation)
         report.total_violations += check.total_violations
         report.invalid_rows += check.invalid_rows
+        count_rows(report.unknown_fields, check.unknown_fields)
+        report.meant.update({n: m for n, m in check.meant.items() if n in report.unknown_fields})
         validated.append(chunk.validated(check.crc))
     return report, tuple(validated)
 
@@ -149,12 +156,15 @@ class FileTask:
         """
         source = self._scan(stop)
         self._source, self.rows = source, source.rows
-        report, self._chunks = validate_source(source, check(self.context.rows, source))
+        contract = replace(self.context.rows, strict=self.spec.strict)
+        report, self._chunks = validate_source(source, check(contract, source))
         report.seconds = time.perf_counter() - self.started
         self._validation = report
         if not report.ok:
             self.sink.discard()
             raise InputValidationError(report.summary(), report)
+        if report.unknown_fields:
+            log.warning("%s: %s", report.source, report.unknown_summary())
         self.fingerprint = job_fingerprint(self.context, self.spec, source.digest)
         if not self.sink.held:
             self.sink.prepare()

@@ -46,6 +46,9 @@ class ValidationReport(BaseModel):
         source_digest: ``sha256:<hex>`` of the file's (stored) bytes.
         source_bytes: Size of the file as stored.
         seconds: How long the check took.
+        unknown_fields: Rows by the name of a field that their contract doesn't know and ignores.
+            From a hundred names on, further ones are counted together as ``…``.
+        meant: By the name of such a field the contract's own that was probably meant.
     """
 
     source: str
@@ -56,6 +59,8 @@ class ValidationReport(BaseModel):
     source_digest: str = ""
     source_bytes: int = 0
     seconds: float = 0.0
+    unknown_fields: dict[str, int] = Field(default_factory=dict)
+    meant: dict[str, str] = Field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -65,7 +70,9 @@ class ValidationReport(BaseModel):
     def summary(self, shown: int = 5) -> str:
         """One readable message: the counts, the first few violations, and what to do."""
         if self.ok:
-            return f"{self.source}: all {self.rows} rows are valid"
+            unknown = self.unknown_summary()
+            valid = f"{self.source}: all {self.rows} rows are valid"
+            return f"{valid}; {unknown}" if unknown else valid
         many = "" if self.total_violations == 1 else "s"
         headline = (
             f"{self.source}: {self.invalid_rows:,} of {self.rows:,} rows are invalid "
@@ -78,6 +85,21 @@ class ValidationReport(BaseModel):
             lines.append(f"  … and {rest} more")
         lines.append("  Fix these lines (or the asset that wrote them) and run again.")
         return "\n".join(lines)
+
+    def unknown_summary(self, shown: int = 5) -> str:
+        """The fields that were ignored, in one line; empty where there are none."""
+        if not self.unknown_fields:
+            return ""
+        most = sorted(self.unknown_fields.items(), key=lambda item: (-item[1], item[0]))
+        texts = []
+        for name, rows in most[:shown]:
+            meant = f", did you mean {self.meant[name]!r}?" if name in self.meant else ""
+            texts.append(f"{name!r} ({rows:,} row{'s' * (rows != 1)}{meant})")
+        more = f" and {len(most) - shown} more" if len(most) > shown else ""
+        return (
+            f"fields that the contract doesn't know were ignored: {', '.join(texts)}{more}; "
+            "rename or drop them, or refuse such rows with strict=True"
+        )
 
 
 class BatchProgress(BaseModel):

@@ -6,6 +6,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache
 from itertools import chain
 from typing import Literal
@@ -73,7 +74,7 @@ class BatchRunner:
         """
         self._check(spec)
         return validate_files(
-            self._context.rows,
+            replace(self._context.rows, strict=spec.strict),
             spec.sources,
             spec.storage_options,
             batch_size=spec.layout_rows,

@@ -82,6 +82,8 @@ def result_metadata(
         md["row_limit"] = spec.row_limit
     if result.device_busy_fraction is not None:
         md["device_busy_fraction"] = round(result.device_busy_fraction, 4)
+    if result.validation.unknown_fields:
+        md["unknown_fields"] = dg.MetadataValue.json(result.validation.unknown_fields)
     if result.halved_batches:
         md["halved_batches"] = result.halved_batches
     md[FINGERPRINT] = result.fingerprint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from sheaf_dagster.batch.messages import shortened
+from sheaf_dagster.batch.rows.schemas import schemas_in
 from sheaf_dagster.errors import SheafError
 
 __all__ = ["error_line", "response_lines"]
@@ -85,26 +86,10 @@ def _is_plain(response: type[BaseModel]) -> bool:
         or any("serialization_alias" in field for field in fields["fields"].values())
     ):
         return False
-    kinds = (node["type"] for field in fields["fields"].values() for node in _schemas_in(field))
+    kinds = (node["type"] for field in fields["fields"].values() for node in schemas_in(field))
     return _PLAIN_KINDS.issuperset(kinds) and not _may_hide_fields(response)
 
 
-def _schemas_in(schema: Any) -> Iterator[dict[str, Any]]:
-    """A schema of pydantic's and all within it."""
-    waiting: list[Any] = [schema]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, (list, tuple)):
-            waiting += node
-        elif isinstance(node, dict):
-            if isinstance(node.get("type"), str):
-                yield node
-                waiting += [value for key, value in node.items() if key not in _NO_SCHEMAS]
-            else:  # fields or choices, by names of any kind
-                waiting += node.values()
-
-
-_NO_SCHEMAS = frozenset({"config", "default", "expected", "function", "members", "metadata"})
 _PLAIN_KINDS = frozenset(
     {
         "any",
@@ -136,7 +121,7 @@ def _nones(responses: Sequence[BaseModel]) -> int:
 @lru_cache(maxsize=32)
 def _may_hide_fields(response: type[BaseModel]) -> bool:
     """Whether a None in one of its fields may be written as something else, or left out."""
-    for node in _schemas_in(response.__pydantic_core_schema__):
+    for node in schemas_in(response.__pydantic_core_schema__):
         if "serialization_exclude" in node or "serialization_exclude_if" in node:
             return True
         # Of the ways to write a field that pydantic knows these write None as null.

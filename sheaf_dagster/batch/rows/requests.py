@@ -20,6 +20,13 @@ from pydantic_core import core_schema
 from sheaf_dagster.batch.messages import shortened
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
 from sheaf_dagster.batch.rows.quick import quick_rows
+from sheaf_dagster.batch.rows.unknown import (
+    REST,
+    UnknownField,
+    count_rows,
+    observing,
+    unknown_fields,
+)
 from sheaf_dagster.contracts import Contract, schema_of
 from sheaf_dagster.storage import is_blank
 
@@ -61,6 +68,10 @@ class ChunkCheck:
     violations: list[Violation] = field(default_factory=list)
     total_violations: int = 0
     invalid_rows: int = 0
+    unknown_fields: dict[str, int] = field(default_factory=dict)
+    """Rows by the name of a field that their contract doesn't know."""
+    meant: dict[str, str] = field(default_factory=dict)
+    """By the name of such a field the one that was probably meant."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,8 @@ class RowContract:
     request: type[BaseModel]
     redact: bool = False
     """Leave values out of violations."""
+    strict: bool = False
+    """Refuse rows with fields that the contract doesn't know."""
 
     @classmethod
     def of(cls, contract: Contract, *, redact: bool = False) -> RowContract:
@@ -81,6 +94,7 @@ class RowContract:
         """Checks every row in a chunk's bytes; keeps none of them."""
         check = ChunkCheck(crc=zlib.crc32(data))
         validate = self.request.__pydantic_validator__.validate_json
+        observe = observing(self.request)
         expected = self.model_type
         typed = "model_type" in self.request.model_fields
         takes = self._takes
@@ -97,16 +111,23 @@ class RowContract:
             passed_on += 1
             if passed_on >= _GIVE_UP_AFTER and 2 * passed_on > check.rows:
                 takes = None
+            found: list[Violation] = []
             try:
-                request = validate(line)
+                if observe is None:
+                    request = validate(line)
+                else:
+                    request, unknown = _observed(line, observe, validate)
+                    if unknown:
+                        found = self._note_unknown(check, number, unknown)
             except ValidationError as e:
                 found = self._violations(number, line, e)
             except RecursionError:
                 found = [Violation(line=number, field="", message="JSON is nested too deeply")]
             else:
-                if not typed or request.model_type == expected:  # type: ignore[attr-defined]
+                if typed and request.model_type != expected:
+                    found = [self._wrong_type(number, str(request.model_type))]
+                elif not found:
                     continue
-                found = [self._wrong_type(number, str(request.model_type))]  # type: ignore[attr-defined]
             check.invalid_rows += 1
             check.total_violations += len(found)
             if len(check.violations) < MAX_VIOLATIONS_SHOWN:
@@ -196,6 +217,25 @@ class RowContract:
         known = _names_of(self.request)
         return ".".join(str(p) if isinstance(p, int) or p in known else "…" for p in location)
 
+    def _note_unknown(
+        self, check: ChunkCheck, number: int, fields: Sequence[UnknownField]
+    ) -> list[Violation]:
+        """Counts a row's unknown fields; what is wrong with them where they are refused."""
+        names = {REST: None} if self.redact else {_short(f.name): f.meant for f in fields}
+        count_rows(check.unknown_fields, dict.fromkeys(names, 1))
+        check.meant.update({n: m for n, m in names.items() if m and n in check.unknown_fields})
+        if not self.strict:
+            return []
+        return [
+            Violation(
+                line=number,
+                field=REST if self.redact else shortened(_printable(f.path), 200),
+                message=f"is no field of {f.model.__name__}, and strict=True refuses it"
+                + (f"; did you mean {f.meant!r}?" if f.meant and not self.redact else ""),
+            )
+            for f in fields
+        ]
+
     def _wrong_type(self, number: int, got: str) -> Violation:
         return Violation(
             line=number,
@@ -203,6 +243,17 @@ class RowContract:
             message=f"is {'another' if self.redact else repr(_short(got))}, but the model serves "
             f"{self.model_type!r}",
         )
+
+
+def _observed(
+    line: bytes, observe: Callable[[bytes], Any], validate: Callable[[bytes], Any]
+) -> tuple[Any, list[UnknownField]]:
+    """A row, and its fields that the contract ignores; whether it is one, the contract says."""
+    try:
+        request = observe(line)
+    except Exception:
+        return validate(line), []
+    return request, unknown_fields(request)
 
 
 def _without_union_noise(errors: Sequence[Any]) -> list[Any]:
