@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from sheaf_dagster.batch.messages import shortened
+from sheaf_dagster.batch.rows.repeatable import repeatable
 from sheaf_dagster.batch.rows.schemas import schemas_in
 from sheaf_dagster.errors import SheafError
 
@@ -148,18 +149,22 @@ def _count_non_finite(value: Any) -> int:
     return 0
 
 
+_LOOKED_AT = 8000
+"""Characters of an error's text of which the beginning is written."""
+
+
 def error_line(request: Any, error: BaseException, *, redact: bool = False) -> bytes:
     """The line that stands in for a failed row's response (``on_error="record"``).
 
-    It has no newline yet. A request type may have a form of its own: a method
+    It has no newline yet, and is the same at each run. A request type may have a form of its own: a method
     ``error_record(error) -> dict``.
     """
-    name, said = type(error).__name__, shortened(str(error))
+    name, said = type(error).__name__, shortened(str(error), _LOOKED_AT)
     # A name of a file that isn't UTF-8 has characters that JSON can't hold.
-    text = said.encode("utf-8", "backslashreplace").decode()
+    text = shortened(repeatable(said.encode("utf-8", "backslashreplace").decode(), request))
     if redact and not isinstance(error, SheafError):  # our own errors quote no row
         text = "left out: redact_rows"
-    if text != said:
+    if text != str(error):
         error = type(name, (Exception,), {})(text)
     own_form = getattr(request, "error_record", None)
     if callable(own_form):

@@ -17,8 +17,15 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from sheaf_dagster.batch.messages import ChunkFailure, ChunkReport, FileJob, worker_name
-from sheaf_dagster.batch.rows.answers import response_lines
+from sheaf_dagster.batch.messages import (
+    ChunkFailure,
+    ChunkReport,
+    FileJob,
+    said_by,
+    worker_name,
+)
+from sheaf_dagster.batch.rows.answers import error_line, response_lines
+from sheaf_dagster.batch.rows.repeatable import repeatable
 from sheaf_dagster.batch.rows.requests import Row
 from sheaf_dagster.batch.worker.hanging import TimeLimit
 from sheaf_dagster.batch.worker.loading import LoadedBackend, ModelContext
@@ -27,7 +34,7 @@ from sheaf_dagster.batch.worker.predict import Answer, Predictor
 from sheaf_dagster.batch.worker.sizing import BatchSizer, spans
 from sheaf_dagster.batch.worker.visibility import require_visible
 from sheaf_dagster.contracts import deviations_of
-from sheaf_dagster.errors import SourceChangedError
+from sheaf_dagster.errors import PredictError, SourceChangedError
 from sheaf_dagster.storage import Chunk, read_ranges, rows_in
 
 __all__ = ["LimitFor", "run_chunks"]
@@ -243,7 +250,7 @@ def _finish(
     part = None
     try:
         if state.failure is None and state.job.id not in failed:
-            _serialise(state, batch.rows, answers)
+            _serialise(state, batch.rows, answers, type(loaded.backend).__name__)
             if not batch.last:
                 return None
             part = state.job.store.write(
@@ -283,15 +290,22 @@ def _finish(
     )
 
 
-def _serialise(state: _ChunkState, rows: Sequence[Row], answers: list[Answer]) -> None:
+def _serialise(
+    state: _ChunkState, rows: Sequence[Row], answers: list[Answer], backend: str
+) -> None:
     in_order = state.job.bucket_by is None
     if not in_order and not state.lines:
         state.lines = [b""] * state.chunk.rows
     responses = [a for a in answers if not isinstance(a, bytes)]
-    lines, bad = response_lines(responses)
+    try:
+        lines, bad = response_lines(responses)
+    except Exception:
+        # Not the fault of the others: find the rows.
+        lines, bad = _one_by_one(state, rows, answers, backend)
+    else:
+        for response in responses:
+            state.deviations.update(deviations_of(response))
     state.non_finite += bad
-    for response in responses:
-        state.deviations.update(deviations_of(response))
     if len(lines) < len(answers):
         made = iter(lines)
         lines = [a if isinstance(a, bytes) else next(made) for a in answers]
@@ -300,3 +314,30 @@ def _serialise(state: _ChunkState, rows: Sequence[Row], answers: list[Answer]) -
         return
     for row, line in zip(rows, lines, strict=True):
         state.lines[row.position - state.chunk.first_row] = line
+
+
+def _one_by_one(
+    state: _ChunkState, rows: Sequence[Row], answers: list[Answer], backend: str
+) -> tuple[list[bytes], int]:
+    """Lines of answers of which some can't be written: half a surrogate, an unknown type."""
+    lines, bad = [], 0
+    for row, answer in zip(rows, answers, strict=True):
+        if isinstance(answer, bytes):
+            lines.append(answer)
+            continue
+        try:
+            (line,), n = response_lines([answer])
+        except Exception as e:
+            if state.job.on_error == "fail":
+                said = repeatable(said_by(e, redact=state.job.redact), row.request)
+                raise PredictError(
+                    f"{state.where}, line {row.line}: the answer of {backend} can't be written as "
+                    f'JSON; fix the model, or use on_error="record" to go on without it: {said}'
+                ) from e
+            state.error_rows += 1
+            lines.append(error_line(row.request, e, redact=state.job.redact))
+        else:
+            bad += n
+            state.deviations.update(deviations_of(answer))
+            lines.append(line)
+    return lines, bad

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from sheaf_dagster.batch.messages import Hangs, said_by
 from sheaf_dagster.batch.rows.answers import error_line
+from sheaf_dagster.batch.rows.repeatable import repeatable
 from sheaf_dagster.batch.rows.requests import Row, lines_of
 from sheaf_dagster.batch.spec import OnError
 from sheaf_dagster.batch.worker.hanging import MAX_IN_A_ROW, TimeLimit
@@ -236,12 +237,13 @@ class Predictor:
         try:
             self._call(rows[low:high])
         except Exception as e:
-            place, cause = f"line {rows[low].line}", e
+            place, cause, row = f"line {rows[low].line}", e, rows[low].request
         else:
             place, cause = f"{lines_of(all_rows)} together (each half alone succeeds)", error
+            row = [r.request for r in all_rows]
         failure = PredictError(
             f"{self.where}, {place}: {self._name} failed; fix the row or the model, or use "
-            f'on_error="record" to go on without it: {said_by(cause, redact=self.redact)}'
+            f'on_error="record" to go on without it: {repeatable(said_by(cause, redact=self.redact), row)}'
         )
         failure.__cause__ = cause
         return failure
