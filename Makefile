@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Processes that share the tests out; 0 runs them here, one after the other.
 TEST_WORKERS ?= 2
+PYTHONS ?= 3.11 3.12 3.13
+FAST := not ray and not daemon and not s3 and not model and not browser
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 export DAGSTER_HOME := $(CURDIR)/.dagster_home
 export HF_HUB_OFFLINE ?= 1
@@ -11,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo backfill digits texts ui test test-fast test-faults test-crashes test-corpus test-cluster test-soak fuzz audit lint format docs pictures bench clean
+.PHONY: help demo backfill digits texts ui test test-fast test-pythons test-faults test-crashes test-corpus test-cluster test-soak fuzz audit lint format docs pictures bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -57,7 +59,21 @@ test: $(VENV)/.dev  ## The whole test suite, in two processes (TEST_WORKERS=0: i
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev  ## The tests that need no cluster, daemon or model library
-	$(BIN)/python -m pytest -m 'not ray and not daemon and not s3 and not model and not browser'
+	$(BIN)/python -m pytest -m '$(FAST)'
+
+# The fast tests and the demo need no torch, so each interpreter gets a small environment of its own.
+test-pythons:  ## The fast tests and the demo on each Python from 3.11 to 3.13 that is found
+	@set -e; proven=; for v in $(PYTHONS); do \
+		python=$$(python$$v -c 'import sys; print(sys.executable)' 2>/dev/null \
+			|| ls $$HOME/.pyenv/versions/$$v.*/bin/python 2>/dev/null | tail -n 1); \
+		if [ -z "$$python" ]; then echo "Python $$v: not found, not tested"; continue; fi; \
+		echo "Python $$v: $$python"; \
+		"$$python" -m venv .venv-$$v; \
+		.venv-$$v/bin/python -m pip --disable-pip-version-check -q install -c constraints.txt -e '.[test-fast]'; \
+		.venv-$$v/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m '$(FAST)'; \
+		DAGSTER_HOME=$$(mktemp -d) .venv-$$v/bin/python -m example_project.demo; \
+		proven="$$proven $$v"; \
+	done; echo "Passed on Python:$$proven"; [ -n "$$proven" ]
 
 test-faults: $(VENV)/.dev  ## Hundreds of jobs with random faults of the object store (minutes)
 	SHEAF_FAULT_SEEDS=300 $(BIN)/python -m pytest tests/batch/test_s3_jobs.py -k random_faults_end
@@ -100,4 +116,4 @@ bench: $(VENV)/.dev  ## Benchmarks against the peers, printed and written to ben
 	$(BIN)/python -m benchmarks
 
 clean:  ## Remove what the targets made
-	rm -rf $(VENV) .dagster_home data site .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-* .dagster_home data site .pytest_cache .ruff_cache .mypy_cache
