@@ -19,6 +19,7 @@ from sheaf_dagster.definitions.capacity import BUILT_METADATA, built_metadata
 from sheaf_dagster.definitions.checks import check_specs, severities_of
 from sheaf_dagster.definitions.clusters import cluster_config, cluster_limits, jobs_address
 from sheaf_dagster.definitions.config import BatchConfig, run_config
+from sheaf_dagster.definitions.interrupts import interrupts_wait
 from sheaf_dagster.definitions.paths import (
     SINK_METADATA,
     SOURCE_METADATA,
@@ -352,7 +353,7 @@ def _batch_spec(what: str, fields: dict[str, Any]) -> BatchSpec:
 def _run_here(step: Step, cluster: Any, keys: Sequence[str | None], spec_of: SpecOf) -> None:
     """Runs the partitions with this process as the driver."""
     say = progress_lines(
-        step.context.log.info,
+        interrupts_wait()(step.context.log.info),
         every_s=step.progress_every_s,
         files=len(keys),
         noun="partitions",
@@ -361,7 +362,7 @@ def _run_here(step: Step, cluster: Any, keys: Sequence[str | None], spec_of: Spe
     runner = BatchRunner(step.model, config, say, redact_rows=step.redact_rows).for_one_step()
     step.began(keys, None if step.model_key is None else runner.model_identity())
     with (
-        logs_told_to(step.context.log.log),
+        logs_told_to(interrupts_wait()(step.context.log.log)),
         closing(  # type: ignore[type-var]
             run_files(runner, step.files(keys, spec_of), len(keys))
         ) as outcomes,

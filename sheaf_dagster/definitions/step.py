@@ -17,6 +17,7 @@ from sheaf_dagster.definitions.history import (
     Provenance,
     committed_in_this_chain,
 )
+from sheaf_dagster.definitions.interrupts import interrupts_wait
 from sheaf_dagster.definitions.metadata import FAILED_CHECKS, result_metadata
 from sheaf_dagster.definitions.model_asset import note_model_version, version_tag
 from sheaf_dagster.definitions.plots import ActualsOf
@@ -135,6 +136,7 @@ class Step:
             identify=self.model_key is not None,
         )
 
+    @interrupts_wait()
     def take(self, outcome: FileOutcome) -> None:
         """Records what came of one file."""
         partition = self._partition_of[outcome.sink]
