@@ -109,6 +109,7 @@ class JobControl:
         self._checks: dict[int, asyncio.Future[Any]] = {}
         self._unchecked: deque[Check] = deque()
         self._closed = False
+        self._abandoned = False
         self._gate = asyncio.Event()
         self._aborted = asyncio.Event()
         self._changed = asyncio.Condition()
@@ -163,11 +164,21 @@ class JobControl:
             await self.checked(number, None)
 
     async def take(self) -> list[dict[str, Any]]:
-        """Reports that have come in since the last call; waits until there is one."""
+        """Reports that have come in since the last call; waits until there is one.
+
+        Empty once there are no workers any more who could report.
+        """
+        if not self._reports and self._abandoned:
+            return []
         await self._reported.wait()
         self._reported.clear()
         reports, self._reports = self._reports, []
         return reports
+
+    async def abandoned(self) -> None:
+        """The last worker has left: what is not reported by now never will be."""
+        self._abandoned = True
+        self._reported.set()
 
     async def workers(self) -> Muster:
         """Who is there, and whether there is work.

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import Any
 
@@ -235,10 +235,15 @@ class _RayJob:
             if self._fed_all and not self._running and not self._committing:
                 self._progress.tick((), force=True)
                 return
-            wait = 0.02 if self._committing else 0.1
-            for report in self._engine.poll(wait):
-                yield from self._take_fed()
-                yield from self._take_report(report)
+            if self._fed_all and not self._running:
+                # All chunks are in: what has become of the workers is no matter any more.
+                wait(self._committing, timeout=0.1, return_when=FIRST_COMPLETED)
+            else:
+                for report in self._engine.poll(0.02 if self._committing else 0.1):
+                    yield from self._take_fed()
+                    yield from self._take_report(report)
+                if self._engine.over is not None and self._running:
+                    raise self._engine.over
             self._progress.tick([*self._running.values(), *self._committing.values()])
 
     def _take_fed(self) -> Iterator[BatchOutcome]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,6 @@ __all__ = ["RayEngine", "Workers"]
 
 log = logging.getLogger(__name__)
 
-_LATE_SECONDS = 10.0
 _STOP_SECONDS = 5.0
 
 
@@ -82,8 +80,11 @@ class RayEngine:
         self._run_workers = run
         self._control = workers.control
         self._taking: Any = None
-        self._error: BaseException | None = None
-        self._ended_at: float | None = None
+        self.over: ClusterError | None = None
+        """Set once the last worker has left and all its reports have been taken: what then is
+        open stays open, and this is why."""
+        self._ended: ClusterError | None = None
+        self._said_so = False
         self._stop = threading.Event()
         self._watch = PoolWatch(
             workers.control,
@@ -114,26 +115,23 @@ class RayEngine:
             ClusterError: Ray stopped working.
             ClusterBusyError: No worker came up in time.
         """
+        if self.over is not None:
+            self._stop.wait(timeout)
+            return []
         self._watch.look()
         if self._taking is None:
             self._taking = self._control.take.remote()
         ready, _ = ray.wait([self._taking], timeout=timeout)
         if not ready:
-            self._check_alive()
+            if self._ended is not None and not self._said_so:
+                self._said_so = True
+                self._call(self._control.abandoned.remote())
             return []
         reports = self._call(self._taking)
         self._taking = None
+        if not reports:
+            self.over = self._ended
         return [ChunkReport.from_dict(r) for r in reports]
-
-    def _check_alive(self) -> None:
-        if self._error is not None:
-            raise self._error
-        # The last reports may still be on their way when the workers are through.
-        if self._ended_at is not None and time.monotonic() - self._ended_at > _LATE_SECONDS:
-            raise ClusterError(
-                f"{self._name} ended before all chunks were done; check the cluster and run again "
-                "(finished chunks are kept)"
-            )
 
     def shutdown(self) -> None:
         """Stops what is running; part files of finished chunks stay.
@@ -158,13 +156,17 @@ class RayEngine:
             raise ClusterError(f"the job's coordinator on the cluster is gone: {e}") from e
 
     def _run(self) -> None:
+        ended = ClusterError(
+            f"{self._name} ended before all chunks were done; check the cluster and run again "
+            "(finished chunks are kept)"
+        )
         try:
             self._run_workers(self._workers, self._stop)
         except Exception as e:
-            self._error = ClusterError(
+            ended = ClusterError(
                 f"{self._name} stopped: {type(e).__name__}: {e}; check the cluster and run again "
                 "(finished chunks are kept)"
             )
-            self._error.__cause__ = e
+            ended.__cause__ = e
         finally:
-            self._ended_at = time.monotonic()
+            self._ended = ended
