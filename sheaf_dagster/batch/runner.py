@@ -72,7 +72,7 @@ class BatchRunner:
         Raises:
             SourceError: The source is missing or can't be read.
         """
-        self._check(spec)
+        self._check_files(spec)
         return validate_files(
             replace(self._context.rows, strict=spec.strict),
             spec.sources,
@@ -194,10 +194,6 @@ class BatchRunner:
                 continue
             first = first or spec
             yield spec
-
-    def _check(self, spec: BatchSpec) -> None:
-        check_limits(self.model_spec, spec, self.cluster)
-        self._check_files(spec)
 
     def _check_files(self, spec: BatchSpec) -> None:
         sink = Location.of(spec.sink, spec.storage_options)

@@ -42,3 +42,16 @@ def test_redaction_keeps_values_out(write_rows, tmp_path):
     runner = BatchRunner(doubler(), redact_rows=True)
     report = runner.validate(spec(write_rows(["secret-name"]), tmp_path))
     assert "secret" not in report.summary()
+
+
+def test_limits_of_a_cluster_are_no_matter_where_nothing_is_run(write_rows, tmp_path):
+    limits = sd.ClusterConfig(gpu_limit=0, cpu_limit=0.5)
+    runner = BatchRunner(doubler(num_gpus=2), limits)
+
+    report = runner.validate(
+        spec(write_rows([1, 2]), tmp_path, compute="actors", num_actors=64, batch_size=1)
+    )
+
+    assert (report.ok, report.rows) == (True, 2)
+    with pytest.raises(sd.ClusterCapacityError):
+        runner.run(spec(write_rows([1, 2]), tmp_path))
