@@ -132,7 +132,8 @@ class BatchResult(BaseModel):
     Attributes:
         source: The file of requests.
         sink: The file of responses.
-        rows: Rows in and out (they are equal).
+        rows: Rows of the source.
+        output_rows: Rows of the sink, as the workers counted them while they wrote its parts.
         seconds: Wall time of this file, validation included. Files of one many-file job
             overlap, so their times don't add up to the job's.
         source_digest: ``sha256:<hex>`` of the source's stored bytes.
@@ -163,6 +164,7 @@ class BatchResult(BaseModel):
     source: str
     sink: str
     rows: int
+    output_rows: int
     seconds: float
     source_digest: str
     fingerprint: str

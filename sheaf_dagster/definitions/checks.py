@@ -89,9 +89,9 @@ class CheckLedger:
         self.files += 1
         self.rows += result.rows
         self.compared += sample.compared
-        lines = sample.lines
-        if lines is not None and lines != result.rows:
-            self._add("every_row_is_answered", partition, f"{lines} lines for {result.rows} rows")
+        if result.output_rows != result.rows:
+            text = f"{result.output_rows:,} answers to {result.rows:,} rows"
+            self._add("every_row_is_answered", partition, text)
         if not sample.in_order:
             self._add("order_is_kept", partition, "a response answers another row's request")
         if result.non_finite:

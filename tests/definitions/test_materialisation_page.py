@@ -24,7 +24,7 @@ chance = random.Random(9)
 
 def sample(pairs) -> OutputSample:
     sizes = [len(json.dumps(answer)) for _, answer in pairs]
-    return OutputSample(pairs, in_order=True, compared=len(pairs), lines=len(pairs), sizes=sizes)
+    return OutputSample(pairs, in_order=True, compared=len(pairs), sizes=sizes)
 
 
 def svg_of(markdown: str) -> ElementTree.Element:

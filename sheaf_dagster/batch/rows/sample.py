@@ -19,7 +19,6 @@ from sheaf_dagster.storage.compression import codec_of
 __all__ = ["OutputSample", "sample_output"]
 
 _HEAD_BYTES = 2 * 2**20
-_COUNT_REMOTE_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,11 @@ class OutputSample:
         sizes: Bytes of each answer.
         in_order: Whether each response answers the request of the same row.
         compared: Rows that were compared.
-        lines: Lines that the committed sink holds, counted in the file itself; None where that
-            would take another full read over the network or another decompression.
     """
 
     pairs: list[tuple[dict[str, Any], dict[str, Any]]]
     in_order: bool
     compared: int
-    lines: int | None = None
     sizes: list[int] = field(default_factory=list)
 
 
@@ -57,21 +53,8 @@ def sample_output(model: ModelSpec, spec: BatchSpec, rows: int = 200) -> OutputS
             in_order = False
         request = row.request.model_dump(mode="json", exclude_unset=True)
         pairs.append((request, answer))
-    sink = Location.of(spec.sink, spec.storage_options)
     sizes = [len(line) for _, line in responses]
-    return OutputSample(pairs, in_order, len(pairs), _count_lines(sink), sizes)
-
-
-def _count_lines(location: Location) -> int | None:
-    if codec_of(location.uri) or not (
-        location.is_local or location.require_state().size <= _COUNT_REMOTE_BYTES
-    ):
-        return None
-    lines = 0
-    with location.open() as f:
-        while block := f.read(4 * 2**20):
-            lines += block.count(b"\n")
-    return lines
+    return OutputSample(pairs, in_order, len(pairs), sizes)
 
 
 def _head(location: Location) -> list[tuple[int, bytes]]:
