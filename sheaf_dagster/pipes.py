@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 from dagster_pipes import PipesContext, open_dagster_pipes
 
 from sheaf_dagster.batch.logs import logs_told_to
+from sheaf_dagster.batch.messages import ErrorMessage
 from sheaf_dagster.batch.progress import progress_lines
-from sheaf_dagster.batch.work import StepOrder, described, run_files
+from sheaf_dagster.batch.work import StepOrder, run_files
 
 __all__ = ["ENTRYPOINT", "ORDER", "main"]
 
@@ -41,7 +42,7 @@ def main() -> int:
         try:
             return _run(StepOrder.from_message(pipes.get_extra(ORDER)), answers)
         except Exception as e:
-            answers.send({"ended": described(e)})
+            answers.send({"ended": ErrorMessage.of(e).briefly().to_dict()})
             return 1
 
 

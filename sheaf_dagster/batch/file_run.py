@@ -12,8 +12,7 @@ from dataclasses import replace
 from statistics import median_low
 
 import sheaf_dagster
-from sheaf_dagster import errors
-from sheaf_dagster.batch.messages import ChunkFailure, ChunkReport, FileJob
+from sheaf_dagster.batch.messages import ChunkReport, FileJob
 from sheaf_dagster.batch.results import (
     MAX_VIOLATIONS_SHOWN,
     BatchResult,
@@ -27,7 +26,6 @@ from sheaf_dagster.contracts import DEVIATIONS, schema_of
 from sheaf_dagster.errors import (
     InputValidationError,
     ModelChangedError,
-    SheafError,
     SourceChangedError,
 )
 from sheaf_dagster.storage import (
@@ -220,7 +218,7 @@ class FileTask:
             SheafError: The chunk failed; the error that the worker met.
         """
         if report.failure is not None:
-            raise rebuild_error(report.failure)
+            raise report.failure.rebuilt()
         assert report.part is not None
         self._require_one_model(report.part, report.worker)
         self.parts[report.chunk] = report.part
@@ -269,6 +267,7 @@ class FileTask:
             source=self._validation.source,
             sink=self.sink.location.uri,
             rows=self.rows,
+            output_rows=sum(p.rows for p in parts),
             seconds=time.perf_counter() - self.started,
             source_digest=self._source.digest,
             fingerprint=self.fingerprint,
@@ -304,22 +303,6 @@ class FileTask:
         if not self.may_resume:
             self.sink.discard()
         self.sink.release()
-
-
-def rebuild_error(failure: ChunkFailure) -> SheafError:
-    """The worker's error, with its traceback as the cause."""
-    cls = getattr(errors, failure.error, errors.BackendError)
-    error: SheafError = cls(failure.message)
-    error.retryable = failure.retryable
-    error.__cause__ = WorkerTraceback(failure.traceback)
-    return error
-
-
-class WorkerTraceback(Exception):  # noqa: N818  (a cause to show, not an error to catch)
-    """The traceback of a worker, as text."""
-
-    def __str__(self) -> str:
-        return "\n" + str(self.args[0])
 
 
 def _batch_size(spec: BatchSpec, reports: Sequence[ChunkReport]) -> int | None:

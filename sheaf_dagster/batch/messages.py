@@ -6,11 +6,13 @@ so that it is up before the workers are.
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import socket
 import traceback
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sheaf_dagster.errors import BackendError, SheafError
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
     from sheaf_dagster.batch.spec import OnError
 
 __all__ = [
-    "ChunkFailure",
     "ChunkReport",
+    "ErrorMessage",
     "FileJob",
     "Hangs",
+    "RemoteError",
+    "RemoteTraceback",
     "said_by",
     "shortened",
     "worker_name",
@@ -70,28 +74,125 @@ class FileJob:
 
 
 @dataclass(frozen=True)
-class ChunkFailure:
-    """An error that crosses processes as plain data, so that its type and text survive."""
+class ErrorMessage:
+    """An error that crosses processes as plain data, so that its type, text and attributes survive.
 
-    error: str
-    """Name of the ``SheafError`` subclass."""
+    It is never pickled: what a worker raises may hold a model, or a class that is not here.
+    """
+
+    classes: tuple[str, ...]
+    """Our error classes that it belongs to, as ``module:name``, its own first: where a user's own
+    class can't be imported, the nearest one that can takes its place. None for others' errors."""
     message: str
     traceback: str = ""
     retryable: bool = False
+    attributes: dict[str, Any] = field(default_factory=dict)
+    """What it holds that JSON can say; pydantic models as ``{"model": "module:name", "json": …}``."""
 
     @classmethod
-    def of(cls, error: BaseException, place: str, *, redact: bool = False) -> ChunkFailure:
+    def of(
+        cls, error: BaseException, place: str | None = None, *, redact: bool = False
+    ) -> ErrorMessage:
         """Describes any exception.
 
         Args:
             error: The exception.
-            place: Names the source.
+            place: Names the source whose rows the model was given: an error that isn't ours is
+                then the model's, a ``BackendError``.
             redact: Leave out what errors that aren't ours say, for they may quote rows.
         """
         text = _frames(error) if redact else _cut_traceback(error)
         if isinstance(error, SheafError):
-            return cls(type(error).__name__, str(error), text, error.retryable)
-        return cls(BackendError.__name__, f"{place}: {said_by(error, redact=redact)}", text)
+            classes = [c for c in type(error).__mro__ if issubclass(c, SheafError)]
+            found = {name: _said(value) for name, value in vars(error).items()}
+            return cls(
+                tuple(map(_name_of, classes)),
+                str(error),
+                text,
+                error.retryable,
+                {name: value[0] for name, value in found.items() if value},
+            )
+        said = said_by(error, redact=redact)
+        if place is None:
+            return cls((), said, text)
+        return cls((_name_of(BackendError), _name_of(SheafError)), f"{place}: {said}", text)
+
+    def rebuilt(self) -> Exception:
+        """The error, with the traceback of where it was raised as its cause."""
+        kind = next((c for c in map(_class_at, self.classes) if _is_ours(c)), None)
+        error: Exception
+        if kind is None:
+            error = RemoteError(self.message)
+        else:
+            # Whatever its constructor takes. (SheafError is rebuilt in the same way by pickle.)
+            error = kind.__new__(kind)
+            error.args = (self.message,)
+            vars(error).update({n: _heard(value) for n, value in self.attributes.items()})
+            if kind.retryable != self.retryable:
+                vars(error)["retryable"] = self.retryable
+        if self.traceback:
+            error.__cause__ = RemoteTraceback(self.traceback)
+        return error
+
+    def briefly(self) -> ErrorMessage:
+        """Without the traceback, where there may be thousands of them."""
+        return replace(self, traceback="")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ErrorMessage:
+        """The message that ``to_dict`` made plain."""
+        return cls(**{**data, "classes": tuple(data["classes"])})
+
+
+class RemoteError(Exception):
+    """An error of another process that is none of ours; its type and text are in the message."""
+
+
+class RemoteTraceback(Exception):  # noqa: N818  (a cause to show, not an error to catch)
+    """The traceback of another process, as text."""
+
+    def __str__(self) -> str:
+        return "\n" + str(self.args[0])
+
+
+def _name_of(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _class_at(name: str) -> Any:
+    module, _, path = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for step in path.split("."):
+            found = getattr(found, step)
+    except (ImportError, AttributeError):
+        return None
+    return found
+
+
+def _is_ours(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, SheafError)
+
+
+def _said(value: Any) -> tuple[Any] | None:
+    """An attribute as JSON can say it; None where it can't."""
+    if hasattr(value, "model_dump"):
+        return ({"model": _name_of(type(value)), "json": value.model_dump(mode="json")},)
+    try:
+        return (json.loads(json.dumps(value)),)
+    except (TypeError, ValueError):
+        return None
+
+
+def _heard(value: Any) -> Any:
+    if isinstance(value, dict) and value.keys() == {"model", "json"}:
+        model = _class_at(value["model"])
+        return value["json"] if model is None else model.model_validate(value["json"])
+    return value
 
 
 def _cut_traceback(error: BaseException) -> str:
@@ -120,7 +221,7 @@ class ChunkReport:
     first_row: int
     worker: str
     part: Part | None = None
-    failure: ChunkFailure | None = None
+    failure: ErrorMessage | None = None
     predict_seconds: float = 0.0
     halved: int = 0
     batch_size: int = 0
@@ -141,7 +242,7 @@ class ChunkReport:
         return cls(
             **data,
             part=Part(**part) if part else None,
-            failure=ChunkFailure(**failure) if failure else None,
+            failure=ErrorMessage.from_dict(failure) if failure else None,
         )
 
 

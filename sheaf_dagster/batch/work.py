@@ -11,25 +11,22 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from sheaf_dagster import errors
+from sheaf_dagster.batch.messages import ErrorMessage
 from sheaf_dagster.batch.progress import EVERY_SECONDS
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
-from sheaf_dagster.batch.results import BatchOutcome, BatchResult, ValidationReport
+from sheaf_dagster.batch.results import BatchOutcome, BatchResult
 from sheaf_dagster.batch.rows.sample import OutputSample, sample_output
 from sheaf_dagster.batch.runner import BatchRunner
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.environment import from_environment
-from sheaf_dagster.errors import InputValidationError, SheafError, SpecError
+from sheaf_dagster.errors import SheafError, SpecError
 from sheaf_dagster.storage import Location
 
 __all__ = [
     "Committed",
     "FileOutcome",
     "FileWork",
-    "RemoteError",
     "StepOrder",
-    "described",
-    "rebuilt",
     "run_files",
 ]
 
@@ -90,7 +87,7 @@ class FileOutcome:
             "sink": self.sink,
             "result": self.result and self.result.model_dump(mode="json"),
             "sample": self.sample and asdict(_trimmed(self.sample)),
-            "error": self.error and described(self.error),
+            "error": self.error and ErrorMessage.of(self.error).briefly().to_dict(),
         }
 
     @classmethod
@@ -103,7 +100,7 @@ class FileOutcome:
             OutputSample(**{**sample, "pairs": [(a, b) for a, b in sample["pairs"]]})
             if sample
             else None,
-            rebuilt(error) if error else None,
+            ErrorMessage.from_dict(error).rebuilt() if error else None,
         )
 
 
@@ -161,37 +158,6 @@ def _trimmed(sample: OutputSample) -> OutputSample:
             break
         kept.append(pair)
     return replace(sample, pairs=kept)
-
-
-class RemoteError(Exception):
-    """An error of another process that is none of ours; its type and text are in the message."""
-
-
-def described(error: BaseException) -> dict[str, Any]:
-    """An error as plain data."""
-    known = isinstance(error, SheafError)
-    found: dict[str, Any] = {
-        "type": type(error).__name__,
-        "message": str(error) if known else f"{type(error).__name__}: {error}",
-    }
-    if isinstance(error, SheafError):
-        found["retryable"] = error.retryable
-    if isinstance(error, InputValidationError):
-        found["report"] = error.report.model_dump_json()
-    return found
-
-
-def rebuilt(description: dict[str, Any]) -> Exception:
-    """The error that ``described`` made plain."""
-    cls = getattr(errors, description["type"], None)
-    if not (isinstance(cls, type) and issubclass(cls, SheafError)):
-        return RemoteError(description["message"])
-    if "report" in description:
-        report = ValidationReport.model_validate_json(description["report"])
-        return InputValidationError(description["message"], report)
-    error = cls(description["message"])
-    error.retryable = description.get("retryable", cls.retryable)
-    return error
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import dagster as dg
 from dagster_pipes import PipesParams, encode_param
 from dagster_ray import PipesRayJobClient, PipesRayJobMessageReader
 
-from sheaf_dagster.batch.work import FileOutcome, StepOrder, rebuilt
+from sheaf_dagster.batch.messages import ErrorMessage
+from sheaf_dagster.batch.work import FileOutcome, StepOrder
 from sheaf_dagster.definitions.clusters import JobsAddress
 from sheaf_dagster.errors import ClusterError, SpecError
 from sheaf_dagster.pipes import ENTRYPOINT, ORDER
@@ -168,7 +169,7 @@ class _Answers:
         if self._problem is not None:
             raise self._problem
         if self._error is not None:
-            raise rebuilt(self._error)
+            raise ErrorMessage.from_dict(self._error).rebuilt()
         if not self.complete:
             raise ClusterError(
                 f"Ray job {job} ended before all files were done: "

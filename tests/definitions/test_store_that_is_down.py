@@ -8,9 +8,7 @@ import dagster as dg
 import pytest
 
 import sheaf_dagster as sd
-from sheaf_dagster.batch.file_run import rebuild_error
-from sheaf_dagster.batch.messages import ChunkFailure
-from sheaf_dagster.batch.work import described, rebuilt
+from sheaf_dagster.batch.messages import ErrorMessage
 from sheaf_dagster.storage import Location, retry
 from tests.toys import doubler
 
@@ -76,9 +74,8 @@ def test_whether_a_retry_helps_survives_the_way_from_a_worker(cause, helps):
 
     arrived = [
         pickle.loads(pickle.dumps(error)),
-        rebuild_error(ChunkFailure.of(error, "in.jsonl")),
-        rebuilt(described(error)),
+        ErrorMessage.of(error, "in.jsonl").rebuilt(),
     ]
 
-    assert [e.retryable for e in arrived] == [helps] * 3
+    assert [e.retryable for e in arrived] == [helps] * 2
     assert {type(e) for e in arrived} == {sd.SourceError}

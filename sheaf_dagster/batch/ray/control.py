@@ -15,7 +15,7 @@ from dataclasses import replace
 from math import ceil
 from typing import Any, NamedTuple
 
-from sheaf_dagster.batch.messages import ChunkFailure, ChunkReport, FileJob, Hangs
+from sheaf_dagster.batch.messages import ChunkReport, ErrorMessage, FileJob, Hangs
 from sheaf_dagster.errors import BatchTimeoutError, WorkerCrashError
 from sheaf_dagster.storage import Chunk
 
@@ -105,7 +105,7 @@ class JobControl:
         # Loads that began on a node and have not ended: those under way, and those that a death
         # cut short.
         self._loading: Counter[str] = Counter()
-        self._broken: ChunkFailure | None = None
+        self._broken: ErrorMessage | None = None
         self._checks: dict[int, asyncio.Future[Any]] = {}
         self._unchecked: deque[Check] = deque()
         self._closed = False
@@ -348,7 +348,7 @@ class JobControl:
         if chunk is not None:
             file = self._jobs[job]
             if file.on_error == "fail":
-                self._fail(job, ChunkFailure.of(BatchTimeoutError(message), ""), chunk)
+                self._fail(job, ErrorMessage.of(BatchTimeoutError(message), ""), chunk)
             else:
                 hangs = file.hangs.get(index, Hangs()).after(rows)
                 self._jobs[job] = replace(file, hangs={**file.hangs, index: hangs})
@@ -380,7 +380,7 @@ class JobControl:
             "model (segmentation fault, exit, or killed for memory); look at the actors' log, "
             "and give the model more memory_gb or fewer actors"
         )
-        self._broken = ChunkFailure.of(error, "")
+        self._broken = ErrorMessage.of(error, "")
         for job in self._jobs.keys() - self._cancelled:
             self._fail(job, self._broken)
         await self._notify()
@@ -427,12 +427,12 @@ class JobControl:
             for key in [k for k in held if k[0] == job]:
                 del held[key]
 
-    def _fail(self, job: int, failure: ChunkFailure, chunk: Chunk | None = None) -> None:
+    def _fail(self, job: int, failure: ErrorMessage, chunk: Chunk | None = None) -> None:
         self._call_off(job)
         index, row = (chunk.index, chunk.first_row) if chunk else (0, 0)
         self._keep(ChunkReport(job, index, row, "", failure=failure).to_dict())
 
-    def _crash(self, key: _Key, chunk: Chunk) -> ChunkFailure:
+    def _crash(self, key: _Key, chunk: Chunk) -> ErrorMessage:
         where = self._jobs[key[0]].names[chunk.file]
         deaths, losses = len(self._deaths[key]), self._losses[key]
         what = f"{where}, the {chunk.rows} rows from line {chunk.first_line}:"
@@ -448,7 +448,7 @@ class JobControl:
                 f"{self._backend!r}; look at why nodes go (preempted, out of memory), give the "
                 "model more memory_gb, or lower batch_size so that a chunk takes less time"
             )
-        return ChunkFailure.of(WorkerCrashError(text), where)
+        return ErrorMessage.of(WorkerCrashError(text), where)
 
     async def _notify(self) -> None:
         async with self._changed:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from sheaf_dagster.batch.checking import check_group
-from sheaf_dagster.batch.messages import ChunkFailure, ChunkReport, FileJob, worker_name
+from sheaf_dagster.batch.messages import ChunkReport, ErrorMessage, FileJob, worker_name
 from sheaf_dagster.batch.ray.control import Check
 from sheaf_dagster.batch.rows.requests import Row
 from sheaf_dagster.batch.worker.hanging import TimeLimit, WorkerLimit, took_too_long
@@ -267,7 +267,7 @@ def _reports(
                 chunk.index,
                 chunk.first_row,
                 worker_name(),
-                failure=ChunkFailure.of(e, job.names[chunk.file]),
+                failure=ErrorMessage.of(e, job.names[chunk.file]),
             )
     else:
         yield from run_chunks(context, loaded, grabs, work.aborted.is_set, work.limit_for)

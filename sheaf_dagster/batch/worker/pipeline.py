@@ -18,8 +18,8 @@ from itertools import islice
 from typing import Any
 
 from sheaf_dagster.batch.messages import (
-    ChunkFailure,
     ChunkReport,
+    ErrorMessage,
     FileJob,
     said_by,
     worker_name,
@@ -276,7 +276,7 @@ def _finish(
         worker=worker_name(),
         part=part,
         failure=(
-            ChunkFailure.of(state.failure, state.where, redact=state.job.redact)
+            ErrorMessage.of(state.failure, state.where, redact=state.job.redact)
             if state.failure is not None
             else None
         ),
