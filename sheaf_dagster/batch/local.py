@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from sheaf_dagster.batch.file_run import FileTask, check_chunks
 from sheaf_dagster.batch.messages import FileJob
@@ -12,14 +13,10 @@ from sheaf_dagster.batch.ray.capacity import amounts, demand_of
 from sheaf_dagster.batch.results import BatchOutcome, BatchProgress, BatchResult
 from sheaf_dagster.batch.rows.requests import ChunkCheck, Row, RowContract
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
-from sheaf_dagster.batch.worker.hanging import InterruptingLimit, TimeLimit, took_too_long
-from sheaf_dagster.batch.worker.loading import (
-    LoadedBackend,
-    ModelContext,
-    cached_backend,
-    forget_backend,
-    load_backend,
-)
+from sheaf_dagster.batch.worker.hanging import TimeLimit, took_too_long
+from sheaf_dagster.batch.worker.loading import LoadedBackend, ModelContext
+from sheaf_dagster.batch.worker.local_model import LocalModel, local_model
+from sheaf_dagster.batch.worker.model_thread import CallTooLongError
 from sheaf_dagster.batch.worker.pipeline import run_chunks
 from sheaf_dagster.errors import BatchTimeoutError
 from sheaf_dagster.storage import Chunk, ScannedSource
@@ -27,6 +24,8 @@ from sheaf_dagster.storage import Chunk, ScannedSource
 __all__ = ["run_local"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def run_local(
@@ -75,12 +74,15 @@ def _say_what_is_not_reserved(model: ModelSpec) -> None:
 def _run_file(task: FileTask, context: ModelContext, progress: ProgressMeter) -> BatchResult:
     job, chunks = task.prepare(_check_here)
     if chunks:
-        loaded = cached_backend(context)
-        for report in run_chunks(
-            context, loaded, [[(job, c) for c in chunks]], limit_for=_limits(context)
-        ):
-            task.take(report)
-            progress.tick([task])
+        with local_model(context) as model:
+
+            def limit_for(loaded: LoadedBackend, job: FileJob, chunk: Chunk) -> TimeLimit:
+                return _LocalLimit(model, type(loaded.backend).__name__, job, chunk)
+
+            work = [[(job, chunk) for chunk in chunks]]
+            for report in run_chunks(context, model.load(), work, limit_for=limit_for):
+                task.take(report)
+                progress.tick([task])
     return task.commit()
 
 
@@ -88,20 +90,25 @@ def _check_here(contract: RowContract, source: ScannedSource) -> Iterable[ChunkC
     return check_chunks(contract, [f.text for f in source.files], source.chunks)
 
 
-def _limits(context: ModelContext) -> Callable[[LoadedBackend, FileJob, Chunk], TimeLimit]:
-    def limit_for(loaded: LoadedBackend, job: FileJob, chunk: Chunk) -> TimeLimit:
-        assert job.batch_timeout is not None
-        seconds = job.batch_timeout
-        backend = type(loaded.backend).__name__
+class _LocalLimit:
+    """Makes the calls for a chunk from the model's own thread, within ``batch_timeout``."""
 
-        def error(rows: Sequence[Row]) -> BatchTimeoutError:
-            return BatchTimeoutError(took_too_long(job.names[chunk.file], rows, backend, seconds))
+    def __init__(self, model: LocalModel, backend: str, job: FileJob, chunk: Chunk) -> None:
+        self._model = model
+        self._backend = backend
+        self._seconds = job.batch_timeout
+        self._where = job.names[chunk.file]
 
-        def abandon() -> None:
-            forget_backend(loaded)
-            if job.on_error == "record":  # the stuck one is still in use: go on with another
-                loaded.backend = load_backend(context).backend
+    def __call__(self, rows: Sequence[Row], call: Callable[[], T]) -> T:
+        """The call's value.
 
-        return InterruptingLimit(seconds, error, abandon)
-
-    return limit_for
+        Raises:
+            BatchTimeoutError: It took too long.
+        """
+        try:
+            return self._model.call(call, self._seconds)
+        except CallTooLongError:
+            assert self._seconds is not None
+            raise BatchTimeoutError(
+                took_too_long(self._where, rows, self._backend, self._seconds)
+            ) from None

@@ -175,8 +175,9 @@ class _Pulled:
 
     def limit_for(self, loaded: LoadedBackend, job: FileJob, chunk: Chunk) -> TimeLimit:
         """Bounds the calls for a chunk by the life of this process."""
-        assert job.batch_timeout is not None
         seconds = job.batch_timeout
+        if seconds is None:
+            return lambda rows, call: call()
         backend = type(loaded.backend).__name__
 
         def report(rows: Sequence[Row]) -> None:

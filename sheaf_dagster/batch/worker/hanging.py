@@ -2,7 +2,7 @@
 
 No thread can be killed, only a process. On Ray the worker says what hung and ends itself, and
 the chunk goes to another one. In the driver's own process the call is interrupted where it runs
-Python code, and left behind with its backend where it doesn't.
+Python code, and left behind with its thread and its backend where it doesn't (``ModelThread``).
 
 A library that keeps the interpreter locked can't be stopped there: threads, signal handlers and
 exceptions all wait for the lock, and the timers that don't (``faulthandler``, a default ``SIGALRM``)
@@ -11,20 +11,17 @@ can only end the whole process, which is the user's.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from sheaf_dagster.batch.rows.requests import Row, lines_of
-from sheaf_dagster.errors import BatchTimeoutError
 
 __all__ = [
     "MAX_IN_A_ROW",
-    "InterruptingLimit",
     "TimeLimit",
     "WorkerLimit",
     "took_too_long",
@@ -37,8 +34,6 @@ MAX_IN_A_ROW = 4
 
 _GRACE_SECONDS = 3.0
 """A process whose interpreter is stuck too, and can't report what hung, ends this much later."""
-
-_INTERRUPT_SECONDS = 0.3
 
 
 class TimeLimit(Protocol):
@@ -89,56 +84,3 @@ class WorkerLimit:
         finally:
             done.set()
             faulthandler.cancel_dump_traceback_later()
-
-
-class InterruptingLimit:
-    """Calls in a thread, which is interrupted when it takes too long.
-
-    Args:
-        seconds: The limit.
-        error: Makes the error that is raised then.
-        abandon: Called where the thread could not be stopped: the backend is still in use.
-    """
-
-    def __init__(
-        self,
-        seconds: float,
-        error: Callable[[Sequence[Row]], BatchTimeoutError],
-        abandon: Callable[[], None],
-    ) -> None:
-        self._seconds = seconds
-        self._error = error
-        self._abandon = abandon
-
-    def __call__(self, rows: Sequence[Row], call: Callable[[], T]) -> T:
-        """The call's value, or the error."""
-        outcome: list[Any] = []
-        failure: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                outcome.append(call())
-            except BaseException as e:
-                failure.append(e)
-
-        thread = threading.Thread(target=run, daemon=True, name="sheaf-batch")
-        thread.start()
-        thread.join(self._seconds)
-        if thread.is_alive():
-            _interrupt(thread)
-            thread.join(_INTERRUPT_SECONDS)
-            if thread.is_alive():
-                self._abandon()
-            raise self._error(rows)
-        if failure:
-            raise failure[0]
-        value: T = outcome[0]
-        return value
-
-
-def _interrupt(thread: threading.Thread) -> None:
-    # Raised at the thread's next step in Python code; a call into a library is not stopped.
-    assert thread.ident is not None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
-    )

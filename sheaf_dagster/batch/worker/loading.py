@@ -21,13 +21,13 @@ from sheaf_dagster.contracts import contract_for
 from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import BackendLoadError, ModelChangedError, SheafError, SpecError
 
-__all__ = ["LoadedBackend", "ModelContext", "cached_backend", "forget_backend", "load_backend"]
+__all__ = ["CACHE_SIZE", "LoadedBackend", "ModelContext", "cached_backend", "load_backend"]
 
 log = logging.getLogger(__name__)
 
 _BACKEND_CACHE: OrderedDict[str, LoadedBackend] = OrderedDict()
 _CACHE_LOCK = threading.Lock()
-_CACHE_SIZE = 4
+CACHE_SIZE = 4
 """Models that a worker process keeps loaded; one where they sit on a GPU."""
 
 
@@ -196,7 +196,7 @@ def cached_backend(context: ModelContext) -> LoadedBackend:
         if loaded is not None:
             _BACKEND_CACHE.move_to_end(context.key)
             return loaded
-        keep = 0 if context.spec.resources.num_gpus else _CACHE_SIZE - 1
+        keep = 0 if context.spec.resources.num_gpus else CACHE_SIZE - 1
         while len(_BACKEND_CACHE) > keep:
             _, old = _BACKEND_CACHE.popitem(last=False)
             try:
@@ -206,10 +206,3 @@ def cached_backend(context: ModelContext) -> LoadedBackend:
         loaded = load_backend(context)
         _BACKEND_CACHE[context.key] = loaded
         return loaded
-
-
-def forget_backend(loaded: LoadedBackend) -> None:
-    """Takes a backend that can't be used any more out of the process's cache."""
-    with _CACHE_LOCK:
-        for key in [k for k, known in _BACKEND_CACHE.items() if known is loaded]:
-            del _BACKEND_CACHE[key]

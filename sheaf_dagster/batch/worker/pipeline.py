@@ -52,7 +52,8 @@ _TICK_SECONDS = 0.02
 
 
 LimitFor = Callable[[LoadedBackend, FileJob, Chunk], TimeLimit]
-"""Makes what bounds the calls for a chunk of a file that has a ``batch_timeout``."""
+"""Makes what makes the backend's calls for a chunk: within ``batch_timeout``, where there is one,
+and from the thread that they must come from."""
 
 
 @dataclass
@@ -101,7 +102,7 @@ def run_chunks(
         loaded: Its backend.
         grabs: Chunks with their files, a few at a time; the next are asked for when needed.
         stop: Whether to end early.
-        limit_for: Makes what bounds the calls of files that have a ``batch_timeout``.
+        limit_for: Makes what makes the backend's calls; by default they are made where they stand.
     """
     failed: set[int] = set()
     batches = _read(context, loaded.sizer, grabs, failed)
@@ -223,7 +224,7 @@ def _predict(
         return []
     job = state.job
     predictor = Predictor(loaded, job.on_error, state.where, log.warning, redact=job.redact)
-    if job.batch_timeout is not None and limit_for is not None:
+    if limit_for is not None:
         predictor.limit = limit_for(loaded, job, state.chunk)
         predictor.hangs = job.hangs.get(state.chunk.index, predictor.hangs)
     try:

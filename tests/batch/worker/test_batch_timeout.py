@@ -11,7 +11,7 @@ import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner
 from sheaf_dagster.batch.messages import ChunkReport, FileJob
 from sheaf_dagster.batch.ray.control import JobControl
-from sheaf_dagster.batch.worker import hanging
+from sheaf_dagster.batch.worker import model_thread
 from sheaf_dagster.storage import Chunk, Location, Part, PartStore
 from tests.batch.jobs import MODES, leftovers, spec
 from tests.conftest import read_rows
@@ -101,14 +101,15 @@ def test_python_code_that_hangs_leaves_no_thread_and_keeps_the_model(
     write_rows, tmp_path, monkeypatch
 ):
     # It ends the moment that it is given a turn; a thread that can't be ended is left sooner.
-    monkeypatch.setattr(hanging, "_INTERRUPT_SECONDS", 30.0)
+    monkeypatch.setattr(model_thread, "_INTERRUPT_SECONDS", 30.0)
     loads = tmp_path / "loads"
     model = doubler(hang_on=[3], hang_how="spin", load_log=str(loads))
     job = spec(
         write_rows(list(range(6))), tmp_path, batch_timeout=1.0, on_error="record", compute="local"
     )
 
-    before = set(threading.enumerate())
+    BatchRunner(model).run(job.model_copy(update={"row_limit": 3}))
+    before = set(threading.enumerate())  # the model's own thread is one of them
     result = BatchRunner(model).run(job)
 
     assert result.error_rows == 1

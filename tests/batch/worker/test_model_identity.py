@@ -14,7 +14,7 @@ from sheaf_dagster import (
     PredictError,
 )
 from sheaf_dagster.backends import weights_digest
-from sheaf_dagster.batch.worker import loading
+from sheaf_dagster.batch.worker import local_model
 from tests.conftest import read_rows
 from tests.toys import (
     OpaqueScaler,
@@ -90,7 +90,7 @@ def test_parts_of_weights_that_are_known_only_after_the_load_are_not_mixed(
 
     trouble.unlink()
     weights.write_text("3")
-    loading._BACKEND_CACHE.clear()  # a process of its own would load anew
+    local_model._MODELS.clear()  # a process of its own would load anew
     runner = BatchRunner(scaler(OpaqueScaler, **arguments))
     with pytest.raises(ModelChangedError, match="other weights than those that made the parts"):
         runner.run(spec)
@@ -147,7 +147,7 @@ def test_a_model_that_cannot_be_closed_does_not_cost_the_next_one(
         raise RuntimeError("stuck")
 
     monkeypatch.setattr(Scaler, "close", cannot)
-    monkeypatch.setattr(loading, "_CACHE_SIZE", 1)
+    monkeypatch.setattr(local_model, "CACHE_SIZE", 1)
     source = write_rows([1])
 
     for cls in (Scaler, OpaqueScaler):
