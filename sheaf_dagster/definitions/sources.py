@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import dagster as dg
@@ -22,8 +23,10 @@ class SourcePartitions:
 
     Attributes:
         partitions_def: Partitions of the upstream files.
-        mapping: Dagster's mapping from them to the asset's; by default the overlapping time
-            windows.
+        mapping: Dagster's mapping from them to the asset's. By default a file belongs to the one
+            window in which its own begins, so that no row is answered twice: of weekday files
+            Friday's, whose window ends on Monday, is in the week of the Friday.
+            ``dg.TimeWindowPartitionMapping()`` takes every file whose window overlaps.
     """
 
     partitions_def: dg.PartitionsDefinition
@@ -68,13 +71,29 @@ class SourcePartitions:
                 subset, partitions_def, self.partitions_def
             )
             keys = list(found.partitions_subset.get_partition_keys())
+            windows = self.partitions_def
             # Time windows are in order, and ten years of hours take a second to be listed.
-            if not isinstance(self.partitions_def, dg.TimeWindowPartitionsDefinition):
+            if not isinstance(windows, dg.TimeWindowPartitionsDefinition):
                 wanted = set(keys)
-                keys = [k for k in self.partitions_def.get_partition_keys() if k in wanted]
+                keys = [k for k in windows.get_partition_keys() if k in wanted]
+            elif self.mapping is None and isinstance(
+                partitions_def, dg.TimeWindowPartitionsDefinition
+            ):
+                begin = partitions_def.time_window_for_partition_key(str(partition)).start
+                began_before = itertools.takewhile(
+                    lambda key: windows.time_window_for_partition_key(key).start < begin, keys
+                )
+                keys = keys[len(list(began_before)) :]
         if not keys:
             raise SpecError(
-                f"partition {partition!r} has no upstream partitions; check source_partitions "
-                "and its mapping"
+                f"partition {partition!r} has no upstream partitions: "
+                + (
+                    "no window of source_partitions begins in it, and a file belongs to the window "
+                    "in which its own begins; leave the partition out, or give SourcePartitions "
+                    "the mapping dg.TimeWindowPartitionMapping(), which reads a file in every "
+                    "window that it overlaps"
+                    if self.mapping is None
+                    else "check the mapping of source_partitions"
+                )
             )
         return keys

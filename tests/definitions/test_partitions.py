@@ -190,6 +190,52 @@ def test_hourly_files_make_a_daily_asset(tmp_path):
     ]
 
 
+WEEKDAYS = dg.TimeWindowPartitionsDefinition(
+    start="2024-01-01", end="2024-02-26", fmt="%Y-%m-%d", cron_schedule="0 0 * * 1-5"
+)
+
+
+@pytest.mark.parametrize(
+    ("upstream", "sinks"),
+    [
+        (WEEKDAYS, dg.WeeklyPartitionsDefinition("2023-12-31", end_date="2024-02-25")),
+        (
+            WEEKDAYS,
+            dg.WeeklyPartitionsDefinition("2024-01-01", day_offset=1, end_date="2024-02-26"),
+        ),
+        (WEEKDAYS, dg.MonthlyPartitionsDefinition("2024-01-01", end_date="2024-03-01")),
+        (
+            dg.WeeklyPartitionsDefinition("2023-12-31", end_date="2024-02-25"),
+            dg.MonthlyPartitionsDefinition("2023-12-01", end_date="2024-03-01"),
+        ),
+        (
+            dg.HourlyPartitionsDefinition(
+                "2024-03-30-00:00", end_date="2024-04-02-00:00", timezone="Europe/Berlin"
+            ),
+            dg.DailyPartitionsDefinition(
+                "2024-03-30", end_date="2024-04-02", timezone="Europe/Berlin"
+            ),
+        ),
+    ],
+)
+def test_each_source_file_is_in_one_sink(upstream, sinks, tmp_path):
+    source = sd.SourcePartitions(upstream)
+    with dg.DagsterInstance.ephemeral() as instance:
+        read = [k for p in sinks.get_partition_keys() for k in source.keys_for(p, sinks, instance)]
+
+    assert read == upstream.get_partition_keys()
+
+
+def test_a_day_in_which_no_source_file_begins_says_so_and_how_to_take_those_that_overlap():
+    days = dg.DailyPartitionsDefinition("2024-01-01")
+    with dg.DagsterInstance.ephemeral() as instance:
+        with pytest.raises(sd.SpecError, match="no window of source_partitions begins in it"):
+            sd.SourcePartitions(WEEKDAYS).keys_for("2024-01-06", days, instance)
+        overlapping = sd.SourcePartitions(WEEKDAYS, dg.TimeWindowPartitionMapping())
+
+        assert overlapping.keys_for("2024-01-06", days, instance) == ["2024-01-05"]
+
+
 def test_a_source_whose_files_belong_to_no_time_window_needs_a_mapping(tmp_path):
     static = dg.StaticPartitionsDefinition(["b", "a"])
 
