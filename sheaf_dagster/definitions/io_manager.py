@@ -2,6 +2,7 @@
 
 # No postponed annotations here: Dagster reads those of nested resources as they are.
 from collections.abc import Iterator, Mapping
+from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import dagster as dg
@@ -52,7 +53,9 @@ class JsonlIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
     ``polars.DataFrame``, ``polars.LazyFrame``, ``pyarrow.Table``, ``ray.data.Dataset``,
     ``Path``, ``UPath``, ``str``. Several upstream partitions are read one after the other;
     ``dict[str, …]`` of any of these keeps them apart by key. The input metadata
-    ``allow_missing_partitions`` passes over those that aren't there.
+    ``allow_missing_partitions`` passes over those that aren't there. Where none is left, or none
+    was asked for (the first day of an asset that takes its own day before), the argument is an
+    empty list, dictionary or table; None where the annotation allows it (``… | None``).
 
     Files are where Dagster's ``UPathIOManager`` has them: ``{root}/<asset key>.jsonl``, or
     ``{root}/<asset key>/{partition_key}.jsonl`` with one folder a dimension where there are
@@ -214,18 +217,21 @@ class JsonlIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
     def load_input(self, context: dg.InputContext) -> Any:
         """Loads rows as what the argument is annotated with."""
         try:
+            partitioned = context.has_asset_key and context.has_asset_partitions
+            if partitioned and not context.asset_partition_keys:
+                return _nothing(context)
             return super().load_input(context)
         except SheafError as e:
             raise dg.Failure(str(e), allow_retries=e.retryable) from e
 
     def load_from_path(self, context: dg.InputContext, path: "UPath") -> Any:
         """Loads one file."""
-        wanted, _ = _wanted(context)
+        wanted, _, _ = _wanted(context)
         return view_for(wanted).make([self._location(path)], wanted)
 
     def load_partitions(self, context: dg.InputContext) -> Any:
         """Loads one file a partition: joined, or by key where the annotation says so."""
-        wanted, by_key = _wanted(context)
+        wanted, by_key, _ = _wanted(context)
         paths = self._get_paths_for_partitions(context)
         if by_key or (wanted is Any and len(paths) > 1):
             loaded = {k: self._load_partition_from_path(context, k, p) for k, p in paths.items()}
@@ -236,7 +242,7 @@ class JsonlIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
                 context.log.warning(self.get_missing_partition_log_message(key))
                 del files[key]
             if not files:
-                return None
+                return _nothing(context)
         context.log.debug(f"Loading {len(files)} partitions as {wanted}")
         return view_for(wanted).make(list(files.values()), wanted)
 
@@ -254,14 +260,23 @@ def _template(context: dg.InputContext | dg.OutputContext) -> str | None:
     return str(getattr(template, "value", template))
 
 
-def _wanted(context: dg.InputContext) -> tuple[Any, bool]:
-    """What an input is annotated with, and whether that is wanted by partition key."""
+def _wanted(context: dg.InputContext) -> tuple[Any, bool, bool]:
+    """What an input is annotated with, whether by partition key, and whether None will do."""
     wanted = context.dagster_type.typing_type
-    if get_origin(wanted) is Union:  # an optional one
+    optional = get_origin(wanted) in (Union, UnionType)
+    if optional:
         wanted = next(t for t in get_args(wanted) if t is not type(None))
-    if get_origin(wanted) is dict:
-        return get_args(wanted)[1], True
-    return (Any, True) if wanted is dict else (wanted, False)
+    if get_origin(wanted) in (dict, Mapping):
+        return get_args(wanted)[1], True, optional
+    return (Any, True, optional) if wanted is dict else (wanted, False, optional)
+
+
+def _nothing(context: dg.InputContext) -> Any:
+    """What an input is given where there is no partition to load."""
+    wanted, by_key, optional = _wanted(context)
+    if optional:
+        return None
+    return {} if by_key else view_for(wanted).make([], wanted)
 
 
 def _pairs(obj: Any, partitions: int) -> Iterator[tuple[str, Any]]:

@@ -13,18 +13,35 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import orjson
 from pydantic import BaseModel
 
-from sheaf_dagster.errors import SheafError, SinkError
+from sheaf_dagster.definitions.json_rows import (
+    NoRowError,
+    NoTableError,
+    json_line,
+    refuse_repeated_names,
+)
+from sheaf_dagster.errors import SinkError
 from sheaf_dagster.storage import Location, read_lines
 
 __all__ = ["lines_of"]
 
-_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-
 _SLICE_ROWS = 1024
 """Rows of a table that are Python objects at a time."""
+
+_TABLE = (
+    "return a table with named columns, such as pandas.DataFrame(values, columns=[…]), or a list "
+    'of dictionaries, such as [{"history": v.tolist()} for v in values]'
+)
+
+_REFUSED_BY_JSON = {
+    "Duration": "give seconds: .dt.total_seconds()",
+    "Int128": "cast it: .cast(pl.Int64), or .cast(pl.String) beyond 64 bits",
+    "UInt128": "cast it: .cast(pl.UInt64), or .cast(pl.String) beyond 64 bits",
+    "Object": "give it a type of its own, or build rows of dictionaries",
+}
+"""Types of polars that have no form in JSON, and what to do: Arrow refuses some, or takes them
+for bytes."""
 
 
 def lines_of(obj: object, options: Mapping[str, Any] | None = None) -> Iterator[bytes]:
@@ -46,12 +63,10 @@ def lines_of(obj: object, options: Mapping[str, Any] | None = None) -> Iterator[
         for line in _lines(obj, dict(options or {}), top=True):
             number += 1
             yield line
-    except _NoRowError as e:
+    except NoTableError as e:
+        raise SinkError(str(e)) from e.__cause__
+    except NoRowError as e:
         raise SinkError(f"row {number + 1}: {e}") from e.__cause__
-
-
-class _NoRowError(Exception):
-    """Why something is no row."""
 
 
 def _lines(obj: object, options: dict[str, Any], *, top: bool = False) -> Iterator[bytes]:
@@ -69,7 +84,7 @@ def _lines(obj: object, options: dict[str, Any], *, top: bool = False) -> Iterat
             "Path of a JSONL file. An asset that writes its file itself returns "
             "dg.MaterializeResult, or None with the annotation -> None"
         )
-    raise _NoRowError(f"{what} is no row; rows are dictionaries, pydantic models or dataclasses")
+    raise NoRowError(f"{what} is no row; rows are dictionaries, pydantic models or dataclasses")
 
 
 class _Kind(ABC):
@@ -91,13 +106,13 @@ class _Row(_Kind):
 
     def lines(self, obj: Any, options: dict[str, Any]) -> Iterator[bytes]:
         if not isinstance(obj, BaseModel):
-            yield _json(obj if type(obj) is dict or not isinstance(obj, Mapping) else dict(obj))
+            yield json_line(obj if type(obj) is dict or not isinstance(obj, Mapping) else dict(obj))
             return
         # An id that the constructor drew differs at every run; left out, the same rows give the
         # same bytes, and the job derives the same ids.
         drawn = "request_id" in type(obj).model_fields and "request_id" not in obj.model_fields_set
         plain = obj.model_dump(mode="json", exclude={"request_id"} if drawn else None)
-        yield _json(plain)
+        yield json_line(plain)
 
 
 class _PandasTable(_Kind):
@@ -107,9 +122,10 @@ class _PandasTable(_Kind):
         return _is(obj, "pandas", "DataFrame")
 
     def lines(self, obj: Any, options: dict[str, Any]) -> Iterator[bytes]:
+        refuse_repeated_names(obj.columns)
         for start in range(0, len(obj), _SLICE_ROWS):
             for row in obj.iloc[start : start + _SLICE_ROWS].to_dict("records"):
-                yield _json(row)
+                yield json_line(row)
 
 
 class _ArrowStream(_Kind):
@@ -121,18 +137,60 @@ class _ArrowStream(_Kind):
     def lines(self, obj: Any, options: dict[str, Any]) -> Iterator[bytes]:
         import pyarrow as pa
 
-        for batch in pa.RecordBatchReader.from_stream(obj):
+        if _is(obj, "polars", "DataFrame"):
+            _refuse_unwritable(obj.schema)
+        try:
+            batches = pa.RecordBatchReader.from_stream(obj)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
+            raise NoTableError(
+                f"the asset returned {_a(obj)}, which Arrow read as a table ({e}); {_TABLE}"
+            ) from e
+        for batch in batches:
             yield from _batch_lines(batch)
 
 
 class _ArrowBatch(_Kind):
-    """One ``pyarrow.RecordBatch``."""
+    """One ``pyarrow.RecordBatch``, or an array of structs, which is the same."""
 
     def takes(self, obj: object) -> bool:
-        return _is(obj, "pyarrow", "RecordBatch")
+        return _is(obj, "pyarrow", "RecordBatch") or _is(obj, "pyarrow", "StructArray")
 
     def lines(self, obj: Any, options: dict[str, Any]) -> Iterator[bytes]:
+        if _is(obj, "pyarrow", "StructArray"):
+            obj = sys.modules["pyarrow"].RecordBatch.from_struct_array(obj)
         yield from _batch_lines(obj)
+
+
+class _NumpyRecords(_Kind):
+    """A structured array of numpy: its fields are the rows' fields."""
+
+    def takes(self, obj: object) -> bool:
+        array: Any = obj
+        return _is(obj, "numpy", "ndarray") and bool(array.dtype.names) and bool(array.ndim == 1)
+
+    def lines(self, obj: Any, options: dict[str, Any]) -> Iterator[bytes]:
+        for record in obj:
+            yield json_line({name: record[name] for name in obj.dtype.names})
+
+
+class _Nameless(_Kind):
+    """Arrays and columns: their values have no names, and rows are made of named fields."""
+
+    def takes(self, obj: object) -> bool:
+        held: Any = obj
+        if _is(obj, "numpy", "ndarray"):
+            return not (held.dtype.kind == "O" and held.ndim == 1)
+        if _is(obj, "pandas", "Series") or _is(obj, "pandas", "Index"):
+            return str(held.dtype) != "object"
+        if _is(obj, "polars", "Series"):
+            return not hasattr(held.dtype, "fields")
+        return _is(obj, "pyarrow", "Array") or _is(obj, "numpy", "generic")
+
+    def lines(self, obj: Any, options: dict[str, Any]) -> Iterator[bytes]:
+        raise NoTableError(
+            f"the asset returned {_a(obj)}, which has no names for the fields of rows; {_TABLE}"
+        )
+        yield
 
 
 class _PolarsQuery(_Kind):
@@ -179,7 +237,7 @@ class _Several(_Kind):
             if _ROW.takes(item):
                 yield from _ROW.lines(item, options)
             elif isinstance(item, (list, tuple)):
-                raise _NoRowError(f"a {type(item).__name__} is no row; give one flat list of rows")
+                raise NoRowError(f"a {type(item).__name__} is no row; give one flat list of rows")
             else:
                 yield from _lines(item, options)
 
@@ -190,11 +248,22 @@ _KINDS: tuple[_Kind, ...] = (
     _PolarsQuery(),
     _RayDataset(),
     _ArrowBatch(),
+    _NumpyRecords(),
+    _Nameless(),
     _ArrowStream(),
     _File(),
     _ROW,
     _Several(),
 )
+
+
+def _a(obj: Any) -> str:
+    """What an array or a column is, for people."""
+    shape, dtype = getattr(obj, "shape", ()), getattr(obj, "dtype", getattr(obj, "type", None))
+    name = type(obj).__name__
+    if len(shape) > 1:
+        return f"a {len(shape)}-dimensional {name} of {dtype}"
+    return f"a {name}" if dtype is None or str(dtype) == name else f"a {name} of {dtype}"
 
 
 def _is(obj: object, module: str, name: str) -> bool:
@@ -204,37 +273,34 @@ def _is(obj: object, module: str, name: str) -> bool:
 
 
 def _batch_lines(batch: Any) -> Iterator[bytes]:
+    _refuse_repeated_fields(batch.schema)
     for start in range(0, batch.num_rows, _SLICE_ROWS):
         for row in batch.slice(start, _SLICE_ROWS).to_pylist():
-            yield _json(row)
+            yield json_line(row)
 
 
-def _json(row: Any) -> bytes:
-    try:
-        return orjson.dumps(row, default=_plain, option=_OPTIONS)
-    except (TypeError, ValueError, RecursionError) as e:
-        if isinstance(e.__cause__, SheafError):
-            raise e.__cause__ from e
-        raise _NoRowError(f"can't be written as JSON: {e.__cause__ or e}") from e
+def _refuse_repeated_fields(fields: Iterable[Any]) -> None:
+    """The same of the fields of Arrow's structs, at any depth."""
+    held = list(fields)
+    refuse_repeated_names(f.name for f in held)
+    for field in held:
+        kind = field.type
+        _refuse_repeated_fields(kind.field(i) for i in range(kind.num_fields))
 
 
-def _plain(value: Any) -> Any:
-    """What orjson doesn't know, as something that it does."""
-    if type(value).__name__ in ("NAType", "NaTType"):
-        return None
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    for name in ("tolist", "isoformat"):  # arrays of objects, pandas' time stamps
-        method = getattr(value, name, None)
-        if callable(method):
-            return method()
-    number = getattr(value, "__float__", None)  # decimals
-    if callable(number):
-        return number()
-    raise TypeError(f"a value is a {type(value).__name__}")
+def _refuse_unwritable(schema: Mapping[str, Any]) -> None:
+    """Refuses columns of polars that Arrow can't take over, or takes for something else."""
+    for name, kind in schema.items():
+        for inner in _kinds_in(kind):
+            how = _REFUSED_BY_JSON.get(str(inner.base_type()))
+            if how is not None:
+                raise NoTableError(f"the column {name!r} is of polars' type {kind}; {how}")
+
+
+def _kinds_in(kind: Any) -> Iterator[Any]:
+    yield kind
+    inner = getattr(kind, "inner", None)
+    if inner is not None:
+        yield from _kinds_in(inner)
+    for field in getattr(kind, "fields", ()):
+        yield from _kinds_in(field.dtype)

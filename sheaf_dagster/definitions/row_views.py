@@ -236,6 +236,8 @@ class _RayDataset(_View):
     def make(self, files: Sequence[Location], wanted: Any) -> Any:
         import ray.data
 
+        if not files:
+            return ray.data.from_items([])
         for file in files:
             file.require_state()
         filesystem = None if files[0].is_local else files[0].fs
@@ -260,6 +262,12 @@ class _Place(_View):
         places = [self._place(f, kind) for f in files]
         if several:
             return places
+        if not places:
+            raise SpecError(
+                f"the argument takes one {kind.__name__}, but there is no partition and so no "
+                f"file; annotate it with {kind.__name__} | None, which is None then, or with "
+                f"list[{kind.__name__}], which is empty"
+            )
         if len(places) > 1:
             raise SpecError(
                 f"the argument takes one {kind.__name__}, but there are {len(places)} partitions; "

@@ -121,6 +121,92 @@ def test_a_missing_day_is_an_error_or_passed_over(tmp_path):
     assert len(seen[0]) == len(seen[1]) == 3
 
 
+@pytest.mark.parametrize(
+    ("annotation", "rows"),
+    [
+        (list, list),
+        (list[dict], list),
+        (list[dict[str, Any]], list),
+        (list[NumberResponse], list),
+        (dict, dict),
+        (dict[str, Any], dict),
+        (dict[str, list[dict]], dict),
+        (dict[str, pd.DataFrame], dict),
+        (Iterator, list),
+        (sd.RowStream, list),
+        (sd.RowStream[NumberResponse], list),
+        (pd.DataFrame, lambda x: x.to_dict("records")),
+        (pl.DataFrame, lambda x: x.to_dicts()),
+        (pl.LazyFrame, lambda x: x.collect().to_dicts()),
+        (pa.Table, lambda x: x.to_pylist()),
+        (list[Path], list),
+        (list[str], list),
+        (Any, list),
+    ],
+    ids=type_name,
+)
+def test_where_there_is_no_day_the_argument_is_an_empty_one(annotation, rows, tmp_path):
+    before = own_day_before(annotation)
+    numbers = returning([row(1)], partitions_def=DAYS).to_source_asset()
+    seen: list = []
+    lenient = {"numbers": dg.AssetIn(metadata={"allow_missing_partitions": True})}
+    taker = taking(annotation, seen, partitions_def=DAYS, ins=lenient)
+
+    first = run(tmp_path, before(seen), key="2026-01-01")
+    gap = run(tmp_path, numbers, taker, key="2026-01-02")
+
+    assert first.success
+    assert gap.success
+    assert len(seen) == 2
+    for loaded in seen:
+        assert loaded is not None
+        assert len(rows(loaded)) == 0
+
+
+@pytest.mark.parametrize(
+    "annotation", [pd.DataFrame | None, list[dict] | None, Path | None], ids=str
+)
+def test_where_there_is_no_day_an_optional_argument_is_none(annotation, tmp_path):
+    seen: list = []
+
+    run(tmp_path, own_day_before(annotation)(seen), key="2026-01-01")
+
+    assert seen == [None]
+
+
+@pytest.mark.parametrize("annotation", [Path, str])
+def test_where_there_is_no_day_there_is_no_path_and_what_to_do_is_said(annotation, tmp_path):
+    result = run(tmp_path, own_day_before(annotation)([]), key="2026-01-01", raise_on_error=False)
+
+    assert f"annotate it with {annotation.__name__} | None" in failure(result)
+
+
+def test_an_asset_that_takes_its_own_day_before_runs_day_by_day(tmp_path):
+    seen: list = []
+    running = own_day_before(list[dict])(seen)
+
+    for key in DAYS.get_partition_keys()[:3]:
+        run(tmp_path, running, key=key)
+
+    assert [len(s) for s in seen] == [0, 1, 2]
+
+
+def own_day_before(annotation: Any):
+    """An asset whose argument is its own partition of the day before, and which adds a row."""
+
+    def made(seen: list) -> dg.AssetsDefinition:
+        def days(days):
+            seen.append(list(days) if isinstance(days, Iterator) else days)
+            return dg.Output([row(1), *days] if isinstance(days, list) else [row(1)])
+
+        days.__annotations__ = {"days": annotation}
+        mapping = dg.TimeWindowPartitionMapping(start_offset=-1, end_offset=-1)
+        ins = {"days": dg.AssetIn(partition_mapping=mapping)}
+        return dg.asset(days, partitions_def=DAYS, ins=ins)
+
+    return made
+
+
 def test_error_rows_are_no_responses(tmp_path):
     error = {"request_id": "x", "error": {"type": "ValueError", "message": "no"}}
     numbers = returning([error])

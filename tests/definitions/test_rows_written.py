@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import gzip
 
 import dagster as dg
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -35,6 +37,10 @@ class Point:
         pytest.param(pl.LazyFrame({"value": VALUES}), id="polars query"),
         pytest.param(pa.table({"value": VALUES}), id="arrow"),
         pytest.param(pa.record_batch({"value": VALUES}), id="arrow batch"),
+        pytest.param(pa.array([{"value": v} for v in VALUES]), id="arrow structs"),
+        pytest.param(
+            np.array([(v,) for v in VALUES], dtype=[("value", float)]), id="numpy records"
+        ),
         pytest.param(
             lambda _: iter([pd.DataFrame({"value": [v]}) for v in VALUES]), id="iterator of tables"
         ),
@@ -66,6 +72,53 @@ def test_cells_of_tables_become_json(tmp_path):
     assert read_rows(tmp_path / "numbers.jsonl") == [
         {"at": "2026-01-01T12:00:00", "history": [1, 2], "count": 1, "nested": {"a": {"b": [1]}}},
         {"at": None, "history": [3.5, None], "count": None, "nested": None},
+    ]
+
+
+@pytest.mark.parametrize("unit", ["D", "s", "ms", "us", "ns"])
+def test_a_missing_date_of_numpy_is_null(unit, tmp_path):
+    dates = np.array(["2024-05-01", "NaT"], dtype=f"datetime64[{unit}]")
+    rows = [
+        {"at": dates, "one": dates[1], "nested": [{"at": dates[:1]}]},
+        {"at": dates.reshape(1, 2)},
+    ]
+
+    run(tmp_path, returning(rows))
+
+    day = "2024-05-01T00:00:00"
+    assert read_rows(tmp_path / "numbers.jsonl") == [
+        {"at": [day, None], "one": None, "nested": [{"at": [day]}]},
+        {"at": [[day, None]]},
+    ]
+
+
+def test_numbers_of_numpy_are_written_as_they_are(tmp_path):
+    rows = [
+        {
+            "moment": np.datetime64("2024-05-01T12:00:00.123456789"),
+            "single": np.float32(0.1),
+            "singles": np.array([0.1, np.nan, np.inf], dtype=np.float32),
+            "every_second": np.arange(6)[::2],
+            "big_endian": np.arange(2, dtype=">i4"),
+            "flag": np.bool_(True),
+            "largest": np.uint64(2**64 - 1),
+            "masked": np.ma.array([1, 2], mask=[False, True]),
+        }
+    ]
+
+    run(tmp_path, returning(rows))
+
+    assert read_rows(tmp_path / "numbers.jsonl") == [
+        {
+            "moment": "2024-05-01T12:00:00.123456789",
+            "single": 0.1,
+            "singles": [0.1, None, None],
+            "every_second": [0, 2, 4],
+            "big_endian": [0, 1],
+            "flag": True,
+            "largest": 2**64 - 1,
+            "masked": [1, None],
+        }
     ]
 
 
@@ -114,6 +167,87 @@ def test_what_is_no_row_is_named(obj, message, tmp_path):
 
     assert message in failure(result)
     assert list(tmp_path.rglob("*")) == []
+
+
+SECONDS = datetime.timedelta(seconds=3)
+
+
+@pytest.mark.parametrize(
+    ("obj", "what", "how"),
+    [
+        (pl.DataFrame({"d": [SECONDS]}), "column 'd' is of polars' type Duration", "total_seconds"),
+        (pl.LazyFrame({"d": [[SECONDS]]}), "column 'd' is of polars' type List(Dur", "total_seconds"),
+        (pd.DataFrame({"d": [SECONDS]}), "a value is a Timedelta (field 'd')", "total_seconds"),
+        (pa.table({"d": [SECONDS]}), "a value is a timedelta (field 'd')", "total_seconds"),
+        ([{"a": 1, "d": SECONDS}], "a value is a timedelta (field 'd')", "total_seconds"),
+        ([{"d": np.timedelta64(3, "s")}], "a value is a timedelta64 (field 'd')", "total_seconds"),
+        (
+            [{"d": np.array([3], dtype="m8[s]")}],
+            "a value is a ndarray of timedelta64[s] (field 'd')",
+            "total_seconds",
+        ),
+        (pl.DataFrame({"n": [1]}, {"n": pl.Int128}), "polars' type Int128", ".cast(pl.Int64)"),
+        (pl.DataFrame({"n": [{"m": 1}]}, {"n": pl.Struct({"m": pl.Int128})}), "Int128", ".cast("),
+        ([{"n": 2**64}], "an integer is beyond 64 bits (field 'n')", "give text"),
+        (np.zeros((2, 3)), "a 2-dimensional ndarray of float64", "pandas.DataFrame(values, columns"),
+        (np.zeros(2), "a ndarray of float64", "a list of dictionaries"),
+        (np.float64(2), "a float64", "a list of dictionaries"),
+        (pd.Series([1]), "a Series of int64", "a table with named columns"),
+        (pl.Series([1]), "a Series of Int64", "a table with named columns"),
+        (pa.array([1]), "a Int64Array of int64", "a table with named columns"),
+        ([{"b": b"x"}], "a value is a bytes (field 'b')", "base64"),
+        ([{"c": np.array([1j])}], "a ndarray of complex128", ".real and .imag"),
+        (pd.DataFrame({"p": pd.period_range("2024", periods=1, freq="M")}), "a Period", ".astype(str)"),
+    ],
+)  # fmt: skip
+def test_what_json_has_no_form_for_is_named_with_how_to_convert_it(obj, what, how, tmp_path):
+    result = run(tmp_path, returning(obj), raise_on_error=False)
+
+    assert what in failure(result)
+    assert how in failure(result)
+    assert list(tmp_path.rglob("*")) == []
+
+
+IDS = [pd.DataFrame({"id": [1, 2], "v": [3, 4]}), pd.DataFrame({"id": [7, 8]})]
+
+
+@pytest.mark.parametrize(
+    "obj",
+    [
+        pytest.param(pd.concat(IDS, axis=1), id="pandas"),
+        pytest.param(pd.DataFrame([[1, 2]], columns=["id", np.str_("id")]), id="pandas, one of numpy"),
+        pytest.param(pa.table([[1], [7]], names=["id", "id"]), id="arrow"),
+        pytest.param(pa.record_batch([[1], [7]], names=["id", "id"]), id="arrow batch"),
+        pytest.param(
+            pa.table({"s": pa.StructArray.from_arrays([[1], [7]], names=["id", "id"])}), id="struct"
+        ),
+        pytest.param(lambda _: iter([IDS[0], pd.concat(IDS, axis=1)]), id="the second table"),
+    ],
+)  # fmt: skip
+def test_two_columns_of_one_name_are_refused(obj, tmp_path):
+    result = run(tmp_path, returning(obj), raise_on_error=False)
+
+    assert "2 columns are named 'id'" in failure(result)
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_names_that_become_one_name_in_json_are_refused(tmp_path):
+    table = run(tmp_path, returning(pd.DataFrame([[1, 2]], columns=[1, "1"])), raise_on_error=False)
+    rows = run(tmp_path, returning([{"a": [{1: 2, "1": 3}]}]), raise_on_error=False)
+    fine = run(tmp_path, returning(pd.DataFrame([[1, 2]])))
+
+    assert "2 columns are named '1'" in failure(table)
+    assert "two keys are written '1'" in failure(rows)
+    assert fine.success
+    assert read_rows(tmp_path / "numbers.jsonl") == [{"0": 1, "1": 2}]
+
+
+def test_a_column_of_two_levels_is_named(tmp_path):
+    table = pd.DataFrame([[1]], columns=pd.MultiIndex.from_tuples([("mean", "x")]))
+
+    result = run(tmp_path, returning(table), raise_on_error=False)
+
+    assert "column ('mean', 'x') has a name of 2 levels" in failure(result)
 
 
 def test_invalid_rows_are_named_and_the_old_file_stays(tmp_path):
