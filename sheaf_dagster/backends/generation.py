@@ -37,8 +37,9 @@ class Generator:
         self._eos: list[int] = list(eos) if isinstance(eos, list) else [] if eos is None else [eos]
         pad = tokenizer.pad_token_id
         self._pad = pad if pad is not None else (self._eos or [0])[0]
-        room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._room: int | None = room if self._causal else None
+        self._room: int | None = getattr(
+            model.config.get_text_config(), "max_position_embeddings", None
+        )
 
     def run(self, prompts: Sequence[Prompt], batch_size: int) -> list[list[Completion]]:
         """For each prompt its completions, ``sampling.n`` of them.
@@ -68,23 +69,43 @@ class Generator:
                     f"{prompt.row}: is a chat, but the model's tokenizer has no chat template; "
                     "give a text"
                 )
-            text = self._tokenizer.apply_chat_template(
-                prompt.messages, tokenize=False, add_generation_prompt=True
-            )
+            text = self._render(prompt.messages)
+            calls = any(m.get("tool_calls") for m in prompt.messages)
+            if calls and text == self._render([_without_calls(m) for m in prompt.messages]):
+                raise ValueError(
+                    f"{prompt.row}: has messages with 'tool_calls', for which the model's chat "
+                    "template has no place; take a model that calls tools"
+                )
             tokens = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         wanted = prompt.sampling.max_tokens or 1
         if not tokens:
             raise ValueError(f"{prompt.row}: is empty")
-        if self._room is not None and len(tokens) + wanted > self._room:
+        if not self._causal and self._room is not None and len(tokens) > self._room:
             raise ValueError(
-                f"{prompt.row}: {len(tokens)} tokens and {wanted} of an answer are more than the "
+                f"{prompt.row}: {len(tokens)} tokens are more than the {self._room} that the model "
+                "reads; shorten it"
+            )
+        used = len(tokens) if self._causal else 1
+        if self._room is not None and used + wanted > self._room:
+            raise ValueError(
+                f"{prompt.row}: {used} tokens and {wanted} of an answer are more than the "
                 f"model's {self._room}; shorten it"
             )
         return list(tokens)
 
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        rendered: str = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        return rendered
+
     def _limit(self, tokens: list[int], prompt: Prompt) -> int:
         asked = prompt.sampling.max_tokens or self._max_tokens
-        return asked if self._room is None else min(asked, self._room - len(tokens))
+        return (
+            asked
+            if self._room is None
+            else min(asked, self._room - (len(tokens) if self._causal else 1))
+        )
 
     def _batch(self, tasks: list[tuple[list[int], Prompt, int]]) -> list[Completion]:
         import torch
@@ -133,6 +154,10 @@ class Generator:
         if cuts:
             text, reason = text[: min(cuts)], "stop"
         return Completion(text, reason, len(tokens), len(made) if end is None else end + 1)
+
+
+def _without_calls(message: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in message.items() if name != "tool_calls"}
 
 
 def _row_draws(tasks: list[tuple[list[int], Prompt, int]], begin: int, device: str) -> Any:

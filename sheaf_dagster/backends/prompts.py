@@ -5,7 +5,10 @@ Two contracts come in: ``text`` and the lines of the OpenAI batch API.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,12 +16,67 @@ from typing import Any
 from pydantic import BaseModel
 
 from sheaf_dagster.contracts import OpenAIBatchRequest, TextRequest, TextResponse, row_identity
+from sheaf_dagster.contracts.openai_bodies import CHAT, COMPLETIONS, EMBEDDINGS
 
 __all__ = ["Completion", "Prompt", "Sampling", "answer", "embeddings_body", "prompts_of"]
 
-_CHAT = "/v1/chat/completions"
-_NOT_HERE = ("tools", "functions", "logprobs", "top_logprobs", "logit_bias", "echo", "suffix")
-"""Parts of a body that would change the answer and that no backend here understands."""
+_HONOURED = frozenset(
+    [
+        "model",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "n",
+        "stop",
+        "seed",
+        "presence_penalty",
+        "frequency_penalty",
+    ]
+)
+_OF_URL = {
+    CHAT: frozenset({"messages", "max_completion_tokens"}),
+    COMPLETIONS: frozenset({"prompt"}),
+}
+_NO_EFFECT = frozenset(
+    [
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "request_id",
+        "priority",
+    ]
+)
+"""Fields of a body on which no answer depends."""
+_AS_IF_NOT_GIVEN: dict[str, Any] = {
+    "add_generation_prompt": True,
+    "best_of": 1,
+    "continue_final_message": False,
+    "echo": False,
+    "functions": [],
+    "ignore_eos": False,
+    "include_stop_str_in_output": False,
+    "length_penalty": 1,
+    "logit_bias": {},
+    "min_p": 0,
+    "min_tokens": 0,
+    "parallel_tool_calls": True,
+    "repetition_penalty": 1,
+    "response_format": {"type": "text"},
+    "skip_special_tokens": True,
+    "stop_token_ids": [],
+    "stream": False,
+    "suffix": "",
+    "tools": [],
+    "top_logprobs": 0,
+    "use_beam_search": False,
+}
+"""Values that ask for what is done anyway. Any other value of any other field is refused."""
+_OF_MESSAGE = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
 
 
 @dataclass(frozen=True)
@@ -60,7 +118,7 @@ class Prompt:
 
     row: str
     text: str | None
-    messages: list[dict[str, str]] | None
+    messages: list[dict[str, Any]] | None
     sampling: Sampling
     seeds: tuple[int, ...]
 
@@ -97,7 +155,7 @@ def prompts_of(request: Any, defaults: Sampling, seed: int) -> list[Prompt]:
         "stop": tuple(request.stop) or None,
     }
     sampling = replace(defaults, **{k: v for k, v in given.items() if v is not None})
-    messages = request.messages and [m.model_dump() for m in request.messages]
+    messages = request.messages and [_for_template(m.model_dump()) for m in request.messages]
     seeds = _seeds(request, request.seed, seed, 0, 1)
     return [Prompt(f"request {request.request_id}", request.text, messages, sampling, seeds)]
 
@@ -107,7 +165,7 @@ def answer(request: Any, completions: Sequence[Sequence[Completion]]) -> BaseMod
     if not isinstance(request, OpenAIBatchRequest):
         one = completions[0][0]
         assert isinstance(request, TextRequest)
-        return TextResponse(
+        response = TextResponse(
             request_id=request.request_id,
             model_name=request.model_name,
             text=one.text,
@@ -115,7 +173,8 @@ def answer(request: Any, completions: Sequence[Sequence[Completion]]) -> BaseMod
             prompt_tokens=one.prompt_tokens,
             completion_tokens=one.completion_tokens,
         )
-    chat = request.url == _CHAT
+        return response.deviates("ignored_field") if request.candidate_labels else response
+    chat = request.url == CHAT
     choices: list[dict[str, Any]] = []
     for one in (c for of_prompt in completions for c in of_prompt):
         said = (
@@ -163,39 +222,39 @@ def embeddings_body(
 
 def _of_openai(request: OpenAIBatchRequest, defaults: Sampling, seed: int) -> list[Prompt]:
     body, row = request.body, f"row {request.custom_id!r}"
-    if request.url == "/v1/embeddings":
+    if request.url == EMBEDDINGS:
         raise ValueError(
             f"{row}: this model generates text and gives no embeddings; use the backend "
             "'sentence_transformers'"
         )
-    unsupported = [name for name in _NOT_HERE if body.get(name)]
-    form = body.get("response_format")
-    if form and form != {"type": "text"}:
-        unsupported.append("response_format")
+    if request.url not in _OF_URL:
+        raise ValueError(f"{row}: this backend doesn't answer {request.url}; use 'vllm'")
+    known = _HONOURED | _OF_URL[request.url] | _NO_EFFECT
+    unsupported = [
+        name
+        for name, value in body.items()
+        if name not in known and value is not None and not _is_as_if_not_given(name, value)
+    ]
     if unsupported:
         raise ValueError(f"{row}: 'body' has {', '.join(unsupported)}, which isn't supported")
-    stop = body.get("stop") or []
+    given = {name: value for name, value in body.items() if value is not None}
+    limit = given.get("max_completion_tokens", given.get("max_tokens", defaults.max_tokens))
+    stop: Any = given.get("stop", ())
+    top_k = _whole(given.get("top_k", 0))
     sampling = Sampling(
-        max_tokens=_number(
-            row,
-            body,
-            "max_completion_tokens",
-            _number(row, body, "max_tokens", defaults.max_tokens, int),
-            int,
-        ),
-        temperature=_number(row, body, "temperature", 1.0, float),
-        top_p=_number(row, body, "top_p", 1.0, float),
-        top_k=_number(row, body, "top_k", 0, int),
-        n=_number(row, body, "n", 1, int),
-        stop=tuple(str(s) for s in ([stop] if isinstance(stop, str) else stop)),  # type: ignore[union-attr]
-        presence_penalty=_number(row, body, "presence_penalty", 0.0, float),
-        frequency_penalty=_number(row, body, "frequency_penalty", 0.0, float),
+        max_tokens=None if limit is None else _whole(limit),
+        temperature=float(given.get("temperature", 1.0)),  # type: ignore[arg-type]
+        top_p=float(given.get("top_p", 1.0)),  # type: ignore[arg-type]
+        top_k=max(0, top_k),
+        n=_whole(given.get("n", 1)),
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        presence_penalty=float(given.get("presence_penalty", 0.0)),  # type: ignore[arg-type]
+        frequency_penalty=float(given.get("frequency_penalty", 0.0)),  # type: ignore[arg-type]
     )
-    if sampling.n < 1 or sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
-        raise ValueError(f"{row}: needs n ≥ 1, temperature ≥ 0 and 0 < top_p ≤ 1")
-    own = _number(row, body, "seed", None, int)
-    if request.url == _CHAT:
-        messages = [_message(row, m) for m in body["messages"]]  # type: ignore[union-attr]
+    own = None if "seed" not in given else _whole(given["seed"])
+    if request.url == CHAT:
+        told: Any = body["messages"]
+        messages = [_message(f"{row}: 'body.messages.{i}", m) for i, m in enumerate(told)]
         return [Prompt(row, None, messages, sampling, _seeds(request, own, seed, 0, sampling.n))]
     return [
         Prompt(row, text, None, sampling, _seeds(request, own, seed, i, sampling.n))
@@ -203,22 +262,39 @@ def _of_openai(request: OpenAIBatchRequest, defaults: Sampling, seed: int) -> li
     ]
 
 
-def _number(row: str, body: dict[str, Any], name: str, default: Any, kind: type[Any]) -> Any:
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or kind(value) != value:
-        raise ValueError(f"{row}: 'body.{name}' must be a number, got {value!r}")
-    return kind(value)
+def _is_as_if_not_given(name: str, value: Any) -> bool:
+    if name == "logprobs":  # of completions, 0 asks for those of the tokens themselves
+        return value is False
+    return name in _AS_IF_NOT_GIVEN and bool(value == _AS_IF_NOT_GIVEN[name])
 
 
-def _message(row: str, message: Any) -> dict[str, str]:
+def _whole(value: Any) -> int:
+    return int(value)
+
+
+def _message(place: str, message: Any) -> dict[str, Any]:
+    for name, value in message.items():
+        if name not in _OF_MESSAGE and value is not None:
+            raise ValueError(f"{place}.{name}' isn't supported")
     content = message.get("content")
     if isinstance(content, list):
-        if not all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-            raise ValueError(f"{row}: a message holds parts that are no text")
-        content = "".join(str(p.get("text", "")) for p in content)
-    return {"role": str(message["role"]), "content": "" if content is None else str(content)}
+        for part in content:
+            if isinstance(part, dict) and part.get("type") != "text":
+                raise ValueError(f"{place}.content' has a part that is no text: {part.get('type')}")
+        content = "".join(p if isinstance(p, str) else p["text"] for p in content)
+    return _for_template({**message, "content": content})
+
+
+def _for_template(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as chat templates take it: arguments of tools as objects, not as JSON."""
+    told = {name: value for name, value in message.items() if value is not None}
+    calls = copy.deepcopy(told.get("tool_calls"))
+    for call in calls or ():
+        function = call.get("function")
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            with contextlib.suppress(json.JSONDecodeError):
+                function["arguments"] = json.loads(function["arguments"])
+    return {**told, "content": told.get("content", ""), **({"tool_calls": calls} if calls else {})}
 
 
 def _seeds(request: Any, own: int | None, seed: int, prompt: int, n: int) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,9 +13,8 @@ from sheaf_dagster.backends.digest import weights_digest
 from sheaf_dagster.backends.generation import Generator
 from sheaf_dagster.backends.libraries import check_dtype, pick_device, require, use_own_threads
 from sheaf_dagster.backends.prompts import Sampling, answer, prompts_of
-from sheaf_dagster.backends.records import grouped, plain
-from sheaf_dagster.contracts import OPENAI_BATCH, TEXT, TextRequest, TextResponse
-from sheaf_dagster.contracts.text import Label
+from sheaf_dagster.backends.text_pipelines import PIPELINE_TASKS, TextPipeline
+from sheaf_dagster.contracts import OPENAI_BATCH, TEXT, TextRequest
 from sheaf_dagster.errors import SpecError
 
 __all__ = ["TransformersPipelineBackend"]
@@ -23,12 +23,6 @@ _NAME = "transformers_pipeline"
 _MODEL_ID = "Qwen/Qwen3-0.6B"
 _CAUSAL = ("text-generation",)
 _SEQ2SEQ = ("text2text-generation", "summarization", "translation")
-_PIPELINES = (
-    "text-classification",
-    "zero-shot-classification",
-    "token-classification",
-    "fill-mask",
-)
 
 
 class TransformersPipelineBackend(ModelBackend):
@@ -86,7 +80,7 @@ class TransformersPipelineBackend(ModelBackend):
         pipeline_kwargs: dict[str, Any] | None = None,
         revision: str | None = None,
     ) -> None:
-        known = (*_CAUSAL, *_SEQ2SEQ, *_PIPELINES)
+        known = (*_CAUSAL, *_SEQ2SEQ, *PIPELINE_TASKS)
         if task not in known:
             raise SpecError(f"task must be one of {', '.join(known)}, got {task!r}")
         self._model_id = model_id
@@ -101,7 +95,7 @@ class TransformersPipelineBackend(ModelBackend):
         self._pipeline_kwargs = dict(pipeline_kwargs or {})
         self._revision = revision
         self._generator: Generator | None = None
-        self._pipeline: Any = None
+        self._pipeline: TextPipeline | None = None
 
     def load(self) -> None:
         transformers, torch = require(_NAME, "transformers", "transformers", "torch")
@@ -109,9 +103,12 @@ class TransformersPipelineBackend(ModelBackend):
         device = pick_device(torch, self._device)
         own = {} if self._revision is None else {"revision": self._revision}
         dtype = "auto" if self._dtype == "auto" else getattr(torch, self._dtype)
-        if self._task in _PIPELINES:
-            self._pipeline = transformers.pipeline(
+        if self._task in PIPELINE_TASKS:
+            made = transformers.pipeline(
                 self._task, model=self._model_id, device=device, dtype=dtype, **own
+            )
+            self._pipeline = TextPipeline(
+                self._task, made, self._pipeline_kwargs, self._prefix, self._model_batch_size
             )
             return
         kind = "CausalLM" if self._task in _CAUSAL else "Seq2SeqLM"
@@ -129,8 +126,9 @@ class TransformersPipelineBackend(ModelBackend):
         return [TextRequest(text="a", **settings), TextRequest(text="a b", **settings)]
 
     def batch_predict(self, requests: Sequence[Any]) -> list[BaseModel]:
-        if self._generator is None:
-            return self._classified(requests)
+        if self._pipeline is not None:
+            return [*self._pipeline.run(requests)]
+        assert self._generator is not None
         prompts = [prompts_of(r, self._defaults, self._seed) for r in requests]
         flat = [self._prefixed(p) for of_row in prompts for p in of_row]
         completions = iter(self._generator.run(flat, self._model_batch_size))
@@ -142,51 +140,4 @@ class TransformersPipelineBackend(ModelBackend):
     def _prefixed(self, prompt: Any) -> Any:
         if not self._prefix or prompt.text is None:
             return prompt
-        from dataclasses import replace
-
         return replace(prompt, text=self._prefix + prompt.text)
-
-    def _classified(self, requests: Sequence[Any]) -> list[BaseModel]:
-        for request in requests:
-            if not isinstance(request, TextRequest) or request.text is None:
-                raise ValueError(
-                    f"task {self._task!r} takes rows of the contract 'text' with 'text'"
-                )
-            if self._task == "zero-shot-classification" and not request.candidate_labels:
-                raise ValueError(f"request {request.request_id}: needs 'candidate_labels'")
-        answers: dict[int, BaseModel] = {}
-        groups = grouped(requests, lambda r: tuple(r.candidate_labels or ()))
-        for labels, members in groups.items():
-            rows = [requests[i] for i in members]
-            texts = [self._prefix + r.text for r in rows]
-            for i, row, found in zip(members, rows, self._piped(texts, labels), strict=True):
-                answers[i] = self._response(row, plain(found))
-        return [answers[i] for i in range(len(requests))]
-
-    def _piped(self, texts: list[str], labels: tuple[str, ...]) -> list[Any]:
-        options = dict(self._pipeline_kwargs)
-        if self._task == "zero-shot-classification":
-            options["candidate_labels"] = list(labels)
-        if self._task == "text-classification":
-            options = {"top_k": None, "truncation": True, **options}
-        found = self._pipeline(texts, batch_size=self._model_batch_size, **options)
-        return list(found)
-
-    def _response(self, row: TextRequest, found: Any) -> TextResponse:
-        labels = entities = None
-        if self._task == "zero-shot-classification":
-            pairs = zip(found["labels"], found["scores"], strict=True)
-            labels = [Label(label=label, score=score) for label, score in pairs]
-        elif self._task == "text-classification":
-            several = found if isinstance(found, list) else [found]
-            labels = [Label(label=one["label"], score=one["score"]) for one in several]
-        elif self._task == "fill-mask":
-            labels = [Label(label=one["token_str"], score=one["score"]) for one in found]
-        else:
-            entities = found
-        return TextResponse(
-            request_id=row.request_id,
-            model_name=row.model_name,
-            labels=labels,
-            entities=entities,
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import threading
@@ -17,8 +18,10 @@ from sheaf_dagster.batch.results import (
     MAX_VIOLATIONS_SHOWN,
     BatchResult,
     ValidationReport,
+    Violation,
 )
 from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
+from sheaf_dagster.batch.rows.unique import SeenKeys
 from sheaf_dagster.batch.rows.unknown import count_rows
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker.loading import ModelContext
@@ -73,6 +76,7 @@ def validate_source(
         source_bytes=source.stored_bytes,
     )
     validated = []
+    seen = SeenKeys()
     several = len(source.files) > 1
     for chunk, check in zip(source.chunks, checks, strict=True):
         if check.rows != chunk.rows:
@@ -89,8 +93,27 @@ def validate_source(
         report.invalid_rows += check.invalid_rows
         count_rows(report.unknown_fields, check.unknown_fields)
         report.meant.update({n: m for n, m in check.meant.items() if n in report.unknown_fields})
+        seen.add(chunk.file, check.key, check.keys)
         validated.append(chunk.validated(check.crc))
+    _note_duplicates(report, source, seen)
     return report, tuple(validated)
+
+
+def _note_duplicates(report: ValidationReport, source: ScannedSource, seen: SeenKeys) -> None:
+    number, duplicates = seen.duplicates()
+    report.total_violations += number
+    report.invalid_rows += number
+    names = [f.stored.uri for f in source.files]
+    for found in itertools.islice(duplicates, MAX_VIOLATIONS_SHOWN - len(report.violations)):
+        other = "" if found.file == found.first_file else f"{names[found.first_file]}, "
+        report.violations.append(
+            Violation(
+                line=found.line,
+                field=seen.field,
+                message=f"is the same as on {other}line {found.first_line}; each must be another",
+                file=names[found.file] if len(names) > 1 else "",
+            )
+        )
 
 
 def job_fingerprint(context: ModelContext, spec: BatchSpec, source_digest: str) -> str:

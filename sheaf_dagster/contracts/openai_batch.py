@@ -4,58 +4,90 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, JsonValue, model_validator
-from typing_extensions import Self
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from sheaf_dagster.contracts.openai_bodies import COMPLETIONS, EMBEDDINGS, URLS, check_body
 
 __all__ = ["OPENAI_BATCH", "OpenAIBatchError", "OpenAIBatchRequest", "OpenAIBatchResponse"]
 
 OPENAI_BATCH = "openai_batch"
 """Model type under which the contract is registered."""
 
-_ROLES = ("system", "developer", "user", "assistant", "tool")
-
 
 class OpenAIBatchRequest(BaseModel):
     """One line of a batch input file; it has neither ``request_id`` nor ``model_type``.
 
+    A field beside these is refused. A file names no ``custom_id`` twice.
+
     Attributes:
         custom_id: Identity of the row, copied into the answer.
         method: Always ``POST``.
-        url: Chat messages, plain prompts, or texts to embed.
+        url: Where the body would be posted: chats, prompts, texts to embed, and what else some
+            engines answer.
         body: What would be posted there. ``model`` is copied into the answer; the model that
-            answers is the job's.
+            answers is the job's. What can be known of it without that model is checked.
     """
+
+    model_config = ConfigDict(extra="forbid")
+    unique_key: ClassVar[str] = "custom_id"
 
     custom_id: str = Field(min_length=1)
     method: Literal["POST"] = "POST"
-    url: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+    url: str
     body: dict[str, JsonValue]
+    _position: int | None = PrivateAttr(default=None)
 
-    @model_validator(mode="after")
-    def _check_body(self) -> Self:
-        if self.body.get("stream"):
-            raise ValueError("'body.stream' can't be true in a batch file")
-        if self.url == "/v1/chat/completions":
-            _check_messages(self.body.get("messages"))
-            return self
-        name = "prompt" if self.url == "/v1/completions" else "input"
-        text = self.body.get(name)
-        several = isinstance(text, list) and text and all(isinstance(t, str) for t in text)
-        if not (isinstance(text, str) or several):
-            raise ValueError(f"'body.{name}' must be a text or a list of texts")
-        return self
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        if url not in URLS:
+            raise PydanticCustomError("url", "must be one of {urls}", {"urls": ", ".join(URLS)})
+        return url
+
+    @field_validator("body")
+    @classmethod
+    def _check_body(cls, body: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
+        if "url" in info.data:
+            check_body(info.data["url"], body)
+        return body
+
+    def placed(self, position: int) -> None:
+        """Notes where the row stands in its source, so that equal rows have ids of their own."""
+        self._position = position
 
     @property
     def texts(self) -> list[str]:
-        """The prompts or the texts to embed; empty for a chat."""
-        text = self.body.get("input" if self.url == "/v1/embeddings" else "prompt")
-        return [text] if isinstance(text, str) else [str(t) for t in text or ()]  # type: ignore[union-attr]
+        """The prompts or the texts to embed; empty for a chat.
+
+        Raises:
+            ValueError: They are given as tokens, or as messages to embed.
+        """
+        if self.url not in (COMPLETIONS, EMBEDDINGS):
+            return []
+        name = "prompt" if self.url == COMPLETIONS else "input"
+        text = self.body.get(name)
+        texts = [text] if isinstance(text, str) else text
+        if not (isinstance(texts, list) and all(isinstance(t, str) for t in texts)):
+            raise ValueError(
+                f"row {self.custom_id!r}: 'body.{name}' must be a text or a list of texts here; "
+                "this backend takes no tokens"
+            )
+        return texts  # type: ignore[return-value]
 
     def digest(self) -> str:
-        """Hash of the whole line (hex, 32 digits); ids of the answer are made from it."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """Hash of the row and its place (hex, 32 digits); ids of the answer are made from it."""
+        text = json.dumps([self._position, self.model_dump(mode="json")], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def answer(self, body: dict[str, Any]) -> OpenAIBatchResponse:
@@ -69,10 +101,16 @@ class OpenAIBatchRequest(BaseModel):
 
     def error_record(self, error: BaseException) -> dict[str, Any]:
         """The line of a row that failed."""
+        own = self.digest()
         failure = OpenAIBatchError(code=type(error).__name__, message=str(error)[:2000])
-        return OpenAIBatchResponse(
-            id=f"batch_req_{self.digest()}", custom_id=self.custom_id, error=failure
-        ).model_dump(mode="json")
+        line = OpenAIBatchResponse(id=f"batch_req_{own}", custom_id=self.custom_id, error=failure)
+        status = getattr(error, "status_code", None)
+        if status is not None:  # an engine or a server refused it
+            said = {"message": failure.message, "type": failure.code, "code": status}
+            line.response = _HttpResponse(
+                status_code=status, request_id=f"req_{own}", body={"error": said}
+            )
+        return line.model_dump(mode="json")
 
 
 class OpenAIBatchError(BaseModel):
@@ -99,7 +137,8 @@ class OpenAIBatchResponse(BaseModel):
     Attributes:
         id: Identity of the answer.
         custom_id: The request's own.
-        response: Status code, request id and body; None for a failed row.
+        response: Status code, request id and body. For a failed row None, or what the engine or
+            the server answered that refused it.
         error: Why the row failed.
     """
 
@@ -107,12 +146,3 @@ class OpenAIBatchResponse(BaseModel):
     custom_id: str
     response: _HttpResponse | None = None
     error: OpenAIBatchError | None = None
-
-
-def _check_messages(messages: JsonValue) -> None:
-    if not (isinstance(messages, list) and messages):
-        raise ValueError("'body.messages' must be a list of messages")
-    for i, message in enumerate(messages):
-        role = message.get("role") if isinstance(message, dict) else None
-        if role not in _ROLES:
-            raise ValueError(f"'body.messages.{i}.role' must be one of {', '.join(_ROLES)}")

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
 from sheaf_dagster.contracts.base import BaseRequest, BaseResponse
 
-__all__ = ["TEXT", "ChatMessage", "Label", "TextRequest", "TextResponse"]
+__all__ = ["TEXT", "ChatMessage", "Label", "MaskLabel", "TextRequest", "TextResponse"]
 
 TEXT = "text"
 """Model type under which the contract is registered."""
 
 
 class ChatMessage(BaseModel):
-    """One turn of a chat."""
+    """One turn of a chat. Its fields reach the model's chat template; others are refused.
+
+    Attributes:
+        role: Who speaks.
+        content: What is said; only an assistant that calls tools may say nothing.
+        name: Name of the speaker.
+        tool_calls: Tools that the assistant called, in the form of the OpenAI API.
+        tool_call_id: The call that a message of a tool answers.
+    """
+
+    model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str
+    content: str | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _check_said(self) -> Self:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError("has no 'content'")
+        return self
 
 
 class TextRequest(BaseRequest):
@@ -48,7 +67,7 @@ class TextRequest(BaseRequest):
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
-    stop: list[str] = Field(default_factory=list)
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     seed: int | None = None
 
     @model_validator(mode="after")
@@ -65,6 +84,16 @@ class Label(BaseModel):
     score: float
 
 
+class MaskLabel(Label):
+    """What may stand in a text's mask.
+
+    Attributes:
+        mask: Which of the text's masks, from 0.
+    """
+
+    mask: int
+
+
 class TextResponse(BaseResponse):
     """What a language model made of a row.
 
@@ -72,7 +101,8 @@ class TextResponse(BaseResponse):
         text: The generated text.
         finish_reason: ``stop`` where the model or a stop text ended it, ``length`` where the
             number of tokens did.
-        labels: Classes, the likeliest first.
+        labels: Classes, the likeliest first; of a text with masks what may stand in each, mask by
+            mask.
         entities: What was found in the text, as the library describes it.
         prompt_tokens: Length of the row in tokens.
         completion_tokens: Length of the answer in tokens.
@@ -82,7 +112,7 @@ class TextResponse(BaseResponse):
 
     text: str | None = None
     finish_reason: str | None = None
-    labels: list[Label] | None = None
+    labels: list[MaskLabel] | list[Label] | None = None
     entities: list[dict[str, Any]] | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None

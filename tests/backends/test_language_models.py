@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from uuid import UUID
 
 import pytest
 
 from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec, SpecError
 from sheaf_dagster.backends.transformers_text import TransformersPipelineBackend
-from sheaf_dagster.contracts import OpenAIBatchRequest, OpenAIBatchResponse, TextRequest
+from sheaf_dagster.contracts import (
+    OpenAIBatchRequest,
+    OpenAIBatchResponse,
+    TextRequest,
+    deviations_of,
+)
 from sheaf_dagster.testing import check_backend
-from tests.backends.weights import save_language_models
+from tests.backends.weights import TINY, WORDS, save_language_models, tokenizer
 from tests.conftest import read_rows
 
 pytestmark = pytest.mark.model
@@ -36,6 +42,18 @@ def line(i: int, url: str = "completions", **body) -> OpenAIBatchRequest:
 def causal(models, **fields) -> TransformersPipelineBackend:
     options = {"device": "cpu", "dtype": "float32", "max_new_tokens": 8, "model_batch_size": 5}
     return TransformersPipelineBackend(models["causal"], **{**options, **fields})
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "file:///a.png"}}
+
+
+def called(tool: str) -> list[dict]:
+    function = {"name": tool, "arguments": '{"red": "blue"}'}
+    return [
+        {"role": "user", "content": "a cat"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "function": function}]},
+        {"role": "tool", "tool_call_id": "c1", "content": "dog"},
+    ]
 
 
 TEXTS = [
@@ -174,8 +192,17 @@ def test_a_batch_api_file_gives_a_batch_api_file(models, tmp_path):
     [
         (row(0, "dog " * 70), r"are more than the model's 64"),
         (line(0, response_format={"type": "json_object"}), "response_format, which isn't"),
-        (line(0, n="two"), r"'body\.n' must be a number, got 'two'"),
-        (line(0, top_p=2), "top_p"),
+        (line(0, prompt=[[3, 4], [5]]), r"'body\.prompt' must be a text .* takes no tokens"),
+        (line(0, "chat/completions", messages=[{"role": "user", "content": [IMAGE]}]), "image_url"),
+        (
+            line(0, "chat/completions", messages=[{"role": "user", "content": "a", "mood": "x"}]),
+            r"'body\.messages\.0\.mood' isn't supported",
+        ),
+        (
+            line(0, "chat/completions", messages=called("dog")),
+            "'tool_calls', for which the model's chat template has no place",
+        ),
+        (OpenAIBatchRequest(custom_id="r", url="/v1/rerank", body={}), "doesn't answer /v1/rerank"),
         (
             OpenAIBatchRequest(custom_id="e", url="/v1/embeddings", body={"input": "a"}),
             "sentence_transformers",
@@ -187,6 +214,81 @@ def test_what_a_row_can_not_have_is_named(request_, message, models):
     backend.load()
     with pytest.raises(ValueError, match=message):
         backend.batch_predict([request_])
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"tool_choice": "auto"},
+        {"guided_json": {"type": "object"}},
+        {"structured_outputs": {"choice": ["a"]}},
+        {"stop_token_ids": [4]},
+        {"ignore_eos": True},
+        {"min_tokens": 3},
+        {"repetition_penalty": 1.2},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"reasoning_effort": "low"},
+        {"prompt_logprobs": 0},
+        {"logprobs": 0},
+        {"min_p": 0.1},
+        {"temprature": 0.1},
+        {"max_completion_tokens": 3},
+    ],
+)
+def test_a_field_that_would_change_the_answer_is_refused_by_name(field, models):
+    backend = causal(models)
+    backend.load()
+
+    with pytest.raises(ValueError, match=f"row 'row-0': 'body' has {next(iter(field))}, which"):
+        backend.predict(line(0, **field))
+
+
+def test_fields_that_ask_for_what_is_done_anyway_are_taken(models):
+    backend = causal(models)
+    backend.load()
+    plain = backend.predict(line(0, temperature=0))
+    same = {"stream": False, "logprobs": False, "tools": [], "user": "u", "min_tokens": 0, "n": 1.0,
+            "response_format": {"type": "text"}, "stop": None, "repetition_penalty": 1.0, "top_k": -1}  # fmt: skip
+
+    answer = backend.predict(line(0, "chat/completions", temperature=0, **same))
+    other = backend.predict(line(0, temperature=0, **{**same, "logprobs": None}))
+
+    assert answer.response.body["choices"][0]["logprobs"] is None
+    assert other.response.body["choices"] == plain.response.body["choices"]
+
+
+def test_calls_of_tools_and_names_reach_the_chat_template(models, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = shutil.copytree(models["causal"], tmp_path / "tools")
+    tokens = AutoTokenizer.from_pretrained(folder)
+    tokens.chat_template = (
+        "{% for m in messages %}{{ m.role }} {{ m.name or '' }} says {{ m.content }} "
+        "{% for c in m.tool_calls or [] %}{{ c.function.name }} "
+        "{% for k, v in c.function.arguments.items() %}{{ k }} {{ v }} {% endfor %}{% endfor %}"
+        "{{ m.tool_call_id or '' }} {% endfor %}"
+    )
+    tokens.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    backend = causal({"causal": str(folder)})
+    backend.load()
+    said = []
+
+    for messages in (called("dog"), called("cat"), [{**called("dog")[0], "name": "blue"}]):
+        chat = line(0, "chat/completions", messages=messages, temperature=0, max_tokens=6)
+        (choice,) = backend.predict(chat).response.body["choices"]
+        told = json.loads(json.dumps(messages).replace(json.dumps('{"red": "blue"}'), "{}"))
+        for call in (c for m in told for c in m.get("tool_calls", ())):
+            call["function"]["arguments"] = {"red": "blue"}
+        told = [{**m, "content": m["content"] or ""} for m in told]
+        prompt = tokens.apply_chat_template(told, tokenize=False)
+        said.append(prompt)
+        inputs = tokens(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        made = model.generate(input_ids=inputs, max_new_tokens=6, do_sample=False)[0]
+        wanted = tokens.decode(made[inputs.shape[1] :], skip_special_tokens=True)
+        assert choice["message"]["content"] == wanted
+
+    assert len(set(said)) == 3
 
 
 def test_an_encoder_decoder_rewrites_mixed_rows_like_single_ones(models):
@@ -256,3 +358,163 @@ def test_entities_come_with_their_places(models):
 def test_an_unknown_task_is_refused():
     with pytest.raises(SpecError, match="task must be one of text-generation"):
         TransformersPipelineBackend(task="mind-reading")
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory, models) -> dict[str, tuple[str, str]]:
+    """By a name of the case: the task and a folder with its model."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2ForSequenceClassification
+
+    root = tmp_path_factory.mktemp("classifiers")
+    torch.manual_seed(0)
+    moods = {0: "good", 1: "bad", 2: "so so"}
+    with_mask = tokenizer()
+    with_mask.add_special_tokens({"mask_token": "[UNK]"})
+    size = {"vocab_size": len(WORDS), "max_position_embeddings": 64, "pad_token_id": 0}
+    BertForMaskedLM(BertConfig(**TINY, **size)).save_pretrained(root / "masks")
+    with_mask.save_pretrained(root / "masks")
+    unpadded = tokenizer()
+    unpadded.pad_token = None
+    GPT2ForSequenceClassification(
+        GPT2Config(vocab_size=len(WORDS), n_positions=64, n_embd=32, n_layer=2, n_head=4,
+                   id2label=moods, bos_token_id=1, eos_token_id=2)
+    ).save_pretrained(root / "unpadded")  # fmt: skip
+    unpadded.save_pretrained(root / "unpadded")
+    return {
+        "classes": ("text-classification", models["moods"]),
+        "no_padding_token": ("text-classification", str(root / "unpadded")),
+        "zero_shot": ("zero-shot-classification", models["entails"]),
+        "entities": ("token-classification", models["tokens"]),
+        "mask": ("fill-mask", str(root / "masks")),
+        "masks": ("fill-mask", str(root / "masks")),
+    }
+
+
+CASES = {
+    "classes": ["a photo of a cat", "dog", "the blue dog says a red cat", "red blue", "cat"],
+    "masks": ["a [UNK] of a [UNK]", "[UNK] dog [UNK]", "the [UNK] dog says a [UNK] cat"],
+    "mask": [
+        "a [UNK] of a cat",
+        "[UNK] dog",
+        "the blue dog says a [UNK] cat",
+        "[UNK]",
+        "red [UNK]",
+    ],
+}
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize(
+    "case", ["classes", "no_padding_token", "zero_shot", "entities", "mask", "masks"]
+)
+def test_every_task_answers_as_its_pipeline_called_on_each_row(case, size, classifiers):
+    from transformers import pipeline
+
+    task, folder = classifiers[case]
+    texts = CASES.get(case, CASES["classes"])
+    options = {"zero_shot": {"candidate_labels": ["cat", "dog"]}, "classes": {"top_k": None}}
+    options["no_padding_token"] = options["classes"]
+    by_hand = pipeline(task, folder, device="cpu")
+    fields = options[case] if case == "zero_shot" else {}
+    backend = TransformersPipelineBackend(
+        folder, task, device="cpu", dtype="float32", model_batch_size=size
+    )
+    backend.load()
+    rows = [row(i, text, **fields) for i, text in enumerate(texts)]
+
+    answers = [
+        a for i in range(0, len(rows), size) for a in backend.batch_predict(rows[i : i + size])
+    ]
+
+    for text, answer in zip(texts, answers, strict=True):
+        wanted = by_hand(text, **options.get(case, {}))
+        if task == "zero-shot-classification":
+            wanted = [*zip(wanted["labels"], wanted["scores"], strict=True)]
+        elif task == "fill-mask":
+            of_masks = wanted if case == "masks" else [wanted]
+            wanted = [(w["token_str"], w["score"]) for of_mask in of_masks for w in of_mask]
+            assert [a.mask for a in answer.labels] == [
+                i for i, of_mask in enumerate(of_masks) for _ in of_mask
+            ]
+        elif task == "token-classification":
+            assert [e["entity"] for e in answer.entities] == [w["entity"] for w in wanted]
+            assert [(e["start"], e["end"]) for e in answer.entities] == [
+                (w["start"], w["end"]) for w in wanted
+            ]
+            continue
+        else:
+            wanted = [(w["label"], w["score"]) for w in wanted]
+        # Two scores that are all but equal may change places.
+        found = sorted((round(a.score, 4), a.label, a.score) for a in answer.labels)
+        right = sorted((round(score, 4), label, score) for label, score in wanted)
+        assert [f[1] for f in found] == [r[1] for r in right]
+        assert [f[2] for f in found] == pytest.approx([r[2] for r in right], abs=1e-5)
+        assert deviations_of(answer) == ()
+
+
+LONG = " ".join(["the blue dog says a red cat"] * 12)
+"""84 words; the models read 64 tokens."""
+
+
+@pytest.mark.parametrize("case", ["classes", "no_padding_token", "zero_shot", "entities", "mask"])
+def test_a_text_that_is_cut_is_counted(case, classifiers):
+    task, folder = classifiers[case]
+    fields = {"candidate_labels": ["cat", "dog"]} if case == "zero_shot" else {}
+    backend = TransformersPipelineBackend(folder, task, device="cpu")
+    backend.load()
+
+    long, short = backend.batch_predict(
+        [row(0, "[UNK] " + LONG, **fields), row(1, "[UNK] dog", **fields)]
+    )
+
+    assert deviations_of(long) == ("truncated",)
+    assert deviations_of(short) == ()
+
+
+def test_entities_of_a_long_text_are_found_in_windows(models):
+    backend = TransformersPipelineBackend(
+        models["tokens"],
+        "token-classification",
+        device="cpu",
+        pipeline_kwargs={"aggregation_strategy": "simple"},
+    )
+    backend.load()
+
+    long, short = backend.batch_predict([row(0, LONG), row(1, "the blue dog")])
+
+    assert deviations_of(long) == ()
+    assert min(e["start"] for e in long.entities) == 0
+    assert max(e["end"] for e in long.entities) == len(LONG)
+    (alone,) = backend.batch_predict([row(1, "the blue dog")])
+    assert alone == short
+
+
+def test_a_field_that_a_task_does_not_look_at_is_counted(models):
+    classes = TransformersPipelineBackend(models["moods"], "text-classification", device="cpu")
+    classes.load()
+    generates = causal(models)
+    generates.load()
+
+    assert deviations_of(classes.predict(row(0, temperature=0.5))) == ("ignored_field",)
+    assert deviations_of(classes.predict(row(0))) == ()
+    assert deviations_of(generates.predict(row(0, candidate_labels=["cat"]))) == ("ignored_field",)
+
+
+def test_a_text_longer_than_an_encoder_reads_is_that_rows_error(models, tmp_path):
+    import torch
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    torch.manual_seed(0)
+    layers = {f"{part}_{what}": n for part in ("encoder", "decoder")
+              for what, n in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 32))}  # fmt: skip
+    config = BartConfig(vocab_size=len(WORDS), d_model=32, max_position_embeddings=64, pad_token_id=0,
+                        bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, **layers)  # fmt: skip
+    BartForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    backend = TransformersPipelineBackend(str(tmp_path), "summarization", device="cpu")
+    backend.load()
+
+    with pytest.raises(ValueError, match="86 tokens are more than the 64 that the model reads"):
+        backend.predict(row(0, LONG))
+    assert backend.predict(row(0, "the blue dog")).completion_tokens

@@ -20,6 +20,7 @@ from pydantic_core import core_schema
 from sheaf_dagster.batch.messages import shortened
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
 from sheaf_dagster.batch.rows.quick import quick_rows
+from sheaf_dagster.batch.rows.unique import KeysOfChunk, unique_key
 from sheaf_dagster.batch.rows.unknown import (
     REST,
     UnknownField,
@@ -72,6 +73,10 @@ class ChunkCheck:
     """Rows by the name of a field that their contract doesn't know."""
     meant: dict[str, str] = field(default_factory=dict)
     """By the name of such a field the one that was probably meant."""
+    key: str = ""
+    """The field whose value no two rows may share; see ``rows.unique``."""
+    keys: bytes = b""
+    """The valid rows' values of it, hashed."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,11 @@ class RowContract:
         check = ChunkCheck(crc=zlib.crc32(data))
         validate = self.request.__pydantic_validator__.validate_json
         observe = observing(self.request)
+        key = unique_key(self.request)
+        keys = None if key is None else KeysOfChunk(key)
         expected = self.model_type
         typed = "model_type" in self.request.model_fields
-        takes = self._takes
+        takes = self._takes if keys is None else None
         passed_on = 0
         # Line by line: a chunk's lines all at once are more than a processor's cache holds.
         for number, ended_line in enumerate(io.BytesIO(data), first_line):
@@ -124,6 +131,8 @@ class RowContract:
             except RecursionError:
                 found = [Violation(line=number, field="", message="JSON is nested too deeply")]
             else:
+                if keys is not None:
+                    keys.add(request, number)
                 if typed and request.model_type != expected:
                     found = [self._wrong_type(number, str(request.model_type))]
                 elif not found:
@@ -132,6 +141,8 @@ class RowContract:
             check.total_violations += len(found)
             if len(check.violations) < MAX_VIOLATIONS_SHOWN:
                 check.violations += found[: MAX_VIOLATIONS_SHOWN - len(check.violations)]
+        if keys is not None:
+            check.key, check.keys = keys.field, keys.packed()
         return check
 
     def parse(
@@ -166,6 +177,9 @@ class RowContract:
                     # Past pydantic's setattr: a user's contract may be frozen.
                     line = lines[position - first_position][1]
                     request.__dict__["request_id"] = _derived_id(position, line)
+        if (placed := getattr(self.request, "placed", None)) is not None:
+            for position, request in enumerate(requests, first_position):
+                placed(request, position)
         numbers = [number for number, _ in lines]
         return [*map(Row, itertools.count(first_position), numbers, requests)]
 

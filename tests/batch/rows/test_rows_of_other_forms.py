@@ -129,3 +129,32 @@ def test_a_model_type_that_none_of_a_backends_is_is_refused(job):
     spec = echo().model_copy(update={"model_type": "embedding"})
     with pytest.raises(SpecError, match="serves model type 'openai_batch' or 'number'"):
         BatchRunner(spec).validate(job([line(0, "a")]))
+
+
+def test_rows_that_share_a_custom_id_are_refused_with_both_lines(job):
+    rows = [line(i, "a") for i in range(40)]
+    rows[33]["custom_id"] = rows[39]["custom_id"] = "row-2"
+
+    with pytest.raises(InputValidationError) as caught:
+        BatchRunner(echo()).run(job(rows, batch_size=4))
+
+    report = caught.value.report
+    assert (report.total_violations, report.invalid_rows) == (2, 2)
+    assert [(v.line, v.field) for v in report.violations] == [(34, "custom_id"), (40, "custom_id")]
+    assert all("is the same as on line 3;" in v.message for v in report.violations)
+
+
+def test_rows_that_share_a_custom_id_across_the_files_of_a_source_are_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(line(1, name)) + "\n")
+    spec = BatchSpec(
+        source=[str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")],
+        sink=str(tmp_path / "out.jsonl"),
+        compute="local",
+    )
+
+    report = BatchRunner(echo()).validate(spec)
+
+    (violation,) = report.violations
+    assert violation.file.endswith("b.jsonl")
+    assert "a.jsonl, line 1;" in violation.message
