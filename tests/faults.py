@@ -19,6 +19,7 @@ _ERROR = '<?xml version="1.0"?><Error><Code>{}</Code><Message>{}</Message></Erro
 _BODIES = {
     "500": (500, _ERROR.format("InternalError", "We encountered an internal error.")),
     "503": (503, _ERROR.format("SlowDown", "Please reduce your request rate.")),
+    "expired": (400, _ERROR.format("ExpiredToken", "The provided token has expired.")),
     "error in a 200": (200, _ERROR.format("InternalError", "We encountered an internal error.")),
 }
 

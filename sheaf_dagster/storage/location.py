@@ -22,6 +22,7 @@ from sheaf_dagster.errors import (
 )
 from sheaf_dagster.protocols import S3_PROTOCOLS, options_for, package_for, version_in
 from sheaf_dagster.storage.local import make_folder, read_at, remove_folder
+from sheaf_dagster.storage.expiry import EXPIRED, expired, with_reason
 from sheaf_dagster.storage.options import check_no_credentials, scrub
 from sheaf_dagster.storage.reader import RangeReader
 from sheaf_dagster.storage.retry import ShortReadError, is_transient, retried
@@ -122,6 +123,10 @@ class Location:
         self, cls: type[SheafError], what: str, cause: BaseException, cure: str = ""
     ) -> SheafError:
         """An error in one line, with no secret of the options in it."""
+        if expired(cause):
+            error = cls(f"{what}: {EXPIRED}")
+            error.retryable = True
+            return error
         text = scrub(f"{what}: {describe(cause)}", self.options)
         error = cls(f"{text}; {cure}" if cure else text)
         if is_transient(cause) or getattr(cause, "retryable", False):
@@ -206,7 +211,8 @@ class Location:
         except FileNotFoundError:
             return None
         except Exception as e:
-            raise self.error(SourceError, f"{self.uri} can't be read", e) from self.cause(e)
+            reason = with_reason(e, fs, self.path)
+            raise self.error(SourceError, f"{self.uri} can't be read", reason) from self.cause(e)
         if info.get("type") == "directory":
             raise SourceError(f"{self.uri} is a directory; name one JSONL file")
         return state_of(info)

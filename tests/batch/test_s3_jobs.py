@@ -296,6 +296,25 @@ def test_a_fault_that_stays_is_one_clear_error(s3, proxy, quick, kind, pick, mes
     assert s3.uploads() == []
 
 
+@pytest.mark.parametrize(
+    "pick",
+    ["", "^(HEAD|GET) .*(in.jsonl|list-type)", *[p for p in EVERYWHERE if p[0] not in "HD"]],
+)
+def test_credentials_that_expire_are_named_and_new_ones_go_on(s3, tmp_path, proxy, quick, pick):
+    expected = on_disk(tmp_path, rows(ROWS), batch_size=16)
+    spec = job(s3, s3.options(proxy.endpoint, **quick))
+    proxy.faults = Faults(kinds=("expired",), picks=(pick,))
+
+    with pytest.raises(SheafError, match="the credentials have expired") as raised:
+        BatchRunner(doubler()).run(spec)
+    proxy.faults = Faults()
+    again = BatchRunner(doubler()).run(spec)
+
+    assert raised.value.retryable
+    assert again.rows == ROWS
+    assert s3.get("out.jsonl") == expected
+
+
 def test_a_commit_of_which_nothing_is_known_says_so(s3, tmp_path, proxy, quick):
     spec = job(s3, s3.options(proxy.endpoint, **quick))
     proxy.faults = Faults(
