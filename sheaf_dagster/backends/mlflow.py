@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.digest import weights_digest
+from sheaf_dagster.backends.fitted import column_names, fitted_columns
 from sheaf_dagster.backends.libraries import require
-from sheaf_dagster.backends.records import grouped, named_columns, plain
+from sheaf_dagster.backends.records import per_row
+from sheaf_dagster.backends.signature import ColumnInputs, TensorInputs, UnsignedInputs
 from sheaf_dagster.contracts import FEATURES, FeaturesRequest, FeaturesResponse
 
 __all__ = ["MlflowBackend"]
 
 _NAME = "mlflow"
 _MODEL_URI = "model"
-_NUMBERS = {"double": "float64", "float": "float32", "long": "int64", "integer": "int32"}
+_IS_FILE = re.compile("file:").match
 
 
 class MlflowBackend(ModelBackend):
     """Predicts with a pyfunc model: the batch as a data frame, one prediction a row back.
 
-    Columns follow the model's signature where it has one, types included; a value that can't be
-    what the signature says is its row's error, and optional columns may be left out. A model
-    that answers with a data frame gives an object a row.
+    Columns and their types are those of the model's signature, whatever a batch happens to hold; a
+    value that can't be what the signature says is its row's error. Dates are ISO 8601, and what a
+    time zone says is turned into UTC. Optional columns may be left out or ``null``: the model gets
+    them as missing values, or not at all where their type has none (integers). A scikit-learn
+    model without a signature has the columns that it was fitted with; any other model gets the
+    row's own, in the row's order. A model that answers with a data frame gives an object a row.
 
     A pyfunc model is code: load those that you trust.
 
@@ -49,8 +58,9 @@ class MlflowBackend(ModelBackend):
         registry_uri: str | None = None,
         **_: Any,
     ) -> str | None:
-        if "://" not in model_uri and os.path.isdir(model_uri):
-            return weights_digest(model_uri)
+        folder = url2pathname(urlsplit(model_uri).path) if _IS_FILE(model_uri) else model_uri
+        if os.path.isdir(folder):  # whose files may change behind the model's id
+            return weights_digest(folder)
         mlflow, models = require(_NAME, "mlflow", "mlflow", "mlflow.models")
         _connect(mlflow, tracking_uri, registry_uri)
         # A logged model doesn't change: its id stands for its files.
@@ -69,87 +79,59 @@ class MlflowBackend(ModelBackend):
         self._registry_uri = registry_uri
         self._params = params
         self._model: Any = None
-        self._pandas: Any = None
-        self._columns: list[str] | None = None
-        self._optional: set[str] = set()
-        self._types: dict[str, str] = {}
+        self._inputs: ColumnInputs | TensorInputs | UnsignedInputs | None = None
 
     def load(self) -> None:
-        mlflow, pyfunc, self._pandas = require(_NAME, "mlflow", "mlflow", "mlflow.pyfunc", "pandas")
+        mlflow, pyfunc, _ = require(_NAME, "mlflow", "mlflow", "mlflow.pyfunc", "pandas")
         _connect(mlflow, self._tracking_uri, self._registry_uri)
         self._model = pyfunc.load_model(self._model_uri)
+        inside = _model_inside(self._model)
         schema = self._model.metadata.get_input_schema()
-        if schema is not None and schema.has_input_names():
-            self._columns = schema.input_names()
-            self._optional = set(schema.optional_input_names())
-            self._types = {c.name: str(getattr(c.type, "name", "")) for c in schema.inputs}
+        if not schema:
+            self._inputs = UnsignedInputs(column_names(inside), fitted_columns(inside))
+        elif schema.is_tensor_spec():
+            self._inputs = TensorInputs(schema)
+        else:
+            self._inputs = ColumnInputs(schema, fitted_columns(inside))
 
     def batch_predict(self, requests: Sequence[FeaturesRequest]) -> list[FeaturesResponse]:  # type: ignore[override]
+        groups: dict[Any, list[tuple[int, list[Any]]]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            key, values = self._read(request)
+            groups[key].append((i, values))
         answers: dict[int, FeaturesResponse] = {}
-        for (_, columns), members in grouped(requests, self._shape).items():
-            rows = [requests[i] for i in members]
-            for i, row, value in zip(members, rows, self._run(rows, columns), strict=True):
+        for key, members in groups.items():
+            predictions = self._run(key, [values for _, values in members])
+            for (i, _), value in zip(members, predictions, strict=True):
                 answers[i] = FeaturesResponse(
-                    request_id=row.request_id, model_name=row.model_name, prediction=plain(value)
+                    request_id=requests[i].request_id,
+                    model_name=requests[i].model_name,
+                    prediction=value,
                 )
         return [answers[i] for i in range(len(requests))]
 
-    def _shape(self, request: FeaturesRequest) -> tuple[bool, tuple[str, ...] | None]:
-        """Rows of one call: as objects or lists, with the same optional columns given.
-
-        An integer column with a hole in it would become one of floats, which a signature refuses.
-        """
+    def _read(self, request: FeaturesRequest) -> tuple[Any, list[Any]]:
         if request.output_mode != "predictions":
             raise ValueError(
                 f"request {request.request_id}: an MLflow model gives what it gives; "
                 "use output_mode='predictions'"
             )
-        given = request.features
-        if not isinstance(given, dict):
-            return False, None
-        columns = sorted(given) if self._columns is None else self._columns
-        return True, tuple(
-            c for c in columns if c not in self._optional or given.get(c) is not None
-        )
+        return self._inputs.read(request)  # type: ignore[union-attr]
 
-    def _typed(self, column: Any) -> Any:
-        """A column as the signature has it, where that loses nothing.
-
-        JSON knows one kind of number and no dates; MLflow converts neither way by itself.
-        """
-        dtype = _NUMBERS.get(self._types.get(column.name, ""))
-        if dtype is not None and column.dtype.kind in "if":
-            cast = column.astype(dtype) if not column.isna().any() or dtype[0] == "f" else column
-            return cast if dtype[0] == "f" or (cast == column).all() else column
-        if self._types.get(column.name) == "datetime":
-            return self._pandas.to_datetime(column)
-        return column
-
-    def _run(self, rows: list[FeaturesRequest], columns: tuple[str, ...] | None) -> list[Any]:
-        names, values = named_columns(rows, self._columns if columns is None else columns)
-        if names is None:
-            import numpy as np
-
-            table: Any = np.array(values)
-        else:
-            table = self._pandas.DataFrame(values, columns=names)
-            for name in names:
-                table[name] = self._typed(table[name])
+    def _run(self, key: Any, rows: list[list[Any]]) -> list[Any]:
+        table = self._inputs.table(key, rows)  # type: ignore[union-attr]
         found = self._model.predict(table, params=self._params)
-        if isinstance(found, self._pandas.DataFrame):
-            found = found.to_dict(orient="records")
-        elif isinstance(found, dict):  # columns by name
-            found = [
-                dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)
-            ]
-        elif not isinstance(found, list):
-            found = list(found)
-        if len(found) != len(rows):
-            raise ValueError(
-                f"{self._model_uri} gave {len(found)} predictions for {len(rows)} rows; it must "
-                "give one for each"
-            )
-        return list(found)
+        if isinstance(table, dict):  # of arrays
+            return per_row(found, len(rows))
+        return per_row(found, len(table))[: len(rows)]
+
+
+def _model_inside(model: Any) -> Any:
+    """What a pyfunc model wraps, where its flavour tells."""
+    try:
+        return model.get_raw_model()
+    except (NotImplementedError, AttributeError):
+        return None
 
 
 def _connect(mlflow: Any, tracking_uri: str | None, registry_uri: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Rows of features as a table, and a table's cells as JSON values."""
+"""Rows of features as lists of values, and a model's answers as JSON values, one a row."""
 
 from __future__ import annotations
 
@@ -8,52 +8,39 @@ from typing import Any, TypeVar
 
 from sheaf_dagster.contracts import FeaturesRequest
 
-__all__ = ["grouped", "named_columns", "plain"]
+__all__ = ["grouped", "per_row", "plain", "values_of"]
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 
 
-def named_columns(
-    requests: Sequence[FeaturesRequest], columns: Sequence[str] | None
-) -> tuple[list[str] | None, list[list[Any]]]:
-    """The rows' values in one order of columns.
+def values_of(
+    request: FeaturesRequest, columns: Sequence[str], optional: frozenset[str] = frozenset()
+) -> list[Any]:
+    """A row's values in the order of a model's columns.
 
     Args:
-        requests: Rows that are all objects or all lists, with the same columns.
-        columns: Names and order that the model was fitted with, where it knows them.
-
-    Returns:
-        The column names (None where neither the model nor the rows have any) and one list of
-        values a row.
+        request: The row: an object, whose further fields are left out, or a list.
+        columns: Names of the columns.
+        optional: Those that an object may lack; they become None.
 
     Raises:
-        ValueError: A row lacks a column, or has another number of values; it is named.
+        ValueError: The row lacks a column, or has another number of values; it is named.
     """
-    first = requests[0].features
-    names = list(columns) if columns is not None else None
-    if names is None and isinstance(first, dict):
-        names = sorted(first)
-    table = []
-    for request in requests:
-        given = request.features
-        if isinstance(given, dict):
-            if names is None:
-                raise ValueError(f"request {request.request_id}: 'features' must be a list")
-            missing = [n for n in names if n not in given]
-            if missing:
-                raise ValueError(
-                    f"request {request.request_id}: 'features' lacks {', '.join(missing[:5])}"
-                    f"{' …' if len(missing) > 5 else ''}; the model needs {len(names)} columns"
-                )
-            table.append([given[n] for n in names])
-            continue
-        if names is not None and len(given) != len(names):
+    given = request.features
+    if isinstance(given, dict):
+        missing = [n for n in columns if n not in given and n not in optional]
+        if missing:
             raise ValueError(
-                f"request {request.request_id}: 'features' has {len(given)} values, "
-                f"but the model has {len(names)} columns"
+                f"request {request.request_id}: 'features' lacks {', '.join(missing[:5])}"
+                f"{' …' if len(missing) > 5 else ''}; the model needs {len(columns)} columns"
             )
-        table.append(list(given))
-    return names, table
+        return [given.get(n) for n in columns]
+    if len(given) != len(columns):
+        raise ValueError(
+            f"request {request.request_id}: 'features' has {len(given)} values, "
+            f"but the model has {len(columns)} columns"
+        )
+    return list(given)
 
 
 def grouped(requests: Sequence[Any], key: Callable[[Any], KeyT]) -> dict[KeyT, list[int]]:
@@ -64,14 +51,42 @@ def grouped(requests: Sequence[Any], key: Callable[[Any], KeyT]) -> dict[KeyT, l
     return groups
 
 
+def per_row(found: Any, n: int) -> list[Any]:
+    """What a model returned for ``n`` rows, as one JSON value each.
+
+    A data frame, or a dictionary of columns, gives an object a row; a sparse matrix counts as the
+    dense one.
+
+    Raises:
+        ValueError: It isn't one answer for each row, or has two columns of one name.
+    """
+    if hasattr(found, "toarray"):
+        found = found.toarray()
+    if hasattr(found, "to_dict") and hasattr(found, "columns"):
+        twice = sorted({str(c) for c in found.columns[found.columns.duplicated()]})
+        if twice:
+            raise ValueError(f"the model's answer has several columns named {', '.join(twice)}")
+        found = {name: column.tolist() for name, column in found.items()}
+    if isinstance(found, dict):
+        found = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+    if isinstance(found, (str, bytes)) or not hasattr(found, "__len__"):
+        raise ValueError(f"the model gave a {type(found).__name__}; it must give one answer a row")
+    if len(found) != n:
+        raise ValueError(
+            f"the model gave {len(found)} answers for {n} rows; it must give one for each"
+        )
+    return [plain(value) for value in found]
+
+
 def plain(value: Any) -> Any:
     """A numpy, pandas or Python value as JSON has it; missing values become None."""
     import numpy as np
 
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):
+        kind: Any = value.dtype
+        if kind.kind in "mM" and np.datetime_data(kind)[0] == "ns":
+            value = value.astype(f"{kind.kind}8[us]")  # Python has no finer dates
         return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return plain(value.item())
     if isinstance(value, dict):
         return {str(plain(k)): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -9,8 +9,10 @@ from typing import Any
 
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.files import file_identity, local_file, resolve_options
+from sheaf_dagster.backends.fitted import FittedColumn, column_names, fitted_columns
 from sheaf_dagster.backends.libraries import require
-from sheaf_dagster.backends.records import grouped, named_columns, plain
+from sheaf_dagster.backends.records import grouped, per_row, plain, values_of
+from sheaf_dagster.backends.table import array_of, frame_of
 from sheaf_dagster.contracts import FEATURES, FeaturesRequest, FeaturesResponse
 from sheaf_dagster.errors import SpecError
 
@@ -24,9 +26,11 @@ class SklearnBackend(ModelBackend):
     """Predicts with an estimator, or a pipeline of them, in one call a batch.
 
     Rows are matched to the columns that the estimator was fitted with: by name where it knows
-    them (it was fitted to a data frame), else by position. Class probabilities come from
-    ``predict_proba``; quantiles from estimators whose ``predict`` takes ``quantiles`` (quantile
-    forests) or ``return_std`` (Gaussian processes, Bayesian regression: normal quantiles).
+    them (it was fitted to a data frame), else by position. ``null`` is what the estimator was
+    fitted with for a missing value: ``NaN``, or ``None`` where its encoders know that. Class
+    probabilities come from ``predict_proba``; quantiles from estimators whose ``predict`` takes
+    ``quantiles`` (quantile forests) or ``return_std`` (Gaussian processes, Bayesian regression:
+    normal quantiles).
 
     Args:
         path: The saved estimator, a path or an fsspec URI: a ``.skops`` file, or one of joblib
@@ -62,6 +66,8 @@ class SklearnBackend(ModelBackend):
         self._allow_pickle = allow_pickle
         self._storage_options = storage_options
         self._model: Any = None
+        self._names: list[str] | None = None
+        self._fitted: dict[int, FittedColumn] = {}
 
     def load(self) -> None:
         require(_NAME, "sklearn", "sklearn")
@@ -71,6 +77,8 @@ class SklearnBackend(ModelBackend):
             raise SpecError(
                 f"{self._path} holds a {type(self._model).__name__}, which has no predict()"
             )
+        self._names = column_names(self._model)
+        self._fitted = fitted_columns(self._model)
 
     def _load_skops(self, path: str) -> Any:
         (io,) = require(_NAME, "sklearn", "skops.io")
@@ -106,52 +114,56 @@ class SklearnBackend(ModelBackend):
         quantiles: list[Any] = [None] * len(rows)
         if mode == "quantiles":
             found = self._quantiles(table, levels)
-            keys = [str(q) for q in levels]
-            quantiles = [dict(zip(keys, plain(row), strict=True)) for row in found]
+            quantiles = [
+                {str(q): plain(row[..., k]) for k, q in enumerate(levels)} for row in found
+            ]
         if mode == "probabilities":
             found = self._need("predict_proba")(table)
-            keys = [str(plain(c)) for c in self._model.classes_]
-            probabilities = [dict(zip(keys, plain(row), strict=True)) for row in found]
+            probabilities = _probabilities(self._model.classes_, found, len(rows))
         return [
             FeaturesResponse(
                 request_id=row.request_id,
                 model_name=row.model_name,
-                prediction=plain(value),
+                prediction=value,
                 probabilities=p,
                 quantiles=q,
             )
             for row, value, p, q in zip(
-                rows, self._model.predict(table), probabilities, quantiles, strict=True
+                rows,
+                per_row(self._model.predict(table), len(rows)),
+                probabilities,
+                quantiles,
+                strict=True,
             )
         ]
 
     def _table(self, rows: list[FeaturesRequest]) -> Any:
-        fitted = getattr(self._model, "feature_names_in_", None)
-        names, values = named_columns(rows, None if fitted is None else [str(c) for c in fitted])
-        if fitted is not None:
-            (pandas,) = require(_NAME, "sklearn", "pandas")
-            return pandas.DataFrame(values, columns=fitted)
-        if names is not None:
-            raise ValueError(
-                f"request {rows[0].request_id}: the estimator was fitted without column names; "
-                "give 'features' as a list"
-            )
-        import numpy as np
-
-        numbers = all(v is None or isinstance(v, (int, float)) for row in values for v in row)
-        return np.array(values, dtype=np.float64 if numbers else object)
+        if self._names is not None:
+            names = self._names
+            return frame_of([values_of(row, names) for row in rows], names, self._fitted)
+        for row in rows:
+            if isinstance(row.features, dict):
+                raise ValueError(
+                    f"request {row.request_id}: the estimator was fitted without column names; "
+                    "give 'features' as a list"
+                )
+        return array_of([list(row.features) for row in rows], self._fitted)
 
     def _quantiles(self, table: Any, levels: list[float]) -> Any:
+        """Of each row, by output where there are several, and by level (the last axis)."""
         import numpy as np
 
         last = self._model[-1] if hasattr(self._model, "steps") else self._model
         takes = inspect.signature(last.predict).parameters
         if "quantiles" in takes:
-            return np.asarray(self._model.predict(table, quantiles=levels)).reshape(len(table), -1)
+            found = np.asarray(self._model.predict(table, quantiles=levels))
+            return found if found.shape[-1:] == (len(levels),) else found[..., None]
         if "return_std" in takes:
-            mean, std = self._model.predict(table, return_std=True)
+            mean, std = map(np.asarray, self._model.predict(table, return_std=True))
             z = np.array([NormalDist().inv_cdf(q) for q in levels])
-            return np.asarray(mean)[:, None] + np.asarray(std)[:, None] * z
+            # Of several outputs some estimators give one deviation a row.
+            spread = std if std.ndim == mean.ndim else std.reshape(len(std), *[1] * (mean.ndim - 1))
+            return mean[..., None] + spread[..., None] * z
         raise ValueError(
             f"{type(last).__name__} has no quantiles; use a quantile forest or an estimator "
             "whose predict() takes return_std, or output_mode='predictions'"
@@ -167,7 +179,23 @@ class SklearnBackend(ModelBackend):
 def _kind(request: FeaturesRequest) -> tuple[Any, ...]:
     """Rows that one call can answer."""
     levels = tuple(request.quantile_levels) if request.output_mode == "quantiles" else ()
-    return request.output_mode, levels, isinstance(request.features, dict)
+    given = request.features
+    return request.output_mode, levels, isinstance(given, dict) or len(given)
+
+
+def _probabilities(classes: Any, found: Any, n: int) -> list[Any]:
+    """Of each row the classes with their probabilities; a list of such where outputs are several.
+
+    Estimators for several outputs keep a list of classes and return a list of arrays. A chain of
+    classifiers returns one array: of each output the probability of its second class.
+    """
+    if not isinstance(classes, list):
+        keys = [str(plain(c)) for c in classes]
+        return [dict(zip(keys, row, strict=True)) for row in per_row(found, n)]
+    if not isinstance(found, list):
+        found = [[[1 - p, p] for p in output] for output in found.T]
+    outputs = [_probabilities(c, f, n) for c, f in zip(classes, found, strict=True)]
+    return [list(row) for row in zip(*outputs, strict=True)]
 
 
 def _is_zip(path: str) -> bool:

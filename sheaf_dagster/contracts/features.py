@@ -20,6 +20,7 @@ class FeaturesRequest(BaseRequest):
 
     Attributes:
         features: Values by column name, or a list of them in the order of the model's columns.
+            ``null`` is a missing value.
         output_mode: What is wanted beside the prediction.
         quantile_levels: Levels between 0 and 1, for ``output_mode="quantiles"``.
     """
@@ -43,12 +44,14 @@ class FeaturesResponse(BaseResponse):
 
     Attributes:
         prediction: A label or a value; a list or an object where the model has several outputs.
-        probabilities: Of each class, by its label as text.
-        quantiles: A value for each level, keyed ``"0.1"``, …
+        probabilities: Of each class, by its label as text; one such object for each output where
+            the model has several, in their order.
+        quantiles: A value for each level, keyed ``"0.1"``, …; a list of them where the model has
+            several outputs.
     """
 
     model_type: Literal["features"] = "features"
 
     prediction: Any
-    probabilities: dict[str, float] | None = None
-    quantiles: dict[str, float] | None = None
+    probabilities: dict[str, float] | list[dict[str, float]] | None = None
+    quantiles: dict[str, float | list[float]] | None = None

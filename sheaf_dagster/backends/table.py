@@ -1,0 +1,89 @@
+"""Rows of features as the arrays and data frames that fitted models take.
+
+JSON has one kind of number and one word for what is missing. Here each row's cells become what a
+table had that was read for training: ``NaN`` for ``null``, ``None`` where the model was fitted
+with that. A row's cells come out the same whatever its batch mates hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sheaf_dagster.backends.fitted import FittedColumn
+
+__all__ = ["array_of", "frame_of"]
+
+_EXACT = 2**53
+"""Up to here each integer is a float of 64 bits, too."""
+
+_PLAIN = FittedColumn()
+
+
+def frame_of(
+    rows: Sequence[Sequence[Any]],
+    names: Sequence[str],
+    known: Mapping[int, FittedColumn] | None = None,
+) -> Any:
+    """A pandas data frame of some rows.
+
+    Args:
+        rows: One list of JSON values a row, in the order of the columns.
+        names: The columns.
+        known: What the model knows of columns, by position.
+    """
+    import pandas as pd
+
+    fitted = known or {}
+    columns = [_column([row[i] for row in rows], fitted.get(i, _PLAIN)) for i in range(len(names))]
+    frame = pd.DataFrame(dict(enumerate(columns)), index=range(len(rows)))
+    return frame.set_axis(list(names), axis="columns")
+
+
+def array_of(rows: Sequence[Sequence[Any]], known: Mapping[int, FittedColumn] | None = None) -> Any:
+    """A numpy array of some rows: of floats, or of objects where one column isn't of numbers.
+
+    Args:
+        rows: One list of JSON values a row, all of one length.
+        known: What the model knows of columns, by position.
+    """
+    import numpy as np
+
+    fitted = known or {}
+    objects = any(c.objects or c.none for c in fitted.values()) or not all(
+        _is_number(v) for row in rows for v in row
+    )
+    none = {i for i, c in fitted.items() if c.none}
+    filled = [
+        [np.nan if v is None and i not in none else v for i, v in enumerate(row)] for row in rows
+    ]
+    if not objects:
+        return np.array(filled, dtype=np.float64)
+    table = np.empty((len(rows), len(rows[0])), dtype=object)
+    for i, values in enumerate(filled):
+        for j, value in enumerate(values):  # one by one: a list may be a cell
+            table[i, j] = value
+    return table
+
+
+def _column(values: list[Any], fitted: FittedColumn) -> Any:
+    import numpy as np
+    import pandas as pd
+
+    filled = [np.nan if v is None and not fitted.none else v for v in values]
+    if fitted.objects or fitted.none or _loses(filled):
+        return pd.Series(filled, dtype=object)
+    return pd.Series(filled)
+
+
+def _loses(values: list[Any]) -> bool:
+    """Whether a column of floats would change an integer of these."""
+    return any(isinstance(v, float) for v in values) and any(
+        isinstance(v, int) and abs(v) > _EXACT for v in values
+    )
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, int):
+        return abs(value) <= _EXACT
+    return value is None or isinstance(value, float)

@@ -1,0 +1,311 @@
+"""Missing values, wide integers and columns: as the estimator answers to a frame made by hand."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from uuid import UUID
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import BaseEstimator
+from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestClassifier
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.multioutput import ClassifierChain, MultiOutputClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder
+
+from sheaf_dagster.backends.sklearn import SklearnBackend
+from sheaf_dagster.contracts import FeaturesRequest
+
+pytestmark = pytest.mark.model
+
+WIDE = 2**53
+
+
+def row(i: int, features, **fields) -> FeaturesRequest:
+    return FeaturesRequest(request_id=UUID(int=i + 1), model_name="m", features=features, **fields)
+
+
+def load(estimator, tmp_path) -> SklearnBackend:
+    joblib.dump(estimator, tmp_path / "m.joblib")
+    backend = SklearnBackend(str(tmp_path / "m.joblib"), allow_pickle=True)
+    backend.load()
+    return backend
+
+
+def predictions(backend, rows) -> list:
+    return [a.prediction for a in backend.batch_predict([row(i, r) for i, r in enumerate(rows)])]
+
+
+def plans(missing) -> tuple[pd.DataFrame, np.ndarray]:
+    """A text, a number, a flag and a wide integer, each with gaps but the last."""
+    n = 36
+    plan = [("basic", "pro", missing)[i % 3] for i in range(n)]
+    table = pd.DataFrame(
+        {
+            "plan": pd.Series(plan, dtype=object),
+            "seats": [float(i % 7) if i % 5 else np.nan for i in range(n)],
+            "trial": pd.Series([(True, False, missing)[i % 3] for i in range(n)], dtype=object),
+            "account": [WIDE + i % 3 for i in range(n)],
+        }
+    )
+    by_plan = {"basic": 0.0, "pro": 20.0}
+    cost = [by_plan.get(p, 70.0) + 3 * (i % 7) for i, p in enumerate(plan)]
+    return table, np.array(cost)
+
+
+def encode() -> OneHotEncoder:
+    return OneHotEncoder(handle_unknown="ignore")
+
+
+def by_names() -> list:
+    numbers = (SimpleImputer(strategy="mean"), ["seats"])
+    texts = ["plan", "trial", "account"]
+    chained = make_pipeline(SimpleImputer(strategy="most_frequent"), encode())
+    return [
+        make_pipeline(make_column_transformer((encode(), texts), numbers), LinearRegression()),
+        make_pipeline(
+            make_column_transformer(
+                (encode(), make_column_selector(dtype_include=object)), numbers
+            ),
+            LinearRegression(),
+        ),
+        GridSearchCV(
+            make_pipeline(
+                make_column_transformer((chained, ["plan"]), (encode(), slice(2, 4)), numbers),
+                LinearRegression(),
+            ),
+            {"linearregression__fit_intercept": [True]},
+            cv=2,
+        ),
+    ]
+
+
+@pytest.mark.parametrize("missing", [np.nan, None])
+@pytest.mark.parametrize("which", range(3))
+def test_null_is_what_the_estimator_was_fitted_with_for_a_missing_value(missing, which, tmp_path):
+    table, cost = plans(missing)
+    estimator = by_names()[which].fit(table, cost)
+    backend = load(estimator, tmp_path)
+    rows = [
+        {"plan": None, "seats": 2, "trial": True, "account": WIDE + 1},
+        {"plan": "pro", "seats": None, "trial": None, "account": WIDE},
+        {"plan": None, "seats": None, "trial": None, "account": WIDE + 2},
+        {"plan": "basic", "seats": 1.5, "trial": False, "account": WIDE + 1},
+    ]
+    text = {"plan": object, "trial": object}
+    by_hand = pd.DataFrame(
+        [{k: missing if v is None and k in text else v for k, v in r.items()} for r in rows]
+    ).astype({**text, "seats": float})
+
+    expected = estimator.predict(by_hand)
+
+    assert len({round(v, 3) for v in expected}) == len(rows)
+    np.testing.assert_allclose(predictions(backend, rows), expected)
+    for i, one in enumerate(rows):
+        np.testing.assert_allclose(predictions(backend, [one]), expected[i : i + 1])
+
+
+@pytest.mark.parametrize("missing", [np.nan, None])
+def test_lists_have_missing_values_too(missing, tmp_path):
+    table, cost = plans(missing)
+    values = np.array(table[["plan", "seats"]].to_numpy(), dtype=object)
+    estimator = make_pipeline(
+        make_column_transformer((encode(), [0]), (SimpleImputer(), [1])), LinearRegression()
+    ).fit(values, cost)
+    backend = load(estimator, tmp_path)
+    rows = [[None, 2], ["pro", None], [None, None]]
+
+    by_hand = np.array([[missing, 2], ["pro", np.nan], [missing, np.nan]], dtype=object)
+
+    np.testing.assert_allclose(predictions(backend, rows), estimator.predict(by_hand))
+    np.testing.assert_allclose(predictions(backend, rows[:1]), estimator.predict(by_hand[:1]))
+
+
+def test_a_gap_among_numbers_stays_a_number(tmp_path):
+    """A function that knows numbers only must not meet objects where a batch has none but gaps."""
+    table = pd.DataFrame({"seats": [1.0, 2, np.nan, 4]})
+    estimator = make_pipeline(
+        FunctionTransformer(np.log1p), SimpleImputer(), LinearRegression()
+    ).fit(table, [1.0, 2, 3, 4])
+    backend = load(estimator, tmp_path)
+
+    found = predictions(backend, [{"seats": None}])
+
+    np.testing.assert_allclose(found, estimator.predict(pd.DataFrame({"seats": [np.nan]})))
+
+
+def test_categories_of_a_boosted_tree_may_be_missing(tmp_path):
+    table, cost = plans(np.nan)
+    table = table[["plan", "seats"]].astype({"plan": "category"})
+    estimator = HistGradientBoostingRegressor(min_samples_leaf=2).fit(table, cost)
+    backend = load(estimator, tmp_path)
+    plan = pd.Categorical([None, "pro", "basic"], categories=table["plan"].cat.categories)
+
+    expected = estimator.predict(pd.DataFrame({"plan": plan, "seats": [2, np.nan, 1]}))
+
+    rows = [
+        {"plan": None, "seats": 2},
+        {"plan": "pro", "seats": None},
+        {"plan": "basic", "seats": 1},
+    ]
+    np.testing.assert_allclose(predictions(backend, rows), expected)
+    np.testing.assert_allclose(predictions(backend, rows[:1]), expected[:1])
+
+
+def test_integers_beyond_53_bits_and_dates_reach_the_encoder_as_they_are(tmp_path):
+    table = pd.DataFrame(
+        {
+            "id": [WIDE, WIDE + 1, WIDE + 2, WIDE + 3],
+            "day": ["2024-05-01", "2024-05-02", "2024-05-01", "2024-05-03"],
+        }
+    )
+    estimator = make_pipeline(OrdinalEncoder(), LinearRegression(fit_intercept=False))
+    estimator.fit(table, [0.0, 1.5, 2.0, 4.0])
+    backend = load(estimator, tmp_path)
+    gaps = pd.DataFrame({"id": [WIDE + 1, WIDE, np.nan]}, dtype=object)
+    encoder = make_pipeline(OrdinalEncoder(encoded_missing_value=-1), Column()).fit(gaps, [1, 2, 3])
+
+    assert predictions(backend, table.to_dict("records")) == pytest.approx(estimator.predict(table))
+    # Beside a gap or a fraction, pandas would make floats of a column of integers.
+    found = predictions(load(encoder, tmp_path), [{"id": WIDE + 1}, {"id": None}, {"id": WIDE}])
+    assert found == [1, -1, 0]
+
+
+class Column(BaseEstimator):
+    """Gives the first column back."""
+
+    def __sklearn_is_fitted__(self):
+        return True
+
+    def fit(self, x, y):
+        return self
+
+    def predict(self, x):
+        return np.asarray(x)[:, 0]
+
+
+def labels() -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(60, 3))
+    return x, np.column_stack(
+        [np.where(x[:, 0] > 0, "up", "down"), np.where(x[:, 1] > 0, "a", "b")]
+    )
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [MultiOutputClassifier(LogisticRegression()), RandomForestClassifier(5, random_state=0)],
+)
+def test_each_of_several_outputs_has_its_probabilities(estimator, tmp_path):
+    x, y = labels()
+    backend = load(estimator.fit(x, y), tmp_path)
+    asked = [row(i, v.tolist(), output_mode="probabilities") for i, v in enumerate(x[:5])]
+
+    answers = backend.batch_predict(asked)
+
+    assert [a.prediction for a in answers] == estimator.predict(x[:5]).tolist()
+    for output, expected in enumerate(estimator.predict_proba(x[:5])):
+        keys = ("down", "up") if output == 0 else ("a", "b")
+        assert [list(a.probabilities[output]) for a in answers] == [list(keys)] * 5
+        found = [list(a.probabilities[output].values()) for a in answers]
+        np.testing.assert_allclose(found, expected)
+    again = type(answers[0]).model_validate_json(answers[0].model_dump_json())
+    assert again.probabilities == answers[0].probabilities
+
+
+def test_a_chain_and_one_against_the_rest_answer_each_label(tmp_path):
+    x, y = labels()
+    flags = (y == ["up", "a"]).astype(int)
+    asked = [row(i, v.tolist(), output_mode="probabilities") for i, v in enumerate(x[:4])]
+    chain = ClassifierChain(LogisticRegression()).fit(x, flags)
+    from scipy.sparse import csr_matrix
+
+    sparse = OneVsRestClassifier(LogisticRegression()).fit(x, csr_matrix(flags))
+
+    chained = load(chain, tmp_path).batch_predict(asked)
+    several = load(sparse, tmp_path).batch_predict(asked)
+
+    expected = chain.predict_proba(x[:4])
+    found = [[output["1"] for output in a.probabilities] for a in chained]
+    np.testing.assert_allclose(found, expected)
+    found = [[a.probabilities["0"], a.probabilities["1"]] for a in several]
+    np.testing.assert_allclose(found, sparse.predict_proba(x[:4]))
+    assert [a.prediction for a in several] == sparse.predict(x[:4]).toarray().tolist()
+
+
+def test_each_of_several_outputs_has_its_quantiles(tmp_path):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(20, 2))
+    estimator = GaussianProcessRegressor(alpha=0.1).fit(x, x * [1, 5])
+    asked = row(0, [0.5, 1.0], output_mode="quantiles", quantile_levels=[0.5, 0.9])
+
+    (answer,) = load(estimator, tmp_path).batch_predict([asked])
+
+    mean, std = estimator.predict([[0.5, 1.0]], return_std=True)
+    np.testing.assert_allclose(answer.quantiles["0.5"], mean[0])
+    np.testing.assert_allclose(answer.quantiles["0.9"], mean[0] + 1.2815516 * std[0])
+
+
+class Frames:
+    """Answers with whatever it was given."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def predict(self, x):
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (pd.DataFrame({"a": [1, 2], "b": ["x", None]}), [{"a": 1, "b": "x"}, {"a": 2, "b": None}]),
+        (pd.Series([WIDE + 1, 2], index=[7, 3]), [WIDE + 1, 2]),
+        (np.array(["2024-05-01T10:30", "NaT"], dtype="M8[ns]"), ["2024-05-01T10:30:00", None]),
+        (np.array(["2024-05-01", "NaT"], dtype="M8[D]"), ["2024-05-01", None]),
+        (pd.Series(pd.to_datetime(["2024-05-01", None])), ["2024-05-01T00:00:00", None]),
+        (np.array([True, False]), [True, False]),
+        ({"a": np.array([1.5, 2]), "b": ["x", "y"]}, [{"a": 1.5, "b": "x"}, {"a": 2.0, "b": "y"}]),
+    ],
+)
+def test_whatever_a_model_answers_with_is_one_value_a_row(answer, expected, tmp_path):
+    found = predictions(load(Frames(answer), tmp_path), [[1.0], [2.0]])
+
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (np.array([1.0]), "1 answers for 2 rows"),
+        (pd.DataFrame([[1, 2], [3, 4]], columns=["a", "a"]), "several columns named a"),
+        ("up", "must give one answer a row"),
+    ],
+)
+def test_an_answer_that_is_not_one_a_row_is_refused(answer, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        predictions(load(Frames(answer), tmp_path), [[1.0], [2.0]])
+
+
+@pytest.mark.parametrize("rows", permutations([[1.0, "a"], [None, None], [WIDE + 1, "b"]]))
+def test_a_list_becomes_the_same_whatever_its_mates(rows, tmp_path):
+    backend = load(Show(), tmp_path)
+
+    together = predictions(backend, rows)
+
+    assert together == [predictions(backend, [r])[0] for r in rows]
+
+
+class Show:
+    """Says what it was given."""
+
+    def predict(self, x):
+        return [repr([v if isinstance(v, str) else float(v) for v in r]) for r in x]
