@@ -9,8 +9,10 @@ import socket
 import struct
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
 from urllib.parse import urlsplit
 
 KINDS = ("500", "503", "reset", "lost answer", "stall", "truncated", "error in a 200")
@@ -20,6 +22,7 @@ _BODIES = {
     "500": (500, _ERROR.format("InternalError", "We encountered an internal error.")),
     "503": (503, _ERROR.format("SlowDown", "Please reduce your request rate.")),
     "expired": (400, _ERROR.format("ExpiredToken", "The provided token has expired.")),
+    "501": (501, _ERROR.format("NotImplemented", "A header implies what is not implemented.")),
     "error in a 200": (200, _ERROR.format("InternalError", "We encountered an internal error.")),
 }
 
@@ -36,6 +39,13 @@ class Faults:
     times: int | None = None
     """How many requests fail of each pick."""
     stall_seconds: float = 3.0
+    meanwhile: Callable[[], object] = lambda: None
+    """What others do at that moment: before a request that is "raced" is carried out, and after
+    one whose answer is lost."""
+    conditions: Literal["heeded", "ignored", "refused", "refused on DELETE"] = "heeded"
+    """What the store makes of ``If-Match`` and ``If-None-Match``."""
+    change: Callable[[str, bytes], bytes] = lambda _, body: body
+    """What the store makes of its answer to ``METHOD /path?query``."""
     seen: Counter = field(default_factory=Counter)
     hit: Counter = field(default_factory=Counter)
     requests: int = 0
@@ -92,17 +102,24 @@ class FaultyProxy:
                     outer._stopped.wait(faults.stall_seconds)
                     self._reset()
                     return
+                conditional = set(self.headers) & {"If-Match", "If-None-Match"}
+                refused = ("refused", f"refused on {self.command}")
+                if conditional and faults.conditions in refused:
+                    kind = "501"
                 if kind in _BODIES:
                     status, text = _BODIES[kind]
                     self._answer(status, [], text.encode())
                     return
+                if kind == "raced":
+                    faults.meanwhile()
                 upstream = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
                 try:
                     upstream.putrequest(
                         self.command, self.path, skip_host=True, skip_accept_encoding=True
                     )
                     for name, value in self.headers.items():
-                        upstream.putheader(name, value)
+                        if not (faults.conditions == "ignored" and name in conditional):
+                            upstream.putheader(name, value)
                     upstream.endheaders(body)
                     answer = upstream.getresponse()
                     data = answer.read()
@@ -111,8 +128,12 @@ class FaultyProxy:
                 finally:
                     upstream.close()
                 if kind == "lost answer":
+                    faults.meanwhile()
                     self._reset()
                     return
+                changed = faults.change(f"{self.command} {self.path}", data)
+                if changed != data:
+                    data, length = changed, len(changed)
                 self._answer(answer.status, headers, data, length, cut=kind == "truncated")
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _handle

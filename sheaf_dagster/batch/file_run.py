@@ -33,6 +33,7 @@ from sheaf_dagster.errors import (
 )
 from sheaf_dagster.storage import (
     Chunk,
+    HeldSink,
     Location,
     Part,
     ScannedSource,
@@ -145,6 +146,7 @@ class FileTask:
         self.context = context
         self.started = time.perf_counter()
         self.sink = Sink(Location.of(spec.sink, spec.storage_options))
+        self._held: HeldSink | None = None
         self.parts: dict[int, Part] = {}
         self.resumed_rows = 0
         self.rows = 0
@@ -182,28 +184,28 @@ class FileTask:
         report.seconds = time.perf_counter() - self.started
         self._validation = report
         if not report.ok:
-            self.sink.discard()
+            if self._held is not None:
+                self._held.discard()
             raise InputValidationError(report.summary(), report)
         if report.unknown_fields:
             log.warning("%s: %s", report.source, report.unknown_summary())
         self.fingerprint = job_fingerprint(self.context, self.spec, source.digest)
-        if not self.sink.held:
-            self.sink.prepare()
-        found = self.sink.open_run(self.fingerprint, resume=self.spec.resume)
+        held = self._hold()
+        found = held.open_run(self.fingerprint, resume=self.spec.resume)
         by_index = {c.index: c for c in self._chunks}
         self.parts = {
             i: p for i, p in found.items() if i in by_index and by_index[i].rows == p.rows
         }
         self._models = {p.model for p in self.parts.values()}
         if len(self._models) > 1:  # that run was killed before it could refuse them
-            self.sink.open_run(self.fingerprint, resume=False)
+            held.open_run(self.fingerprint, resume=False)
             self.parts, self._models = {}, set()
         self.resumed_rows = self.rows_done
         job = FileJob(
             id=self.id,
             texts=tuple(f.text for f in source.files),
             names=tuple(f.stored.uri for f in source.files),
-            store=self.sink.parts(self.fingerprint),
+            store=held.store,
             batch_size=None if self.spec.batch_size == "auto" else self.spec.batch_size,
             on_error=self.spec.on_error,
             bucket_by=self.spec.bucket_by,
@@ -212,6 +214,11 @@ class FileTask:
         )
         return job, [c for c in self._chunks if c.index not in self.parts]
 
+    def _hold(self) -> HeldSink:
+        if self._held is None:
+            self._held = self.sink.hold()
+        return self._held
+
     def _scan(self, stop: threading.Event | None) -> ScannedSource:
         locations = [Location.of(uri, self.spec.storage_options) for uri in self.spec.sources]
         spool = None
@@ -219,8 +226,7 @@ class FileTask:
             # Unpacked copies lie beside the sink, where every worker can read them.
             for location in locations:
                 location.require_state()
-            self.sink.prepare()
-            spool = self.sink.spool()
+            spool = self._hold().spool()
         return scan_source(
             locations,
             self.spec.layout_rows,
@@ -260,7 +266,7 @@ class FileTask:
             size += part.size
         self._joined += len(ready)
         if ready and self._joined < len(self._chunks):  # the last ones are the commit's
-            self.sink.join_ahead(self.sink.parts(self.fingerprint), ready)
+            self._hold().join_ahead(ready)
 
     def _require_one_model(self, part: Part, worker: str) -> None:
         """An output isn't put together from the answers of different weights."""
@@ -283,7 +289,7 @@ class FileTask:
         assert self._source is not None and self._validation is not None
         self._source.check_unchanged()
         parts = [self.parts[c.index] for c in self._chunks]
-        size = self.sink.commit(self.sink.parts(self.fingerprint), parts)
+        size = self._hold().commit(parts)
         reports = self._reports
         predict_seconds = sum(r.predict_seconds for r in reports)
         return BatchResult(
@@ -323,9 +329,8 @@ class FileTask:
 
     def abandon(self) -> None:
         """Gives the sink free after a failure; finished parts stay if they may be resumed."""
-        if not self.may_resume:
-            self.sink.discard()
-        self.sink.release()
+        if self._held is not None:
+            self._held.release() if self.may_resume else self._held.discard()
 
 
 def _batch_size(spec: BatchSpec, reports: Sequence[ChunkReport]) -> int | None:

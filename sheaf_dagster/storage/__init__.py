@@ -6,7 +6,7 @@ from sheaf_dagster.storage.listing import FoundFile, list_files
 from sheaf_dagster.storage.location import FileState, Location
 from sheaf_dagster.storage.parts import Part, PartStore
 from sheaf_dagster.storage.reader import read_ranges
-from sheaf_dagster.storage.sink import Sink
+from sheaf_dagster.storage.sink import HeldSink, Sink
 from sheaf_dagster.storage.source import (
     ScannedSource,
     SourceFile,
@@ -18,6 +18,7 @@ __all__ = [
     "Chunk",
     "FileState",
     "FoundFile",
+    "HeldSink",
     "LineWriter",
     "Location",
     "Part",

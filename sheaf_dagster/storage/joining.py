@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from sheaf_dagster.errors import SheafError, SinkError
+from sheaf_dagster.errors import SheafError, SinkBusyError, SinkError
 from sheaf_dagster.storage.location import Location, describe
 from sheaf_dagster.storage.options import scrub
 
@@ -94,7 +95,11 @@ def _copies(part: int, start: int, end: int) -> Iterable[Extent]:
 
 
 def join(
-    target: Location, parts: Sequence[tuple[Location, int]], empty: bytes, aside: Location
+    target: Location,
+    parts: Sequence[tuple[Location, int]],
+    empty: bytes,
+    aside: Location,
+    prove: Callable[[], None],
 ) -> None:
     """Writes the parts, in order, as one object that appears when it is whole.
 
@@ -103,22 +108,25 @@ def join(
         parts: Each with its size in bytes.
         empty: What to write where there are no parts.
         aside: Folder in which a store that has folders puts the file together first.
+        prove: Raises where the target may no longer be written; asked last before it shows.
     """
     total = sum(size for _, size in parts)
     small = total <= ONE_PUT_BYTES
     if target.is_s3:
         small = small and all(size < MIN_PIECE for _, size in parts)
-        _S3Commit(target, total if parts else len(empty)).run(
+        _S3Commit(target, total if parts else len(empty), prove).run(
             parts, None if not small else _fetch_all(parts) or empty
         )
     elif target.has_folders:  # sftp, hdfs, smb …: files show while they are written
         whole = aside.child("joined.tmp")
-        _stream(whole, parts, empty)
+        _stream(whole, parts, empty, prove)
         target.fs.mv(whole.path, target.path)
     elif small:
-        target.write(_fetch_all(parts) or empty)
+        data = _fetch_all(parts) or empty
+        prove()
+        target.write(data)
     else:
-        _stream(target, parts, b"")
+        _stream(target, parts, b"", prove)
 
 
 def _fetch_all(parts: Sequence[tuple[Location, int]]) -> bytes:
@@ -126,7 +134,12 @@ def _fetch_all(parts: Sequence[tuple[Location, int]]) -> bytes:
         return b"".join(pool.map(lambda p: p[0].read_range(0, p[1]), parts))
 
 
-def _stream(target: Location, parts: Sequence[tuple[Location, int]], empty: bytes) -> None:
+def _stream(
+    target: Location,
+    parts: Sequence[tuple[Location, int]],
+    empty: bytes,
+    prove: Callable[[], None],
+) -> None:
     # Object stores show the object when the upload is completed, at close.
     file = target.fs.open(target.path, "wb", block_size=ONE_PUT_BYTES)
     try:
@@ -134,6 +147,7 @@ def _stream(target: Location, parts: Sequence[tuple[Location, int]], empty: byte
             file.write(empty)
         for location, size in parts:
             file.write(location.read_range(0, size))
+        prove()
         file.close()
     except BaseException:
         # Left open, or closed by the garbage collector, it could still be completed.
@@ -153,18 +167,22 @@ class _S3Commit:
     whether it was carried out.
     """
 
-    def __init__(self, target: Location, size: int) -> None:
+    def __init__(self, target: Location, size: int, prove: Callable[[], None]) -> None:
         self._target = target
         self._size = size
+        self._prove = prove
         self._bucket, self._key, _ = target.fs.split_path(target.path)
         self._mark = uuid.uuid4().hex
 
     def run(self, parts: Sequence[tuple[Location, int]], data: bytes | None) -> None:
         try:
             if data is not None:
+                self._prove()
                 self._call("put_object", Body=data, Metadata={_MARK: self._mark})
             else:
                 self._upload(parts)
+        except SinkBusyError:
+            raise
         except Exception as e:
             if not self._carried_out(e):
                 raise
@@ -178,7 +196,7 @@ class _S3Commit:
         return self._target.remote(method, call)
 
     def _upload(self, parts: Sequence[tuple[Location, int]]) -> None:
-        abort_uploads(self._target, exact=True)  # of runs that were killed here
+        abort_uploads(self._target, self._prove, exact=True)  # of runs that were killed here
         pieces = plan_pieces([size for _, size in parts])
         upload = self._call("create_multipart_upload", Metadata={_MARK: self._mark})["UploadId"]
         try:
@@ -193,6 +211,7 @@ class _S3Commit:
                 except BaseException:
                     pool.shutdown(wait=True, cancel_futures=True)
                     raise
+            self._prove()
             done = [{"PartNumber": n, "ETag": etag} for n, etag in enumerate(etags, 1)]
             self._call(
                 "complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": done}
@@ -202,7 +221,8 @@ class _S3Commit:
                 self._call("abort_multipart_upload", UploadId=upload)
             raise
         finally:
-            abort_uploads(self._target, exact=True)  # begun by requests whose answer was lost
+            # Begun by requests whose answer was lost.
+            abort_uploads(self._target, self._prove, exact=True)
 
     def _piece(
         self, upload: str, number: int, piece: list[Extent], parts: Sequence[tuple[Location, int]]
@@ -238,13 +258,14 @@ class _S3Commit:
         return mine and int(found.get("ContentLength", -1)) == self._size
 
 
-def abort_uploads(location: Location, *, exact: bool = False) -> None:
+def abort_uploads(location: Location, prove: Callable[[], None], *, exact: bool = False) -> None:
     """Aborts multipart uploads that were begun and never completed, where S3 lets us look.
 
-    They are invisible but cost storage. Only the holder of a sink may call this.
+    They are invisible but cost storage.
 
     Args:
         location: The object, or the folder below which to look.
+        prove: Raises where another job may have begun them; asked before they are aborted.
         exact: Only this object.
     """
     if not location.is_s3:
@@ -253,16 +274,29 @@ def abort_uploads(location: Location, *, exact: bool = False) -> None:
     bucket, key, _ = fs.split_path(location.path)
     prefix = key if exact else key.rstrip("/") + "/"
     try:
-        listed = location.remote(
-            "list_multipart_uploads",
-            lambda: fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix),
-        )
-        for upload in listed.get("Uploads") or ():
-            if not exact or upload["Key"] == key:
+        for page in _pages_of_uploads(location, bucket, prefix):
+            found = [u for u in page if not exact or u["Key"] == key]
+            if found:
+                prove()
+            for upload in found:
                 location.remote("abort", lambda u=upload: _abort(fs, bucket, u))  # type: ignore[misc]
     except (OSError, SheafError) as e:
-        # Without the permission to list them a lifecycle rule of the bucket does it.
-        log.debug("%s: unfinished uploads not listed: %s", location.uri, describe(e))
+        # Without the permission to list them a lifecycle rule of the bucket does it; and whoever
+        # holds the sink now does it, too.
+        log.debug("%s: unfinished uploads left: %s", location.uri, describe(e))
+
+
+def _pages_of_uploads(
+    location: Location, bucket: str, prefix: str
+) -> Iterator[list[dict[str, Any]]]:
+    where = {"Bucket": bucket, "Prefix": prefix}
+    while True:
+        call = partial(location.fs.call_s3, "list_multipart_uploads", **where)
+        page = location.remote("list_multipart_uploads", call)
+        yield page.get("Uploads") or []
+        if not page.get("IsTruncated"):
+            return
+        where |= {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
 
 def _abort(fs: Any, bucket: str, upload: dict[str, Any]) -> None:

@@ -1,12 +1,20 @@
 """One job at a time on a sink of a remote store, where there are no file locks.
 
-The lock is a small object beside the sink, made by a request that fails where it exists
-already. Its holder renews it; a job that finds it watches whether it still changes. So a
-running job is told from a killed one without trusting any clock but one's own.
+The lock is a small object beside the sink. It is made where there is none, and each further write
+replaces the version that its holder wrote last (``marker.py``), so that nobody's lock is ever
+written over unseen. Its holder renews it; a job that finds it watches whether it still changes.
+So a running job is told from a killed one without trusting any clock but one's own. ::
 
-What it can't do: a holder that is cut off from the store for longer than ``STALE_SECONDS``
-loses the sink to the next job. It notices before it commits, and gives way. Between that look
-and the commit there is a moment in which both could commit; each would commit a whole output.
+    free ── create ──> held ── replace, every BEAT_SECONDS ──> held ── remove ──> free
+                        │
+                        └─ unchanged for STALE_SECONDS ── replace by another job ──> theirs: lost
+
+A holder that is cut off from the store for longer than ``STALE_SECONDS`` loses the sink to the
+next job. It can't miss that: each destructive step is preceded by a write of the lock
+(``Lease.prove``), which fails once the lock is another's.
+
+On a store that doesn't compare and swap, two jobs that take a stale lock in the same half second
+may both believe that they have it, until the next write of either shows who does.
 """
 
 from __future__ import annotations
@@ -23,41 +31,34 @@ from contextlib import suppress
 from typing import Any
 
 from sheaf_dagster.errors import SinkBusyError
-from sheaf_dagster.storage.location import Location
+from sheaf_dagster.storage.marker import Marker, Stored
 
 __all__ = ["Lease"]
 
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 10.0
-"""How often a holder renews its lock."""
+"""How often a holder renews its lock, and how long a renewal may take."""
 
 STALE_SECONDS = 45.0
 """A lock that hasn't changed for this long belongs to nobody any more."""
 
 WATCH_SECONDS = 1.0
 SETTLE_SECONDS = 0.5
-"""After taking a stale lock over: another job that saw it stale too has written by then."""
-
-_dead: set[str] = set()
-"""Names of processes one of whose locks has gone stale here: those of their other locks aren't
-waited for again. A process that lives on takes another name when it learns of it."""
+"""Only where the store doesn't compare and swap: another job that took the lock has written by
+then."""
 
 
-class _Identity:
-    """The name of this process in its locks."""
+class _Process:
+    """This process, as its locks name it, and what it knows of others."""
 
     def __init__(self) -> None:
         self.name = uuid.uuid4().hex
-        self._former: set[str] = set()
-
-    def change(self) -> None:
-        """Takes another name: under this one others hold the process for dead."""
-        self._former.add(self.name)
-        self.name = uuid.uuid4().hex
-
-    def is_ours(self, name: object) -> bool:
-        return name == self.name or name in self._former
+        self.leases: set[str] = set()
+        """Locks that are held here."""
+        self.silent: dict[str, float] = {}
+        """Processes one of whose locks has gone stale: the time, on their own clock, up to which
+        they are known to have lived. Their other locks aren't waited for again."""
 
 
 class Lease:
@@ -68,13 +69,19 @@ class Lease:
         what: Names the sink in messages.
     """
 
-    def __init__(self, marker: Location, what: str) -> None:
+    def __init__(self, marker: Marker, what: str) -> None:
         self._marker = marker
         self._what = what
         self.id = uuid.uuid4().hex
         self._beat = 0
         self._guard = threading.Lock()
-        self._held = False
+        self._version: str | None = None
+        self._ended = threading.Event()
+
+    @property
+    def held(self) -> bool:
+        """Whether it is ours, as far as we have heard."""
+        return self._version is not None
 
     def take(self) -> None:
         """Takes the lock, at once or after a killed holder's has gone stale.
@@ -82,119 +89,157 @@ class Lease:
         Raises:
             SinkBusyError: A running job holds it.
         """
-        _renewer.add(self)  # known as alive before its lock can be seen
+        _process.leases.add(self.id)  # known as alive before its lock can be seen
         try:
-            self._take()
+            self._version = self._take()
         except BaseException:
-            _renewer.remove(self)
+            _process.leases.discard(self.id)
             raise
-        self._held = True
+        # A thread each: a request that hangs holds up no other lock.
+        threading.Thread(target=self._renew, daemon=True, name="sheaf-lease").start()
 
-    def _take(self) -> None:
-        seen: dict[str, Any] | None = None
-        seen_at = time.monotonic()
-        while not self._create():
-            found = self._read()
-            if found is None:
-                time.sleep(WATCH_SECONDS / 10)
-                continue
-            if found.get("lease") == self.id:
-                break  # made by a request whose answer was lost
-            if seen is None:
-                seen, seen_at = found, time.monotonic()
-            ours = _identity.is_ours(found.get("process"))
-            if found != seen or (ours and _renewer.holds(found.get("lease"))):
-                raise self._busy()
-            if ours or _is_dead(found):  # ours: the request that gave it back failed
-                self._take_over()
-                break
-            if time.monotonic() - seen_at >= STALE_SECONDS:
-                _dead.add(str(found.get("process")))
-                self._take_over()
-                break
-            time.sleep(WATCH_SECONDS)
-
-    def check(self) -> None:
-        """Makes sure that the lock is still ours.
+    def prove(self) -> None:
+        """Makes sure, by writing it, that the lock is ours at this moment.
 
         Raises:
             SinkBusyError: Another job has taken the sink over.
+            OSError: The store doesn't say.
         """
-        found = self._read()
-        if found is None or found.get("lease") != self.id:
-            self._lost()
-            raise SinkBusyError(
-                f"{self._what} was taken over by another job while this one could not reach the "
-                "store; its output stands. Run again if this one is wanted instead"
-            )
+        with self._guard:
+            if self._version is not None:
+                self._write(None)
+            if self._version is None:
+                raise SinkBusyError(
+                    f"{self._what} was taken over by another job while this one could not reach "
+                    "the store; its output stands. Run again if this one is wanted instead"
+                )
 
     def release(self) -> None:
         """Gives the lock back, if it is still ours."""
-        _renewer.remove(self)
-        with self._guard, suppress(Exception):  # it would go stale by itself
-            self._held = False
-            found = self._read()
-            if found is not None and found.get("lease") == self.id:
-                fs, path = self._marker.fs, self._marker.path
-                self._marker.remote("delete", lambda: fs.rm_file(path))
-
-    def renew(self) -> None:
-        """Shows that the holder lives."""
+        self._ended.set()
         with self._guard:
-            if not self._held:
+            with suppress(Exception):  # it would go stale by itself
+                if self._version is not None:
+                    self._write(None)  # from here on nobody takes it for stale
+                if self._version is not None:
+                    self._marker.remove(self._version)
+            self._lost()
+
+    def _renew(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            # A renewal that fails is made up by the next, or noticed when the hold is proven.
+            with self._guard, suppress(Exception):
+                if self._version is not None:
+                    self._write(BEAT_SECONDS)
+
+    def _write(self, timeout: float | None) -> None:
+        for _ in range(3):
+            self._beat += 1
+            assert self._version is not None
+            version = self._marker.replace(self._content(), self._version, timeout)
+            if version is not None:
+                self._version = version
                 return
-            found = self._read()
-            if found is None or found.get("lease") != self.id:
-                self._lost()
-            else:
-                self._beat += 1
-                self._marker.write(self._content())
+            found = self._marker.read()
+            if found is None or _told(found).get("lease") != self.id:
+                break
+            self._version = found.version  # a write of ours, whose answer was lost
+        self._lost()
 
     def _lost(self) -> None:
-        if self._held:
-            self._held = False
-            _identity.change()
+        self._version = None
+        self._ended.set()
+        _process.leases.discard(self.id)
+
+    def _take(self) -> str:
+        watched: Stored | None = None
+        since = 0.0
+        while True:
+            version = self._marker.create(self._content())
+            if version is None:
+                found = self._marker.read()
+                if found is None:
+                    time.sleep(WATCH_SECONDS / 10)
+                    continue
+                if _told(found).get("lease") == self.id:  # by a request whose answer was lost
+                    version = found.version
+                elif watched is None:
+                    watched, since = found, time.monotonic()
+                elif found.version != watched.version:
+                    raise self._busy()
+            if version is None:
+                assert found is not None
+                version = self._succeed(found, time.monotonic() - since)
+            if version is not None and self._is_settled(version):
+                return version
+            if version is None:
+                time.sleep(WATCH_SECONDS)
+
+    def _succeed(self, found: Stored, unchanged: float) -> str | None:
+        """Takes over the lock of a job that has ended; None where it may be running."""
+        told = _told(found)
+        if told.get("process") == _process.name:
+            if told.get("lease") in _process.leases:
+                raise self._busy()
+        elif not _has_ended(told):  # of our own process: the request that gave it back failed
+            if unchanged < STALE_SECONDS:
+                return None
+            if isinstance(at := told.get("at"), (int, float)):
+                _process.silent[str(told.get("process"))] = at
+        log.info("%s: taking over the lock of a job that has stopped", self._what)
+        return self._marker.replace(self._content(), found.version)
+
+    def _is_settled(self, version: str) -> bool:
+        if self._marker.exact:
+            return True
+        time.sleep(SETTLE_SECONDS * random.uniform(1.0, 1.5))  # noqa: S311
+        found = self._marker.read()
+        if found is None or found.version != version:
+            raise self._busy()
+        return True
 
     def _content(self) -> bytes:
         state = {
             "lease": self.id,
-            "process": _identity.name,
+            "process": _process.name,
             "host": _host(),
             "pid": os.getpid(),
             "beat": self._beat,
+            "at": time.monotonic(),
         }
         return json.dumps(state).encode()
-
-    def _create(self) -> bool:
-        fs, path, content = self._marker.fs, self._marker.path, self._content()
-        try:
-            self._marker.remote("create", lambda: fs.pipe_file(path, content, mode="create"))
-        except FileExistsError:
-            return False
-        return True
-
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            found = json.loads(self._marker.read())
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    def _take_over(self) -> None:
-        log.info("%s: taking over the lock of a job that has stopped", self._what)
-        self._marker.write(self._content())
-        time.sleep(SETTLE_SECONDS * random.uniform(1.0, 1.5))  # noqa: S311
-        found = self._read()
-        if found is None or found.get("lease") != self.id:
-            raise self._busy()
 
     def _busy(self) -> SinkBusyError:
         return SinkBusyError(
             f"{self._what} is being written by another job; wait until it has finished, or write "
             "to another sink"
         )
+
+
+def _told(found: Stored) -> dict[str, Any]:
+    """What a lock says of its holder; nothing where it is damaged."""
+    try:
+        told = json.loads(found.content)
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _has_ended(told: dict[str, Any]) -> bool:
+    """Whether a lock's holder is known to be gone, without waiting."""
+    at, silent = told.get("at"), _process.silent.get(str(told.get("process")))
+    if silent is not None and isinstance(at, (int, float)) and at <= silent + 2 * BEAT_SECONDS:
+        return True  # alive for longer, it would have renewed the lock that went stale, too
+    pid = told.get("pid")
+    if told.get("host") != _host() or not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _host() -> str:
@@ -207,71 +252,13 @@ def _host() -> str:
     return "|".join(parts)
 
 
-def _is_dead(found: dict[str, Any]) -> bool:
-    """Whether a lock's holder is known to be gone, without waiting."""
-    if found.get("process") in _dead:
-        return True
-    pid = found.get("pid")
-    if found.get("host") != _host() or not isinstance(pid, int):
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-class _Renewer:
-    """One thread that renews all locks of this process."""
-
-    def __init__(self) -> None:
-        self._leases: set[Lease] = set()
-        self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def add(self, lease: Lease) -> None:
-        with self._lock:
-            self._leases.add(lease)
-            if self._thread is None:
-                self._wake = threading.Event()
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._wake,), daemon=True, name="sheaf-lease"
-                )
-                self._thread.start()
-
-    def holds(self, id: object) -> bool:
-        with self._lock:
-            return any(lease.id == id for lease in self._leases)
-
-    def remove(self, lease: Lease) -> None:
-        with self._lock:
-            self._leases.discard(lease)
-            if not self._leases and self._thread is not None:
-                self._wake.set()
-                self._thread = None
-
-    def _run(self, stop: threading.Event) -> None:
-        while not stop.wait(BEAT_SECONDS):
-            with self._lock:
-                leases = list(self._leases)
-            for lease in leases:
-                # A renewal that fails is made up by the next, or noticed before the commit.
-                with suppress(Exception):
-                    lease.renew()
-
-
-_identity = _Identity()
-_renewer = _Renewer()
+_process = _Process()
 
 
 def _begin_anew() -> None:
-    """In a forked process: the locks are its parent's, and so is the thread that renews them."""
-    global _identity, _renewer
-    _identity = _Identity()
-    _renewer = _Renewer()
+    """In a forked process: the locks are its parent's, and so are the threads that renew them."""
+    global _process
+    _process = _Process()
 
 
 if hasattr(os, "register_at_fork"):

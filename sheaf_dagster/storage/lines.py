@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from types import TracebackType
 from typing import Protocol
 from uuid import uuid4
@@ -14,7 +13,7 @@ from sheaf_dagster.errors import SourceError
 from sheaf_dagster.storage.chunks import MAX_LINE_BYTES, split_rows
 from sheaf_dagster.storage.compression import codec_of, open_text
 from sheaf_dagster.storage.location import Location
-from sheaf_dagster.storage.parts import Part, PartStore
+from sheaf_dagster.storage.parts import Part
 from sheaf_dagster.storage.sink import Sink
 
 __all__ = ["LineWriter", "read_blocks", "read_lines"]
@@ -46,22 +45,19 @@ class LineWriter:
     def __init__(self, location: Location) -> None:
         self.rows = 0
         self.size = 0
-        self._sink = Sink(location)
-        self._store: PartStore | None = None
+        self._location = location
         self._parts: list[Part] = []
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._held_rows = 0
 
     def __enter__(self) -> Self:
-        self._sink.prepare()
-        name = uuid4().hex
+        self._target = Sink(self._location).hold()
         try:
-            self._sink.open_run(name, resume=False)
+            self._target.open_run(uuid4().hex, resume=False)
         except BaseException:
-            self._sink.release()
+            self._target.release()
             raise
-        self._store = self._sink.parts(name)
         return self
 
     def write(self, lines: bytes, rows: int) -> None:
@@ -74,9 +70,8 @@ class LineWriter:
             self._flush()
 
     def _flush(self) -> None:
-        assert self._store is not None
         self._parts.append(
-            self._store.write(
+            self._target.store.write(
                 len(self._parts),
                 b"".join(self._held),
                 rows=self._held_rows,
@@ -92,17 +87,14 @@ class LineWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._store is not None
-        try:
-            if error is None:
-                if self._held:
-                    self._flush()
-                self.size = self._sink.commit(self._store, self._parts)
-        finally:
-            if self._sink.held:  # nothing was committed
-                with suppress(Exception):
-                    self._sink.discard()
-                self._sink.release()
+        with self._target as target:
+            try:
+                if error is None:
+                    if self._held:
+                        self._flush()
+                    self.size = target.commit(self._parts)
+            finally:
+                target.discard()  # where nothing was committed
 
 
 class _Readable(Protocol):

@@ -8,7 +8,7 @@ import shutil
 import stat
 from contextlib import suppress
 
-__all__ = ["make_folder", "read_at", "remove_folder"]
+__all__ = ["make_folder", "read_at", "remove_folder", "sync_folder"]
 
 
 def make_folder(path: str) -> None:
@@ -66,3 +66,13 @@ def read_at(f: io.FileIO, start: int, length: int) -> bytes:
         pieces.append(piece)
         got += len(piece)
     return b"".join(pieces)
+
+
+def sync_folder(path: str) -> None:
+    """Sees that the names in a folder outlast a power loss, where its file system can."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

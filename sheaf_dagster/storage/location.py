@@ -34,8 +34,15 @@ T = TypeVar("T")
 _WITHOUT_FOLDERS = S3_PROTOCOLS | {"gs", "gcs", "az", "abfs", "abfss", "memory"}
 """Object stores. Making a folder there would at best do nothing, at worst make a bucket."""
 
+_BETWEEN_QUESTIONS = 256
+"""Files that are deleted between two proofs that they may be."""
+
 _AT_A_TIME = 16
 """Requests under way where one file each has to be deleted."""
+
+
+def _always() -> None:
+    """It may."""
 
 
 @dataclass(frozen=True)
@@ -340,16 +347,22 @@ class Location:
         fs.invalidate_cache(path)
         return self.remote("list", lambda: list(fs.find(path)))
 
-    def remove_tree(self, keep: tuple[str, ...] = ()) -> None:
+    def remove_tree(
+        self, keep: tuple[str, ...] = (), allowed: Callable[[], None] = _always
+    ) -> None:
         """Removes this folder and all below it; no error where there is nothing.
 
         Args:
             keep: What stays: starts of names below it; those of folders end in a slash.
+            allowed: Asked before anything is removed, and again after every few hundred files;
+                raises where it may not be.
         """
         if self.is_local:
-            remove_folder(self.uri, keep)
+            if os.path.exists(self.uri):
+                allowed()
+                remove_folder(self.uri, keep)
             return
-        fs, path = self.fs, self.path
+        fs = self.fs
 
         def remove(found: str) -> None:
             # One by one and by exact name: fs.rm takes *, ? and [ in a name for a pattern, and
@@ -357,17 +370,32 @@ class Location:
             with suppress(FileNotFoundError):
                 self.remote("delete", lambda: fs.rm_file(found))
 
-        root = path.strip("/") + "/"
-        found = [
-            name
-            for name in self.find_all()
-            if not (keep and name.strip("/").removeprefix(root).startswith(keep))
-        ]
+        root = self.path.strip("/") + "/"
+
+        def goes(name: str) -> bool:
+            return not (keep and name.lstrip("/").removeprefix(root).startswith(keep))
+
+        found = [name for name in self.find_all() if goes(name)]
         with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="sheaf-delete") as pool:
-            list(pool.map(remove, found))
-        if not keep and self.has_folders:
-            with suppress(FileNotFoundError):
-                fs.rm(glob.escape(path), recursive=True)
+            for at in range(0, len(found), _BETWEEN_QUESTIONS):
+                allowed()
+                list(pool.map(remove, found[at : at + _BETWEEN_QUESTIONS]))
+        if self.has_folders:
+            self._remove_folders(goes, keep)
+
+    def _remove_folders(self, goes: Callable[[str], bool], keep: tuple[str, ...]) -> None:
+        with suppress(FileNotFoundError):
+            for entry in self.fs.ls(self.path, detail=True):
+                if entry["type"] == "directory" and goes(f"{entry['name']}/"):
+                    self.fs.rm(glob.escape(entry["name"]), recursive=True)
+            if not keep:
+                self.fs.rmdir(self.path)
+
+    def remove_if_empty(self) -> None:
+        """Removes this folder, where the store has folders and nothing is in it."""
+        if self.has_folders:
+            with suppress(Exception):
+                os.rmdir(self.uri) if self.is_local else self.fs.rmdir(self.path)
 
 
 def state_of(info: dict[str, Any]) -> FileState:

@@ -7,9 +7,9 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["ShortReadError", "is_transient", "retried"]
+__all__ = ["ShortReadError", "code_of", "is_transient", "retried", "status_of"]
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ _TRANSIENT_NAMES = frozenset(
 _TRANSIENT_CODES = frozenset(
     {
         "BadDigest",
+        "ConditionalRequestConflict",
         "IncompleteBody",
         "InternalError",
         "OperationAborted",
@@ -81,18 +82,31 @@ class ShortReadError(OSError):
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may well succeed in a moment."""
-    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
-    if isinstance(response, dict):
-        if response.get("Error", {}).get("Code") in _TRANSIENT_CODES:
-            return True
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if isinstance(status, int) and status >= 400:
-            return status == 429 or (status >= 500 and status != 501)
+    if code_of(error) in _TRANSIENT_CODES:
+        return True
+    if (status := status_of(error)) >= 400:
+        return status == 429 or (status >= 500 and status != 501)
     if isinstance(error, (ConnectionError, TimeoutError)):
         return True
     if any(c.__name__ in _TRANSIENT_NAMES for c in type(error).__mro__):
         return True
     return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status behind an error of S3's client; 0 where there is none."""
+    status = _response_of(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status if isinstance(status, int) else 0
+
+
+def code_of(error: BaseException) -> str:
+    """S3's own word for an error; empty where there is none."""
+    return str(_response_of(error).get("Error", {}).get("Code", ""))
+
+
+def _response_of(error: BaseException) -> dict[str, Any]:
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    return response if isinstance(response, dict) else {}
 
 
 def retried(call: Callable[[], T], what: str) -> T:

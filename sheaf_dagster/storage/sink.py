@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 
-from sheaf_dagster.errors import SinkBusyError, SinkError, SourceError, SpecError
+from typing_extensions import Self
+
+from sheaf_dagster.errors import SinkError, SourceError, SpecError
 from sheaf_dagster.protocols import version_in
 from sheaf_dagster.storage.compression import codec_of, compress
+from sheaf_dagster.storage.file_lock import FileLock
 from sheaf_dagster.storage.joining import abort_uploads, join
 from sheaf_dagster.storage.lease import Lease
+from sheaf_dagster.storage.local import sync_folder
 from sheaf_dagster.storage.local_join import LocalJoin
 from sheaf_dagster.storage.location import Location, describe, sink_errors
+from sheaf_dagster.storage.marker import marker_at
 from sheaf_dagster.storage.options import scrub
 from sheaf_dagster.storage.parts import Part, PartStore
 
-__all__ = ["Sink"]
+__all__ = ["HeldSink", "Sink"]
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +34,13 @@ class Sink:
     The folder is hidden beside the sink (``.<name>.sheaf``): on the same disk, so that the
     commit is a rename, and within reach of every worker that can reach the sink. It goes when
     the output is committed; after a kill it stays, for the rerun.
+
+    To write it is to hold it::
+
+        with Sink(location).hold() as held:
+            done = held.open_run(fingerprint, resume=True)
+            …                                  # held.store.write, held.join_ahead
+            held.commit(parts)                 # or held.discard()
     """
 
     def __init__(self, location: Location) -> None:
@@ -38,13 +51,8 @@ class Sink:
             )
         self.location = location
         self.aside = location.parent.child(f".{location.name}.sheaf")
-        self._lock: int | None = None
-        self._lease: Lease | None = None
-        self._run: Location | None = None
-        self._join: LocalJoin | None = None
-        self.held = False
 
-    def prepare(self) -> None:
+    def hold(self) -> HeldSink:
         """Makes the folder aside and takes the sink for this job.
 
         Raises:
@@ -55,77 +63,89 @@ class Sink:
         if self.location.is_local and os.path.isdir(self.location.uri):
             raise SinkError(f"{self.location.uri} is a directory; name a file")
         marker = self.aside.child("lock")
+        marker.make_parents()
+        lock: FileLock | Lease
         if self.location.is_local:
-            self._take_lock(marker)
+            lock = FileLock(marker.uri, self.location.uri)
         else:
-            marker.make_parents()
-            lease = Lease(marker, self.location.uri)
-            with sink_errors(self.location):
-                lease.take()
-            self._lease = lease
-        self.held = True
-
-    def _take_lock(self, marker: Location) -> None:
-        import fcntl
-
-        while True:
-            marker.make_parents()
-            with sink_errors(self.location):
-                try:
-                    fd = os.open(marker.uri, os.O_RDWR | os.O_CREAT, 0o644)
-                except FileNotFoundError:  # the last holder has just removed the folder
-                    continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(fd)
-                raise SinkBusyError(
-                    f"{self.location.uri} is being written by another job; wait until it has "
-                    "finished, or write to another sink"
-                ) from None
-            # The last holder may have removed the file between our open and our lock.
-            try:
-                same = os.stat(marker.uri).st_ino == os.fstat(fd).st_ino
-            except FileNotFoundError:
-                same = False
-            if same:
-                self._lock = fd
-                return
-            os.close(fd)
-
-    def release(self) -> None:
-        """Gives the sink free; parts stay for a rerun. Does nothing where another job holds it."""
-        self._let_go()
-        if not self.held:
-            return
-        with suppress(Exception):  # unpacked copies are made anew by every run
-            self.spool().remove_tree()
-        if self.aside.is_local and set(self.aside.list_names()) <= {"lock"}:
-            with suppress(OSError):
-                if not any(e.is_dir() for e in os.scandir(self.aside.uri)):
-                    os.unlink(self.aside.child("lock").uri)
-                    os.rmdir(self.aside.uri)
-        self._unlock()
-
-    def _unlock(self) -> None:
-        self.held = False
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-        if self._lease is not None:
-            self._lease.release()
-            self._lease = None
+            lock = Lease(marker_at(marker), self.location.uri)
+        with sink_errors(self.location):
+            lock.take()
+        return HeldSink(self, lock)
 
     def parts(self, fingerprint: str) -> PartStore:
         """The store of the parts of the job with this fingerprint."""
-        return PartStore(self._run_folder(fingerprint), codec_of(self.location.uri))
+        folder = self.aside.child(f"run-{fingerprint[:24]}")
+        return PartStore(folder, codec_of(self.location.uri))
+
+    def sweep(self, fingerprint: str) -> None:
+        """Removes parts that came after ``discard``, from workers that had not yet heard of it.
+
+        An object needs no folder to be put into; on a local disk the part would have none.
+        Where another job holds the sink by now, it removes them.
+        """
+        folder = self.parts(fingerprint).folder
+        if folder.is_local:
+            return
+        try:
+            if not folder.find_all() or "lock" in self.aside.list_names():
+                return
+            with self.hold() as held:
+                held.remove(folder)
+        except Exception as e:
+            self.say_left(e)
+
+    def say_left(self, error: Exception, but: str = "") -> None:
+        """Logs that something aside could not be removed."""
+        log.warning(
+            "%s%s could not be removed: %s; the next job on this sink does it",
+            but,
+            self.aside.uri,
+            scrub(describe(error), self.location.options),
+        )
+
+
+class HeldSink:
+    """A sink that this job holds: who holds none can neither write nor remove anything.
+
+    Each step that destroys is preceded by a proof that the sink is still held. Where it isn't, the
+    step raises ``SinkBusyError`` and leaves everything to the job that holds it now. ``commit``,
+    ``discard`` and ``release`` end the hold; after that they do nothing, and so does the end of
+    the ``with`` block, which is a ``release``.
+
+    Attributes:
+        store: Where the parts of this job lie, once ``open_run`` has made the place.
+    """
+
+    def __init__(self, sink: Sink, lock: FileLock | Lease) -> None:
+        self.sink = sink
+        self._lock = lock
+        self._join: LocalJoin | None = None
+        self._source = sink.aside.child(f"source-{uuid.uuid4().hex[:12]}")
+        self._unpacked = False
+        self._store: PartStore | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    @property
+    def held(self) -> bool:
+        """Whether the sink is held, as far as this process has heard."""
+        return self._lock.held
+
+    @property
+    def store(self) -> PartStore:
+        """Where this job's parts lie."""
+        assert self._store is not None, "open_run comes first"
+        return self._store
 
     def spool(self) -> Location:
-        """Folder for unpacked copies of compressed sources."""
-        return self.aside.child("source")
-
-    def _run_folder(self, fingerprint: str) -> Location:
-        return self.aside.child(f"run-{fingerprint[:24]}")
+        """Folder for unpacked copies of compressed sources; another one for each hold."""
+        self._unpacked = True
+        return self._source
 
     def open_run(self, fingerprint: str, *, resume: bool) -> dict[int, Part]:
         """Makes the job's part folder; returns the parts that a killed run left in it.
@@ -133,147 +153,125 @@ class Sink:
         Parts of other jobs on this sink are removed.
         """
         self._let_go()
-        store = self.parts(fingerprint)
-        self._run = store.folder
-        kept = ("lock", "source/", *([f"{store.folder.name}/"] if resume else []))
-        with sink_errors(self.location):
-            self.aside.remove_tree(keep=kept)
+        store = self._store = self.sink.parts(fingerprint)
+        kept = ("lock", f"{self._source.name}/", *([f"{store.folder.name}/"] if resume else []))
+        with sink_errors(self.sink.location):
+            self.remove(self.sink.aside, keep=kept)
         store.folder.child("x").make_parents()
-        with sink_errors(self.location):
+        with sink_errors(self.sink.location):
             return store.existing() if resume else {}
 
-    def discard(self) -> None:
-        """Removes all that was kept aside, if this job holds the sink."""
-        self._let_go()
-        if not self.held:
-            return
-        # The lock is the last to go: whoever takes the sink next may have the same parts to write.
-        self.aside.remove_tree(keep=("lock",))
-        abort_uploads(self.aside)  # of large parts whose worker was killed
-        if self.aside.has_folders:
-            self.aside.remove_tree()
-
-    def sweep(self) -> None:
-        """Removes parts that came after ``discard``, from workers that had not yet heard of it.
-
-        An object needs no folder to be put into; on a local disk the part would have none.
-        Where another job holds the sink by now, it removes them.
-        """
-        if self._run is None or self.aside.is_local or self.held:
-            return
-        try:
-            if not self._run.find_all() or "lock" in self.aside.list_names():
-                return
-            self.prepare()
-            try:
-                self._run.remove_tree()
-            finally:
-                self.release()
-        except Exception as e:
-            log.warning(
-                "%s could not be removed: %s; the next job on this sink does it",
-                self.aside.uri,
-                scrub(describe(e), self.location.options),
-            )
-
-    def join_ahead(self, store: PartStore, parts: Sequence[Part]) -> None:
+    def join_ahead(self, parts: Sequence[Part]) -> None:
         """Joins parts on a local disk while others are still being made.
 
         So that the end of a large job isn't spent waiting for the disk. What is joined can't be
         seen at the sink, and ``commit`` begins anew where it isn't given these parts.
 
         Args:
-            store: Where they lie.
             parts: Those that come next, in order.
 
         Raises:
             SinkError: They can't be joined; the disk may be full.
         """
-        if not self.location.is_local:
+        if not self.sink.location.is_local:
             return  # a store joins by itself
-        with sink_errors(self.location):
+        with sink_errors(self.sink.location):
             if self._join is None:
-                self._join = LocalJoin(store)
+                self._join = LocalJoin(self.store)
             self._join.extend(parts)
 
-    def commit(self, store: PartStore, parts: Sequence[Part]) -> int:
+    def commit(self, parts: Sequence[Part]) -> int:
         """Joins the parts in order and makes the sink appear; returns its size in bytes.
 
         Raises:
             SinkError: It could not be written; what was at the sink before is untouched.
+            SinkBusyError: Another job has taken the sink over; its output stands.
         """
-        with sink_errors(self.location):
-            if self.location.is_local:
-                self._commit_local(store, parts)
+        location, empty = self.sink.location, compress(b"", codec_of(self.sink.location.uri))
+        with sink_errors(location):
+            if location.is_local:
+                self._commit_local(parts, empty)
             else:
-                self._require_lease()
-                pieces = [(store.location(p), p.size) for p in parts]
-                join(self.location, pieces, self._empty(), store.folder)
-        size = sum(p.size for p in parts) or len(self._empty())
+                pieces = [(self.store.location(p), p.size) for p in parts]
+                join(location, pieces, empty, self.store.folder, self._lock.prove)
+        size = sum(p.size for p in parts) or len(empty)
         self._check_committed(size)
-        try:
-            self.discard()
-        except Exception as e:  # the output is there and whole: no reason to fail
-            log.warning(
-                "%s is committed, but %s could not be removed: %s; the next job on this sink "
-                "removes it",
-                self.location.uri,
-                self.aside.uri,
-                scrub(describe(e), self.location.options),
-            )
-        self._unlock()
+        self._clear(f"{location.uri} is committed, but ")
         return size
 
-    def _require_lease(self) -> None:
+    def discard(self) -> None:
+        """Removes all that was kept aside, and gives the sink free.
+
+        What can't be removed is logged, and left to the next job on this sink.
+        """
+        self._clear()
+
+    def _clear(self, but: str = "") -> None:
+        self._let_go()
+        if not self.held:
+            return
+        aside = self.sink.aside
         try:
-            if self._lease is not None:
-                self._lease.check()
-        except SinkBusyError:
-            self._unlock()  # what lies aside is the other job's now
-            raise
+            # The lock goes last: whoever takes the sink next may have the same parts to write.
+            self.remove(aside, keep=("lock",))
+            abort_uploads(aside, self._lock.prove)  # of large parts whose worker was killed
+        except Exception as e:
+            self.sink.say_left(e, but)
+        self._lock.release()
+        aside.remove_if_empty()
+
+    def release(self) -> None:
+        """Gives the sink free; parts stay for a rerun."""
+        self._let_go()
+        if self._unpacked and self.held:
+            with suppress(Exception):  # unpacked copies are made anew by every run
+                self.remove(self._source)
+        self._lock.release()
+
+    def remove(self, folder: Location, keep: tuple[str, ...] = ()) -> None:
+        """Removes a folder aside and all below it, but what is to stay.
+
+        Args:
+            folder: The folder.
+            keep: Starts of names in it; those of folders end in a slash.
+
+        Raises:
+            SinkBusyError: Another job holds the sink.
+        """
+        folder.remove_tree(keep, self._lock.prove)
 
     def _check_committed(self, expected: int) -> None:
+        location = self.sink.location
         try:
-            state = self.location.state()
+            state = location.state()
         except SourceError as e:
             # The store has confirmed the commit; that it can't be asked again changes nothing.
-            log.warning("%s is committed, but could not be looked at: %s", self.location.uri, e)
+            log.warning("%s is committed, but could not be looked at: %s", location.uri, e)
             return
         if state is None or state.size != expected:
             raise SinkError(
-                f"{self.location.uri} holds {state.size if state else 0} bytes after the commit, "
+                f"{location.uri} holds {state.size if state else 0} bytes after the commit, "
                 f"expected {expected}; another job may be writing it. Run again"
             )
 
-    def _empty(self) -> bytes:
-        return compress(b"", codec_of(self.location.uri))
-
-    def _commit_local(self, store: PartStore, parts: Sequence[Part]) -> None:
-        join = self._join
+    def _commit_local(self, parts: Sequence[Part], empty: bytes) -> None:
+        location, join = self.sink.location, self._join
         if join is None or join.parts != list(parts[: len(join.parts)]):
             self._let_go()  # a chunk was run again after its first part was joined
-            join = self._join = LocalJoin(store)
+            join = self._join = LocalJoin(self.store)
         join.extend(parts[len(join.parts) :])
-        size, expected = join.finish(self._empty()), sum(p.size for p in parts)
+        size, expected = join.finish(empty), sum(p.size for p in parts)
         self._join = None
-        if size != (expected or len(self._empty())):
+        if size != (expected or len(empty)):
             raise SinkError(
-                f"{self.location.uri} can't be written: its parts hold {size} bytes, expected "
-                f"{expected}; another process has changed {store.folder.uri}. Run again"
+                f"{location.uri} can't be written: its parts hold {size} bytes, expected "
+                f"{expected}; another process has changed {self.store.folder.uri}. Run again"
             )
-        os.replace(join.path, self.location.uri)
-        _sync_folder(os.path.dirname(self.location.uri))
+        self._lock.prove()
+        os.replace(join.path, location.uri)
+        sync_folder(os.path.dirname(location.uri))
 
     def _let_go(self) -> None:
         if self._join is not None:
             self._join.close()
             self._join = None
-
-
-def _sync_folder(path: str) -> None:
-    with suppress(OSError):
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

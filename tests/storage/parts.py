@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from sheaf_dagster.storage import Part, PartStore, Sink
+from sheaf_dagster.storage import HeldSink, Part, Sink
 
 
 def filled(
     sink: Sink, pieces: list[bytes], fingerprint: str = "f" * 64
-) -> tuple[PartStore, list[Part]]:
-    """Begins a job and writes its parts; what ``commit`` takes."""
-    sink.prepare()
-    sink.open_run(fingerprint, resume=True)
-    store = sink.parts(fingerprint)
-    parts = [
-        store.write(i, p, rows=p.count(b"\n"), error_rows=0, non_finite=0)
-        for i, p in enumerate(pieces)
-    ]
-    return store, parts
+) -> tuple[HeldSink, list[Part]]:
+    """Begins a job and writes its parts; what they are committed with, and they."""
+    held = sink.hold()
+    held.open_run(fingerprint, resume=True)
+    return held, [written(held, i, piece) for i, piece in enumerate(pieces)]
+
+
+def written(held: HeldSink, chunk: int, piece: bytes) -> Part:
+    """A part of a job that holds its sink."""
+    rows = piece.count(b"\n")
+    return held.store.write(chunk, piece, rows=rows, error_rows=0, non_finite=0)
+
+
+def commit(sink: Sink, pieces: list[bytes], fingerprint: str = "f" * 64) -> None:
+    """A whole job."""
+    held, parts = filled(sink, pieces, fingerprint)
+    held.commit(parts)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from sheaf_dagster import SinkError
 from sheaf_dagster.storage import Location, Sink
 from sheaf_dagster.storage import joining as joining_module
 from sheaf_dagster.storage.joining import MAX_COPY, MIN_PIECE, abort_uploads, join, plan_pieces
+from tests.faults import Faults, FaultyProxy
 
 SIZES = st.one_of(
     st.integers(1, 100),
@@ -68,6 +71,10 @@ def requests(monkeypatch) -> list[tuple[str, dict]]:
     return made
 
 
+def allowed() -> None:
+    """The target is still ours."""
+
+
 def stored(s3, sizes: list[int]) -> tuple[list[tuple[Location, int]], bytes]:
     data = [os.urandom(size) for size in sizes]
     uris = [s3.put(f"aside/part %{i}+[x]", d) for i, d in enumerate(data)]
@@ -89,7 +96,7 @@ def test_large_parts_are_copied_inside_the_store(s3, requests, sizes, copied, se
     parts, data = stored(s3, sizes)
     target = Location.of(s3.uri("out.jsonl"), s3.options())
 
-    join(target, parts, b"", target.parent)
+    join(target, parts, b"", target.parent, allowed)
 
     assert s3.get("out.jsonl") == data
     methods = [m for m, _ in requests]
@@ -105,7 +112,7 @@ def test_a_commit_that_fails_leaves_the_old_object_and_no_upload(s3):
     target = Location.of(s3.uri("out.jsonl"), s3.options())
 
     with pytest.raises(FileNotFoundError):
-        join(target, [*parts[:2], (gone, MIN_PIECE)], b"", target.parent)
+        join(target, [*parts[:2], (gone, MIN_PIECE)], b"", target.parent, allowed)
 
     assert (s3.get("out.jsonl"), s3.uploads()) == (b"old\n", [])
 
@@ -124,7 +131,7 @@ def test_a_commit_whose_answer_was_lost_counts_as_done(s3, monkeypatch, sizes):
         return answer
 
     monkeypatch.setattr(joining_module._S3Commit, "_call", lose_the_answer)
-    join(target, parts, b"", target.parent)
+    join(target, parts, b"", target.parent, allowed)
 
     assert (s3.get("out.jsonl"), s3.uploads()) == (data, [])
 
@@ -143,7 +150,7 @@ def test_someone_elses_object_is_not_taken_for_ours(s3, monkeypatch):
 
     monkeypatch.setattr(joining_module._S3Commit, "_call", fail)
     with pytest.raises(ConnectionResetError):
-        join(target, parts, b"", target.parent)
+        join(target, parts, b"", target.parent, allowed)
 
 
 @pytest.mark.s3
@@ -153,10 +160,53 @@ def test_uploads_of_killed_runs_are_aborted_and_those_of_others_are_not(s3):
     target = Location.of(s3.uri("dir/out.jsonl"), s3.options())
     parts, _ = stored(s3, [MIN_PIECE, 10])
 
-    join(target, parts, b"", target.parent)
-    abort_uploads(Sink(target).aside)
+    join(target, parts, b"", target.parent, allowed)
+    abort_uploads(Sink(target).aside, allowed)
 
     assert s3.uploads() == ["dir/out.jsonl2"]
+
+
+@pytest.mark.s3
+def test_all_pages_of_unfinished_uploads_are_aborted(s3):
+    aside = ".out.jsonl.sheaf"
+    for key in (*(f"{aside}/part-{i}" for i in range(7)), "other"):
+        s3.client.create_multipart_upload(Bucket=s3.bucket, Key=key)
+
+    def in_pages_of_three(request: str, body: bytes) -> bytes:
+        """As S3 lists them: in order, after the markers, so many at a time."""
+        if not re.match(r"GET /[^?]*\?.*uploads", request):
+            return body
+        query = parse_qs(urlsplit(request.split(" ", 1)[1]).query)
+        after = (query.get("key-marker", [""])[0], query.get("upload-id-marker", [""])[0])
+        text = body.decode()
+        uploads = re.findall(r"<Upload>.*?</Upload>", text, re.DOTALL)
+        marks = [
+            (re.search("<Key>(.*?)</Key>", u)[1], re.search("<UploadId>(.*?)</UploadId>", u)[1])
+            for u in uploads
+        ]
+        left = sorted((m, u) for m, u in zip(marks, uploads) if m > after)
+        page, rest = left[:3], left[3:]
+        for upload in uploads:
+            text = text.replace(upload, "")
+        head = "".join(u for _, u in page)
+        if rest:
+            key, id = page[-1][0]
+            head += (
+                f"<NextKeyMarker>{key}</NextKeyMarker><NextUploadIdMarker>{id}</NextUploadIdMarker>"
+            )
+            text = re.sub("<IsTruncated>.*?</IsTruncated>", "<IsTruncated>true</IsTruncated>", text)
+        return re.sub(r"(</\w+Result>\s*)$", lambda m: head + m[1], text).encode()
+
+    proxy = FaultyProxy(s3.endpoint)
+    proxy.faults = Faults(change=in_pages_of_three)
+    try:
+        place = Location.of(s3.uri(aside), s3.options(proxy.endpoint))
+        abort_uploads(place, allowed)
+    finally:
+        proxy.stop()
+
+    assert s3.uploads() == ["other"]
+    assert proxy.faults.requests >= 3 + 7, "pages and abortions"
 
 
 @pytest.mark.s3
@@ -165,5 +215,5 @@ def test_a_bucket_that_is_not_there_is_named_and_not_made(s3):
     with pytest.raises(
         SinkError, match="no-such-bucket/out.jsonl can't be written.*does not exist"
     ):
-        sink.prepare()
+        sink.hold()
     assert "no-such-bucket" not in [b["Name"] for b in s3.client.list_buckets()["Buckets"]]

@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from sheaf_dagster import SinkBusyError, SinkError
 from sheaf_dagster.storage import Location, Sink, lease
+from sheaf_dagster.storage import marker as marker_module
 from tests.conftest import ROOT
+from tests.faults import Faults, FaultyProxy
 from tests.storage.parts import filled
 
 pytestmark = pytest.mark.s3
@@ -25,7 +29,8 @@ def short_times(monkeypatch):
     monkeypatch.setattr(lease, "STALE_SECONDS", 0.6)
     monkeypatch.setattr(lease, "WATCH_SECONDS", 0.1)
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.05)
-    monkeypatch.setattr(lease, "_dead", set())
+    monkeypatch.setattr(lease._process, "silent", {})
+    monkeypatch.setattr(marker_module.S3Marker, "_heeds", {})
 
 
 @pytest.fixture
@@ -37,39 +42,72 @@ def marker(sink: Sink) -> Location:
     return sink.aside.child("lock")
 
 
-def foreign(sink: Sink, **fields) -> None:
-    """Another machine's lock."""
-    state = {"lease": "theirs", "process": "p", "host": "elsewhere", "pid": 1, "beat": 0}
-    marker(sink).write(json.dumps({**state, **fields}).encode())
+def told(sink: Sink) -> dict:
+    """What the lock says."""
+    return json.loads(marker(sink).read())
 
 
-def test_a_lock_that_is_renewed_is_respected(sink):
-    foreign(sink)
+@contextmanager
+def beating(renew) -> Iterator[None]:
+    """Another job that renews its lock."""
     stop = threading.Event()
 
-    def renew():
+    def run() -> None:
         beat = 0
         while not stop.wait(0.05):
             beat += 1
-            foreign(sink, beat=beat)
+            renew(beat)
 
-    thread = threading.Thread(target=renew)
+    thread = threading.Thread(target=run)
     thread.start()
     try:
-        with pytest.raises(SinkBusyError, match="written by another job"):
-            sink.prepare()
+        yield
     finally:
         stop.set()
         thread.join()
 
 
-def test_a_lock_that_stands_still_is_taken_over_and_its_process_known_as_dead(sink, s3):
+def foreign(sink: Sink, **fields) -> None:
+    """Another machine's lock."""
+    state = {"lease": "theirs", "process": "p", "host": "elsewhere", "pid": 1, "beat": 0, "at": 0.0}
+    marker(sink).write(json.dumps({**state, **fields}).encode())
+
+
+def test_a_lock_that_is_renewed_is_respected(sink):
     foreign(sink)
-    sink.prepare()
-    assert json.loads(marker(sink).read())["lease"] != "theirs"
-    sink.release()
+
+    with (
+        beating(lambda beat: foreign(sink, beat=beat)),
+        pytest.raises(SinkBusyError, match="written by another job"),
+    ):
+        sink.hold()
+
+
+def test_a_lock_that_stands_still_is_taken_over_and_its_process_known_as_dead(s3, sink):
+    other = Sink(Location.of(s3.uri("other.jsonl"), s3.options()))
+    foreign(sink, at=100.0)
+    foreign(other, at=100.0 + 2 * lease.BEAT_SECONDS)
+    with sink.hold():
+        assert told(sink)["lease"] != "theirs"
+
+    lease.STALE_SECONDS = 3600
+    other.hold().release()
+
     assert s3.names() == []
-    assert lease._dead == {"p"}
+
+
+def test_a_process_that_has_lived_on_is_not_taken_for_dead(s3, sink):
+    other = Sink(Location.of(s3.uri("other.jsonl"), s3.options()))
+    foreign(sink, at=100.0)
+    sink.hold().release()
+    foreign(other, at=200.0)
+    lease.STALE_SECONDS = 3600
+
+    with (
+        beating(lambda beat: foreign(other, at=200.0 + beat)),
+        pytest.raises(SinkBusyError, match="written by another job"),
+    ):
+        other.hold()
 
 
 def test_a_killed_process_of_this_machine_is_not_waited_for(sink, monkeypatch):
@@ -78,43 +116,224 @@ def test_a_killed_process_of_this_machine_is_not_waited_for(sink, monkeypatch):
     ended.wait()
     foreign(sink, host=lease._host(), pid=ended.pid)
 
-    sink.prepare()
-
-    assert json.loads(marker(sink).read())["lease"] != "theirs"
-    sink.release()
+    with sink.hold():
+        assert told(sink)["lease"] != "theirs"
 
 
 def test_a_holder_renews_its_lock(sink):
-    sink.prepare()
-    while json.loads(marker(sink).read())["beat"] < 2:
-        pass
-    sink.release()
+    with sink.hold():
+        while told(sink)["beat"] < 2:
+            pass
 
 
 def test_a_job_that_lost_its_sink_gives_way_before_it_commits(sink, s3):
-    store, parts = filled(sink, [b"a\n"])
+    held, parts = filled(sink, [b"a\n"])
     foreign(sink)
 
     with pytest.raises(SinkBusyError, match="taken over by another job"):
-        sink.commit(store, parts)
+        held.commit(parts)
 
-    sink.release()
+    held.release()
     assert "out.jsonl" not in s3.names()
-    assert json.loads(marker(sink).read())["lease"] == "theirs"
+    assert told(sink)["lease"] == "theirs"
 
 
 def test_a_lock_that_this_process_could_not_give_back_is_its_own_to_take(sink, monkeypatch):
     monkeypatch.setattr(lease, "STALE_SECONDS", 3600)
-    sink.prepare()
+    held = sink.hold()
     left = marker(sink).read()
-    sink.release()
+    held.release()
     marker(sink).write(left)
 
-    again = Sink(sink.location)
-    again.prepare()
+    with sink.hold():
+        assert marker(sink).read() != left
 
-    assert marker(sink).read() != left
-    again.release()
+
+@pytest.fixture
+def proxy(s3):
+    proxy = FaultyProxy(s3.endpoint)
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture
+def through(s3, proxy):
+    """The sink as a job sees it whose requests pass through the proxy."""
+    return Sink(Location.of(s3.uri("out.jsonl"), s3.options(proxy.endpoint)))
+
+
+LOCK = r"/\.out\.jsonl\.sheaf/lock"
+
+
+@pytest.mark.parametrize("act", ["renewal", "commit", "removal", "release"])
+def test_a_lock_that_is_taken_over_in_the_moment_of_a_write_stays_the_new_owners(
+    sink, through, proxy, act, monkeypatch
+):
+    if act != "renewal":
+        monkeypatch.setattr(lease, "BEAT_SECONDS", 3600)
+    held, parts = filled(through, [b"a\n"])
+    proxy.faults = Faults(
+        kinds=("raced",),
+        picks=(f"(PUT|DELETE) .*{LOCK}",),
+        times=1,
+        meanwhile=lambda: foreign(sink),
+    )
+
+    if act == "renewal":
+        while held.held:
+            pass
+    elif act == "release":
+        held.release()
+    else:
+        with pytest.raises(SinkBusyError, match="taken over by another job"):
+            held.commit(parts) if act == "commit" else held.remove(sink.aside)
+
+    assert not held.held
+    held.discard()
+    held.release()
+    assert told(sink)["lease"] == "theirs"
+    assert [n for n in sink.aside.find_all() if "part-" in n]
+
+
+def test_a_lock_that_is_taken_over_between_the_last_write_and_the_deletion_is_not_deleted(
+    sink, through, proxy
+):
+    held = through.hold()
+    proxy.faults = Faults(
+        kinds=("raced",), picks=(f"DELETE .*{LOCK}",), times=1, meanwhile=lambda: foreign(sink)
+    )
+
+    held.release()
+
+    assert proxy.faults.seen["raced"] == 1
+    assert told(sink)["lease"] == "theirs"
+
+
+def test_a_renewal_whose_answer_was_lost_is_no_loss(sink, through, proxy):
+    held, parts = filled(through, [b"a\n"])
+    proxy.faults = Faults(kinds=("lost answer",), picks=(f"PUT .*{LOCK}",), times=3)
+    while proxy.faults.hit.total() < 3:
+        pass
+
+    held.commit(parts)
+
+    assert sink.location.read() == b"a\n"
+    assert sink.aside.find_all() == []
+
+
+def test_a_lock_whose_making_was_not_heard_of_is_held(sink, through, proxy):
+    proxy.faults = Faults(kinds=("lost answer",), picks=(f"PUT .*{LOCK}",), times=1)
+
+    with through.hold() as held:
+        held.open_run("f" * 64, resume=True)
+        assert proxy.faults.hit.total() == 1
+        assert held.held
+    assert sink.aside.find_all() == []
+
+
+def test_a_deletion_whose_answer_was_lost_is_not_repeated_on_the_next_ones_lock(
+    sink, through, proxy
+):
+    held = through.hold()
+    proxy.faults = Faults(
+        kinds=("lost answer",),
+        picks=(f"DELETE .*{LOCK}",),
+        times=1,
+        meanwhile=lambda: foreign(sink),
+    )
+
+    held.release()
+
+    assert proxy.faults.hit.total() == 1
+    assert told(sink)["lease"] == "theirs"
+
+
+def test_a_store_that_hangs_on_one_lock_keeps_none_of_the_others_from_being_renewed(
+    s3, proxy, through
+):
+    others = [Sink(Location.of(s3.uri(f"{i}.jsonl"), s3.options(proxy.endpoint))) for i in range(3)]
+    hangs = through.hold()
+    held = [other.hold() for other in others]
+    proxy.faults = Faults(kinds=("stall",), picks=(f"PUT .*{LOCK}",), stall_seconds=3600)
+    while not proxy.faults.hit.total():
+        pass
+
+    before = [told(other)["beat"] for other in others]
+    while any(told(other)["beat"] < b + 5 for other, b in zip(others, before)):
+        pass
+
+    assert proxy.faults.hit.total() > 0
+    assert all(h.held for h in (hangs, *held))
+    proxy.faults = Faults()
+    for h in (hangs, *held):
+        h.release()
+    assert s3.names() == []
+
+
+def test_a_renewal_that_hangs_is_given_up_and_the_next_one_passes(proxy, through, monkeypatch):
+    with through.hold() as held:
+        monkeypatch.setattr(lease, "BEAT_SECONDS", 0.5)
+        proxy.faults = Faults(
+            kinds=("stall",), picks=(f"PUT .*{LOCK}",), times=2, stall_seconds=3600
+        )
+        while proxy.faults.hit.total() < 2:
+            pass
+        beat = told(through)["beat"]
+        while told(through)["beat"] <= beat:
+            pass
+        assert held.held
+
+
+@pytest.mark.parametrize("conditions", ["ignored", "refused"])
+def test_on_a_store_without_conditions_a_lock_is_looked_at_before_it_is_written(
+    s3, sink, through, proxy, conditions
+):
+    proxy.faults = Faults(conditions=conditions)
+    held, parts = filled(through, [b"a\n"])
+    assert not marker_module.marker_at(marker(through)).exact
+    with pytest.raises(SinkBusyError, match="written by another job"):
+        through.hold()
+    while told(sink)["beat"] < 3:
+        pass
+    foreign(sink)
+    with pytest.raises(SinkBusyError, match="taken over by another job"):
+        held.commit(parts)
+    held.release()
+    assert told(sink)["lease"] == "theirs"
+
+    with through.hold() as again:  # theirs has gone stale
+        assert told(sink)["lease"] != "theirs"
+        again.discard()
+    assert s3.names() == []
+
+
+def test_a_store_without_conditions_of_deletions_gets_a_plain_one(s3, through, proxy):
+    proxy.faults = Faults(conditions="refused on DELETE")
+    with through.hold():
+        assert marker_module.marker_at(marker(through)).exact
+    assert s3.names() == []
+
+
+def test_of_jobs_that_take_a_stale_lock_together_one_has_it(s3, sink):
+    foreign(sink)
+    sinks = [Sink(Location.of(s3.uri("out.jsonl"), s3.options())) for _ in range(6)]
+    held, refused = [], []
+
+    def take(sink: Sink) -> None:
+        try:
+            held.append(sink.hold())
+        except SinkBusyError as e:
+            refused.append(e)
+
+    threads = [threading.Thread(target=take, args=(s,)) for s in sinks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert (len(held), len(refused)) == (1, 5)
+    held[0].release()
+    assert s3.names() == []
 
 
 OTHERS = """
@@ -124,8 +343,10 @@ from sheaf_dagster.storage import Location, Sink, lease
 lease.BEAT_SECONDS, lease.STALE_SECONDS, lease.WATCH_SECONDS = 0.05, 60, 0.1
 how, options, *uris = json.loads(sys.argv[1])
 
+held = []
+
 def take(uri):
-    Sink(Location.of(uri, options)).prepare()
+    held.append(Sink(Location.of(uri, options)).hold())
     print("taken", flush=True)
 
 if how == "hold":
@@ -175,18 +396,16 @@ def test_a_process_that_was_stopped_for_a_while_keeps_the_locks_that_it_still_ha
     stopped = others("hold", "out.jsonl", "other.jsonl")
     assert [stopped.stdout.readline() for _ in range(2)] == ["taken\n"] * 2
     stopped.send_signal(signal.SIGSTOP)
-    sink.prepare()  # after a while
-    monkeypatch.setattr(lease, "STALE_SECONDS", 60)
+    with sink.hold():  # after a while
+        monkeypatch.setattr(lease, "STALE_SECONDS", 60)
+        other = Sink(Location.of(s3.uri("other.jsonl"), s3.options()))
+        before = told(other)["beat"]
+        stopped.send_signal(signal.SIGCONT)
+        while told(other)["beat"] < before + 2:  # one may have been on its way
+            pass
 
-    stopped.send_signal(signal.SIGCONT)
-    other = Sink(Location.of(s3.uri("other.jsonl"), s3.options()))
-    (dead,) = lease._dead
-    while json.loads(marker(other).read())["process"] == dead:
-        pass
-
-    with pytest.raises(SinkBusyError, match="written by another job"):
-        other.prepare()
-    sink.release()
+        with pytest.raises(SinkBusyError, match="written by another job"):
+            other.hold()
 
 
 def test_processes_that_were_forked_know_one_anothers_locks(others):
@@ -200,10 +419,8 @@ def test_processes_that_were_forked_know_one_anothers_locks(others):
 def test_a_damaged_lock_goes_stale_like_any_other(sink):
     marker(sink).write(b"{")
 
-    sink.prepare()
-
-    assert json.loads(marker(sink).read())["pid"] == os.getpid()
-    sink.release()
+    with sink.hold():
+        assert told(sink)["pid"] == os.getpid()
 
 
 def test_a_store_that_refuses_says_so_before_anything_is_run(s3):
@@ -214,4 +431,4 @@ def test_a_store_that_refuses_says_so_before_anything_is_run(s3):
     }
     sink = Sink(Location.of(s3.uri("out.jsonl"), options))
     with pytest.raises(SinkError, match="out.jsonl can't be written: EndpointConnectionError"):
-        sink.prepare()
+        sink.hold()

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 
 import pytest
 
 from sheaf_dagster import SinkBusyError
-from sheaf_dagster.storage import Location, Sink
+from sheaf_dagster.storage import Location, Sink, joining
+from sheaf_dagster.storage.joining import MIN_PIECE
 from tests.storage.parts import filled
 
 
 @pytest.mark.parametrize("fingerprint", [c * 64 for c in "01234567"])
 def test_a_sink_is_not_given_free_before_its_parts_are_gone(fingerprint, tmp_path, monkeypatch):
     sink = Sink(Location.of(str(tmp_path / "out.jsonl")))
-    store, parts = filled(sink, [b"a\n", b"b\n"], fingerprint)
+    held, parts = filled(sink, [b"a\n", b"b\n"], fingerprint)
     refused = []
     unlink = os.unlink
 
     def take_over_and_unlink(path, **where):
         if "part-" in str(path):
             with pytest.raises(SinkBusyError) as caught:
-                Sink(sink.location).prepare()
+                sink.hold()
             refused.append(caught.value)
         unlink(path, **where)
 
     monkeypatch.setattr(os, "unlink", take_over_and_unlink)
-    sink.commit(store, parts)
+    held.commit(parts)
 
     assert len(refused) == 2
     assert os.listdir(tmp_path) == ["out.jsonl"]
@@ -42,10 +44,9 @@ def test_taking_and_giving_free_all_the_time_ends_in_no_error(tmp_path):
         for _ in range(300):
             sink = Sink(Location.of(str(tmp_path / "out.jsonl")))
             try:
-                sink.prepare()
-                taken.append(1)
-                sink.discard()
-                sink.release()
+                with sink.hold() as held:
+                    taken.append(1)
+                    held.discard()
             except SinkBusyError:
                 continue
             except BaseException as e:
@@ -63,22 +64,81 @@ def test_taking_and_giving_free_all_the_time_ends_in_no_error(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.s3
-def test_a_job_that_lost_its_sink_leaves_the_new_holders_files_alone(s3):
-    sink = Sink(Location.of(s3.uri("out.jsonl"), s3.options()))
-    store, parts = filled(sink, [b"a\n"])
-    lock = sink.aside.child("lock")
+def take_away(sink: Sink) -> None:
+    """Another machine has taken the sink over."""
     theirs = {"lease": "theirs", "process": "p", "host": "elsewhere", "pid": 1, "beat": 0}
-    lock.write(json.dumps(theirs).encode())
-    sink.spool().child("source-0000.jsonl").write(b"{}\n")
-    before = s3.names()
+    sink.aside.child("lock").write(json.dumps(theirs).encode())
 
-    with pytest.raises(SinkBusyError, match="taken over by another job"):
-        sink.commit(store, parts)
-    sink.discard()
-    sink.release()
 
+@pytest.mark.s3
+@pytest.mark.parametrize("heard", [False, True], ids=["unheard", "heard"])
+def test_a_job_that_lost_its_sink_leaves_the_new_holders_files_alone(s3, heard):
+    sink = Sink(Location.of(s3.uri("out.jsonl"), s3.options()))
+    held, parts = filled(sink, [b"a\n"])
+    held.spool().child("source-0000.jsonl").write(b"{}\n")
+    s3.client.create_multipart_upload(Bucket=s3.bucket, Key="out.jsonl")
+    s3.client.create_multipart_upload(Bucket=s3.bucket, Key=".out.jsonl.sheaf/run-1/part")
+    take_away(sink)
+    before, uploads = s3.names(), s3.uploads()
+    if heard:
+        with pytest.raises(SinkBusyError, match="taken over by another job"):
+            held.remove(sink.aside)
+
+    for destroy in (
+        lambda: held.commit(parts),
+        lambda: held.remove(sink.aside),
+        lambda: held.open_run("f" * 64, resume=False),
+        lambda: held.open_run("0" * 64, resume=True),
+    ):
+        with pytest.raises(SinkBusyError, match="taken over by another job"):
+            destroy()
+    held.discard()
+    held.release()
+    sink.sweep("f" * 64)
+
+    assert not held.held
     assert s3.names() == before
+    assert s3.uploads() == uploads
+    assert json.loads(sink.aside.child("lock").read())["lease"] == "theirs"
+
+
+@pytest.mark.s3
+def test_a_job_that_loses_its_sink_while_it_joins_does_not_commit(s3, monkeypatch):
+    sink = Sink(Location.of(s3.uri("out.jsonl"), s3.options()))
+    held, parts = filled(sink, [b"a" * MIN_PIECE + b"\n", b"b\n"])
+    call = joining._S3Commit._call
+
+    def lose(self, method, **arguments):
+        if method == "upload_part":
+            take_away(sink)
+        return call(self, method, **arguments)
+
+    monkeypatch.setattr(joining._S3Commit, "_call", lose)
+    with pytest.raises(SinkBusyError, match="taken over by another job"):
+        held.commit(parts)
+
+    assert "out.jsonl" not in s3.names()
+
+
+def test_a_job_whose_folder_was_removed_under_it_leaves_the_next_ones_alone(tmp_path):
+    sink = Sink(Location.of(str(tmp_path / "out.jsonl")))
+    held, parts = filled(sink, [b"a\n"])
+    shutil.rmtree(sink.aside.uri)
+    next_one, theirs = filled(sink, [b"b\n"])
+
+    for destroy in (
+        lambda: held.commit(theirs),
+        lambda: held.remove(sink.aside),
+        lambda: held.open_run("f" * 64, resume=False),
+    ):
+        with pytest.raises(SinkBusyError, match="was removed while this job was writing"):
+            destroy()
+    held.discard()
+    held.release()
+
+    assert next_one.held
+    next_one.commit(theirs)
+    assert (tmp_path / "out.jsonl").read_bytes() == b"b\n"
 
 
 def late(sink: Sink, fingerprint: str) -> str:
@@ -90,13 +150,12 @@ def late(sink: Sink, fingerprint: str) -> str:
 @pytest.mark.s3
 def test_parts_that_come_late_are_swept_up(s3):
     sink = Sink(Location.of(s3.uri("out.jsonl"), s3.options()))
-    filled(sink, [b"a\n"], "a" * 64)
-    sink.discard()
-    sink.release()
+    held, _ = filled(sink, [b"a\n"], "a" * 64)
+    held.discard()
     ours, theirs = late(sink, "a" * 64), late(sink, "b" * 64)
     before = s3.names()
 
-    sink.sweep()
+    sink.sweep("a" * 64)
 
     assert before == [ours, theirs]
     assert s3.names() == [theirs], "another job's, which may be resumed"
@@ -104,19 +163,17 @@ def test_parts_that_come_late_are_swept_up(s3):
 
 @pytest.mark.s3
 def test_parts_that_come_late_are_left_to_the_job_that_has_the_sink(s3):
-    sink, next_one = (Sink(Location.of(s3.uri("out.jsonl"), s3.options())) for _ in range(2))
-    filled(sink, [b"a\n"])
-    sink.discard()
-    sink.release()
-    next_one.prepare()
+    sink = Sink(Location.of(s3.uri("out.jsonl"), s3.options()))
+    held, _ = filled(sink, [b"a\n"])
+    held.discard()
+    next_one = sink.hold()
     part = late(sink, "f" * 64)
 
-    sink.sweep()
+    sink.sweep("f" * 64)
     left = s3.names()
     next_one.open_run("f" * 64, resume=False)
 
     assert part in left
     assert part not in s3.names()
     next_one.discard()
-    next_one.release()
     assert s3.names() == []

@@ -121,7 +121,7 @@ class _RayJob:
         self._commits = ThreadPoolExecutor(_COMMIT_THREADS, thread_name_prefix="sheaf-commit")
         self._running: dict[int, FileTask] = {}
         self._committing: dict[Future[BatchResult], FileTask] = {}
-        self._discarded: list[Sink] = []
+        self._discarded: list[tuple[Sink, str]] = []
         self._fed_all = False
         self._slots = 1
         self._control: Any = None
@@ -226,7 +226,7 @@ class _RayJob:
         for task in (*self._running.values(), *self._committing.values(), *unseen):
             task.abandon()
         with ThreadPoolExecutor(_COMMIT_THREADS, thread_name_prefix="sheaf-sweep") as pool:
-            list(pool.map(Sink.sweep, self._discarded))
+            list(pool.map(lambda d: d[0].sweep(d[1]), self._discarded))
 
     def outcomes(self) -> Iterator[BatchOutcome]:
         while True:
@@ -296,7 +296,8 @@ class _RayJob:
     def _failed(self, task: FileTask, error: Exception) -> BatchOutcome:
         task.abandon()
         if not task.may_resume:
-            self._discarded.append(task.sink)  # workers may yet write what they have in hand
+            # Workers may yet write what they have in hand.
+            self._discarded.append((task.sink, task.fingerprint))
         self._ended(task)
         return BatchOutcome(spec=task.spec, error=error)
 
