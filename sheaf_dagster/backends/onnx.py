@@ -9,8 +9,13 @@ from typing import Any
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.files import file_identity, local_file, resolve_options
 from sheaf_dagster.backends.libraries import require
-from sheaf_dagster.backends.records import plain
-from sheaf_dagster.backends.stacking import InputField, OutputField, Stacker, parse_fields
+from sheaf_dagster.backends.stacking import (
+    InputField,
+    ModelInput,
+    OutputField,
+    Stacker,
+    parse_fields,
+)
 from sheaf_dagster.contracts import TENSORS, TensorsRequest, TensorsResponse
 from sheaf_dagster.errors import SpecError
 
@@ -28,12 +33,13 @@ class OnnxBackend(ModelBackend):
     is the first one of every input and output. Rows of the same shapes run together, and of any
     shapes where the field declares how to pad; a batch axis of fixed size is kept to. An input
     with nothing but a batch axis of columns (n × 1, as skl2onnx makes them) takes ``[value]``.
+    ``null`` is NaN where the input has floats; a number beyond the input's type is refused.
 
     Args:
         path: The ``.onnx`` file, a path or an fsspec URI (weights outside the file only beside
             a local one).
         inputs: Settings of inputs that need some: ``{"ids": {"pad": 0, "mask":
-            "attention_mask"}}``; types are the model's.
+            "attention_mask"}}``.
         outputs: Outputs that are wanted; ``{"y": {"trim_to": "ids"}}`` cuts the padding of
             ``ids`` off again. By default all.
         device: ``"auto"`` (a GPU where this onnxruntime has one), ``"cpu"`` or ``"cuda"``.
@@ -86,24 +92,31 @@ class OnnxBackend(ModelBackend):
         has = [o.name for o in self._session.get_outputs()]
         self._check_names("outputs", self._outputs, has)
         self._wanted = list(self._outputs) or has
-        inputs = {}
-        for one in given:
-            settings = self._declared.get(one.name, InputField())
-            inputs[one.name] = settings.model_copy(update={"dtype": _dtype(one.type)})
+        model = {i.name: ModelInput(_dtype(i.name, i.type), _row_shape(i.shape)) for i in given}
         fixed = given[0].shape[0] if given[0].shape else None
         fewest, most = (fixed, fixed) if isinstance(fixed, int) else (1, self._max_batch_size)
-        self._stacker = Stacker(inputs, self._outputs, self._run, fewest, most)
+        self._stacker = Stacker(model, self._declared, self._outputs, self._run, fewest, most)
 
     def warmup_requests(self) -> Sequence[Any]:
-        shapes = {i.name: i.shape[1:] for i in self._session.get_inputs()}
-        return self._stacker.examples(shapes)  # type: ignore[no-any-return]
+        return self._stacker.examples()  # type: ignore[no-any-return]
 
-    def batch_predict(self, requests: Sequence[TensorsRequest]) -> list[TensorsResponse]:  # type: ignore[override]
-        return self._stacker.answer(requests)  # type: ignore[no-any-return]
+    def prepare(self, request: TensorsRequest) -> dict[str, Any]:
+        return self._stacker.prepare(request)  # type: ignore[no-any-return]
+
+    def size(self, prepared: dict[str, Any]) -> int:
+        return self._stacker.size(prepared)  # type: ignore[no-any-return]
+
+    def infer(self, prepared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return self._stacker.infer(prepared)  # type: ignore[no-any-return]
+
+    def respond(  # type: ignore[override]
+        self, requests: Sequence[TensorsRequest], outputs: Sequence[dict[str, Any]]
+    ) -> list[TensorsResponse]:
+        return self._stacker.respond(requests, outputs)  # type: ignore[no-any-return]
 
     def _run(self, stacked: dict[str, Any]) -> dict[str, Any]:
         found = self._session.run(self._wanted, stacked)
-        return {name: plain(values) for name, values in zip(self._wanted, found, strict=True)}
+        return dict(zip(self._wanted, found, strict=True))
 
     def _check_names(self, what: str, declared: dict[str, Any], known: list[str]) -> None:
         unknown = sorted(set(declared) - set(known))
@@ -123,7 +136,14 @@ def _providers(runtime: Any, device: str) -> list[str]:
     return [*gpu, "CPUExecutionProvider"]
 
 
-def _dtype(onnx_type: str) -> str:
+def _dtype(name: str, onnx_type: str) -> str:
     """``tensor(float)`` as numpy's name."""
     inner = onnx_type.removeprefix("tensor(").removesuffix(")")
+    if "(" in inner or inner == "bfloat16":  # numpy, and so the runtime's Python, has no bfloat16
+        raise SpecError(f"input {name!r} is a {onnx_type}, which a row can't give")
     return _DTYPES.get(inner, inner)
+
+
+def _row_shape(shape: Sequence[Any] | None) -> tuple[Any, ...] | None:
+    """A shape without its batch axis; None where the model doesn't tell."""
+    return tuple(shape[1:]) if shape else None

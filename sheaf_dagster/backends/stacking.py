@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sheaf_dagster.backends.casting import cast, numpy_type
+from sheaf_dagster.backends.records import plain
 from sheaf_dagster.contracts import TensorsRequest, TensorsResponse
 from sheaf_dagster.errors import SpecError
 
@@ -21,7 +23,8 @@ class InputField(BaseModel):
     """How an input is made of a row's value.
 
     Attributes:
-        dtype: Name of a numpy type; ``str`` for texts.
+        dtype: Type that a row's values must have, where that is narrower than the model's own
+            (``uint8`` for pixels of a model that takes ``float32``).
         pad: Value by which shorter rows are filled up at the end of each axis, so that rows of
             different shapes share a batch. None: only rows of equal shapes do.
         mask: Name of a further input that the model has, which is made here: 1 where the row had
@@ -30,7 +33,7 @@ class InputField(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    dtype: str = "float32"
+    dtype: str | None = None
     pad: float | None = None
     mask: str | None = None
 
@@ -68,96 +71,149 @@ def parse_fields(
     return fields
 
 
-@dataclass
-class Stacker:
-    """Runs rows through a function of stacked arrays.
+@dataclass(frozen=True)
+class ModelInput:
+    """An input as the model has it.
 
     Attributes:
-        inputs: The fields that rows give, by name.
+        dtype: Its type: a name of numpy's, ``bfloat16``, or ``str`` for texts.
+        shape: Without the batch axis; what isn't an integer may be of any length. None: any.
+    """
+
+    dtype: str
+    shape: tuple[Any, ...] | None = None
+
+
+@dataclass
+class Stacker:
+    """Runs rows through a function of stacked arrays, in the stages of a backend.
+
+    Attributes:
+        model: The model's inputs, by name.
+        inputs: Settings of the inputs.
         outputs: What is known of the outputs.
         run: Takes the stacked inputs by name; gives arrays (or lists) by name, whose first axis
             is the batch.
         fewest: Rows that the function needs at least; repeats of the last fill it up.
         most: Rows that it takes at most.
+
+    Raises:
+        SpecError: A setting doesn't fit the model.
     """
 
-    inputs: dict[str, InputField]
-    outputs: dict[str, OutputField]
-    run: Callable[[dict[str, Any]], dict[str, Any]]
+    model: Mapping[str, ModelInput]
+    inputs: Mapping[str, InputField]
+    outputs: Mapping[str, OutputField]
+    run: Callable[[dict[str, Any]], Mapping[str, Any]]
     fewest: int = 1
     most: int | None = None
-    _made: set[str] = field(init=False)
+    _settings: dict[str, InputField] = field(init=False)
+    _given: list[str] = field(init=False)
+    """Inputs that a row gives; the others are masks."""
 
     def __post_init__(self) -> None:
-        self._made = {f.mask for f in self.inputs.values() if f.mask is not None}
+        self._settings = {name: self.inputs.get(name, InputField()) for name in self.model}
+        masks = {one.mask: name for name, one in self._settings.items() if one.mask is not None}
+        self._given = [name for name in self.model if name not in masks]
+        for mask, name in masks.items():
+            self._require(mask, f"inputs: {name}.mask")
+        for name, output in self.outputs.items():
+            if output.trim_to is not None:
+                self._require(output.trim_to, f"outputs: {name}.trim_to")
+        for name, one in self.model.items():
+            settings = self._settings[name]
+            try:
+                numpy_type(one.dtype)
+                if settings.pad is not None:
+                    cast(settings.pad, one.dtype)
+                narrow = numpy_type(settings.dtype or one.dtype)
+            except TypeError as e:
+                raise SpecError(f"inputs: {name}: JSON has no form for its type: {e}") from e
+            except ValueError as e:
+                raise SpecError(f"inputs: {name}.pad: {e}") from e
+            if not _fits(narrow, numpy_type(one.dtype)):
+                raise SpecError(f"inputs: {name}.dtype: {narrow} can't be the model's {one.dtype}")
 
-    def answer(self, requests: Sequence[TensorsRequest]) -> list[TensorsResponse]:
-        """One response a row, in order.
+    def _require(self, name: str, where: str) -> None:
+        if name not in self.model:
+            raise SpecError(f"{where}: no input {name!r}; the model has {', '.join(self.model)}")
+
+    def prepare(self, request: TensorsRequest) -> dict[str, Any]:
+        """A row's arrays by name, in the types of the model.
 
         Raises:
-            ValueError: A row's inputs aren't the declared ones; it is named.
+            ValueError: The row's inputs aren't the model's; row and input are named.
         """
-        arrays = [self._arrays(request) for request in requests]
-        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-        for i, row in enumerate(arrays):
-            groups[self._shape_key(row)].append(i)
-        answers: dict[int, TensorsResponse] = {}
-        for members in groups.values():
-            size = self.most or len(members)
-            for start in range(0, len(members), size):
-                some = members[start : start + size]
-                found = self._batch([arrays[i] for i in some])
-                for i, outputs in zip(some, found, strict=True):
-                    answers[i] = TensorsResponse(
-                        request_id=requests[i].request_id,
-                        model_name=requests[i].model_name,
-                        outputs=outputs,
-                    )
-        return [answers[i] for i in range(len(requests))]
-
-    def examples(self, shapes: dict[str, Sequence[Any]]) -> list[TensorsRequest]:
-        """A row of zeros, to warm a model up.
-
-        Args:
-            shapes: Of each input without the batch axis; what isn't an integer counts as 1.
-        """
-        import numpy as np
-
-        inputs = {}
-        for name in self.inputs.keys() - self._made:
-            shape = tuple(n if isinstance(n, int) else 1 for n in shapes[name])
-            text = self.inputs[name].dtype == "str"
-            kind = object if text else np.dtype(self.inputs[name].dtype)
-            inputs[name] = np.full(shape, "" if text else 0, kind).tolist()
-        return [TensorsRequest(model_name="warm-up", inputs=inputs)]
-
-    def _arrays(self, request: TensorsRequest) -> dict[str, Any]:
-        import numpy as np
-
-        wanted = self.inputs.keys() - self._made
-        if request.inputs.keys() != wanted:
-            missing, unknown = wanted - request.inputs.keys(), request.inputs.keys() - wanted
+        given, wanted = request.inputs, self._given
+        if given.keys() != set(wanted):
+            missing, unknown = set(wanted) - given.keys(), given.keys() - set(wanted)
             parts = [f"lacks {', '.join(sorted(missing))}"] if missing else []
             parts += [f"has unknown {', '.join(sorted(unknown))}"] if unknown else []
             raise ValueError(
                 f"request {request.request_id}: 'inputs' {' and '.join(parts)}; "
-                f"the model takes {', '.join(n for n in self.inputs if n in wanted)}"
+                f"the model takes {', '.join(wanted)}"
             )
         made = {}
-        for name, value in request.inputs.items():
-            dtype = self.inputs[name].dtype
+        for name in wanted:
+            model, settings = self.model[name], self._settings[name]
             try:
-                raw = np.asarray(value)
-                text = dtype == "str"
-                made[name] = raw.astype(str).astype(object) if text else _cast(raw, np.dtype(dtype))
+                value = given[name]
+                narrow = value if settings.dtype is None else cast(value, settings.dtype)
+                made[name] = cast(narrow, model.dtype)
+                _check_shape(made[name].shape, model.shape, settings)
             except (ValueError, TypeError, OverflowError) as e:
                 raise ValueError(f"request {request.request_id}: input {name!r}: {e}") from e
         return made
 
+    def size(self, prepared: Mapping[str, Any]) -> int:
+        """Values in the largest of a row's arrays."""
+        return max((int(array.size) for array in prepared.values()), default=1) or 1
+
+    def infer(self, prepared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The outputs of each row by name, without the batch axis.
+
+        Raises:
+            ValueError: An output's first axis isn't the batch.
+        """
+        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for i, row in enumerate(prepared):
+            groups[self._shape_key(row)].append(i)
+        found: dict[int, dict[str, Any]] = {}
+        for members in groups.values():
+            size = self.most or len(members)
+            for start in range(0, len(members), size):
+                some = members[start : start + size]
+                found.update(zip(some, self._batch([prepared[i] for i in some]), strict=True))
+        return [found[i] for i in range(len(prepared))]
+
+    def respond(
+        self, requests: Sequence[TensorsRequest], outputs: Sequence[Mapping[str, Any]]
+    ) -> list[TensorsResponse]:
+        """One response a row."""
+        return [
+            TensorsResponse(
+                request_id=request.request_id,
+                model_name=request.model_name,
+                outputs={name: plain(value) for name, value in found.items()},
+            )
+            for request, found in zip(requests, outputs, strict=True)
+        ]
+
+    def examples(self) -> list[TensorsRequest]:
+        """A row of zeros, to warm a model up; an axis of any length has one value."""
+        import numpy as np
+
+        inputs = {}
+        for name in self._given:
+            one = self.model[name]
+            shape = tuple(n if isinstance(n, int) else 1 for n in one.shape or ())
+            inputs[name] = np.full(shape, "" if one.dtype == "str" else 0, object).tolist()
+        return [TensorsRequest(model_name="warm-up", inputs=inputs)]
+
     def _shape_key(self, row: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(
-            row[name].shape if self.inputs[name].pad is None else row[name].ndim
-            for name in sorted(row)
+            row[name].shape if self._settings[name].pad is None else row[name].ndim
+            for name in self._given
         )
 
     def _batch(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -165,13 +221,13 @@ class Stacker:
 
         filled = rows + [rows[-1]] * (self.fewest - len(rows))
         stacked = {}
-        for name in rows[0]:
-            settings, arrays = self.inputs[name], [row[name] for row in filled]
+        for name in self._given:
+            settings, arrays = self._settings[name], [row[name] for row in filled]
             if settings.mask is not None:
                 longest = max(len(a) for a in arrays)
-                made = self.inputs.get(settings.mask, InputField(dtype="int64"))
                 stacked[settings.mask] = np.array(
-                    [[1] * len(a) + [0] * (longest - len(a)) for a in arrays], dtype=made.dtype
+                    [[1] * len(a) + [0] * (longest - len(a)) for a in arrays],
+                    dtype=numpy_type(self.model[settings.mask].dtype),
                 )
             if settings.pad is not None:
                 shape = np.max([a.shape for a in arrays], axis=0) if arrays[0].ndim else ()
@@ -204,17 +260,26 @@ class Stacker:
         return value
 
 
-def _cast(raw: Any, dtype: Any) -> Any:
-    """A row's values in the type of the input, where that costs digits at most.
-
-    JSON has one kind of integer: whether one fits is a question of its size, not of its type.
-    """
+def _fits(narrow: Any, wanted: Any) -> bool:
+    """Whether values of one type may be asked for where the model takes another."""
     import numpy as np
 
-    if raw.size and raw.dtype.kind in "iu" and dtype.kind in "iub":
-        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-        if raw.min() < low or raw.max() > high:
-            raise ValueError(f"{raw.min()} … {raw.max()} is not within {low} … {high} ({dtype})")
-    elif raw.size and not np.can_cast(raw.dtype, dtype, "same_kind"):
-        raise ValueError(f"{raw.dtype} values can't be {dtype}")
-    return raw.astype(dtype)
+    return narrow == wanted or (
+        "O" not in narrow.kind + wanted.kind and bool(np.can_cast(narrow, wanted, "same_kind"))
+    )
+
+
+def _check_shape(
+    shape: tuple[int, ...], wanted: tuple[Any, ...] | None, settings: InputField
+) -> None:
+    if wanted is None:
+        return
+    same = len(shape) == len(wanted) and (
+        settings.pad is not None
+        or all(n == w for n, w in zip(shape, wanted, strict=True) if isinstance(w, int))
+    )
+    if not same:
+        text = " × ".join(str(w) if isinstance(w, int) else "any" for w in wanted) or "one value"
+        raise ValueError(
+            f"its shape is {' × '.join(map(str, shape)) or 'one value'}, but the model takes {text}"
+        )

@@ -8,8 +8,13 @@ from typing import Any
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.files import file_identity, local_file, resolve_options
 from sheaf_dagster.backends.libraries import pick_device, require, use_own_threads
-from sheaf_dagster.backends.records import plain
-from sheaf_dagster.backends.stacking import InputField, OutputField, Stacker, parse_fields
+from sheaf_dagster.backends.stacking import (
+    InputField,
+    ModelInput,
+    OutputField,
+    Stacker,
+    parse_fields,
+)
 from sheaf_dagster.contracts import TENSORS, TensorsRequest, TensorsResponse
 from sheaf_dagster.errors import SpecError
 
@@ -25,13 +30,15 @@ class TorchExportBackend(ModelBackend):
     A row holds one example without the batch axis, which is the first one of every input and
     output. Rows of the same shapes run together, and of any shapes where the field declares how
     to pad. The program's own bounds of its batch axis are kept: larger batches are run in
-    pieces, smaller ones (a batch axis that isn't dynamic) are filled up by repeats.
+    pieces, smaller ones (a batch axis that isn't dynamic) are filled up by repeats. Values get the
+    program's own types: ``null`` is NaN where that has floats, and a number beyond the type is
+    refused.
 
     Args:
         path: The ``.pt2`` file, a path or an fsspec URI. Load only files that you trust.
-        inputs: The program's arguments in their order: ``{"x": {"dtype": "float32", "pad": 0.0,
-            "mask": "x_mask"}}``, or a list of names. By default those of the program, with
-            its own types.
+        inputs: Names of the program's arguments in their order, with settings where they need
+            some: ``{"x": {"pad": 0.0, "mask": "x_mask"}, "x_mask": {}}``, or a list of names. By
+            default the program's own names.
         outputs: Names of what it returns, in order; ``{"y": {"trim_to": "x"}}`` cuts the padding
             of ``x`` off again. By default the keys of a returned dictionary, else ``output``,
             ``output_1`` …
@@ -62,7 +69,6 @@ class TorchExportBackend(ModelBackend):
         storage_options: dict[str, Any] | None = None,
     ) -> None:
         self._path = path
-        self._given = inputs
         self._outputs: dict[str, OutputField] = parse_fields(OutputField, outputs, "outputs")
         self._inputs: dict[str, InputField] = parse_fields(InputField, inputs, "inputs")
         self._device = device
@@ -70,8 +76,7 @@ class TorchExportBackend(ModelBackend):
         self._storage_options = storage_options
         self._module: Any = None
         self._stacker: Any = None
-        self._shapes: dict[str, Any] = {}
-        self._dtypes: list[Any] = []
+        self._dtypes: dict[str, Any] = {}
 
     def load(self) -> None:
         torch, export = require(_NAME, "torch", "torch", "torch.export")
@@ -90,30 +95,39 @@ class TorchExportBackend(ModelBackend):
                 f"{self._path} takes {len(names)} arguments ({', '.join(names)}), but 'inputs' "
                 f"declares {len(self._inputs)}"
             )
-        if not isinstance(self._given, dict):
-            for field, value in zip(self._inputs.values(), values, strict=True):
-                dtype = str(value.dtype).removeprefix("torch.")
-                field.dtype = "float32" if dtype == "bfloat16" else dtype  # numpy has none
-        self._dtypes = [value.dtype for value in values]
-        self._shapes = {n: v.shape[1:] for n, v in zip(self._inputs, values, strict=True)}
+        self._dtypes = {n: v.dtype for n, v in zip(self._inputs, values, strict=True)}
+        model = {
+            n: ModelInput(str(v.dtype).removeprefix("torch."), tuple(v.shape[1:]))
+            for n, v in zip(self._inputs, values, strict=True)
+        }
         fewest, most = _batch_bounds(program, values)
         if self._max_batch_size is not None:
             most = max(fewest, min(most or self._max_batch_size, self._max_batch_size))
         self._module = program.module()
-        self._stacker = Stacker(self._inputs, self._outputs, self._run, fewest, most)
+        self._stacker = Stacker(model, self._inputs, self._outputs, self._run, fewest, most)
 
     def warmup_requests(self) -> Sequence[Any]:
-        return self._stacker.examples(self._shapes)  # type: ignore[no-any-return]
+        return self._stacker.examples()  # type: ignore[no-any-return]
 
-    def batch_predict(self, requests: Sequence[TensorsRequest]) -> list[TensorsResponse]:  # type: ignore[override]
-        return self._stacker.answer(requests)  # type: ignore[no-any-return]
+    def prepare(self, request: TensorsRequest) -> dict[str, Any]:
+        return self._stacker.prepare(request)  # type: ignore[no-any-return]
+
+    def size(self, prepared: dict[str, Any]) -> int:
+        return self._stacker.size(prepared)  # type: ignore[no-any-return]
+
+    def infer(self, prepared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return self._stacker.infer(prepared)  # type: ignore[no-any-return]
+
+    def respond(  # type: ignore[override]
+        self, requests: Sequence[TensorsRequest], outputs: Sequence[dict[str, Any]]
+    ) -> list[TensorsResponse]:
+        return self._stacker.respond(requests, outputs)  # type: ignore[no-any-return]
 
     def _run(self, stacked: dict[str, Any]) -> dict[str, Any]:
         import torch
 
         arguments = [
-            torch.from_numpy(stacked[name]).to(self._device, dtype)
-            for name, dtype in zip(self._inputs, self._dtypes, strict=True)
+            self._on_device(torch.from_numpy(stacked[n]), t) for n, t in self._dtypes.items()
         ]
         with torch.inference_mode():
             found = self._module(*arguments)
@@ -127,13 +141,19 @@ class TorchExportBackend(ModelBackend):
             )
         return {name: _numbers(v) for name, v in zip(names, several, strict=True)}
 
+    def _on_device(self, tensor: Any, dtype: Any) -> Any:
+        """A batch in the program's type; from pinned memory the copy to a GPU waits for nothing."""
+        if self._device.startswith("cuda"):
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True).to(dtype)
 
-def _numbers(tensor: Any) -> list[Any]:
+
+def _numbers(tensor: Any) -> Any:
     import torch
 
     if tensor.dtype in (torch.bfloat16, torch.float16):
         tensor = tensor.float()
-    return plain(tensor.cpu().numpy())  # type: ignore[no-any-return]
+    return tensor.cpu().numpy()
 
 
 def _arguments(program: Any) -> tuple[list[str], list[Any]]:

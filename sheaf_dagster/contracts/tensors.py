@@ -19,7 +19,7 @@ class TensorsRequest(BaseRequest):
 
     Attributes:
         inputs: Each of the model's inputs by name: a number, a text, or nested lists of them, of
-            equal lengths at each depth.
+            equal lengths at each depth. ``null`` is a missing value.
     """
 
     model_type: Literal["tensors"] = "tensors"
@@ -30,7 +30,7 @@ class TensorsRequest(BaseRequest):
     @classmethod
     def _check_shapes(cls, inputs: dict[str, JsonValue]) -> dict[str, JsonValue]:
         for name, value in inputs.items():
-            if isinstance(value, dict) or value is None:
+            if isinstance(value, dict):
                 raise ValueError(f"{name!r} must be a number, a text or nested lists of them")
             if isinstance(value, list):
                 _shape(value, name)

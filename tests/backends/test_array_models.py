@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from uuid import UUID
 
 import numpy as np
@@ -155,16 +157,99 @@ def test_onnx_inputs_can_be_padded_and_batches_be_of_fixed_size(onnx_files):
     assert [a.outputs["twice"] for a in words.batch_predict(texts)] == ["ÄrgerÄrger", "UPUP"]
 
 
-def test_a_program_in_half_precision_takes_plain_numbers(tmp_path):
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])
+def test_a_program_answers_like_its_module_and_refuses_what_is_beyond_its_type(name, tmp_path):
     import torch
 
-    layer = torch.nn.Linear(3, 2).to(torch.bfloat16)
-    example = torch.ones(2, 3, dtype=torch.bfloat16)
-    path = tmp_path / "half.pt2"
-    torch.export.save(torch.export.export(layer, (example,)), path)
-    backend = TorchExportBackend(str(path), device="cpu")
+    class Squash(torch.nn.Module):
+        def forward(self, x):
+            return x.clamp(-1000, 1000) / (1 + x.abs().clamp(max=1000))
+
+    dtype = getattr(torch, name)
+    example = torch.ones(2, 3, dtype=dtype)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(Squash(), (example,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "squash.pt2")
+    backend = TorchExportBackend(str(tmp_path / "squash.pt2"), device="cpu")
     backend.load()
+    values = [[1.0, -2.0, 3], [0, None, 1e-3]]
+    too_large = 70000 if name == "float16" else 1e39
 
-    answers = backend.batch_predict([*backend.warmup_requests(), row(1, input=[1.0, 2.0, 3.0])])
+    answers = backend.batch_predict(
+        [*backend.warmup_requests(), *(row(i, x=v) for i, v in enumerate(values))]
+    )
 
-    assert len(answers[1].outputs["output"]) == 2
+    tensor = torch.tensor([[1.0, -2.0, 3], [0, float("nan"), 1e-3]], dtype=dtype)
+    found = [a.outputs["output"] for a in answers[1:]]
+    np.testing.assert_array_equal(found, Squash()(tensor).float().numpy())
+    with pytest.raises(
+        ValueError, match=rf"{UUID(int=9)}: input 'x': .*\(at 2\) is beyond .*{name}"
+    ):
+        backend.batch_predict([row(0, x=values[0]), row(8, x=[1, 2, too_large])])
+
+
+@pytest.mark.parametrize(
+    ("kind", "too_large"), [("FLOAT16", 70000), ("FLOAT", 1e39), ("INT8", 200)]
+)
+def test_an_onnx_model_that_clips_never_sees_a_number_beyond_its_type(kind, too_large, tmp_path):
+    import onnx
+    import onnxruntime
+    from onnx import helper as h
+
+    dtype = getattr(onnx.TensorProto, kind)
+    graph = h.make_graph(
+        [h.make_node("Clip", ["x", "low", "high"], ["y"])],
+        "g",
+        [h.make_tensor_value_info("x", dtype, ["b", "n"])],
+        [h.make_tensor_value_info("y", dtype, ["b", "n"])],
+        [h.make_tensor("low", dtype, [], [-100]), h.make_tensor("high", dtype, [], [100])],
+    )
+    path = str(tmp_path / "clip.onnx")
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 20)], ir_version=9), path)
+    backend = OnnxBackend(path, device="cpu")
+    backend.load()
+    values = [[1, -120], [7, 100]]
+
+    answers = backend.batch_predict([row(i, x=v) for i, v in enumerate(values)])
+
+    by_hand = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
+        None, {"x": np.array(values, dtype=h.tensor_dtype_to_np_dtype(dtype))}
+    )
+    np.testing.assert_array_equal([a.outputs["y"] for a in answers], by_hand[0])
+    with pytest.raises(ValueError, match=rf"{UUID(int=9)}: input 'x': {re.escape(str(too_large))}"):
+        backend.batch_predict([row(0, x=values[0]), row(8, x=[too_large, 1])])
+    gap = [1, None]
+    if kind == "INT8":
+        with pytest.raises(ValueError, match=r"input 'x': null \(at 1\) is a missing value"):
+            backend.predict(row(1, x=gap))
+    else:
+        assert math.isnan(backend.predict(row(1, x=gap)).outputs["y"][1])
+
+
+@pytest.mark.parametrize("column", [["seats"], ["plan", "seats"]])
+def test_a_missing_number_of_an_exported_pipeline_is_filled_in_as_by_the_pipeline(column, tmp_path):
+    import onnx
+    import pandas as pd
+    from skl2onnx import to_onnx
+    from skl2onnx.common.data_types import FloatTensorType, StringTensorType
+    from sklearn.compose import make_column_transformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    table = pd.DataFrame({"plan": ["a", "b", "a", "b"], "seats": [1.0, 2, np.nan, 4]})[column]
+    parts = [(SimpleImputer(), ["seats"]), (OneHotEncoder(handle_unknown="ignore"), column[:-1])]
+    columns = make_column_transformer(*parts[: len(column)])
+    pipeline = make_pipeline(columns, LinearRegression()).fit(table, [1.0, 2, 3, 5])
+    kinds = {"plan": StringTensorType([None, 1]), "seats": FloatTensorType([None, 1])}
+    exported = to_onnx(pipeline, initial_types=[(c, kinds[c]) for c in column])
+    onnx.save(exported, tmp_path / "m.onnx")
+    backend = OnnxBackend(str(tmp_path / "m.onnx"), device="cpu")
+    backend.load()
+    inputs = {"plan": ["a"], "seats": [None]}
+
+    found = backend.predict(row(0, **{c: inputs[c] for c in column})).outputs["variable"]
+
+    expected = pipeline.predict(pd.DataFrame({"plan": ["a"], "seats": [np.nan]})[column])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
