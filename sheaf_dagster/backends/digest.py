@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import mmap
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -32,6 +33,12 @@ _KEPT_ON_DISK_FROM = 2**20
 _SETTLED_SECONDS = 2.0
 """A file that changed less than this before it was hashed could change once more within the
 same tick of its file system's clock, unseen: its hash isn't kept."""
+
+_ONNX_BEGINS = b"\x08"
+"""An ONNX file is a protobuf message whose first field is a number."""
+
+_LOCATION = re.compile(rb"\n\x08location\x12([\x00-\x7f]|[\x80-\xff][\x00-\x7f])", re.DOTALL)
+"""Key and value of an entry, up to the value's length (of one or two bytes)."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_TIMEOUT_SECONDS = 10.0
@@ -52,29 +59,69 @@ def weights_digest(model_id: str, revision: str | None = None) -> str | None:
 
     Returns:
         ``sha256:<hex>`` over names and bytes of the local files (hidden ones, Markdown and
-        ``__pycache__`` left out), or ``hub:<id>@<commit>``. The commit is asked of the hub;
+        ``__pycache__`` left out; with the files beside an ONNX model that hold its weights, and
+        the model under an adapter), or ``hub:<id>@<commit>``. The commit is asked of the hub;
         where that can't be reached, or ``HF_HUB_OFFLINE`` is set, it is the one in the local
         cache. None where nothing is known.
     """
     path = os.path.expanduser(model_id)
     if os.path.isfile(path):
-        return f"sha256:{_file_hash(path)}"
+        beside = _external_data(path)
+        return f"sha256:{_joint_hash({'': path, **beside}) if beside else _file_hash(path)}"
     if os.path.isdir(path):
-        return f"sha256:{_folder_hash(path)}"
+        found = f"sha256:{_joint_hash({name: os.path.join(path, name) for name in _files(path)})}"
+        base = _adapted(path)
+        return found if base is None else f"{found} on {weights_digest(base) or base}"
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model_id):
         commit = _hub_commit(model_id, revision or "main")
         return None if commit is None else f"hub:{model_id}@{commit}"
     return None
 
 
-def _folder_hash(folder: str) -> str:
-    files = sorted(_files(folder))
+def _joint_hash(files: Mapping[str, str]) -> str:
+    """One hash of several files, under names that are the same on every machine."""
+    names = sorted(files)
     with ThreadPoolExecutor(_READERS, thread_name_prefix="sheaf-digest") as readers:
-        hashes = readers.map(_file_hash, (os.path.join(folder, name) for name in files))
+        hashes = readers.map(_file_hash, (files[name] for name in names))
         digest = hashlib.sha256()
-        for name, file_hash in zip(files, hashes, strict=True):
+        for name, file_hash in zip(names, hashes, strict=True):
             digest.update(f"{name}\0{file_hash}\n".encode())
     return digest.hexdigest()
+
+
+def _external_data(path: str) -> dict[str, str]:
+    """Files in which an ONNX model keeps its weights, by their names in it.
+
+    A tensor says where it is in an entry of two texts, ``location`` and the name. The format is
+    read no further: the model could be anywhere within graphs and functions.
+    """
+    size = os.path.getsize(path)
+    if not size:
+        return {}
+    names = set()
+    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[:1] != _ONNX_BEGINS:
+            return {}
+        for entry in _LOCATION.finditer(data):
+            length = entry[1][0] & 0x7F
+            if len(entry[1]) == 2:
+                length |= entry[1][1] << 7
+            names.add(data[entry.end() : entry.end() + length].decode("utf-8", "replace"))
+    folder = os.path.dirname(path)
+    found = {name: os.path.join(folder, name) for name in names if "\0" not in name}
+    return {name: file for name, file in found.items() if os.path.isfile(file)}
+
+
+def _adapted(folder: str) -> str | None:
+    """The model that an adapter (LoRA and its like) in a folder is loaded on top of."""
+    try:
+        with open(os.path.join(folder, "adapter_config.json")) as f:
+            base = json.load(f).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return None
+    if not isinstance(base, str) or os.path.realpath(base) == os.path.realpath(folder):
+        return None
+    return base
 
 
 def _files(folder: str) -> Iterator[str]:

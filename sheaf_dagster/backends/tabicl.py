@@ -45,8 +45,11 @@ class TabICLBackend(ModelBackend):
     def identify(
         cls, *, classifier_path: str | None = None, regressor_path: str | None = None, **_: Any
     ) -> str | None:
+        if classifier_path is None and regressor_path is None:
+            return weights_digest(_HUB_ID)
+        # A file's digest counts also where the hub, for the other model, can't be asked.
         found = [weights_digest(p or _HUB_ID) for p in (classifier_path, regressor_path)]
-        return None if None in found else " ".join(map(str, found))
+        return " ".join(digest or _HUB_ID for digest in found)
 
     def __init__(
         self,

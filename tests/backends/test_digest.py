@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sheaf_dagster.backends import digest
@@ -128,3 +129,60 @@ def test_a_hub_model_is_the_commit_in_the_local_cache_when_offline(tmp_path):
         "None None",
         "[]",
     ]
+
+
+@pytest.mark.parametrize("name", ["model.onnx.data", "weights/part", f"{'long' * 40}.bin"])
+def test_the_weights_beside_an_onnx_model_count(name, tmp_path, cache):
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper, numpy_helper
+
+    def save(value: float, folder: Path) -> Path:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        weights = numpy_helper.from_array(np.full((64, 64), value, np.float32), "w")
+        shape = [64, 64]
+        branch = helper.make_graph(
+            [helper.make_node("Identity", ["w"], ["z"])],
+            "branch",
+            [],
+            [helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, shape)],
+            [weights],
+        )
+        graph = helper.make_graph(
+            [helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)],
+            "g",
+            [helper.make_tensor_value_info("x", onnx.TensorProto.BOOL, [])],
+            [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape)],
+        )
+        onnx.save(
+            helper.make_model(graph),
+            folder / "model.onnx",
+            save_as_external_data=True,
+            location=name,
+            size_threshold=0,
+        )
+        return folder / "model.onnx"
+
+    first = save(1.0, tmp_path / "a")
+    before, structure = weights_digest(str(first)), first.read_bytes()
+    copied = weights_digest(str(shutil.copytree(first.parent, tmp_path / "copy") / "model.onnx"))
+    (first.parent / name).unlink()
+    second = save(2.0, tmp_path / "a")
+
+    assert second.read_bytes() == structure
+    assert weights_digest(str(second)) != before == copied
+    (second.parent / "notes.txt").write_text("beside")
+    assert weights_digest(str(second)) == weights_digest(str(first))
+
+
+def test_the_model_under_an_adapter_counts(weights, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(weights)})
+    )
+    before = weights_digest(str(adapter))
+
+    (weights / "config.json").write_text("[]")
+
+    assert weights_digest(str(adapter)) != before
+    assert weights_digest(str(adapter)).endswith(str(weights_digest(str(weights))))
