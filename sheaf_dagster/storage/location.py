@@ -21,8 +21,8 @@ from sheaf_dagster.errors import (
     SpecError,
 )
 from sheaf_dagster.protocols import S3_PROTOCOLS, options_for, package_for, version_in
-from sheaf_dagster.storage.local import make_folder, read_at, remove_folder
 from sheaf_dagster.storage.expiry import EXPIRED, expired, with_reason
+from sheaf_dagster.storage.local import make_folder, read_at, remove_folder
 from sheaf_dagster.storage.options import check_no_credentials, scrub
 from sheaf_dagster.storage.reader import RangeReader
 from sheaf_dagster.storage.retry import ShortReadError, is_transient, retried
