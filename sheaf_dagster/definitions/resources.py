@@ -120,6 +120,12 @@ class RayClusterResource(_Resource):
         description='None: a local Ray for the run; "auto" or "host:port": a running cluster, '
         "where the step runs on one of its machines.",
     )
+    connect_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="How long to try to reach the cluster (seconds) before that is an error, which "
+        "the retry policy may try again.",
+    )
     gpu_limit: float | None = Field(
         default=None,
         ge=0,
@@ -174,6 +180,7 @@ class RayClusterResource(_Resource):
         refuse_ray_client(self.address)  # an EnvVar has a value only now
         return ClusterConfig(
             address=self.address,
+            connect_timeout_s=self.connect_timeout_s,
             gpu_limit=self.gpu_limit,
             cpu_limit=self.cpu_limit,
             autoscaling=self.autoscaling,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from sheaf_dagster.batch.logs import logger_at
 from sheaf_dagster.batch.ray.capacity import demand_of, places, shortage, workers_of
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, check_limits, refuse_ray_client
+from sheaf_dagster.batch.ray.inside import LOGGER_OF_TOKENS, cluster_behind, cpus_counted
+from sheaf_dagster.batch.ray.reaching import require_answer
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
-from sheaf_dagster.errors import ClusterCapacityError, ClusterError
+from sheaf_dagster.errors import ClusterCapacityError, ClusterError, SheafError, SpecError
 
 __all__ = [
     "alive_nodes",
@@ -31,7 +32,8 @@ def ray_session(config: ClusterConfig) -> Iterator[bool]:
         Whether others may use the same cluster at the same time.
 
     Raises:
-        ClusterError: The cluster can't be reached.
+        ClusterError: The cluster can't be reached within ``connect_timeout_s``.
+        SpecError: A local Ray can't use its temporary folder.
     """
     import ray
 
@@ -55,19 +57,40 @@ def ray_session(config: ClusterConfig) -> Iterator[bool]:
             refuse_ray_client(os.environ["RAY_ADDRESS"])
         options["address"] = config.address
     private = options["address"] == "local"
+    where = config.address or os.environ.get("RAY_ADDRESS") or "this machine"
+    cluster = None if private else cluster_behind(where)
+    if cluster is not None:
+        named = cluster if where == "auto" else where
+        require_answer(cluster, config.connect_timeout_s, named)
     try:
         with _no_note_on_tokens() if private else nullcontext():
             ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as e:
+        if private:
+            raise _not_started(e) from e
         raise ClusterError(
-            f"Ray at {config.address or os.environ.get('RAY_ADDRESS') or 'this machine'} can't be "
-            f"reached: {e}; check the address, that the cluster is up, and that its Ray and Python "
-            "versions are the driver's"
+            f"Ray at {where} can't be reached: {e}; check the address, that the cluster is up, and "
+            "that its Ray and Python versions are the driver's"
         ) from e
     try:
         yield not private
     finally:
         ray.shutdown()
+
+
+def _not_started(error: Exception) -> SheafError:
+    """Why a Ray of our own isn't there; where its folder is the reason, that stays so."""
+    if "AF_UNIX path length" in str(error):
+        return SpecError(
+            f"the path of the temporary folder is too long for Ray's sockets: {error}; set TMPDIR, "
+            "or RAY_TMPDIR for Ray alone, to a short path such as /tmp"
+        )
+    if isinstance(error, (PermissionError, FileNotFoundError, NotADirectoryError)):
+        return SpecError(
+            f"Ray can't use its temporary folder: {error}; set TMPDIR, or RAY_TMPDIR for Ray alone, "
+            "to a folder that can be written"
+        )
+    return ClusterError(f"a Ray of this machine can't be started: {error}")
 
 
 @contextmanager
@@ -76,7 +99,7 @@ def _no_note_on_tokens() -> Iterator[None]:
 
     Whoever starts a cluster for others must know; ours is private and ends with the job.
     """
-    logger = logging.getLogger("ray._private.authentication.authentication_token_setup")
+    logger = logging.getLogger(LOGGER_OF_TOKENS)
 
     def keep(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("Token authentication is enabled")
@@ -130,19 +153,7 @@ def surely_fits_here(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -
         return False
     demand = demand_of(model)
     cpus = demand.pop("CPU", 0.0) * workers_of(spec)
-    return not demand and cpus <= _cpus_that_ray_counts()
-
-
-def _cpus_that_ray_counts() -> float:
-    """CPUs of a Ray started here: a container's limit where it has one, which Python doesn't see.
-
-    Zero, for certain of nothing, where this version of Ray keeps the number elsewhere.
-    """
-    with suppress(ImportError), logger_at("ray._private.utils", logging.ERROR):  # it says so itself
-        from ray._private.utils import get_num_cpus
-
-        return float(get_num_cpus())
-    return 0.0
+    return not demand and cpus <= cpus_counted()
 
 
 def worker_slots(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> int:

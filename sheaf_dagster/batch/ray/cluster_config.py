@@ -23,6 +23,12 @@ class ClusterConfig(BaseModel):
         description='None: the Ray of this process, or a local one; "auto" or "host:port" of a '
         "cluster's GCS.",
     )
+    connect_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long to try to reach the cluster (seconds) before that is an error.",
+    )
     gpu_limit: float | None = Field(
         default=None, ge=0, description="GPUs that a job may reserve; None: what the cluster has."
     )

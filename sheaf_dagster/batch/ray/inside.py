@@ -1,0 +1,45 @@
+"""Every reach into Ray's private parts, so that a new version of Ray has one place to break.
+
+Each answers "not known" where that version keeps the thing elsewhere; ``tests/batch/ray/
+test_inside.py`` fails then, and says what is lost. What to do: find where Ray has moved it, or
+remove the function and what asks it.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+
+from sheaf_dagster.batch.logs import logger_at
+
+__all__ = ["LOGGER_OF_TOKENS", "cluster_behind", "cpus_counted"]
+
+LOGGER_OF_TOKENS = "ray._private.authentication.authentication_token_setup"
+"""Says that a new cluster asks for a token. Elsewhere: the note shows again."""
+
+
+def cpus_counted() -> float:
+    """CPUs of a Ray started here: a container's limit where it has one, which Python doesn't see.
+
+    Zero, for certain of nothing, where this isn't known: work then waits until Ray is up.
+    """
+    with suppress(ImportError), logger_at("ray._private.utils", logging.ERROR):  # it says so itself
+        from ray._private.utils import get_num_cpus
+
+        return float(get_num_cpus())
+    return 0.0
+
+
+def cluster_behind(address: str) -> str | None:
+    """``host:port`` of the cluster that an address means, ``auto`` among them; None: not known.
+
+    Where this isn't known, an ``auto`` that means a dead cluster isn't found to be one in time.
+    """
+    with suppress(
+        ImportError, ConnectionError, ValueError
+    ):  # the latter two ray.init raises itself
+        from ray._private.services import canonicalize_bootstrap_address
+
+        found: str | None = canonicalize_bootstrap_address(address)
+        return found
+    return None
