@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo backfill digits texts ui test test-fast test-pythons test-faults test-crashes test-corpus test-cluster test-soak fuzz audit lint format docs pictures bench clean
+.PHONY: help demo backfill digits texts ui test test-fast test-pythons test-faults test-crashes test-corpus test-cluster test-soak test-vllm fuzz audit lint format docs pictures bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -90,6 +90,15 @@ test-cluster: $(VENV)/.dev  ## Every way to run on real Ray clusters, with and w
 
 test-soak: $(VENV)/.dev  ## Thousands of small jobs in one process, for minutes: does anything grow?
 	SHEAF_SOAK_SECONDS=240 $(BIN)/python -m pytest tests/batch/test_soak.py
+
+$(VENV)-vllm/.done: tests/vllm_environment.py constraints.txt
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip --disable-pip-version-check -q install packaging pip
+	$(VENV)-vllm/bin/python tests/vllm_environment.py
+	@touch $@
+
+test-vllm: $(VENV)-vllm/.done  ## vLLM itself on this machine's CPUs, in .venv-vllm (a quarter of an hour)
+	$(VENV)-vllm/bin/python -m pytest tests/backends/test_vllm.py tests/backends/test_openai_endpoint.py
 
 fuzz: $(VENV)/.dev  ## Any bytes through all that reads a source, for a minute (atheris)
 	$(BIN)/python -m tests.fuzz -max_total_time=60

@@ -1,16 +1,17 @@
-"""Language models through vLLM's offline engine."""
+"""Language models through vLLM's engine and its own request handlers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import atexit
 from typing import Any
 
 from pydantic import BaseModel
 
 from sheaf_dagster.backends.base import ModelBackend
+from sheaf_dagster.backends.bodies import body_of, response_of, seeded
 from sheaf_dagster.backends.digest import weights_digest
-from sheaf_dagster.backends.libraries import require
-from sheaf_dagster.backends.prompts import Completion, Prompt, Sampling, answer, prompts_of
+from sheaf_dagster.backends.refusal import RefusedError
+from sheaf_dagster.backends.vllm_engine import VllmEngine
 from sheaf_dagster.contracts import OPENAI_BATCH, TEXT
 from sheaf_dagster.errors import SpecError
 
@@ -21,24 +22,35 @@ _MODEL_ID = "Qwen/Qwen3-0.6B"
 
 
 class VllmBackend(ModelBackend):
-    """Generates texts, of rows of the ``text`` contract or of files of the OpenAI batch form.
+    """Answers lines of the OpenAI batch form, and rows of the ``text`` contract, with vLLM.
 
-    A batch is given to vLLM at once, which schedules its rows by itself: large batches (some
-    hundred rows) serve it best.
+    Each line goes to the handler that vLLM's own server has for its URL: chats, completions,
+    responses, embeddings, scores, rankings, as far as the model does them. So every field that
+    vLLM knows is honoured, and what it refuses is that row's error, in its words and with its
+    status. A field that it doesn't know is refused too. Rows are in flight together, and the engine
+    schedules them.
+
+    Ids are derived from the rows and ``created`` is 0, and draws without a ``seed`` have one that
+    is derived from their row, so that the same file gives the same answers.
 
     Args:
         model_id: A model that vLLM supports: local path or hub id.
         dtype: As vLLM has it: ``auto``, ``bfloat16``, ``float16``, ``float32``.
-        max_new_tokens: Length of an answer in tokens where the row doesn't say.
+        max_new_tokens: Length of an answer in tokens where the row doesn't say; by default up to
+            the model's length, as vLLM has it.
         temperature: Of rows of the ``text`` contract that don't say.
         top_p: Likewise.
-        top_k: Likewise.
+        top_k: Likewise; 0 for all.
         seed: Mixed into the seeds of the rows.
-        engine_args: Further arguments of ``vllm.LLM`` (``{"tensor_parallel_size": 2}``).
+        max_in_flight: Rows that the engine is given at a time.
+        engine_args: Further options of ``vllm serve``, by their names in Python
+            (``{"tensor_parallel_size": 2, "enable_auto_tool_choice": True,
+            "tool_call_parser": "hermes"}``).
         revision: Revision of a hub model.
 
     Raises:
-        MissingDependencyError: At load: vllm is not installed.
+        SpecError: An option is given twice; at load: vLLM doesn't know it.
+        MissingDependencyError: At load: vLLM is not installed, or a release that isn't known.
     """
 
     model_type = (TEXT, OPENAI_BATCH)
@@ -53,76 +65,59 @@ class VllmBackend(ModelBackend):
         self,
         model_id: str = _MODEL_ID,
         dtype: str = "auto",
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
+        max_in_flight: int = 512,
         engine_args: dict[str, Any] | None = None,
         revision: str | None = None,
     ) -> None:
-        own = {"model", "dtype", "seed", "revision"} & set(engine_args or ())
+        own = {"model", "dtype", "seed", "revision", "served_model_name"} & set(engine_args or ())
         if own:
             raise SpecError(f"engine_args must not hold {', '.join(sorted(own))}; set it beside")
+        if max_in_flight < 1:
+            raise SpecError(f"max_in_flight must be 1 or more, got {max_in_flight}")
         self._model_id = model_id
-        self._dtype = dtype
-        self._defaults = Sampling(max_new_tokens, temperature, top_p, top_k)
+        self._options = {
+            "model": model_id,
+            "dtype": dtype,
+            "seed": seed,
+            "revision": revision,
+            **(engine_args or {}),
+        }
+        self._defaults = {
+            "max_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+        }
         self._seed = seed
-        self._engine_args = dict(engine_args or {})
-        self._revision = revision
-        self._library: Any = None
-        self._llm: Any = None
+        self.max_in_flight = max_in_flight
+        self._engine: VllmEngine | None = None
 
     def load(self) -> None:
-        (self._library,) = require(_NAME, "vllm", "vllm")
-        self._llm = self._library.LLM(
-            model=self._model_id,
-            dtype=self._dtype,
-            seed=self._seed,
-            revision=self._revision,
-            **self._engine_args,
-        )
+        engine = VllmEngine()
+        self.run_async(engine.start(_NAME, self._options))
+        self._engine = engine
+        # A process that ends without closing would leave vLLM to kill its own and to complain.
+        atexit.register(self.close)
 
     def close(self) -> None:
-        self._llm = None
+        if self._engine is not None:
+            atexit.unregister(self.close)
+            engine, self._engine = self._engine, None
+            self.run_async(engine.close())
 
-    def batch_predict(self, requests: Sequence[Any]) -> list[BaseModel]:
-        prompts = [prompts_of(r, self._defaults, self._seed) for r in requests]
-        flat = [p for of_row in prompts for p in of_row]
-        completions: list[list[Completion]] = [[] for _ in flat]
-        for chats in (False, True):
-            members = [i for i, p in enumerate(flat) if (p.messages is not None) == chats]
-            if not members:
-                continue
-            call = self._llm.chat if chats else self._llm.generate
-            given = [flat[i].messages if chats else flat[i].text for i in members]
-            params = [self._params(flat[i]) for i in members]
-            for i, output in zip(members, call(given, params, use_tqdm=False), strict=True):
-                completions[i] = _completions(output)
-        done = iter(completions)
-        return [
-            answer(request, [next(done) for _ in of_row])
-            for request, of_row in zip(requests, prompts, strict=True)
-        ]
-
-    def _params(self, prompt: Prompt) -> Any:
-        s = prompt.sampling
-        return self._library.SamplingParams(
-            n=s.n,
-            max_tokens=s.max_tokens,
-            temperature=s.temperature,
-            top_p=s.top_p,
-            top_k=s.top_k or -1,
-            stop=list(s.stop),
-            presence_penalty=s.presence_penalty,
-            frequency_penalty=s.frequency_penalty,
-            seed=prompt.seeds[0],
-        )
-
-
-def _completions(output: Any) -> list[Completion]:
-    asked = len(output.prompt_token_ids or ())
-    return [
-        Completion(one.text, one.finish_reason or "length", asked, len(one.token_ids))
-        for one in output.outputs
-    ]
+    async def predict_async(self, request: Any) -> BaseModel:
+        assert self._engine is not None
+        url, asked = body_of(request, self._defaults)
+        body = seeded(url, asked, request, self._seed)
+        if body.get("stream"):
+            raise RefusedError("a line of a batch can't be streamed", 400, "BadRequestError")
+        # The job's model answers, whatever the line calls it, unless it names an adapter.
+        if body.get("model") not in self._engine.models:
+            body["model"] = self._model_id
+        answered = await self._engine.answer(url, body)
+        return response_of(request, url, {**answered, "model": asked.get("model")})

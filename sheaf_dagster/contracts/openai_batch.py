@@ -102,7 +102,8 @@ class OpenAIBatchRequest(BaseModel):
     def error_record(self, error: BaseException) -> dict[str, Any]:
         """The line of a row that failed."""
         own = self.digest()
-        failure = OpenAIBatchError(code=type(error).__name__, message=str(error)[:2000])
+        kind = getattr(error, "kind", type(error).__name__)
+        failure = OpenAIBatchError(code=str(kind), message=str(error)[:2000])
         line = OpenAIBatchResponse(id=f"batch_req_{own}", custom_id=self.custom_id, error=failure)
         status = getattr(error, "status_code", None)
         if status is not None:  # an engine or a server refused it

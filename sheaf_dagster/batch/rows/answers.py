@@ -165,7 +165,8 @@ def error_line(request: Any, error: BaseException, *, redact: bool = False) -> b
     if redact and not isinstance(error, SheafError):  # our own errors quote no row
         text = "left out: redact_rows"
     if text != str(error):
-        error = type(name, (Exception,), {})(text)
+        known = {k: getattr(error, k) for k in ("status_code", "kind") if hasattr(error, k)}
+        error = type(name, (Exception,), known)(text)
     own_form = getattr(request, "error_record", None)
     if callable(own_form):
         return orjson.dumps(own_form(error))
@@ -174,4 +175,6 @@ def error_line(request: Any, error: BaseException, *, redact: bool = False) -> b
         for key in ("request_id", "model_type", "model_name")
         if getattr(request, key, None) is not None
     }
-    return orjson.dumps({**record, "error": {"type": name, "message": text}})
+    code = getattr(error, "status_code", None)
+    status = {} if code is None else {"status_code": code}
+    return orjson.dumps({**record, "error": {"type": name, "message": text, **status}})

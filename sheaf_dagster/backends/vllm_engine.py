@@ -1,0 +1,188 @@
+"""The one place that knows vLLM's names: an engine with the request handlers of vLLM's own server.
+
+vLLM's entry point for batches does the same (``vllm run-batch``): one asynchronous engine, and each
+line to the handler of its URL. The names of handlers, and the modules that they are in, change
+between releases; these are those of the releases in ``KNOWN``.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import AsyncExitStack
+from typing import Any
+
+from sheaf_dagster.backends.libraries import require
+from sheaf_dagster.backends.refusal import RefusedError
+from sheaf_dagster.errors import ClusterError, MissingDependencyError, SpecError
+
+__all__ = ["KNOWN", "VllmEngine"]
+
+KNOWN = ("0.32",)
+"""Releases of vLLM whose names are known here."""
+
+_CLI = "vllm.entrypoints.launchers.cli_args"
+_ENTRY = "vllm.entrypoints.launchers.api_server.entry"
+_STATE = "vllm.entrypoints.launchers.api_server.app_state"
+_OPENAI = "vllm.entrypoints.openai"
+_POOLING = "vllm.entrypoints.pooling"
+_HANDLERS = {
+    "/v1/chat/completions": (
+        f"{_OPENAI}.chat_completion.protocol:ChatCompletionRequest",
+        "openai_serving_chat.create_chat_completion",
+    ),
+    "/v1/completions": (
+        f"{_OPENAI}.completion.protocol:CompletionRequest",
+        "openai_serving_completion.create_completion",
+    ),
+    "/v1/responses": (
+        f"{_OPENAI}.responses.protocol:ResponsesRequest",
+        "openai_serving_responses.create_responses",
+    ),
+    "/v1/embeddings": (f"{_POOLING}.embed.protocol:EmbeddingRequest", "serving_embedding"),
+    "/v1/score": (f"{_POOLING}.scoring.protocol:ScoreRequest", "serving_scores"),
+    "/score": (f"{_POOLING}.scoring.protocol:ScoreRequest", "serving_scores"),
+    "/v1/rerank": (f"{_POOLING}.scoring.protocol:RerankRequest", "serving_scores"),
+    "/v2/rerank": (f"{_POOLING}.scoring.protocol:RerankRequest", "serving_scores"),
+    "/rerank": (f"{_POOLING}.scoring.protocol:RerankRequest", "serving_scores"),
+}
+"""By URL the type of a body, and where its handler is in the state of vLLM's server."""
+
+
+class VllmEngine:
+    """A running engine; it belongs to the event loop that ``start`` ran on.
+
+    Attributes:
+        models: Names by which a body may call the model, its adapters among them.
+    """
+
+    def __init__(self) -> None:
+        self._stack = AsyncExitStack()
+        self._client: Any = None
+        self._handlers: dict[str, tuple[Any, Any]] = {}
+        self.models: frozenset[str] = frozenset()
+
+    async def start(self, backend: str, options: dict[str, Any]) -> None:
+        """Loads the model and makes the handlers.
+
+        Args:
+            backend: Name of the backend, for messages.
+            options: Options of ``vllm serve``, by their names in Python.
+
+        Raises:
+            MissingDependencyError: vLLM is not installed, or a release that isn't known here.
+            SpecError: vLLM has no such option, or not with this value.
+        """
+        (vllm,) = require(backend, "vllm", "vllm")
+        version = str(vllm.__version__)
+        if not version.startswith(tuple(f"{known}." for known in KNOWN)):
+            raise MissingDependencyError(
+                f"backend {backend!r} knows vLLM {' and '.join(KNOWN)}, and {version} is "
+                f"installed; install vllm=={KNOWN[-1]}.*, or serve the model with vLLM and use "
+                "the backend 'openai_endpoint'"
+            )
+        cli, entry, state_module = require(backend, "vllm", _CLI, _ENTRY, _STATE)
+        args = _parsed(cli, options)
+        self._client = await self._stack.enter_async_context(entry.build_async_engine_client(args))
+        from starlette.datastructures import State
+
+        state = State()
+        tasks = await self._client.get_supported_tasks()
+        await state_module.init_app_state(self._client, state, args, tasks)
+        for url, (request, path) in _HANDLERS.items():
+            handler: Any = state
+            for name in path.split("."):
+                handler = getattr(handler, name, None)
+            if handler is not None:
+                self._handlers[url] = (_adapter(backend, request), handler)
+        served = state.openai_serving_models
+        adapters = [card.lora_name for card in served.lora_requests.values()]
+        self.models = frozenset([*(path.name for path in served.base_model_paths), *adapters])
+
+    async def answer(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
+        """What vLLM's server would answer to a body.
+
+        Raises:
+            RefusedError: The handler, or the type of its bodies, refused it.
+            ClusterError: The engine has ended.
+        """
+        from vllm.entrypoints.serve import create_error_response
+
+        if url not in self._handlers:
+            kinds = ", ".join(self._handlers)
+            raise RefusedError(
+                f"this model doesn't answer {url}; it answers {kinds}", 404, "NotFoundError"
+            )
+        adapter, handler = self._handlers[url]
+        try:
+            request = adapter.validate_python(body)
+            unknown = sorted(name for name in request.model_extra or () if name in body)
+            if unknown:
+                raise RefusedError(
+                    f"'body' has {', '.join(unknown)}, which vLLM doesn't know",
+                    400,
+                    "BadRequestError",
+                )
+            response = await handler(request)
+        except RefusedError:
+            raise
+        except Exception as e:
+            response = create_error_response(e)
+        if self._client.errored:
+            raise ClusterError(
+                f"vLLM's engine has ended ({self._client.dead_error}); its own log says why. Run "
+                "the job again: what is answered is kept"
+            )
+        return _body_of(response)
+
+    async def close(self) -> None:
+        """Ends the engine and its processes."""
+        await self._stack.aclose()
+
+
+def _parsed(cli: Any, options: dict[str, Any]) -> Any:
+    """The options as vLLM's own command line reads them: the same words, checks and defaults."""
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    class Parser(FlexibleArgumentParser):  # type: ignore[misc]
+        def error(self, message: str) -> Any:
+            raise SpecError(f"vLLM refuses engine_args: {message}")
+
+    words: list[str] = []
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if value is True or value is False:
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            words += [f"--{flag}", *(v if isinstance(v, str) else json.dumps(v) for v in value)]
+        elif value is not None:
+            words += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    args = cli.make_arg_parser(Parser()).parse_args(words)
+    try:
+        cli.validate_parsed_serve_args(args)
+    except (TypeError, ValueError, KeyError) as e:
+        raise SpecError(f"vLLM refuses engine_args: {e}") from e
+    return args
+
+
+def _adapter(backend: str, path: str) -> Any:
+    from pydantic import TypeAdapter
+
+    module, name = path.split(":")
+    return TypeAdapter(getattr(require(backend, "vllm", module)[0], name))
+
+
+def _body_of(response: Any) -> dict[str, Any]:
+    """The body of a handler's response, which is a model or a finished response of its server."""
+    raw = getattr(response, "body", None)
+    body: Any = json.loads(raw) if isinstance(raw, bytes) else None
+    if body is None and hasattr(response, "model_dump"):
+        body = response.model_dump(mode="json")
+    if not isinstance(body, dict):
+        raise RefusedError(
+            "a line of a batch can't be answered as a stream", 400, "BadRequestError"
+        )
+    error = body.get("error")
+    if isinstance(error, dict) and "message" in error:
+        code: Any = error.get("code") or getattr(response, "status_code", 500)
+        raise RefusedError(str(error["message"]), int(code), str(error.get("type")))
+    return body

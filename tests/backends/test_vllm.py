@@ -1,0 +1,287 @@
+"""The backend ``vllm`` on vLLM itself, on a CPU: ``make test-vllm``."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec, ResourceConfig, SpecError
+from sheaf_dagster.backends.refusal import RefusedError
+from sheaf_dagster.contracts import OpenAIBatchRequest, TextRequest, deviations_of
+from tests.backends.small_llama import PAGES, save_small_llama
+from tests.conftest import read_rows
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytest.importorskip("vllm")
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+LENGTH = 512
+OPTIONS = {"enforce_eager": True, "max_model_len": LENGTH, "enable_auto_tool_choice": True,
+           "tool_call_parser": "hermes"}  # fmt: skip
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "parameters": {
+            "type": "object",
+            "properties": {"red": {"type": "boolean"}},
+            "required": ["red"],
+            "additionalProperties": False,
+        },
+    },
+}
+SCHEMA = TOOL["function"]["parameters"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_engine() -> None:
+    """What vLLM reads from the environment."""
+    wanted = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+              "OMP_NUM_THREADS": "2", "VLLM_NO_USAGE_STATS": "1"}  # fmt: skip
+    os.environ.update(wanted)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> str:
+    return save_small_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def backend(model):
+    from sheaf_dagster.backends.vllm import VllmBackend
+
+    made = VllmBackend(model, dtype="float32", engine_args=OPTIONS)
+    made.load()
+    yield made
+    made.close()
+
+
+def spec(model: str) -> ModelSpec:
+    return ModelSpec(
+        name="small",
+        model_type="openai_batch",
+        backend="vllm",
+        backend_kwargs={"model_id": model, "dtype": "float32", "engine_args": OPTIONS},
+        resources=ResourceConfig(num_cpus=1, num_gpus=0),
+    )
+
+
+def line(i: int, url: str = CHAT, **body: Any) -> dict[str, Any]:
+    asked = {"messages": [{"role": "user", "content": f"Tell me of chunk {i}"}]}
+    given = asked if url == CHAT else {"prompt": "A chunk is"} if url == COMPLETIONS else {}
+    fixed = {"model": "small", "temperature": 0, "max_tokens": 12} if given else {}
+    body = {**fixed, **given, **body}
+    return {"custom_id": f"row-{i}", "method": "POST", "url": url, "body": body}
+
+
+def chats(n: int) -> list[dict[str, Any]]:
+    rng = random.Random(1)
+    words = (PAGES / "index.md").read_text().split()
+    return [
+        line(
+            i,
+            messages=[
+                {"role": "user", "content": " ".join(rng.choices(words, k=rng.randint(5, 60)))}
+            ],
+            max_tokens=rng.randint(8, 48),
+        )
+        for i in range(n)
+    ]
+
+
+def asked(row: dict[str, Any]) -> OpenAIBatchRequest:
+    return OpenAIBatchRequest.model_validate(row)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def test_answers_are_those_of_vllms_own_batch_run(model, backend, tmp_path):
+    rows = [
+        *chats(16),
+        line(16, logprobs=True, top_logprobs=3),
+        line(17, tools=[TOOL], tool_choice={"type": "function", "function": {"name": "look_up"}},
+             max_tokens=40),
+        line(18, response_format={"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}},
+             max_tokens=40),
+        line(19, structured_outputs={"choice": ["chunk", "part"]}),
+        line(20, min_tokens=5, repetition_penalty=1.3, logit_bias={"40": 5}, stop_token_ids=[7]),
+        line(21, n=2, temperature=0.9, seed=5),
+        line(22, messages=[{"role": "user", "content": "long " * 2 * LENGTH}]),
+    ]  # fmt: skip
+    source, sink = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    tool = Path(sys.executable).with_name("vllm")
+    subprocess.run(
+        [tool, "run-batch", "-i", source, "-o", sink, "--model", model, "--served-model-name",
+         "small", "--dtype", "float32", "--max-model-len", str(LENGTH), "--enforce-eager",
+         "--enable-auto-tool-choice", "--tool-call-parser", "hermes"],
+        check=True,
+    )  # fmt: skip
+    theirs = read_rows(sink)
+
+    ours = backend.batch_predict([asked(row) for row in rows[:-1]])
+
+    for mine, their in zip(ours, theirs[:-1], strict=True):
+        one, other = mine.response.body, their["response"]["body"]
+        assert one["usage"] == other["usage"], mine.custom_id
+        for a, b in zip(one["choices"], other["choices"], strict=True):
+            for call in (*a["message"].get("tool_calls", ()), *b["message"].get("tool_calls", ())):
+                call.pop("id", None)
+            assert a == b, mine.custom_id
+    with pytest.raises(RefusedError) as caught:
+        backend.predict(asked(rows[-1]))
+    assert caught.value.status_code == theirs[-1]["response"]["status_code"] == 400
+    assert str(caught.value) == theirs[-1]["error"]["error"]["message"]
+
+
+def test_structured_outputs_and_calls_of_tools_parse(backend):
+    form = {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}
+    choice = {"type": "function", "function": {"name": "look_up"}}
+
+    formed, chosen, called = backend.batch_predict(
+        [
+            asked(line(0, response_format=form, max_tokens=60)),
+            asked(line(1, structured_outputs={"choice": ["chunk", "part"]})),
+            asked(line(2, tools=[TOOL], tool_choice=choice, max_tokens=60)),
+        ]
+    )
+
+    def said(answer) -> dict[str, Any]:
+        return answer.response.body["choices"][0]["message"]
+
+    assert isinstance(json.loads(said(formed)["content"])["red"], bool)
+    assert said(chosen)["content"] in ("chunk", "part")
+    (call,) = said(called)["tool_calls"]
+    assert call["function"]["name"] == "look_up"
+    json.loads(call["function"]["arguments"])  # what it holds is compared with vLLM's own run
+
+
+def test_tokens_are_a_prompt_like_their_text(backend, model):
+    from transformers import AutoTokenizer
+
+    tokens = AutoTokenizer.from_pretrained(model)("A chunk is")["input_ids"]
+
+    text, by_tokens, several = backend.batch_predict(
+        [
+            asked(line(0, COMPLETIONS, logprobs=2)),
+            asked(line(1, COMPLETIONS, prompt=tokens, logprobs=2)),
+            asked(line(2, COMPLETIONS, prompt=[tokens, tokens])),
+        ]
+    )
+
+    choice = text.response.body["choices"][0]
+    assert by_tokens.response.body["choices"][0] == choice
+    assert len(choice["logprobs"]["tokens"]) == text.response.body["usage"]["completion_tokens"]
+    assert [c["text"] for c in several.response.body["choices"]] == [choice["text"]] * 2
+
+
+def test_rows_of_texts_are_answered_as_the_same_lines(backend):
+    fields = {"model_name": "small", "max_new_tokens": 12}
+    text, chat, labelled = (
+        TextRequest(request_id=UUID(int=1), text="A chunk is", **fields),
+        TextRequest(
+            request_id=UUID(int=2),
+            messages=[{"role": "user", "content": "Tell me of chunk 7"}],
+            **fields,
+        ),
+        TextRequest(request_id=UUID(int=3), text="A", candidate_labels=["b"], **fields),
+    )
+
+    answers = backend.batch_predict([text, chat, labelled])
+    lines = backend.batch_predict([asked(line(0, COMPLETIONS)), asked(line(7))])
+
+    bodies = [a.response.body for a in lines]
+    assert answers[0].text == bodies[0]["choices"][0]["text"]
+    assert answers[1].text == bodies[1]["choices"][0]["message"]["content"]
+    assert answers[1].prompt_tokens == bodies[1]["usage"]["prompt_tokens"]
+    assert deviations_of(answers[2]) == ("ignored_field",)
+
+
+def test_draws_without_a_seed_are_the_same_at_each_run(backend):
+    rows = [asked(line(i, temperature=1.0)) for i in range(3)]
+
+    first, again = backend.batch_predict(rows), backend.batch_predict(rows[::-1])[::-1]
+
+    assert [a.model_dump() for a in first] == [a.model_dump() for a in again]
+    texts = {a.response.body["choices"][0]["message"]["content"] for a in first}
+    assert len(texts) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "status", "message"),
+    [
+        (line(0, guided_json={"type": "object"}), 400, "'body' has guided_json, which vLLM"),
+        (line(0, temprature=0.3), 400, "'body' has temprature, which vLLM doesn't know"),
+        (line(0, "/v1/embeddings", input="a"), 404, "doesn't answer /v1/embeddings"),
+        (line(0, logprobs=True, top_logprobs=999), 400, "logprobs"),
+        (line(0, best_of_all={"a": 1}, response_format={"type": "poem"}), 400, "response_format"),
+    ],
+)
+def test_what_the_engine_refuses_is_that_rows_error(row, status, message, backend):
+    with pytest.raises(RefusedError, match=message) as caught:
+        backend.predict(asked(row))
+
+    assert caught.value.status_code == status
+
+
+def test_an_option_that_vllm_does_not_know_is_named_at_load(model):
+    from sheaf_dagster.backends.vllm import VllmBackend
+
+    with pytest.raises(SpecError, match="max-modell-len"):
+        VllmBackend(model, engine_args={"max_modell_len": 5}).load()
+
+
+_JOB = """
+import os, signal, sys
+from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec
+
+def stop(progress):
+    if progress.rows_done:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+model = ModelSpec.model_validate_json(sys.argv[1])
+job = BatchSpec(source=sys.argv[2], sink=sys.argv[3], batch_size=4, compute="local")
+BatchRunner(model, on_progress=stop).run(job)
+"""
+
+
+@pytest.mark.ray
+def test_a_job_that_is_killed_goes_on_and_ray_answers_the_same(model, tmp_path, ray_cluster):
+    rows = chats(24)
+    source = str(write(tmp_path / "in.jsonl", rows))
+    sinks = {name: str(tmp_path / f"{name}.jsonl") for name in ("local", "tasks", "actors")}
+    killed = subprocess.run(
+        [sys.executable, "-c", _JOB, spec(model).model_dump_json(), source, sinks["local"]]
+    )
+    assert killed.returncode == -signal.SIGKILL
+    runner = BatchRunner(spec(model))
+
+    resumed = runner.run(
+        BatchSpec(source=source, sink=sinks["local"], batch_size=4, compute="local")
+    )
+    for compute in ("tasks", "actors"):
+        runner.run(
+            BatchSpec(
+                source=source,
+                sink=sinks[compute],
+                batch_size=12,
+                compute=compute,
+                num_actors=1 if compute == "actors" else None,
+            )
+        )
+
+    assert 0 < resumed.resumed_rows < len(rows)
+    answers = {name: read_rows(Path(sink)) for name, sink in sinks.items()}
+    assert [a["custom_id"] for a in answers["local"]] == [r["custom_id"] for r in rows]
+    assert answers["tasks"] == answers["actors"] == answers["local"]
