@@ -62,6 +62,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "ModelChangedError",
         "PredictError",
         "ResponseMismatchError",
+        "ServiceDownError",
         "SheafError",
         "SinkBusyError",
         "SinkError",

@@ -19,6 +19,7 @@
     ├── BackendError                  the model failed
     │   ├── BackendLoadError          load() raised
     │   ├── ModelChangedError         other weights than the job began with     (retryable)
+    │   ├── ServiceDownError          a server that answers rows is down        (retryable)
     │   ├── PredictError              batch_predict() raised
     │   ├── BatchTimeoutError         batch_predict() took longer than batch_timeout
     │   └── ResponseMismatchError     wrong number, order or type of responses
@@ -48,6 +49,7 @@ __all__ = [
     "ModelChangedError",
     "PredictError",
     "ResponseMismatchError",
+    "ServiceDownError",
     "SheafError",
     "SinkBusyError",
     "SinkError",
@@ -173,6 +175,15 @@ class ModelChangedError(BackendError):
     """A worker has other weights than the job began with, or than another worker.
 
     Cure: run again once the weights are in place; give every machine the same ones.
+    """
+
+    retryable = True
+
+
+class ServiceDownError(BackendError):
+    """A server that answers rows can't be reached, or turns requests away.
+
+    Cure: look at the server; then run again: what is answered is kept.
     """
 
     retryable = True

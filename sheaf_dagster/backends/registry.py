@@ -21,6 +21,7 @@ _BUILTIN: dict[str, str] = {
     "image_embedder": "sheaf_dagster.backends.image_embedder:ImageEmbedderBackend",
     "mlflow": "sheaf_dagster.backends.mlflow:MlflowBackend",
     "onnx": "sheaf_dagster.backends.onnx:OnnxBackend",
+    "openai_endpoint": "sheaf_dagster.backends.openai_endpoint:OpenAIEndpointBackend",
     "sentence_transformers": "sheaf_dagster.backends.text_embedder:SentenceTransformersBackend",
     "sklearn": "sheaf_dagster.backends.sklearn:SklearnBackend",
     "tabicl": "sheaf_dagster.backends.tabicl:TabICLBackend",

@@ -1,0 +1,242 @@
+"""Rows answered by any server that speaks the OpenAI API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel
+
+from sheaf_dagster.backends.base import ModelBackend
+from sheaf_dagster.backends.bodies import body_of, response_of, seeded
+from sheaf_dagster.backends.libraries import require
+from sheaf_dagster.backends.refusal import RefusedError
+from sheaf_dagster.contracts import OPENAI_BATCH, TEXT
+from sheaf_dagster.errors import BackendError, ServiceDownError, SheafError, SpecError
+
+__all__ = ["OpenAIEndpointBackend"]
+
+_NAME = "openai_endpoint"
+_TURNS_AWAY = frozenset({429, 502, 503, 504})
+"""What a server says of itself, not of the row."""
+
+
+class OpenAIEndpointBackend(ModelBackend):
+    """Posts each line of the OpenAI batch form, and rows of the ``text`` contract, to a server.
+
+    vLLM, SGLang, TEI, Ollama, a gateway or a vendor: the body goes there as it stands, and what
+    comes back is the answer, with derived ids and ``created`` 0. Many rows are in flight over
+    connections that stay open. The official client tries a request again where that may help
+    (connections, stalls, 408, 409, 429, 5xx), after the time that ``Retry-After`` names.
+
+    What the server refuses is that row's error, with its status. If it can't be reached, turns
+    requests away after all retries (429, 502, 503, 504), or fails row after row, the job ends
+    retryable, and the next run goes on where it ended.
+
+    Args:
+        base_url: Where the API is, as clients are given it: ``http://host:8000/v1``.
+        model: Name of the model there; by default each row's own (``body.model``,
+            ``model_name``).
+        api_key: The key; ``EnvVar("NAME")``, or ``{"env": "NAME"}`` without Dagster, which
+            workers read where they run.
+        max_in_flight: Rows that are under way at a time.
+        requests_per_minute: At most so many, retries among them, evenly spread; of each worker.
+        tokens_per_minute: At most so many, by an estimate (a token is four characters of a body,
+            and its limit of an answer); of each worker.
+        max_retries: Further attempts at a row.
+        timeout_s: Seconds that one attempt may take.
+        max_failures: Rows in a row that may fail by the server's fault before the job ends.
+        max_new_tokens: Length of an answer where the row doesn't say; by default the server's.
+        temperature: Of rows of the ``text`` contract that don't say; likewise.
+        top_p: Likewise.
+        top_k: Likewise.
+        seed: Gives rows that draw and have no seed one of their own, made of this and the row.
+            Not every server knows seeds.
+        headers: Further headers; values may be ``EnvVar``.
+
+    Raises:
+        SpecError: ``base_url`` is no HTTP address, or a limit is not positive.
+        MissingDependencyError: At load: the client is not installed.
+    """
+
+    model_type = (TEXT, OPENAI_BATCH)
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str | None = None,
+        api_key: str | None = None,
+        max_in_flight: int = 64,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        max_retries: int = 6,
+        timeout_s: float = 600.0,
+        max_failures: int = 10,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        address = urlsplit(base_url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise SpecError(
+                f"base_url must be an address like http://host:8000/v1, got {base_url!r}"
+            )
+        for name, limit in {
+            "max_in_flight": max_in_flight,
+            "requests_per_minute": requests_per_minute,
+            "tokens_per_minute": tokens_per_minute,
+            "timeout_s": timeout_s,
+            "max_failures": max_failures,
+        }.items():
+            if limit is not None and not limit > 0:
+                raise SpecError(f"{name} must be greater than 0, got {limit}")
+        if max_retries < 0:
+            raise SpecError(f"max_retries must be 0 or more, got {max_retries}")
+        self._base_url = base_url.rstrip("/")
+        self._server = address.netloc.rpartition("@")[2]
+        self._model = model
+        self._api_key = api_key
+        self.max_in_flight = max_in_flight
+        self._requests_per_minute = requests_per_minute
+        self._tokens_per_minute = tokens_per_minute
+        self._max_retries = max_retries
+        self._timeout_s = timeout_s
+        self._max_failures = max_failures
+        self._defaults = {
+            "max_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+        }
+        self._seed = seed
+        self._headers = dict(headers or {})
+        self._openai: Any = None
+        self._client: Any = None
+        self._tokens: Any = None
+        self._failures = 0
+        self._in_flight = 0
+        self._down: SheafError | None = None
+
+    def load(self) -> None:
+        self._openai, limiters = require(_NAME, "endpoint", "openai", "aiolimiter")
+        self.run_async(self._start(limiters))
+
+    async def _start(self, limiters: Any) -> None:
+        if self._tokens_per_minute is not None:
+            self._tokens = limiters.AsyncLimiter(self._tokens_per_minute, 60)
+        hooks = []
+        if self._requests_per_minute is not None:
+            # Evenly spread: servers count by the second, too.
+            period = max(1.0, 60 / self._requests_per_minute)
+            requests = limiters.AsyncLimiter(self._requests_per_minute * period / 60, period)
+
+            async def wait(_: Any) -> None:
+                await requests.acquire()
+
+            hooks.append(wait)  # called at each attempt
+        self._client = self._openai.AsyncOpenAI(
+            base_url=self._base_url,
+            api_key=self._api_key or "none",  # the client wants one; servers without keys don't
+            max_retries=self._max_retries,
+            timeout=self._timeout_s,
+            default_headers=self._headers,
+            http_client=self._openai.DefaultAsyncHttpxClient(event_hooks={"request": hooks}),
+        )
+
+    def close(self) -> None:
+        if self._client is not None:
+            client, self._client = self._client, None
+            self.run_async(client.close())
+
+    async def predict_async(self, request: Any) -> BaseModel:
+        url, body = body_of(request, self._defaults)
+        if self._seed is not None:
+            body = seeded(url, body, request, self._seed)
+        if self._model is not None:
+            body["model"] = self._model
+        self._in_flight += 1
+        try:
+            return response_of(request, url, await self._posted(url, body))
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:  # a later job may find the server up again
+                self._down, self._failures = None, 0
+
+    async def _posted(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
+        if self._tokens is not None:
+            await self._tokens.acquire(min(_estimated_tokens(body), self._tokens.max_rate))
+        if self._down is not None:
+            raise self._down
+        openai = self._openai
+        try:
+            answer = await self._client.post(self._address(url), body=body, cast_to=object)
+        except openai.APITimeoutError as e:
+            text = f"{self._server} didn't answer within {self._timeout_s:g} s, {self._attempts}"
+            raise self._failed(RefusedError(text, 504, "Timeout")) from e
+        except openai.APIConnectionError as e:
+            cause = e.__cause__ or e
+            raise self._is_down(f"can't be reached ({type(cause).__name__}: {cause})") from e
+        except openai.APIStatusError as e:
+            raise self._refused(e) from e
+        except ValueError as e:  # what calls itself JSON and is none
+            text = f"{self._server} answered what is no JSON: {e}"
+            raise self._failed(RefusedError(text, 502, "BadAnswer")) from e
+        if not isinstance(answer, dict):
+            text = f"{self._server} answered what is no JSON object: {str(answer)[:200]}"
+            raise self._failed(RefusedError(text, 502, "BadAnswer"))
+        self._failures = 0
+        return answer
+
+    @property
+    def _attempts(self) -> str:
+        return f"at {self._max_retries + 1} attempts" if self._max_retries else "at one attempt"
+
+    def _address(self, url: str) -> str:
+        """Clients leave ``/v1`` to their ``base_url``, which may have another path there."""
+        path = urlsplit(self._base_url).path
+        if path and url.startswith("/v1/"):
+            return self._base_url + url.removeprefix("/v1")
+        return self._base_url.removesuffix("/v1") + url
+
+    def _refused(self, error: Any) -> Exception:
+        status, said = error.status_code, error.body
+        message = said.get("message") if isinstance(said, dict) else None
+        message = str(message or error.message)
+        if status in (401, 403):
+            return BackendError(
+                f"{self._server} refuses the key ({status}): {message}; see api_key"
+            )
+        if status in _TURNS_AWAY:
+            return self._is_down(f"turns requests away ({status}, {self._attempts}): {message}")
+        kind = said.get("type") if isinstance(said, dict) else None
+        refusal = RefusedError(message, status, str(kind or type(error).__name__))
+        if status >= 500 or status in (408, 409):
+            return self._failed(refusal)
+        self._failures = 0
+        return refusal
+
+    def _failed(self, refusal: RefusedError) -> Exception:
+        """Counts a failure that may be the row's or the server's own fault."""
+        self._failures += 1
+        if self._failures < self._max_failures:
+            return refusal
+        return self._is_down(f"failed at {self._failures} rows one after the other: {refusal}")
+
+    def _is_down(self, what: str) -> SheafError:
+        """Ends the job: rows that wait don't try, too."""
+        if self._down is None:
+            self._down = ServiceDownError(
+                f"{self._server} {what}. Look at the server, then run the job again: what is "
+                "answered is kept"
+            )
+        return self._down
+
+
+def _estimated_tokens(body: Mapping[str, Any]) -> float:
+    asked = body.get("messages") or body.get("prompt") or body.get("input") or ""
+    limit = body.get("max_completion_tokens") or body.get("max_tokens") or 0
+    return len(str(asked)) / 4 + limit * (body.get("n") or 1) + 1

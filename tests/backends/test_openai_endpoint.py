@@ -1,0 +1,312 @@
+"""The backend ``openai_endpoint`` against a server on loopback, with faults."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from sheaf_dagster import (
+    BackendError,
+    BatchRunner,
+    BatchSpec,
+    ModelSpec,
+    ServiceDownError,
+    SpecError,
+)
+from sheaf_dagster.backends.openai_endpoint import OpenAIEndpointBackend
+from sheaf_dagster.backends.refusal import RefusedError
+from sheaf_dagster.contracts import OpenAIBatchRequest, TextRequest
+from tests.api_server import ApiServer
+from tests.conftest import read_rows
+
+pytest.importorskip("openai")
+pytest.importorskip("aiolimiter")
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    made = ApiServer()
+    yield made
+    made.stop()
+
+
+def line(i: int, text: str, **body: Any) -> OpenAIBatchRequest:
+    said = [{"role": "user", "content": text}]
+    return OpenAIBatchRequest(
+        custom_id=f"row-{i}", url="/v1/chat/completions", body={"messages": said, **body}
+    )
+
+
+@pytest.fixture
+def backend_of(server):
+    made: list[OpenAIEndpointBackend] = []
+
+    def make(**options: Any) -> OpenAIEndpointBackend:
+        backend = OpenAIEndpointBackend(**{"base_url": server.url, "max_retries": 3, **options})
+        backend.load()
+        made.append(backend)
+        return backend
+
+    yield make
+    for backend in made:
+        backend.close()
+
+
+def said(answer) -> str:
+    return answer.response.body["choices"][0]["message"]["content"]
+
+
+def spec(url: str, **kwargs: Any) -> ModelSpec:
+    return ModelSpec(
+        name="served",
+        model_type="openai_batch",
+        backend="openai_endpoint",
+        backend_kwargs={"base_url": url, "max_retries": 1, **kwargs},
+    )
+
+
+def write(path: Path, rows: list[OpenAIBatchRequest]) -> str:
+    path.write_text("".join(r.model_dump_json() + "\n" for r in rows))
+    return str(path)
+
+
+def test_rows_are_in_flight_together_over_connections_that_stay_open(server, backend_of):
+    backend = backend_of(max_in_flight=4)
+    server.gate = threading.Barrier(4)  # answers only to four at a time
+    rows = [line(i, f"text {i}", model="m", some_field={"a": [1]}) for i in range(40)]
+
+    answers = backend.batch_predict(rows)
+
+    assert [said(a) for a in answers] == [f"text {i}"[::-1] for i in range(40)]
+    assert server.most_at_once == 4
+    assert server.connections <= 4
+    sent = sorted(server.bodies, key=lambda b: int(b["messages"][0]["content"].split()[1]))
+    assert sent == [row.body for row in rows]
+    assert answers[0].response.body["created"] == 0
+    assert len({a.response.body["id"] for a in answers}) == 40
+
+
+@pytest.mark.parametrize("fault", ["429*2", "500*2", "503*1", "reset*2", "stall*1"])
+def test_a_fault_that_passes_is_tried_again(fault, server, backend_of):
+    backend = backend_of(timeout_s=0.5 if "stall" in fault else 60)
+    text = f"fault={fault} a"
+
+    answers = backend.batch_predict([line(0, "good"), line(1, text), line(2, "fine")])
+
+    assert [said(a) for a in answers] == ["doog", text[::-1], "enif"]
+    assert len(server.times[text]) == int(fault[-1]) + 1
+
+
+def test_the_time_that_a_server_asks_for_is_waited(server, backend_of):
+    server.retry_after = "1.5"
+    text = "fault=429*1 a"
+
+    backend_of().predict(line(0, text))
+
+    first, second = server.times[text]
+    assert second - first >= 1.5
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "kind"), [("400", 400, "kind_400"), ("500", 500, "kind_500"), ("404", 404, "kind_404")]
+)  # fmt: skip
+def test_what_a_server_refuses_is_that_rows_error_with_its_status(
+    fault, status, kind, server, tmp_path
+):
+    rows = [line(0, "good"), line(1, f"fault={fault}"), line(2, "fine")]
+    sink = tmp_path / "out.jsonl"
+    job = BatchSpec(
+        source=write(tmp_path / "in.jsonl", rows), sink=str(sink), compute="local",
+        on_error="record",
+    )  # fmt: skip
+
+    result = BatchRunner(spec(server.url)).run(job)
+
+    assert result.error_rows == 1
+    good, bad, fine = read_rows(sink)
+    assert good["error"] is fine["error"] is None
+    assert bad["response"]["status_code"] == status
+    assert bad["response"]["body"]["error"]["message"] == f"refused with {fault}"
+    assert bad["error"] == {"code": kind, "message": f"refused with {fault}"}
+
+
+@pytest.mark.parametrize(("fault", "status"), [("stall", 504), ("html", 502)])
+def test_a_row_that_never_gets_an_answer_is_that_rows_error(fault, status, server, backend_of):
+    backend = backend_of(timeout_s=0.3, max_retries=1)
+
+    with pytest.raises(RefusedError) as caught:
+        backend.predict(line(0, f"fault={fault}"))
+
+    assert caught.value.status_code == status
+    assert said(backend.predict(line(1, "good"))) == "doog"
+
+
+def test_a_server_that_dies_ends_the_job_retryable_and_the_next_run_goes_on(server, tmp_path):
+    rows = [line(i, f"text {i}") for i in range(40)]
+    sink = tmp_path / "out.jsonl"
+    job = BatchSpec(
+        source=write(tmp_path / "in.jsonl", rows), sink=str(sink), compute="local",
+        batch_size=4, on_error="record",
+    )  # fmt: skip
+    server.die_after = 20
+    runner = BatchRunner(spec(server.url))
+
+    with pytest.raises(
+        ServiceDownError, match=r"can't be reached .* what is answered is kept"
+    ) as e:
+        runner.run(job)
+    assert e.value.retryable
+    assert not sink.exists()
+    answered = len(server.bodies)
+    server.die_after = None
+    result = runner.run(job)
+
+    assert result.error_rows == 0
+    assert 0 < result.resumed_rows <= answered
+    assert [r["custom_id"] for r in read_rows(sink)] == [r.custom_id for r in rows]
+    assert len(server.bodies) == answered + len(rows) - result.resumed_rows
+
+
+def test_a_server_that_is_not_there_is_said(tmp_path):
+    gone = ApiServer()
+    gone.stop()
+    job = BatchSpec(
+        source=write(tmp_path / "in.jsonl", [line(0, "a")]), sink=str(tmp_path / "out.jsonl"),
+        compute="local",
+    )  # fmt: skip
+
+    with pytest.raises(ServiceDownError, match=rf"127\.0\.0\.1:{gone.port} can't be reached"):
+        BatchRunner(spec(gone.url)).run(job)
+
+
+@pytest.mark.parametrize("fault", ["429", "503"])
+def test_a_server_that_goes_on_turning_requests_away_ends_the_job(fault, server, backend_of):
+    with pytest.raises(ServiceDownError, match=rf"turns requests away \({fault}, at 2 attempts\)"):
+        backend_of(max_retries=1).predict(line(0, f"fault={fault}"))
+
+
+def test_rows_that_fail_one_after_the_other_end_the_job(server, backend_of):
+    backend = backend_of(max_retries=0, max_in_flight=1, max_failures=3)
+
+    with pytest.raises(RefusedError):
+        backend.batch_predict([line(i, f"fault=500 {i}") for i in range(2)])
+    with pytest.raises(ServiceDownError, match="failed at 3 rows one after the other"):
+        for answer in _one_batch(backend, [line(i, f"fault=500 {i}") for i in range(5)]):
+            if isinstance(answer, ServiceDownError):
+                raise answer
+
+
+def _one_batch(backend: OpenAIEndpointBackend, rows: list[OpenAIBatchRequest]) -> list[Any]:
+    """The outcome of each row, all under way together."""
+    import asyncio
+
+    async def all_rows() -> list[Any]:
+        return await asyncio.gather(*map(backend.predict_async, rows), return_exceptions=True)
+
+    return backend.run_async(all_rows())
+
+
+def test_the_key_comes_from_the_environment_and_a_wrong_one_ends_the_job(
+    server, tmp_path, monkeypatch
+):
+    server.key = "secret-key"
+    job = BatchSpec(
+        source=write(tmp_path / "in.jsonl", [line(0, "a")]), sink=str(tmp_path / "out.jsonl"),
+        compute="local", on_error="record",
+    )  # fmt: skip
+    model = spec(server.url, api_key={"env": "TEST_API_KEY"})
+
+    monkeypatch.setenv("TEST_API_KEY", "another")
+    with pytest.raises(BackendError, match=r"refuses the key \(401\): wrong key; see api_key") as e:
+        BatchRunner(model).run(job)
+    monkeypatch.setenv("TEST_API_KEY", "secret-key")
+    other = spec(server.url, api_key={"env": "TEST_API_KEY"}, timeout_s=30)
+    result = BatchRunner(other).run(job)
+
+    assert not e.value.retryable
+    assert result.error_rows == 0
+
+
+def test_rows_of_texts_go_as_chats_and_completions(server, backend_of):
+    backend = backend_of(model="there", max_new_tokens=7, temperature=0.5, seed=1)
+    messages = [{"role": "user", "content": "abc"}]
+
+    text, chat = backend.batch_predict(
+        [
+            TextRequest(request_id=UUID(int=1), model_name="m", text="xyz", stop=["."]),
+            TextRequest(request_id=UUID(int=2), model_name="m", messages=messages, seed=3),
+        ]
+    )
+
+    assert (text.text, chat.text) == ("zyx", "cba")
+    assert (text.finish_reason, text.prompt_tokens, text.completion_tokens) == ("stop", 3, 3)
+    bodies = dict(zip(server.paths, server.bodies, strict=True))
+    assert bodies["/v1/chat/completions"] == {
+        "max_tokens": 7, "temperature": 0.5, "model": "there", "messages": messages, "seed": 3,
+    }  # fmt: skip
+    drawn = bodies["/v1/completions"]
+    assert isinstance(drawn.pop("seed"), int)
+    assert drawn == {
+        "max_tokens": 7, "temperature": 0.5, "model": "there", "prompt": "xyz", "stop": ["."],
+    }  # fmt: skip
+
+
+def test_requests_are_held_to_their_rate_with_retries_among_them(server, backend_of):
+    backend = backend_of(requests_per_minute=600, max_in_flight=30)
+
+    backend.batch_predict([line(i, f"fault=500*1 {i}") for i in range(15)])
+
+    times = sorted(t for of_text in server.times.values() for t in of_text)
+    assert len(times) == 30
+    # Ten a second, and ten at once at the beginning.
+    assert times[-1] - times[0] >= (30 - 10 - 1) / 10 - 0.05
+
+
+@pytest.mark.parametrize(
+    ("base", "url", "address"),
+    [
+        ("http://h:1/v1", "/v1/completions", "http://h:1/v1/completions"),
+        ("http://h:1/v1/", "/v1/embeddings", "http://h:1/v1/embeddings"),
+        ("http://h:1", "/v1/completions", "http://h:1/v1/completions"),
+        ("http://h:1/v1beta/openai", "/v1/completions", "http://h:1/v1beta/openai/completions"),
+        ("http://h:1/v1", "/v2/rerank", "http://h:1/v2/rerank"),
+        ("http://h:1/v1", "/score", "http://h:1/score"),
+    ],
+)
+def test_a_line_is_posted_where_clients_would_post_it(base, url, address):
+    assert OpenAIEndpointBackend(base)._address(url) == address
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"base_url": "host:8000"}, "base_url must be an address"),
+        ({"max_in_flight": 0}, "max_in_flight must be greater than 0"),
+        ({"requests_per_minute": -1}, "requests_per_minute must be greater than 0"),
+        ({"max_retries": -1}, "max_retries must be 0 or more"),
+    ],
+)
+def test_arguments_that_can_not_work_are_refused(options, message):
+    with pytest.raises(SpecError, match=message):
+        OpenAIEndpointBackend(**{"base_url": "http://h/v1", **options})
+
+
+def test_a_line_as_a_server_answers_it_has_the_form_of_the_batch_api(server, tmp_path):
+    sink = tmp_path / "out.jsonl"
+    source = write(tmp_path / "in.jsonl", [line(0, "abc"), line(1, "abc")])
+    job = BatchSpec(source=source, sink=str(sink), compute="local")
+    BatchRunner(spec(server.url)).run(job)
+    first = sink.read_bytes()
+
+    BatchRunner(spec(server.url)).run(job)
+
+    assert sink.read_bytes() == first
+    row = json.loads(first.splitlines()[0])
+    assert set(row) == {"id", "custom_id", "response", "error"}
+    assert set(row["response"]) == {"status_code", "request_id", "body"}
