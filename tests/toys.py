@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import re
@@ -107,6 +108,90 @@ class Doubler(ModelBackend):
         if self.reverse:
             answers.reverse()
         return answers[:-1] if self.drop_last else answers
+
+
+class InOneCall(Doubler):
+    """Doubles; says nothing of the batch, so that answers compare over all shapes."""
+
+    def batch_predict(self, requests):
+        answers = super().batch_predict(requests)
+        for answer in answers:
+            answer.batch = 0
+        return answers
+
+
+class InStages(InOneCall):
+    """The same in stages, of which each can be told to fail or to hang at a value."""
+
+    def __init__(self, stage: str = "infer", **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.stage = stage
+
+    def prepare(self, request):
+        self._misbehave("prepare", [request.value])
+        return request
+
+    def size(self, prepared):
+        return int(abs(prepared.value)) + 1
+
+    def infer(self, prepared):
+        if self.stage == "infer":
+            return [a.value for a in InOneCall.batch_predict(self, prepared)]
+        if self.memory_rows is not None and len(prepared) > self.memory_rows:
+            raise RuntimeError("CUDA out of memory (pretended)")
+        return [2 * r.value for r in prepared]
+
+    def respond(self, requests, outputs):
+        self._misbehave("respond", [r.value for r in requests])
+        return [
+            NumberResponse(
+                request_id=r.request_id, model_name=r.model_name, value=value, note=r.note
+            )
+            for r, value in zip(requests, outputs, strict=True)
+        ]
+
+    def _misbehave(self, stage, values):
+        if stage != self.stage:
+            return
+        if self.hang_on is not None and any(v in self.hang_on for v in values):
+            _hang(self.hang_how)
+        if self.fail_every is not None and any(v % self.fail_every == 0 for v in values):
+            raise ValueError("cannot double this")
+
+
+class InFlight(InOneCall):
+    """The same with rows in flight."""
+
+    def __init__(self, most: int = 8, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.max_in_flight = most
+        self.now = 0
+
+    async def predict_async(self, request):
+        if self.hang_on is not None and request.value in self.hang_on:
+            await asyncio.sleep(600)
+        self.now += 1
+        try:
+            await asyncio.sleep(0)
+            if self.memory_rows is not None and self.now > self.memory_rows:
+                raise RuntimeError("CUDA out of memory (pretended)")
+            return InOneCall.batch_predict(self, [request])[0]
+        finally:
+            self.now -= 1
+
+
+SHAPES = {"call": InOneCall, "stages": InStages, "flight": InFlight}
+
+
+def shaped(shape: str, num_cpus: float = 1, **kwargs) -> ModelSpec:
+    """A model that doubles, in one of the three shapes."""
+    return ModelSpec(
+        name="doubler",
+        model_type="number",
+        backend=f"tests.toys:{SHAPES[shape].__name__}",
+        backend_kwargs=kwargs,
+        resources=ResourceConfig(num_cpus=num_cpus),
+    )
 
 
 def _wait_while(path: str, seconds: float) -> None:

@@ -14,6 +14,7 @@ from sheaf_dagster.errors import SpecError
 __all__ = [
     "ModelBackend",
     "Shape",
+    "answered_in_shape",
     "close_backend",
     "loop_of",
     "shape_of",
@@ -131,7 +132,7 @@ class ModelBackend(ABC):
     def _batch_by_shape(self, requests: Sequence[Any]) -> list[BaseModel]:
         if not requests:
             return []
-        if _overrides(type(self), "predict_async"):
+        if _overrides(type(self), "predict_async") and shape_of(self) != "stages":
             return self.run_async(gathered(self.predict_async, requests, self.max_in_flight))
         if _overrides(type(self), "infer"):
             return self.respond(requests, self.infer([self.prepare(r) for r in requests]))
@@ -211,15 +212,16 @@ class ModelBackend(ABC):
         """Frees what ``load`` took, before another model is loaded in the same process."""
 
 
-def shape_of(backend: ModelBackend) -> Shape:
-    """How a backend takes its rows; see ``ModelBackend``."""
-    if not {"predict", "batch_predict"}.isdisjoint(vars(backend)):
+def shape_of(backend: ModelBackend | type[ModelBackend]) -> Shape:
+    """How a backend, or a class of them, takes its rows; see ``ModelBackend``."""
+    kind = backend if isinstance(backend, type) else type(backend)
+    if kind is not backend and not {"predict", "batch_predict"}.isdisjoint(vars(backend)):
         return "call"
-    for cls in type(backend).__mro__:
+    for cls in kind.__mro__:
         if cls is ModelBackend:
             break
         for shape, methods in _METHODS.items():
-            if not methods.isdisjoint(vars(cls)) and _overrides(type(backend), *_MAIN[shape]):
+            if not methods.isdisjoint(vars(cls)) and _overrides(kind, *_MAIN[shape]):
                 return shape
     return "call"
 
@@ -258,6 +260,16 @@ def what_is_missing(cls: type[ModelBackend]) -> str | None:
 
 
 _NOTHING_ELSE = "ModelBackend's own methods answer nothing; don't call them from your override"
+
+
+def answered_in_shape(backend: ModelBackend, requests: Sequence[Any]) -> list[BaseModel]:
+    """A batch's answers as the worker gets them: by the methods that decide the backend's shape.
+
+    ``batch_predict`` may come from a base that had another shape.
+    """
+    if shape_of(backend) == "call":
+        return backend.batch_predict(requests)
+    return backend._batch_by_shape(requests)
 
 
 def loop_of(backend: ModelBackend) -> BackgroundLoop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 __all__ = ["BackgroundLoop", "gathered"]
@@ -33,6 +34,10 @@ class BackgroundLoop:
         finally:
             self._loop.close()
 
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Has a coroutine run; nobody waits for it."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """A coroutine's value, or its error; the caller waits.
 
@@ -42,7 +47,7 @@ class BackgroundLoop:
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("run_async() was called from a coroutine; await it there instead")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future = self.start(coroutine)
         try:
             return future.result()
         except BaseException:  # Ctrl-C: nobody waits for it any more

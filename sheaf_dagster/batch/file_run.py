@@ -131,6 +131,8 @@ def job_fingerprint(context: ModelContext, spec: BatchSpec, source_digest: str) 
         "codec": codec_of(spec.sink),
         "version": sheaf_dagster.__version__,
     }
+    if spec.batch_budget is not None:
+        identity |= {"batch_budget": spec.batch_budget, "batch_size": None}
     if spec.on_error == "record":  # what decides which rows become error rows, and their text
         identity |= {"batch_timeout": spec.batch_timeout, "redact": context.rows.redact}
     text = json.dumps(identity, sort_keys=True, default=str)
@@ -209,6 +211,7 @@ class FileTask:
             batch_size=None if self.spec.batch_size == "auto" else self.spec.batch_size,
             on_error=self.spec.on_error,
             bucket_by=self.spec.bucket_by,
+            batch_budget=self.spec.batch_budget,
             batch_timeout=self.spec.batch_timeout,
             redact=self.context.rows.redact,
         )
@@ -317,9 +320,13 @@ class FileTask:
                 max(r.ended for r in reports) - min(r.started for r in reports) if reports else 0.0
             ),
             predict_seconds=predict_seconds,
+            shape=next((r.shape for r in reports), ""),
             device_busy_fraction=_busy_fraction(reports),
+            in_flight_mean=_in_flight_mean(reports),
+            padding_fraction=_padding_fraction(reports),
             halved_batches=sum(r.halved for r in reports),
             batch_size=_batch_size(self.spec, reports),
+            batch_budget=_batch_budget(self.spec, reports),
         )
 
     @property
@@ -335,10 +342,21 @@ class FileTask:
 
 def _batch_size(spec: BatchSpec, reports: Sequence[ChunkReport]) -> int | None:
     """Rows of a batch: as given, or the (lower) median of what the workers settled at."""
+    if spec.batch_budget is not None:
+        return None
     if spec.batch_size != "auto":
         return spec.batch_size
     last = {r.worker: r.batch_size for r in sorted(reports, key=lambda r: r.ended)}
     return median_low(last.values()) if last else None
+
+
+def _batch_budget(spec: BatchSpec, reports: Sequence[ChunkReport]) -> int | None:
+    """Padded size of a batch: the (lower) median of what the workers ended with."""
+    if spec.batch_budget is None:
+        return None
+    last = {r.worker: r.batch_budget for r in sorted(reports, key=lambda r: r.ended)}
+    used = [budget for budget in last.values() if budget is not None]
+    return median_low(used) if used else None
 
 
 def _deviations(parts: Sequence[Part]) -> dict[str, int]:
@@ -348,7 +366,12 @@ def _deviations(parts: Sequence[Part]) -> dict[str, int]:
 
 
 def _busy_fraction(reports: Sequence[ChunkReport]) -> float | None:
-    """Time inside the model over the time that the workers were up for this file."""
+    """Time in which the device had work over the time that the workers were up for this file.
+
+    None of a backend in one call: what it does in there besides can't be seen from outside.
+    """
+    if any(r.shape == "call" for r in reports):
+        return None
     spans: dict[str, tuple[float, float]] = {}
     for r in reports:
         start, end = spans.get(r.worker, (r.started, r.ended))
@@ -356,3 +379,13 @@ def _busy_fraction(reports: Sequence[ChunkReport]) -> float | None:
     up = sum(end - start for start, end in spans.values())
     busy = sum(r.predict_seconds for r in reports)
     return min(1.0, busy / up) if up > 0 else None
+
+
+def _in_flight_mean(reports: Sequence[ChunkReport]) -> float | None:
+    busy = sum(r.predict_seconds for r in reports if r.shape == "flight")
+    return sum(r.flight_seconds for r in reports) / busy if busy > 0 else None
+
+
+def _padding_fraction(reports: Sequence[ChunkReport]) -> float | None:
+    padded = sum(r.padded for r in reports)
+    return 1 - sum(r.size for r in reports) / padded if padded else None

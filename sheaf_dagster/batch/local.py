@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -80,10 +81,18 @@ def _run_file(task: FileTask, context: ModelContext, progress: ProgressMeter) ->
                 return _LocalLimit(model, type(loaded.backend).__name__, job, chunk)
 
             work = [[(job, chunk) for chunk in chunks]]
-            for report in run_chunks(context, model.load(), work, limit_for=limit_for):
+            cpus = max(_available_cpus(), context.spec.resources.num_cpus)
+            for report in run_chunks(context, model.load(), work, limit_for=limit_for, cpus=cpus):
                 task.take(report)
                 progress.tick([task])
     return task.commit()
+
+
+def _available_cpus() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        return os.cpu_count() or 1
 
 
 def _check_here(contract: RowContract, source: ScannedSource) -> Iterable[ChunkCheck]:

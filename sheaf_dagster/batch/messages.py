@@ -13,7 +13,7 @@ import socket
 import traceback
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sheaf_dagster.errors import BackendError, SheafError
 from sheaf_dagster.storage import Location, Part, PartStore
@@ -67,6 +67,7 @@ class FileJob:
     """Rows of a batch; None: each worker finds the best."""
     on_error: OnError
     bucket_by: str | None
+    batch_budget: int | Literal["auto"] | None = None
     batch_timeout: float | None = None
     redact: bool = False
     hangs: dict[int, Hangs] = field(default_factory=dict)
@@ -223,9 +224,20 @@ class ChunkReport:
     part: Part | None = None
     failure: ErrorMessage | None = None
     predict_seconds: float = 0.0
+    """In which the device had work: inside the model, or with rows in flight."""
+    flight_seconds: float = 0.0
+    """Of all rows in flight together."""
+    size: int = 0
+    """Of the rows in the backend's measure, as they are."""
+    padded: int = 0
+    """Of the same rows as the device had them."""
     halved: int = 0
     batch_size: int = 0
     """Rows of a batch when the chunk ended."""
+    batch_budget: int | None = None
+    """The last batch's, where there was one."""
+    shape: str = ""
+    """How the backend takes its rows."""
     started: float = 0.0
     ended: float = 0.0
     load_seconds: float = 0.0

@@ -151,12 +151,21 @@ class BatchResult(BaseModel):
         model_version: Hash of the model's spec and of its weights as ``identify`` finds them.
         load_seconds: Longest ``load()`` among the workers that served this file first.
         inference_seconds: From the first chunk's start to the last one's end.
-        predict_seconds: Time inside ``batch_predict``, summed over workers.
-        device_busy_fraction: Share of the workers' time after load that was spent inside
-            ``batch_predict``; None where nothing was computed.
+        predict_seconds: Time inside ``batch_predict`` or ``infer``, or with rows in flight, summed
+            over workers.
+        shape: How the backend takes its rows: ``call``, ``stages`` or ``flight``; empty where
+            nothing was computed.
+        device_busy_fraction: Share of the workers' time after load in which ``infer`` ran, or rows
+            were in flight. None for a backend in one call, which can't be seen into, and where
+            nothing was computed.
+        in_flight_mean: Rows in flight in a worker, on average over the time in which there were
+            any; None for other backends.
+        padding_fraction: Share of what the device was given that was padding, in the measure of
+            the backend's ``size``; None where it has none.
         halved_batches: Batches that ran out of memory and were halved.
         batch_size: Rows of a batch; with ``batch_size="auto"`` what the workers ended with (the
-            median), None where nothing was computed.
+            median), None where nothing was computed or a budget was in its place.
+        batch_budget: Padded size of a batch: what the workers ended with (the median).
     """
 
     model_config = ConfigDict(protected_namespaces=())
@@ -181,9 +190,13 @@ class BatchResult(BaseModel):
     load_seconds: float = 0.0
     inference_seconds: float = 0.0
     predict_seconds: float = 0.0
+    shape: str = ""
     device_busy_fraction: float | None = None
+    in_flight_mean: float | None = None
+    padding_fraction: float | None = None
     halved_batches: int = 0
     batch_size: int | None = None
+    batch_budget: int | None = None
 
     @property
     def rows_per_second(self) -> float:

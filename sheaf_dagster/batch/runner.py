@@ -11,6 +11,8 @@ from functools import cache
 from itertools import chain
 from typing import Literal
 
+from sheaf_dagster.backends import ModelBackend
+from sheaf_dagster.backends.base import shape_of
 from sheaf_dagster.batch.file_run import job_fingerprint
 from sheaf_dagster.batch.progress import OnProgress, shown_progress
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, check_limits
@@ -202,6 +204,8 @@ class BatchRunner:
                 raise SpecError(
                     f"source and sink are the same file: {uri} and {spec.sink}; choose another sink"
                 )
+        if spec.batch_budget is not None:
+            _require_size(self._context.backend_cls)
         if spec.bucket_by is not None:
             fields = self._context.rows.request.model_fields
             if spec.bucket_by not in fields:
@@ -209,6 +213,14 @@ class BatchRunner:
                     f"bucket_by={spec.bucket_by!r} is no field of "
                     f"{self._context.rows.request.__name__}; its fields: {', '.join(fields)}"
                 )
+
+
+def _require_size(backend: type[ModelBackend]) -> None:
+    if shape_of(backend) != "stages" or backend.size is ModelBackend.size:
+        raise SpecError(
+            f"batch_budget: backend {backend.__qualname__} doesn't say how large a row is; a budget "
+            "needs one in stages (prepare, infer, respond) that has size(). Use batch_size"
+        )
 
 
 def _drained(waiting: deque[BatchOutcome]) -> Iterator[BatchOutcome]:

@@ -25,6 +25,9 @@ __all__ = ["FAILED_CHECKS", "FINGERPRINT", "OUTPUT_BYTES", "ROW_COUNTS", "result
 FINGERPRINT = "sheaf/fingerprint"
 OUTPUT_BYTES = "output_bytes"
 FAILED_CHECKS = "failed_checks"
+_NOT_SEEN_INTO = (
+    "not known: this backend takes a batch in one call, of which only a part is the device's"
+)
 ROW_COUNTS = ("dagster/row_count", "dagster/partition_row_count")
 
 
@@ -82,6 +85,14 @@ def result_metadata(
         md["row_limit"] = spec.row_limit
     if result.device_busy_fraction is not None:
         md["device_busy_fraction"] = round(result.device_busy_fraction, 4)
+    elif result.shape == "call":
+        md["device_busy"] = _NOT_SEEN_INTO
+    if result.in_flight_mean is not None:
+        md["in_flight_mean"] = round(result.in_flight_mean, 2)
+    if result.padding_fraction is not None:
+        md["padding_fraction"] = round(result.padding_fraction, 4)
+    if result.batch_budget is not None:
+        md["batch_budget"] = result.batch_budget
     if result.validation.unknown_fields:
         md["unknown_fields"] = dg.MetadataValue.json(result.validation.unknown_fields)
     if result.halved_batches:

@@ -15,7 +15,7 @@ from sheaf_dagster.batch.rows.repeatable import repeatable
 from sheaf_dagster.batch.rows.schemas import schemas_in
 from sheaf_dagster.errors import SheafError
 
-__all__ = ["error_line", "response_lines"]
+__all__ = ["error_line", "has_non_finite", "response_lines"]
 
 
 def response_lines(responses: Sequence[BaseModel]) -> tuple[list[bytes], int]:
@@ -41,6 +41,14 @@ def response_lines(responses: Sequence[BaseModel]) -> tuple[list[bytes], int]:
         if constants:
             lines[i] = to_json(response.model_dump(mode="json"), inf_nan_mode="null")
     return lines, bad
+
+
+def has_non_finite(response: BaseModel) -> bool:
+    """Whether a number of a response is not finite; False where it can't be written at all."""
+    try:
+        return response_lines([response])[1] > 0
+    except Exception:
+        return False
 
 
 def _plain_lines(responses: Sequence[BaseModel]) -> list[bytes] | None:

@@ -13,10 +13,10 @@ from functools import cached_property
 from typing import Any
 
 from sheaf_dagster.backends import ModelBackend, resolve_backend
-from sheaf_dagster.backends.base import close_backend
+from sheaf_dagster.backends.base import Shape, answered_in_shape, close_backend, shape_of
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import ModelSpec
-from sheaf_dagster.batch.worker.sizing import BatchSizer
+from sheaf_dagster.batch.worker.sizing import BatchSizer, BudgetSizer
 from sheaf_dagster.contracts import contract_for
 from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import BackendLoadError, ModelChangedError, SheafError, SpecError
@@ -125,6 +125,13 @@ class LoadedBackend:
     """What the last calls of ``batch_predict`` took."""
     sizer: BatchSizer = field(default_factory=BatchSizer)
     """What it has found of the best batch size."""
+    budgets: BudgetSizer = field(default_factory=BudgetSizer)
+    """What it has found of the best ``batch_budget``."""
+
+    @cached_property
+    def shape(self) -> Shape:
+        """How the backend takes its rows."""
+        return shape_of(self.backend)
 
     @property
     def usual_seconds(self) -> float:
@@ -162,7 +169,7 @@ def load_backend(context: ModelContext) -> LoadedBackend:
         step = "warm-up"
         warmup = list(backend.warmup_requests())
         if warmup:
-            backend.batch_predict(warmup)
+            answered_in_shape(backend, warmup)
         digest = backend.model_digest() or before or context.identity
     except SheafError:
         raise

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["CallTooLongError", "ModelThread", "ThreadLostError"]
+__all__ = ["CallTooLongError", "ModelThread", "ThreadLostError", "raise_in"]
 
 T = TypeVar("T")
 
@@ -108,9 +108,9 @@ class ModelThread:
         self._calls.put(None)
 
     def _interrupt(self, call: _Call) -> None:
-        _raise_in(self._thread, SystemExit)
+        raise_in(self._thread, SystemExit)
         if call.ended.wait(_INTERRUPT_SECONDS):
-            _raise_in(self._thread, None)  # where the call had ended by itself just before
+            raise_in(self._thread, None)  # where the call had ended by itself just before
             return
         with self._lock:
             self.lost = True
@@ -129,7 +129,7 @@ class ModelThread:
             del call  # and with it what it holds
 
 
-def _raise_in(thread: threading.Thread, error: type[BaseException] | None) -> None:
+def raise_in(thread: threading.Thread, error: type[BaseException] | None) -> None:
     """Raises an error at the thread's next step in Python code; None: takes one back."""
     assert thread.ident is not None
     ctypes.pythonapi.PyThreadState_SetAsyncExc(

@@ -1,15 +1,25 @@
-"""Doing the next thing while this one runs."""
+"""Doing the next thing while this one runs: threads beside the one that has the device."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
-from typing import TypeVar
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
 
-__all__ = ["prefetch"]
+from typing_extensions import Self
+
+from sheaf_dagster.batch.worker.model_thread import raise_in
+
+__all__ = ["TICK_SECONDS", "Behind", "Helpers", "Prefetched"]
 
 T = TypeVar("T")
+
+TICK_SECONDS = 0.02
+"""While nothing is ready, a caller sees to other things this often."""
 
 
 class _End:
@@ -17,47 +27,165 @@ class _End:
         self.error = error
 
 
-def prefetch(source: Iterator[T], ahead: int, tick: float) -> Generator[T | None, None, None]:
-    """The same items, produced in a thread, up to ``ahead`` of them before they are asked for.
+class Prefetched(Generic[T]):
+    """The items of an iterator, made in a thread, some of them before they are asked for.
 
-    While none is ready, a None comes every ``tick`` seconds, so that a caller who has other
-    things in hand can see to them. Closing the generator stops the thread; an exception in ``source`` is raised here.
+    A context manager; leaving it stops the thread.
     """
-    ready: queue.Queue[T | _End] = queue.Queue(maxsize=ahead)
-    stop = threading.Event()
 
-    def put(item: T | _End) -> bool:
-        while not stop.is_set():
+    def __init__(self, source: Iterator[T], ahead: int) -> None:
+        self.ended = False
+        """Whether the last item has been taken."""
+        self._source = source
+        self._ready: queue.Queue[T | _End] = queue.Queue(maxsize=ahead)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._produce, daemon=True, name="sheaf-reader")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _produce(self) -> None:
+        try:
+            for item in self._source:
+                if not self._put(item):
+                    return
+            self._put(_End(None))
+        except BaseException as e:
+            self._put(_End(e))
+
+    def _put(self, item: T | _End) -> bool:
+        while not self._stop.is_set():
             try:
-                ready.put(item, timeout=0.1)
+                self._ready.put(item, timeout=0.1)
                 return True
             except queue.Full:
                 continue
         return False
 
-    def produce() -> None:
-        try:
-            for item in source:
-                if not put(item):
-                    return
-            put(_End(None))
-        except BaseException as e:
-            put(_End(e))
+    def take(self, seconds: float = TICK_SECONDS) -> T | None:
+        """The next item; None where there is none within so many seconds, or none any more.
 
-    thread = threading.Thread(target=produce, daemon=True, name="sheaf-reader")
-    thread.start()
-    try:
-        while True:
-            try:
-                item = ready.get(timeout=tick)
-            except queue.Empty:
-                yield None
+        What the iterator raises is raised here.
+        """
+        if self.ended:
+            return None
+        try:
+            item = self._ready.get(timeout=seconds) if seconds else self._ready.get_nowait()
+        except queue.Empty:
+            return None
+        if not isinstance(item, _End):
+            return item
+        self.ended = True
+        if item.error is not None:
+            raise item.error
+        return None
+
+
+class Behind(Generic[T]):
+    """One thread that finishes what is handed to it, in order; a context manager."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sheaf-writer")
+        self._futures: deque[Future[T]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def __bool__(self) -> bool:
+        return bool(self._futures)
+
+    def hand(self, call: Callable[[], T]) -> None:
+        """Has something done."""
+        self._futures.append(self._thread.submit(call))
+
+    def done(self) -> Iterator[T]:
+        """What has been done, in order; waits where more than ``most`` are not."""
+        while self._futures and (self._futures[0].done() or len(self._futures) > self._most):
+            yield self._futures.popleft().result()
+
+    def wait(self) -> None:
+        """Waits until all has been done that was handed over."""
+        wait(self._futures)
+
+    def rest(self) -> Iterator[T]:
+        """All that is still to be done."""
+        while self._futures:
+            yield self._futures.popleft().result()
+
+
+class Helpers:
+    """Threads that do small things ahead; none of them holds up the end of the process.
+
+    A context manager; leaving it lets go of what has not begun.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._lock = threading.Lock()
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        self._begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        for thread in self._threads:
+            thread.join()
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """Has something done by the next thread that is free."""
+        future: Future[T] = Future()
+        with self._lock:
+            self._tasks.put((future, call))
+        return future
+
+    def replace(self) -> None:
+        """Goes on with new threads where the old ones hang; what waits for them is cancelled."""
+        with self._lock:
+            self._end()
+            for thread in self._threads:
+                if thread.is_alive():
+                    raise_in(thread, SystemExit)
+            self._begin()
+
+    def _begin(self) -> None:
+        tasks = self._tasks = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=_help, args=(tasks,), daemon=True, name=f"sheaf-prepare-{i}")
+            for i in range(self.count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _end(self) -> None:
+        with suppress(queue.Empty):
+            while (task := self._tasks.get_nowait()) is not None:
+                task[0].cancel()
+        for _ in self._threads:
+            self._tasks.put(None)
+
+
+_Task = tuple["Future[Any]", Callable[[], Any]]
+
+
+def _help(tasks: queue.SimpleQueue[_Task | None]) -> None:
+    with suppress(SystemExit):  # interrupted: nobody waits for it
+        while (task := tasks.get()) is not None:
+            future, call = task
+            if not future.set_running_or_notify_cancel():
                 continue
-            if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
-                return
-            yield item
-    finally:
-        stop.set()
-        thread.join()
+            try:
+                future.set_result(call())
+            except Exception as e:
+                future.set_exception(e)

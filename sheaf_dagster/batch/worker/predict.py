@@ -1,4 +1,4 @@
-"""One batch through a backend: counted, checked, and split where it fails."""
+"""One batch through a stage of a backend: counted, checked, and split where it fails."""
 
 from __future__ import annotations
 
@@ -10,41 +10,64 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sheaf_dagster.backends import ModelBackend
+from sheaf_dagster.backends.base import answered_in_shape
 from sheaf_dagster.batch.messages import Hangs, said_by
-from sheaf_dagster.batch.rows.answers import error_line
+from sheaf_dagster.batch.rows.answers import error_line, has_non_finite
 from sheaf_dagster.batch.rows.repeatable import repeatable
 from sheaf_dagster.batch.rows.requests import Row, lines_of
 from sheaf_dagster.batch.spec import OnError
+from sheaf_dagster.batch.worker.counting import check_responses, checked_outputs
 from sheaf_dagster.batch.worker.hanging import MAX_IN_A_ROW, TimeLimit
 from sheaf_dagster.batch.worker.loading import LoadedBackend
-from sheaf_dagster.contracts import row_identity
+from sheaf_dagster.batch.worker.memory import is_out_of_memory
+from sheaf_dagster.batch.worker.tally import Tally
 from sheaf_dagster.errors import (
     BatchTimeoutError,
     PredictError,
-    ResponseMismatchError,
     SheafError,
 )
 
-__all__ = ["Answer", "Predictor"]
+__all__ = [
+    "Answer",
+    "ErrorLine",
+    "Predictor",
+    "Stage",
+    "is_suspicious",
+]
 
-_OUT_OF_MEMORY = (
-    "out of memory",  # CUDA, JAX
-    "can't allocate memory",  # torch on the CPU
-    "failed to allocate memory",  # ONNX Runtime
-    "cublas_status_alloc_failed",
-)
 
-Answer = BaseModel | bytes
-"""A response, or the finished line of an error response, without its newline."""
+class ErrorLine(bytes):
+    """The finished line of a failed row, without its newline, in place of a response."""
+
+
+Answer = BaseModel | ErrorLine
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What turns some rows into something: a method of a backend, in one call.
+
+    Attributes:
+        name: The method, for messages.
+        call: Given rows, returns one value for each.
+        answers: Whether the values are the rows' responses.
+        final: Whether a row would get the same value again, whatever its mates.
+    """
+
+    name: str
+    call: Callable[[Sequence[Row]], Any]
+    answers: bool = True
+    final: bool = False
 
 
 @dataclass
 class Predictor:
-    """Runs batches and keeps account of what it took.
+    """Runs batches through one stage of a backend, and keeps account of what it took.
 
     Attributes:
-        seconds: Time inside ``batch_predict``.
-        calls: Calls of ``batch_predict``.
+        seconds: Time inside the stage.
+        calls: Calls of it.
         halved: Batches that ran out of memory and were halved.
         error_rows: Rows answered by an error response.
     """
@@ -59,13 +82,29 @@ class Predictor:
     """Rows of this chunk that have run out of time before."""
     redact: bool = False
     """Leave what a backend says of a row out of messages."""
+    stage: Stage | None = None
+    """By default ``batch_predict``."""
     seconds: float = 0.0
     calls: int = 0
     halved: int = 0
     error_rows: int = 0
 
-    def run(self, rows: Sequence[Row]) -> list[Answer]:
-        """One answer a row, in order.
+    @property
+    def tally(self) -> Tally:
+        """What it took, as it is reported."""
+        return Tally(self.seconds, self.halved, self.error_rows)
+
+    def __post_init__(self) -> None:
+        one_call = self.loaded.shape == "call"
+        ask = _batch_predict if one_call else answered_in_shape
+        self._stage = self.stage or Stage(
+            "batch_predict",
+            # Asked for at each call: one that was given up is replaced by another.
+            lambda rows: ask(self.loaded.backend, [row.request for row in rows]),
+        )
+
+    def run(self, rows: Sequence[Row]) -> list[Any]:
+        """One value a row, in order: an ``ErrorLine`` where the row failed.
 
         Raises:
             PredictError: ``on_error="fail"`` and a row failed; the message has its line.
@@ -76,72 +115,65 @@ class Predictor:
         if not self.hangs.together.isdisjoint(row.position for row in rows):
             return self._one_by_one(rows)
         try:
-            return list(self._call(rows))
+            answers = list(self._call(rows))
         except BatchTimeoutError as e:
-            return self._after_timeout(rows, e)
+            return self.after_timeout(rows, e)
         except SheafError:
             raise
         except Exception as e:
-            if _is_out_of_memory(e) and len(rows) > 1:
-                return self._halve(rows, e)
-            if self.on_error == "record":
-                return self._isolate(rows, e)
-            raise self._first_failure(rows, e) from e
+            return self.after_failure(rows, e)
+        if self._stage.answers and not self._stage.final and is_suspicious(answers):
+            return self.after_doubt(rows, answers)
+        return answers
 
-    def _call(self, rows: Sequence[Row]) -> Sequence[BaseModel]:
-        requests = [row.request for row in rows]
+    def after_failure(self, rows: Sequence[Row], error: Exception) -> list[Any]:
+        """Goes on after a call that failed: halves the batch, or finds the rows at fault."""
+        if is_out_of_memory(error) and len(rows) > 1:
+            return self._halve(rows, error)
+        if self.on_error == "record":
+            return self._isolate(rows, error)
+        raise self._first_failure(rows, error) from error
+
+    def after_doubt(self, rows: Sequence[Row], answers: list[Any]) -> list[Any]:
+        """Goes on after a batch without one finite answer: one row may have spoilt its mates.
+
+        Three rows are asked again alone, or else a model that answers so to any row would take
+        as many calls as there are rows.
+        """
+        probes = (rows[i] for i in sorted({0, len(rows) // 2, len(rows) - 1}))
+        if not any(map(self._is_finite_alone, probes)):
+            return answers
+        self.on_halve(
+            f"{self.where}, {lines_of(rows)}: {self._name} answered no row of this batch with "
+            "finite numbers, though it does when they are alone; they are asked one at a time. "
+            "Look for a row that spoils the others"
+        )
+        return [answer for row in rows for answer in self.run([row])]
+
+    def _is_finite_alone(self, row: Row) -> bool:
+        try:
+            return not has_non_finite(self._call([row])[0])
+        except Exception:
+            return False
+
+    def _call(self, rows: Sequence[Row]) -> Sequence[Any]:
         started = time.perf_counter()
         try:
-            responses = self.limit(rows, lambda: self.loaded.backend.batch_predict(requests))
+            values = self.limit(rows, lambda: self._stage.call(rows))
         finally:
             self.seconds += time.perf_counter() - started
             self.calls += 1
-        self._check(rows, requests, responses)
-        return responses
-
-    def _check(self, rows: Sequence[Row], requests: Sequence[Any], responses: Any) -> None:
-        name = self._name
-        if not isinstance(responses, (list, tuple)):
-            raise ResponseMismatchError(
-                f"{self.where}, {lines_of(rows)}: {name}.batch_predict returned "
-                f"{type(responses).__name__}; it must return a list with one response for each "
-                "request"
-            )
-        if len(responses) != len(requests):
-            raise ResponseMismatchError(
-                f"{self.where}, {lines_of(rows)}: {name}.batch_predict returned "
-                f"{len(responses)} responses for {len(requests)} requests; it must return one for "
-                "each, in the same order"
-            )
-        kind: type | None = None
-        for row, request, response in zip(rows, requests, responses, strict=True):
-            # Once for each type: pydantic's isinstance takes longer than all the rest here.
-            if type(response) is kind:
-                pass
-            elif isinstance(response, BaseModel):
-                kind = type(response)
-            else:
-                raise ResponseMismatchError(
-                    f"{self.where}, line {row.line}: {name} returned "
-                    f"{type(response).__name__} instead of a response (a pydantic model)"
-                )
-            own = getattr(request, "request_id", None)
-            if own is not None and getattr(response, "request_id", None) is own:
-                continue  # copied, as it should be; comparing UUIDs takes longer
-            asked, answered = row_identity(request), row_identity(response)
-            if None not in (asked, answered) and answered != asked:
-                what = f"request {answered} in place of {asked}"
-                raise ResponseMismatchError(
-                    f"{self.where}, line {row.line}: {name} answered "
-                    f"{'another request' if self.redact else what}; batch_predict must keep the "
-                    "order and copy each id"
-                )
+        name, method = self._name, self._stage.name
+        if not self._stage.answers:
+            return checked_outputs(self.where, name, method, rows, values)
+        check_responses(self.where, name, method, rows, values, redact=self.redact)
+        return values  # type: ignore[no-any-return]
 
     @property
     def _name(self) -> str:
         return type(self.loaded.backend).__name__
 
-    def _halve(self, rows: Sequence[Row], error: BaseException) -> list[Answer]:
+    def _halve(self, rows: Sequence[Row], error: BaseException) -> list[Any]:
         self.halved += 1
         middle = len(rows) // 2
         self.on_halve(
@@ -155,13 +187,13 @@ class Predictor:
 
     def _isolate(
         self, rows: Sequence[Row], error: Exception | None, *, known_bad: bool = True
-    ) -> list[Answer]:
+    ) -> list[Any]:
         """Answers the good rows; about log2(batch) extra calls for each bad one."""
         if not known_bad:
             try:
                 return list(self._call(rows))
             except BatchTimeoutError as e:
-                return self._after_timeout(rows, e)
+                return self.after_timeout(rows, e)
             except SheafError:
                 raise
             except Exception as e:
@@ -169,7 +201,7 @@ class Predictor:
         if len(rows) == 1:
             if error is None:  # bad only by inference; hear it from the row itself
                 return self._isolate(rows, None, known_bad=False)
-            return [self._error(rows[0], error)]
+            return [self.error(rows[0], error)]
         middle = len(rows) // 2
         before = self.error_rows
         left = self._isolate(rows[:middle], None, known_bad=False)
@@ -177,20 +209,20 @@ class Predictor:
         right = self._isolate(rows[middle:], None, known_bad=self.error_rows == before)
         return left + right
 
-    def _after_timeout(self, rows: Sequence[Row], error: BatchTimeoutError) -> list[Answer]:
+    def after_timeout(self, rows: Sequence[Row], error: BatchTimeoutError) -> list[Any]:
         """Goes on after a call that was stopped in this process."""
         if self.on_error == "fail":
             raise error
         self.hangs = self.hangs.after(row.position for row in rows)
         return self._one_by_one(rows)
 
-    def _one_by_one(self, rows: Sequence[Row]) -> list[Answer]:
+    def _one_by_one(self, rows: Sequence[Row]) -> list[Any]:
         """Answers what can be answered of rows of which some hang.
 
         Splitting would need fewer calls, but each that hangs costs the time limit and, on Ray,
         a worker with its loaded model.
         """
-        answers: list[Answer] = []
+        answers: list[Any] = []
         in_a_row = 0
         for row in rows:
             error: Exception | None = None
@@ -216,12 +248,13 @@ class Predictor:
             hung = isinstance(error, BatchTimeoutError)
             in_a_row = in_a_row + 1 if hung else 0
             if error is not None:
-                answers.append(self._error(row, error))
+                answers.append(self.error(row, error))
         return answers
 
-    def _error(self, row: Row, error: BaseException) -> bytes:
+    def error(self, row: Row, error: BaseException) -> ErrorLine:
+        """What is written for a row that failed."""
         self.error_rows += 1
-        return error_line(row.request, error, redact=self.redact)
+        return ErrorLine(error_line(row.request, error, redact=self.redact))
 
     def _first_failure(self, rows: Sequence[Row], error: Exception) -> PredictError:
         """Finds the first row that fails alone, in log2(batch) calls."""
@@ -241,18 +274,31 @@ class Predictor:
         else:
             place, cause = f"{lines_of(all_rows)} together (each half alone succeeds)", error
             row = [r.request for r in all_rows]
+        return self.failure(place, cause, row)
+
+    def failure(self, place: str, cause: BaseException, row: Any) -> PredictError:
+        """The error that ends a job.
+
+        Args:
+            place: Names the lines.
+            cause: What the backend raised.
+            row: The request, or the requests, that it was about.
+        """
+        said = repeatable(said_by(cause, redact=self.redact), row)
         failure = PredictError(
             f"{self.where}, {place}: {self._name} failed; fix the row or the model, or use "
-            f'on_error="record" to go on without it: {repeatable(said_by(cause, redact=self.redact), row)}'
+            f'on_error="record" to go on without it: {said}'
         )
         failure.__cause__ = cause
         return failure
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    if not isinstance(error, RuntimeError) and type(error).__name__ != "RuntimeException":
-        return False  # the second is ONNX Runtime's
-    text = str(error)[:2000].lower()
-    return any(words in text for words in _OUT_OF_MEMORY)
+def _batch_predict(backend: ModelBackend, requests: Sequence[Any]) -> Any:
+    return backend.batch_predict(requests)
+
+
+def is_suspicious(answers: Sequence[Any]) -> bool:
+    """Whether not one of several answers is all finite numbers."""
+    return len(answers) > 1 and all(
+        not isinstance(a, ErrorLine) and has_non_finite(a) for a in answers
+    )

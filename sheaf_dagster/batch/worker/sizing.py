@@ -1,11 +1,12 @@
-"""The batch size, where it is found while the job runs (``batch_size="auto"``)."""
+"""The size of batches, where it is found while the job runs (``"auto"``), in rows or padded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from statistics import median
+from typing import Literal
 
-__all__ = ["AUTO_LAYOUT_ROWS", "BatchSizer", "spans"]
+__all__ = ["AUTO_LAYOUT_ROWS", "BatchSizer", "BudgetSizer", "spans"]
 
 AUTO_LAYOUT_ROWS = 512
 """What chunks hold whole multiples of when the batch size is found while the job runs.
@@ -30,8 +31,8 @@ class BatchSizer:
     told: it measures nothing itself, and reads no clock.
     """
 
-    def __init__(self) -> None:
-        self.size = _START_ROWS
+    def __init__(self, start: int = _START_ROWS) -> None:
+        self.size = start
         """Rows of the next batch."""
         self.settled = False
         """Whether the size is final (but for batches that run out of memory later)."""
@@ -70,6 +71,42 @@ class BatchSizer:
 
     def _settle(self, size: int) -> None:
         self.size, self.settled = size, True
+
+
+class BudgetSizer:
+    """The padded size that a batch may have: as asked or as found, but less where that didn't fit."""
+
+    def __init__(self) -> None:
+        self.used: int | None = None
+        """What the last batch was cut by; None before one was."""
+        self._found: BatchSizer | None = None
+        self._ceiling: int | None = None
+
+    def make_room(self, largest: int, rows: int) -> None:
+        """Says of the next rows how large they are at most, and how many there are at once."""
+        if self._found is None:
+            self._found = BatchSizer(_START_ROWS * largest)
+        self._found.make_room(rows * largest)
+
+    def of(self, asked: int | Literal["auto"]) -> int:
+        """The padded size of the next batch."""
+        if asked == "auto":
+            assert self._found is not None, "make_room comes first"
+            asked = self._found.size
+        self.used = asked if self._ceiling is None else min(asked, self._ceiling)
+        return self.used
+
+    def observe(self, padded: int, seconds: float) -> None:
+        """Takes in what one batch took; one that the window's end has cut short doesn't count."""
+        if self._found is not None and 4 * padded > 3 * self._found.size:
+            self._found.observe(self._found.size, seconds * self._found.size / padded)
+
+    def out_of_memory(self, padded: int) -> None:
+        """A batch of that size didn't fit: from now on none is larger than half of it."""
+        half = max(1, padded // 2)
+        self._ceiling = half if self._ceiling is None else min(self._ceiling, half)
+        if self._found is not None:
+            self._found.out_of_memory(min(padded, self._found.size))
 
 
 def spans(count: int, size: Callable[[], int]) -> Iterator[tuple[int, int]]:

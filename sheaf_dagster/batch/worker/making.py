@@ -1,0 +1,169 @@
+"""A chunk in the making: from answers to a part, and to the report of it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sheaf_dagster.batch.messages import (
+    ChunkReport,
+    ErrorMessage,
+    FileJob,
+    said_by,
+    worker_name,
+)
+from sheaf_dagster.batch.rows.answers import error_line, response_lines
+from sheaf_dagster.batch.rows.repeatable import repeatable
+from sheaf_dagster.batch.rows.requests import Row
+from sheaf_dagster.batch.worker.loading import LoadedBackend
+from sheaf_dagster.batch.worker.predict import Answer, ErrorLine
+from sheaf_dagster.batch.worker.tally import Tally
+from sheaf_dagster.contracts import deviations_of
+from sheaf_dagster.errors import PredictError
+from sheaf_dagster.storage import Chunk
+
+__all__ = ["Batch", "ChunkInMaking", "Finish"]
+
+Finish = Callable[[], "ChunkReport | None"]
+"""What is left to do for some rows, in the thread that writes."""
+
+
+@dataclass
+class Batch:
+    """Rows that are given to the model together, or what kept them from being read."""
+
+    making: ChunkInMaking
+    rows: Sequence[Row]
+    failure: Exception | None = None
+
+
+class ChunkInMaking:
+    """Collects a chunk's answers; makes its part once there is one for each row.
+
+    It is made by the thread that reads. After that the thread that writes has it alone: the
+    others hand on what they have found out.
+    """
+
+    def __init__(self, job: FileJob, chunk: Chunk) -> None:
+        self.job = job
+        self.chunk = chunk
+        self._lines: list[bytes] = [b""] * chunk.rows
+        self._left = chunk.rows
+        self._in_order = job.bucket_by is None and job.batch_budget is None
+        self._tally = Tally()
+        self._non_finite = 0
+        self._deviations: Counter[str] = Counter()
+        self._started = time.time()
+        self._failed = False
+
+    @property
+    def where(self) -> str:
+        """The source, for messages."""
+        return self.job.names[self.chunk.file]
+
+    def add(
+        self, loaded: LoadedBackend, rows: Sequence[Row], answers: Sequence[Answer], tally: Tally
+    ) -> ChunkReport | None:
+        """Takes in some rows' answers; after the last ones writes the part and reports it."""
+        if self._failed:
+            return None
+        self._tally.add(tally)
+        try:
+            self._serialise(rows, answers, type(loaded.backend).__name__)
+            self._left -= len(rows)
+            if self._left:
+                return None
+            part = self.job.store.write(
+                self.chunk.index,
+                b"\n".join([*self._lines, b""]),
+                rows=len(self._lines),
+                error_rows=self._tally.error_rows,
+                non_finite=self._non_finite,
+                model=loaded.tag,
+                counts={kind[0]: n for kind, n in self._deviations.items()},
+            )
+        except Exception as e:
+            return self.fail(loaded, e)
+        self._lines = []
+        return self._report(loaded, part=part)
+
+    def fail(self, loaded: LoadedBackend, error: BaseException) -> ChunkReport | None:
+        """The report of a chunk that failed, once."""
+        if self._failed:
+            return None
+        self._failed, self._lines = True, []
+        failure = ErrorMessage.of(error, self.where, redact=self.job.redact)
+        return self._report(loaded, failure=failure)
+
+    def _report(self, loaded: LoadedBackend, **outcome: Any) -> ChunkReport:
+        tally = self._tally
+        return ChunkReport(
+            job=self.job.id,
+            chunk=self.chunk.index,
+            first_row=self.chunk.first_row,
+            worker=worker_name(),
+            predict_seconds=tally.seconds,
+            flight_seconds=tally.flight_seconds,
+            size=tally.size,
+            padded=tally.padded,
+            halved=tally.halved,
+            batch_size=self.job.batch_size or loaded.sizer.size,
+            batch_budget=loaded.budgets.used,
+            started=max(self._started, loaded.ready_at),
+            ended=time.time(),
+            load_seconds=loaded.load_seconds,
+            model_digest=loaded.digest,
+            shape=loaded.shape,
+            **outcome,
+        )
+
+    def _serialise(self, rows: Sequence[Row], answers: Sequence[Answer], backend: str) -> None:
+        responses = [a for a in answers if not isinstance(a, ErrorLine)]
+        try:
+            lines, bad = response_lines(responses)
+        except Exception:
+            lines, bad = self._one_by_one(rows, answers, backend)  # not the fault of all of them
+        else:
+            for response in responses:
+                self._deviations.update(deviations_of(response))
+        self._non_finite += bad
+        if len(lines) < len(answers):
+            made = iter(lines)
+            lines = [a if isinstance(a, ErrorLine) else next(made) for a in answers]
+        first = rows[0].position - self.chunk.first_row
+        if self._in_order and rows[-1].position - rows[0].position == len(rows) - 1:
+            self._lines[first : first + len(rows)] = lines
+            return
+        for row, line in zip(rows, lines, strict=True):
+            self._lines[row.position - self.chunk.first_row] = line
+
+    def _one_by_one(
+        self, rows: Sequence[Row], answers: Sequence[Answer], backend: str
+    ) -> tuple[list[bytes], int]:
+        """Lines of answers of which some can't be written: half a surrogate, an unknown type."""
+        lines: list[bytes] = []
+        bad = 0
+        for row, answer in zip(rows, answers, strict=True):
+            if isinstance(answer, ErrorLine):
+                lines.append(answer)
+                continue
+            try:
+                (line,), n = response_lines([answer])
+            except Exception as e:
+                if self.job.on_error == "fail":
+                    said = repeatable(said_by(e, redact=self.job.redact), row.request)
+                    raise PredictError(
+                        f"{self.where}, line {row.line}: the answer of {backend} can't be written "
+                        'as JSON; fix the model, or use on_error="record" to go on without it: '
+                        f"{said}"
+                    ) from e
+                self._tally.error_rows += 1
+                lines.append(error_line(row.request, e, redact=self.job.redact))
+            else:
+                bad += n
+                self._deviations.update(deviations_of(answer))
+                lines.append(line)
+        return lines, bad

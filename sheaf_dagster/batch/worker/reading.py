@@ -1,0 +1,92 @@
+"""Reading chunks and cutting them into batches."""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from sheaf_dagster.batch.messages import FileJob
+from sheaf_dagster.batch.rows.requests import Row
+from sheaf_dagster.batch.worker.loading import ModelContext
+from sheaf_dagster.batch.worker.making import Batch, ChunkInMaking
+from sheaf_dagster.batch.worker.sizing import AUTO_LAYOUT_ROWS, BatchSizer, spans
+from sheaf_dagster.batch.worker.visibility import require_visible
+from sheaf_dagster.errors import SourceChangedError
+from sheaf_dagster.storage import Chunk, read_ranges, rows_in
+
+__all__ = ["read_batches"]
+
+
+def read_batches(
+    context: ModelContext,
+    sizer: BatchSizer,
+    grabs: Iterable[Sequence[tuple[FileJob, Chunk]]],
+    failed: Callable[[FileJob], bool],
+) -> Iterator[Batch]:
+    """The batches of some chunks, in order; of a chunk that can't be read, what was wrong.
+
+    Where there is a ``batch_budget`` they are windows, out of which batches are taken by size.
+
+    Args:
+        context: The model's contract.
+        sizer: Says how many rows a batch has where the job doesn't.
+        grabs: Chunks with their files, a few at a time.
+        failed: Whether a file has failed already: its chunks are passed over.
+    """
+    for grab in grabs:
+        ranges = read_ranges([(job.texts[c.file], c.start, c.end) for job, c in grab])
+        for (job, chunk), read in zip(grab, ranges, strict=True):
+            if not failed(job):
+                yield from _read_chunk(context, sizer, ChunkInMaking(job, chunk), read)
+
+
+def _read_chunk(
+    context: ModelContext, sizer: BatchSizer, making: ChunkInMaking, read: Callable[[], bytes]
+) -> Iterator[Batch]:
+    job, chunk = making.job, making.chunk
+    try:
+        require_visible(making.where, job.texts[chunk.file], job.store.folder)
+        data = read()
+        if chunk.crc >= 0 and zlib.crc32(data) != chunk.crc:
+            raise SourceChangedError(
+                f"{making.where} changed after it was validated (from line "
+                f"{chunk.first_line}); run again once its writer has finished"
+            )
+        lines = rows_in(data, chunk.first_line)
+        del data
+        for rows in _batches(context, sizer, job, chunk, lines):
+            yield Batch(making, rows)
+    except Exception as e:
+        yield Batch(making, (), e)
+
+
+def _batches(
+    context: ModelContext,
+    sizer: BatchSizer,
+    job: FileJob,
+    chunk: Chunk,
+    lines: Iterator[tuple[int, bytes]],
+) -> Iterator[list[Row]]:
+    if job.batch_size is None:
+        sizer.make_room(chunk.rows)
+
+    def size() -> int:
+        if job.batch_budget is not None:
+            return AUTO_LAYOUT_ROWS
+        return sizer.size if job.batch_size is None else job.batch_size
+
+    if job.bucket_by is None:
+        for start, stop in spans(chunk.rows, size):
+            batch = list(islice(lines, stop - start))
+            yield context.rows.parse(batch, chunk.first_row + start)
+        return
+    # The window is the chunk: it is the same at every run, so the batches of one size are too.
+    buckets: dict[Any, list[Row]] = defaultdict(list)
+    for row in context.rows.parse(list(lines), chunk.first_row):
+        buckets[repr(getattr(row.request, job.bucket_by, None))].append(row)
+    for bucket in buckets.values():
+        for start, stop in spans(len(bucket), size):
+            yield bucket[start:stop]

@@ -1,0 +1,167 @@
+"""That the device has work: what runs beside what, in which threads, and what is reported of it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from typing import ClassVar
+
+import pytest
+
+from sheaf_dagster import BatchRunner
+from tests.batch.jobs import spec
+from tests.conftest import read_rows
+from tests.toys import InFlight, InStages, shaped
+
+PATIENCE = 60.0
+"""Seconds after which something that was to happen beside something else has not."""
+
+
+def of(cls: type, num_cpus: float = 1, **kwargs):
+    return shaped("call", num_cpus, **kwargs).model_copy(
+        update={"backend": f"{cls.__module__}:{cls.__name__}"}
+    )
+
+
+class Threads(InStages):
+    """Notes which threads do what; holds each stage until the others have been seen beside it."""
+
+    seen: ClassVar[dict[str, set[int]]] = {}
+    beside: ClassVar[Counter[str]] = Counter()
+
+    def load(self):
+        super().load()
+        type(self).seen = {"load": {threading.get_ident()}, "prepare": set(), "infer": set()}
+        self.seen["respond"] = set()
+        self.lock = threading.Lock()
+        self.calls = 0
+        self.pair = threading.Barrier(2)
+        self.prepared_later = threading.Event()
+
+    def prepare(self, request):
+        self.seen["prepare"].add(threading.get_ident())
+        if request.value < 2:
+            self.pair.wait(PATIENCE)  # two threads prepare at a time
+        if request.value == 20:
+            self.prepared_later.set()
+        return request
+
+    def infer(self, prepared):
+        assert self.lock.acquire(blocking=False), "two calls of infer at a time"
+        self.seen["infer"].add(threading.get_ident())
+        # A row of another chunk is prepared while the first batch is on the device.
+        assert self.prepared_later.wait(PATIENCE)
+        self.calls += 1
+        self.lock.release()
+        return [2 * r.value for r in prepared]
+
+    def respond(self, requests, outputs):
+        self.seen["respond"].add(threading.get_ident())
+        return super().respond(requests, outputs)
+
+
+def test_rows_are_prepared_ahead_in_threads_across_chunks_and_answered_in_another(
+    write_rows, tmp_path
+):
+    values = [float(i) for i in range(64)]
+    job = spec(write_rows(values), tmp_path, batch_size=4, compute="local")
+
+    result = BatchRunner(of(Threads, num_cpus=2)).run(job)
+
+    seen = Threads.seen
+    assert [r["value"] for r in read_rows(result.sink)] == [2 * v for v in values]
+    assert result.chunks == 16
+    assert seen["infer"] == seen["load"]
+    assert len(seen["prepare"]) >= 2
+    assert len(seen["respond"]) == 1
+    assert not seen["infer"] & (seen["prepare"] | seen["respond"])
+
+
+class Heavy(InStages):
+    """Prepares sixteen megabytes a row, and notes how many rows lie prepared."""
+
+    most: ClassVar[int] = 0
+
+    def load(self):
+        super().load()
+        self.lying = 0
+        self.lock = threading.Lock()
+
+    def prepare(self, request):
+        with self.lock:
+            self.lying += 1
+            type(self).most = max(self.most, self.lying)
+        return bytearray(16 * 2**20)
+
+    def size(self, prepared):
+        return 1
+
+    def infer(self, prepared):
+        with self.lock:
+            self.lying -= len(prepared)
+        return [0.0] * len(prepared)
+
+
+def test_what_lies_prepared_is_bounded_by_memory(write_rows, tmp_path):
+    job = spec(write_rows([1.0] * 200), tmp_path, batch_size=4, compute="local")
+
+    BatchRunner(of(Heavy)).run(job)
+
+    assert Heavy.most <= 256 // 16 + 3 * 4
+
+
+class Full(InFlight):
+    """Answers a row only once as many are under way as may be, or all that are left."""
+
+    most_seen: ClassVar[int] = 0
+    rows: ClassVar[int] = 100
+
+    def load(self):
+        super().load()
+        self.begun = self.under_way = 0
+        self.more = asyncio.Event()
+
+    async def predict_async(self, request):
+        self.begun += 1
+        self.under_way += 1
+        type(self).most_seen = max(self.most_seen, self.under_way)
+        self.more.set()
+        wanted = min(self.rows, int(request.value) + self.max_in_flight)
+        while self.begun < wanted:
+            self.more.clear()
+            await asyncio.wait_for(self.more.wait(), PATIENCE)
+        self.under_way -= 1
+        return await super().predict_async(request)
+
+
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_the_window_is_full_until_the_last_row_across_batches_and_chunks(
+    write_rows, tmp_path, batch_size
+):
+    values = [float(i) for i in range(100)]
+    job = spec(write_rows(values), tmp_path, batch_size=batch_size, compute="local")
+
+    result = BatchRunner(of(Full, most=10)).run(job)
+
+    assert [r["value"] for r in read_rows(result.sink)] == [2 * v for v in values]
+    assert Full.most_seen == 10
+    assert result.in_flight_mean > 1
+
+
+def test_what_is_reported_is_what_was_measured(write_rows, tmp_path):
+    source = write_rows([1.0, 2.0, 3.0] * 50)
+
+    def result(shape: str):
+        return BatchRunner(shaped(shape)).run(spec(source, tmp_path, compute="local", resume=False))
+
+    call, stages, flight = map(result, ("call", "stages", "flight"))
+
+    assert (call.device_busy_fraction, call.in_flight_mean, call.padding_fraction) == (None,) * 3
+    assert 0 < stages.device_busy_fraction <= 1
+    assert stages.in_flight_mean is None
+    # Batches of 32 rows of sizes 2, 3 and 4, the last one of 22: each as large as its largest.
+    assert stages.padding_fraction == pytest.approx(1 - 3 / 4, abs=0.01)
+    assert 0 < flight.device_busy_fraction <= 1
+    assert 0 < flight.in_flight_mean <= 8
+    assert flight.padding_fraction is None
