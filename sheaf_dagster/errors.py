@@ -25,7 +25,8 @@
     │   └── ResponseMismatchError     wrong number, order or type of responses
     └── WorkerCrashError              a chunk killed its worker process again and again
 
-Each message says what is wrong, where, and what to do, in that order. ``retryable`` tells a
+Each message says what is wrong, where, and what to do, in that order, with the credentials of any
+URI in it masked. ``retryable`` tells a
 scheduler whether running the same job again, unchanged, can help: that is so, too, of a
 ``SourceError`` or ``SinkError`` whose store was down or out of reach.
 """
@@ -33,6 +34,8 @@ scheduler whether running the same job again, unchanged, can help: that is so, t
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from sheaf_dagster.masking import masked
 
 if TYPE_CHECKING:
     from sheaf_dagster.batch.results import ValidationReport
@@ -71,6 +74,10 @@ class SheafError(Exception):
 
     Of most errors their class says so; of a store's, whether it failed for a passing reason.
     """
+
+    def __init__(self, *args: object) -> None:
+        # Wherever a message is made it may quote a URI, or a library that does.
+        super().__init__(*(masked(a) if isinstance(a, str) else a for a in args))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Keeps attributes across process borders whatever a subclass's constructor takes.

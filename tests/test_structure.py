@@ -12,13 +12,14 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "sheaf_dagster"
 MAY_IMPORT = {
-    "errors": set(),
+    "masking": set(),
+    "errors": {"masking"},
     "environment": {"errors"},
     "protocols": {"errors"},
     "contracts": {"errors"},
-    "backends": {"errors", "environment", "protocols", "contracts"},
-    "storage": {"errors", "protocols"},
-    "batch": {"errors", "environment", "protocols", "contracts", "backends", "storage"},
+    "backends": {"errors", "masking", "environment", "protocols", "contracts"},
+    "storage": {"errors", "masking", "protocols"},
+    "batch": {"errors", "masking", "environment", "protocols", "contracts", "backends", "storage"},
     "testing": {"backends", "contracts"},
     "pipes": {"batch"},
     "definitions": {"errors", "environment", "contracts", "batch", "storage", "pipes"},

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from sheaf_dagster.errors import BackendError, SheafError
+from sheaf_dagster.masking import masked
 from sheaf_dagster.storage import Location, Part, PartStore
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def _heard(value: Any) -> Any:
 
 
 def _cut_traceback(error: BaseException) -> str:
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    text = masked("".join(traceback.format_exception(type(error), error, error.__traceback__)))
     half = _TRACEBACK_CHARS // 2
     return text if len(text) <= 2 * half else f"{text[:half]}\n  […]\n{text[-half:]}"
 
@@ -273,7 +274,7 @@ def said_by(error: BaseException, *, redact: bool = False) -> str:
     name = type(error).__name__
     if redact:
         return f"{name} (its text is left out: redact_rows)"
-    return f"{name}: {shortened(str(error))}"
+    return f"{name}: {shortened(masked(str(error)))}"
 
 
 def shortened(text: str, limit: int = _MESSAGE) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.masking import masked_error
 
 __all__ = ["BatchOutcome", "BatchProgress", "BatchResult", "ValidationReport", "Violation"]
 
@@ -216,6 +217,11 @@ class BatchOutcome(BaseModel):
     spec: BatchSpec
     result: BatchResult | None = None
     error: Exception | None = None
+
+    @field_validator("error")
+    @classmethod
+    def _mask(cls, error: Exception | None) -> BaseException | None:
+        return error and masked_error(error)  # its causes are not ours, and quote what rows hold
 
     @property
     def ok(self) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from sheaf_dagster.errors import SpecError
+from sheaf_dagster.masking import masked
 
 __all__ = [
     "check_no_credentials",
@@ -27,11 +27,6 @@ _SECRET_ARGUMENT = re.compile(
     re.IGNORECASE,
 )
 _NO_SECRETS = frozenset({"signature_version"})
-_SIGNED = re.compile(
-    r"[?&](?:x-amz-signature|x-amz-security-token|x-goog-signature|signature|sig|token|"
-    r"access_token|password)=",
-    re.IGNORECASE,
-)
 _SHORTEST_SECRET = 6
 """A shorter value may well be part of an innocent word, and protects nothing."""
 
@@ -42,13 +37,10 @@ def check_no_credentials(uri: str) -> None:
     Raises:
         SpecError: It does; the message leaves the secret out.
     """
-    if "://" not in uri:
-        return
-    authority = urlsplit(uri).netloc
-    if ":" in authority.rpartition("@")[0] or _SIGNED.search(uri):
-        bare = uri.split("?")[0].replace(f"{authority.rpartition('@')[0]}@", "")
+    shown = masked(uri)
+    if shown != uri and "://" in uri:
         raise SpecError(
-            f"{bare}: the URI carries credentials, and URIs are shown in logs and metadata; "
+            f"{shown}: the URI carries credentials, and URIs are shown in logs and metadata; "
             "give them through storage_options or the environment instead"
         )
 

@@ -14,6 +14,7 @@ from sheaf_dagster.batch.messages import shortened
 from sheaf_dagster.batch.rows.repeatable import repeatable
 from sheaf_dagster.batch.rows.schemas import schemas_in
 from sheaf_dagster.errors import SheafError
+from sheaf_dagster.masking import masked
 
 __all__ = ["error_line", "has_non_finite", "response_lines"]
 
@@ -164,10 +165,10 @@ _LOOKED_AT = 8000
 def error_line(request: Any, error: BaseException, *, redact: bool = False) -> bytes:
     """The line that stands in for a failed row's response (``on_error="record"``).
 
-    It has no newline yet, and is the same at each run. A request type may have a form of its own: a method
-    ``error_record(error) -> dict``.
+    It has no newline yet, and is the same at each run. A request type may have a form of its own:
+    a method ``error_record(error) -> dict``.
     """
-    name, said = type(error).__name__, shortened(str(error), _LOOKED_AT)
+    name, said = type(error).__name__, shortened(masked(str(error)), _LOOKED_AT)
     # A name of a file that isn't UTF-8 has characters that JSON can't hold.
     text = shortened(repeatable(said.encode("utf-8", "backslashreplace").decode(), request))
     if redact and not isinstance(error, SheafError):  # our own errors quote no row

@@ -29,6 +29,7 @@ from sheaf_dagster.batch.rows.unknown import (
     unknown_fields,
 )
 from sheaf_dagster.contracts import Contract, schema_of
+from sheaf_dagster.masking import masked
 from sheaf_dagster.storage import is_blank
 
 __all__ = [
@@ -40,6 +41,8 @@ __all__ = [
 
 _NAMESPACE = UUID("5f0c3f0e-6d5e-5b3a-9a43-7d2f8f1e3c11").bytes
 _EXCERPT = 80
+_READ = 64 * _EXCERPT
+"""More than is shown: credentials in a URI must not be cut in two before they are masked."""
 _GIVE_UP_AFTER = 16
 """Rows that the short cut doesn't take before it is left alone for the rest of a chunk."""
 _MAX_LISTED = 20_000
@@ -203,7 +206,7 @@ class RowContract:
                 found.append(self._wrong_type(number, str(e["input"])))
                 continue
             whole = e["type"] in ("json_invalid", "missing", "model_type")
-            value = line[: 4 * _EXCERPT].decode("utf-8", "replace") if whole else _code(e["input"])
+            value = line[:_READ].decode("utf-8", "replace") if whole else _code(e["input"])
             found.append(
                 Violation(
                     line=number,
@@ -217,7 +220,7 @@ class RowContract:
     def _message(self, type: str, text: str, number: int, line: bytes) -> str:
         if self.redact and type not in _QUIET_ERRORS:
             return f"doesn't match the contract ({type}; the text is left out: redact_rows)"
-        text = text.removeprefix("Value error, ")
+        text = masked(text.removeprefix("Value error, "))
         if type == "json_invalid":
             # A row is one line: the parser's own count of lines would be taken for the file's.
             text = text.replace(" at line 1 column ", " at column ")
@@ -226,7 +229,7 @@ class RowContract:
 
     def _path(self, location: Sequence[int | str]) -> str:
         if not self.redact:
-            return shortened(_printable(".".join(map(str, location))), 200)
+            return shortened(_printable(masked(".".join(map(str, location)))), 200)
         # A name that the contract doesn't know comes from the row.
         known = _names_of(self.request)
         return ".".join(str(p) if isinstance(p, int) or p in known else "…" for p in location)
@@ -310,7 +313,8 @@ def _derived_id(position: int, line: bytes) -> UUID:
 
 
 def _short(text: str) -> str:
-    return shortened(_printable(" ".join(text[: 4 * _EXCERPT].split())), _EXCERPT)
+    text = masked(text[:_READ])[: 4 * _EXCERPT]
+    return shortened(_printable(" ".join(text.split())), _EXCERPT)
 
 
 def _printable(text: str) -> str:
@@ -318,7 +322,12 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else "�" for c in text)
 
 
-_CODE = reprlib.Repr()
+class _Code(reprlib.Repr):
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(masked(x), level)
+
+
+_CODE = _Code()
 _CODE.maxstring = _CODE.maxother = _CODE.maxlong = 2 * _EXCERPT
 _CODE.maxlist = _CODE.maxdict = 20
 

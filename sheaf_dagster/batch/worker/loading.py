@@ -20,6 +20,7 @@ from sheaf_dagster.batch.worker.sizing import BatchSizer, BudgetSizer
 from sheaf_dagster.contracts import contract_for
 from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import BackendLoadError, ModelChangedError, SheafError, SpecError
+from sheaf_dagster.masking import masked_error
 
 __all__ = ["CACHE_SIZE", "LoadedBackend", "ModelContext", "cached_backend", "load_backend"]
 
@@ -92,7 +93,7 @@ class ModelContext:
                 f"model {self.spec.name!r}: identify() of backend {self.spec.backend!r} failed; "
                 "check backend_kwargs (identify() returns None where it can't see the weights): "
                 f"{type(e).__name__}: {e}"
-            ) from e
+            ) from masked_error(e)
 
     def identified(self) -> ModelContext:
         """This model, with the weights that there are now."""
@@ -180,7 +181,7 @@ def load_backend(context: ModelContext) -> LoadedBackend:
         raise BackendLoadError(
             f"model {spec.name!r}: {step} of backend {spec.backend!r} failed; {hint}: "
             f"{type(e).__name__}: {e}"
-        ) from e
+        ) from masked_error(e)
     _require_same(context, before, context.identify(), "while they were loaded, they became")
     return LoadedBackend(backend, time.perf_counter() - started, time.time(), digest)
 
