@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -182,6 +183,12 @@ def _check(request: TabularRequest) -> None:
                     f"request {request.request_id}: '{name}.{i}' has {len(row)} features, "
                     f"the first example {width}"
                 )
+            for k, value in enumerate(row):
+                if value is not None and math.isinf(value):
+                    raise ValueError(
+                        f"request {request.request_id}: '{name}.{i}.{k}' is infinite, which the "
+                        "model doesn't take; null is a missing value"
+                    )
     for level in request.quantile_levels:
         if request.output_mode == "quantiles" and not 0 < level < 1:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -16,9 +17,10 @@ class TabularRequest(BaseRequest):
     """Feature rows to predict, with labelled examples for models that learn in context.
 
     Attributes:
-        context_X: Features of the examples (shape: n_context × n_features).
+        context_X: Features of the examples (shape: n_context × n_features). ``null`` is a missing
+            value, and read as NaN.
         context_y: Labels of the examples (length n_context).
-        query_X: Features to predict (shape: n_query × n_features).
+        query_X: Features to predict (shape: n_query × n_features), likewise.
         task: What the labels are.
         feature_names: Names of the columns.
         categorical_feature_indices: Columns that are categories.
@@ -28,14 +30,21 @@ class TabularRequest(BaseRequest):
 
     model_type: Literal[ModelType.TABULAR] = ModelType.TABULAR
 
-    context_X: list[list[float]]
+    context_X: list[list[float | None]]
     context_y: list[float | int]
-    query_X: list[list[float]]
+    query_X: list[list[float | None]]
     task: Literal["classification", "regression"] = "classification"
     feature_names: list[str] | None = None
     categorical_feature_indices: list[int] | None = None
     output_mode: Literal["predictions", "probabilities", "quantiles"] = "predictions"
     quantile_levels: list[float] = Field(default_factory=lambda: [0.1, 0.5, 0.9])
+
+    @model_validator(mode="after")
+    def _read_missing_values(self) -> Self:
+        for row in (*self.context_X, *self.query_X):
+            if None in row:
+                row[:] = [math.nan if value is None else value for value in row]
+        return self
 
     @model_validator(mode="after")
     def _check_shapes(self) -> Self:

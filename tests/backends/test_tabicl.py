@@ -75,6 +75,46 @@ def test_answers_are_those_of_the_library(checkpoints):
     assert all(low <= high for low, high in zip(*five.quantiles.values(), strict=True))
 
 
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_null_is_missing_in_examples_and_queries(task, checkpoints):
+    from tabicl import TabICLClassifier, TabICLRegressor
+
+    example = row(0, task=task).context_X
+    context = [[None if i % 5 == 0 else v[0], *v[1:]] for i, v in enumerate(example)]
+    queries = [[0.1, None, 0.2], [None, 0.3, 0.4]]
+    labels = [i % 2 for i in range(len(context))]
+    given = {"context_X": context, "context_y": labels, "task": task}
+    backend = TabICLBackend(**checkpoints, device="cpu", n_estimators=2)
+    backend.load()
+    rows = [row(i, query_X=[q], **given) for i, q in enumerate(queries)]
+    rows += [row(2, query_X=queries, **given)]
+
+    answers = [a.predictions for a in backend.batch_predict(rows)]
+
+    cls, path = {
+        "classification": (TabICLClassifier, checkpoints["classifier_path"]),
+        "regression": (TabICLRegressor, checkpoints["regressor_path"]),
+    }[task]
+    library = cls(model_path=path, allow_auto_download=False, device="cpu", n_estimators=2)
+    library.fit(np.array(context, dtype=float), np.array(labels))
+    expected = library.predict(np.array(queries, dtype=float))
+    np.testing.assert_allclose(answers[2], expected, atol=1e-5)
+    for i, query in enumerate(queries):  # a column that is missing in all queries is left out
+        alone = library.predict(np.array([query], dtype=float))
+        np.testing.assert_allclose(answers[i], alone, atol=1e-5)
+
+
+def test_a_value_that_the_library_refuses_is_its_own_rows_error(checkpoints):
+    backend = TabICLBackend(**checkpoints, device="cpu", n_estimators=2)
+    backend.load()
+    with pytest.raises(ValueError, match=rf"{UUID(int=2)}: 'query_X\.0\.1' is infinite"):
+        backend.batch_predict([row(0), row(1, query_X=[[0.0, float("inf"), 1.0]])])
+    with pytest.raises(ValueError, match=rf"{UUID(int=2)}: 'context_X\.1\.0' is infinite"):
+        context = [[0.0, 1.0], [float("-inf"), 0.5], [1.0, 1.0]]
+        given = {"context_X": context, "context_y": [0, 1, 1], "query_X": [[0.0, 1.0]]}
+        backend.batch_predict([row(0), row(1, **given)])
+
+
 def test_rows_of_one_context_share_a_fit_and_the_file_is_read_once(checkpoints, monkeypatch):
     import torch
     from tabicl import TabICLClassifier
