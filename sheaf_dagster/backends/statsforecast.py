@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import math
 import os
 import warnings
 from importlib import metadata
-from typing import Any
+from statistics import NormalDist
+from typing import Any, Literal
 
 from sheaf_dagster.backends.base import ModelBackend
+from sheaf_dagster.backends.libraries import require
+from sheaf_dagster.backends.statistical_forecasts import mean_of, quantiles_of, samples_of
+from sheaf_dagster.backends.statistical_models import StatisticalModel
 from sheaf_dagster.contracts import (
     Frequency,
     ModelType,
@@ -17,10 +19,11 @@ from sheaf_dagster.contracts import (
     TimeSeriesRequest,
     TimeSeriesResponse,
 )
-from sheaf_dagster.errors import MissingDependencyError, SpecError
+from sheaf_dagster.errors import SpecError
 
 __all__ = ["StatsForecastBackend"]
 
+_NAME = "statsforecast"
 _SEASONS = {
     Frequency.MINUTELY: 60,
     Frequency.FIVE_MINUTELY: 288,
@@ -35,20 +38,32 @@ _SEASONS = {
 class StatsForecastBackend(ModelBackend):
     """Fits one statistical model to each row's history and forecasts from it.
 
-    A history that is shorter than two seasons is fitted without a season; one of fewer than
-    three values, or one that the model can't be fitted to, is continued by its last season
-    (or value). The response's ``metadata`` says which model answered. Missing values (NaN)
-    are filled forward before the fit.
+    Mean and quantiles are what the library's model gives for that history, season and horizon.
+    Some models have no intervals of their own (Croston's, ADIDA, IMAPA, TSB, exponential smoothing
+    with given parameters, window averages, MFLES). For quantiles from those, ask for conformal
+    ones: ``model_kwargs={"prediction_intervals": {"n_windows": 2}}`` (``h``, the longest horizon
+    that rows may ask for, is each row's own by default; ``method`` is the library's). Without, such
+    a row fails.
+
+    Samples are paths whose steps depend on each other as the model says, seeded by the row.
+
+    Missing values (null, NaN) take the value before them, and the response's
+    ``metadata.filled_values`` counts them. An infinite value fails the row. Of a multivariate
+    history only the variate to forecast is used; the row is noted as ``ignored_field``.
 
     Args:
         model: Class of ``statsforecast.models``: ``AutoETS``, ``AutoTheta``, ``AutoARIMA``,
             ``AutoCES``, ``SeasonalNaive``, ``HistoricAverage``, …
-        season_length: Steps of a season; by default what the row's frequency suggests (7 for
-            daily, 24 for hourly, 12 for monthly values …).
+        season_length: Steps of a season, or of several (``MSTL``, ``TBATS``); by default what the
+            row's frequency suggests (7 for daily, 24 for hourly, 12 for monthly values …).
         model_kwargs: Further arguments of the model's class.
+        fallback: What becomes of a history that the model can't be fitted to, for example of one
+            that is too short: ``"error"`` fails the row; ``"last_season"`` continues it by its last
+            season (or value), notes the row as ``fell_back`` and says why in its metadata.
 
     Raises:
-        SpecError: At load: statsforecast has no such model, or it takes no such arguments.
+        SpecError: At load: statsforecast has no such model, or it can't forecast with these
+            arguments.
         MissingDependencyError: At load: statsforecast is not installed.
     """
 
@@ -64,177 +79,180 @@ class StatsForecastBackend(ModelBackend):
     def __init__(
         self,
         model: str = "AutoETS",
-        season_length: int | None = None,
+        season_length: int | list[int] | None = None,
         model_kwargs: dict[str, Any] | None = None,
+        fallback: Literal["error", "last_season"] = "error",
     ) -> None:
-        if season_length is not None and season_length < 1:
-            raise SpecError(f"season_length must be at least 1, got {season_length}")
-        self._name = model
-        self._season_length = season_length
+        if fallback not in ("error", "last_season"):
+            raise SpecError(f"fallback must be 'error' or 'last_season', got {fallback!r}")
         self._kwargs = dict(model_kwargs or {})
-        self._models: Any = None
-        self._version = ""
+        inner = self._kwargs.pop("season_length", None)
+        if inner is not None and season_length is not None:
+            raise SpecError("season_length is given twice: take it out of model_kwargs")
+        self._season = _checked_season(season_length if inner is None else inner)
+        self._name = model
+        self._fallback = fallback
+        self._model: StatisticalModel  # since load()
 
     def load(self) -> None:
         # Its models are compiled ahead of time; this only keeps its optional fugue quiet.
         os.environ.setdefault("NIXTLA_ID_AS_COL", "1")
-        try:
-            library = importlib.import_module("statsforecast")
-            self._models = importlib.import_module("statsforecast.models")
-        except ImportError as e:
-            raise MissingDependencyError(
-                f"backend 'statsforecast' needs a package: "
-                f"pip install 'sheaf_dagster[statsforecast]' ({e})"
-            ) from e
-        self._version = str(library.__version__)
-        cls = getattr(self._models, self._name, None)
-        if not (isinstance(cls, type) and hasattr(cls, "forecast")):
-            raise SpecError(
-                f"statsforecast {self._version} has no model {self._name!r}; "
-                "for example AutoETS, AutoTheta, AutoARIMA, AutoCES, SeasonalNaive"
-            )
-        self._build(7)
+        _, library = require(_NAME, _NAME, "statsforecast", "statsforecast.models")
+        self._model = StatisticalModel(library, self._name, self._kwargs)
+        self._model.prove(self._season or 7)
 
     def predict(self, request: TimeSeriesRequest) -> TimeSeriesResponse:
         import numpy as np
 
-        if request.feature_ref is not None:
-            raise ValueError("'feature_ref' must be looked up before a batch job; give 'history'")
-        history = _filled(np.asarray(request.target_history, dtype=np.float64))
-        if not len(history):
-            raise ValueError("'history' has no values to forecast from")
-        levels = _interval_levels(request)
-        season = self._season_length or _SEASONS[request.frequency]
-        fitted, used = self._forecast(history, request.horizon, season, levels)
-        return TimeSeriesResponse(
+        self._check(request)
+        history, filled = _filled(np.array(request.target_history, dtype=np.float64))
+        response = TimeSeriesResponse(
             request_id=request.request_id,
             model_name=request.model_name,
-            metadata={"model": used},
-            mean=fitted["mean"].tolist(),
-            quantiles=_quantiles(fitted, request)
-            if request.output_mode is OutputMode.QUANTILES
-            else None,
-            samples=_samples(fitted, request)
-            if request.output_mode is OutputMode.SAMPLES
-            else None,
+            metadata={"model": self._name},
+            mean=[],
             horizon=request.horizon,
             frequency=request.frequency.value,
         )
-
-    def _build(self, season: int) -> Any:
-        cls = getattr(self._models, self._name)
+        if filled:
+            response.metadata["filled_values"] = filled
+        if request.n_variates > 1:
+            response.deviates("ignored_field")
+        season = self._season or _SEASONS[request.frequency]
         try:
-            return cls(season_length=season, **self._kwargs)
-        except TypeError:
-            pass
-        try:  # models without a season
-            return cls(**self._kwargs)
-        except TypeError as e:
-            raise SpecError(f"statsforecast model {self._name}: {e}; check model_kwargs") from e
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                self._answer(request, history, season, response)
+        except MemoryError:
+            raise
+        except Exception as e:  # the library has no class of its own for what it can't fit
+            reason = f"{self._name} can't forecast this history ({len(history)} values): {e}"
+            if self._fallback == "error":
+                raise ValueError(
+                    f"{reason}; mend the row, choose another model, or set fallback='last_season'"
+                ) from e
+            _continue(request, history, season, response)
+            response.metadata |= {"model": "last season", "reason": reason}
+            response.deviates("fell_back")
+        return response
 
-    def _forecast(
-        self, history: Any, horizon: int, season: int, levels: list[float]
-    ) -> tuple[dict[str, Any], str]:
-        import numpy as np
+    def _check(self, request: TimeSeriesRequest) -> None:
+        """Raises ValueError for what no history and no fallback can mend."""
+        if request.feature_ref is not None:
+            raise ValueError("'feature_ref' must be looked up before a batch job; give 'history'")
+        model, mode = self._model, request.output_mode
+        if mode is OutputMode.MEAN:
+            return
+        if not (model.has_intervals if mode is OutputMode.QUANTILES else model.has_paths):
+            raise ValueError(
+                f"output_mode is {mode.value!r}, but {self._name} has no intervals of its own; ask "
+                'for conformal ones: model_kwargs={"prediction_intervals": {"n_windows": 2}}'
+            )
+        model.window(request.horizon)
+        if mode is OutputMode.SAMPLES and request.num_samples < 1:
+            raise ValueError(f"'num_samples' must be at least 1, got {request.num_samples}")
+        if mode is OutputMode.QUANTILES:
+            for q in request.quantile_levels:
+                if not 0 < q < 1:
+                    raise ValueError(f"quantile level {q:g} is not between 0 and 1")
 
-        seasonal = len(history) >= 2 * season
-        if len(history) >= 3 and np.ptp(history) > 0:
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    result = self._build(season if seasonal else 1).forecast(
-                        y=history, h=horizon, level=levels or None
-                    )
-            except Exception:
-                pass
-            else:
-                if np.isfinite(result["mean"]).all() and _has_intervals(result, levels):
-                    return result, self._name if seasonal else f"{self._name} (no season)"
-        return _continued(history, horizon, season, levels), "last season"
+    def _answer(
+        self,
+        request: TimeSeriesRequest,
+        history: Any,
+        season: int | list[int],
+        response: TimeSeriesResponse,
+    ) -> None:
+        """Fills a response with what the library's model gives."""
+        model, mode, horizon = self._model, request.output_mode, request.horizon
+        seed = request.request_id.int % 2**32
+        if mode is OutputMode.MEAN:
+            mean = mean_of(model, history, season, horizon)
+        elif mode is OutputMode.QUANTILES:
+            levels = request.quantile_levels
+            mean, ends = quantiles_of(model, history, season, horizon, levels, seed)
+            response.quantiles = {
+                str(q): _finite(end, "interval") for q, end in zip(levels, ends, strict=True)
+            }
+        else:
+            mean, paths = samples_of(model, history, season, horizon, request.num_samples, seed)
+            response.samples = _finite(paths, "sample path")
+        response.mean = _finite(mean, "forecast")
 
 
-def _filled(history: Any) -> Any:
-    """Missing values take the one before them; leading ones the first that is there."""
+def _finite(values: Any, what: str) -> Any:
+    """Numbers as lists.
+
+    Raises:
+        ValueError: One isn't finite.
+    """
     import numpy as np
 
-    known = np.isfinite(history)
-    if known.all():
-        return history
+    if not np.isfinite(values).all():
+        raise ValueError(f"its {what} isn't finite")
+    return np.asarray(values).tolist()
+
+
+def _checked_season(season: Any) -> int | list[int] | None:
+    given = season if isinstance(season, list) else [season]
+    if season is None or (given and all(type(s) is int and s >= 1 for s in given)):
+        return season  # type: ignore[no-any-return]
+    raise SpecError(f"season_length must be at least 1, or a list of such numbers, got {season!r}")
+
+
+def _filled(history: Any) -> tuple[Any, int]:
+    """Missing values take the one before them; leading ones the first that is there.
+
+    Returns:
+        The whole history, and how many values were missing.
+
+    Raises:
+        ValueError: A value is infinite, or all are missing.
+    """
+    import numpy as np
+
+    if (infinite := np.flatnonzero(np.isinf(history))).size:
+        raise ValueError(f"'history' is infinite at step {infinite[0]}; a missing value is null")
+    known = ~np.isnan(history)
     if not known.any():
-        raise ValueError("'history' has no finite value")
+        raise ValueError("'history' has no value to forecast from")
+    missing = int(len(history) - known.sum())
+    if not missing:
+        return history, 0
     index = np.where(known, np.arange(len(history)), 0)
     np.maximum.accumulate(index, out=index)
     filled = history[index]
     filled[: int(np.argmax(known))] = history[int(np.argmax(known))]
-    return filled
+    return filled, missing
 
 
-def _continued(history: Any, horizon: int, season: int, levels: list[float]) -> dict[str, Any]:
+def _continue(
+    request: TimeSeriesRequest,
+    history: Any,
+    season: int | list[int],
+    response: TimeSeriesResponse,
+) -> None:
     """The last season (or value) repeated, with the spread of the past differences."""
     import numpy as np
 
-    step = season if len(history) >= season else 1
+    horizon = request.horizon
+    longest = season if isinstance(season, int) else max(season)
+    step = longest if len(history) >= longest else 1
     mean = np.resize(history[-step:], horizon)
     errors = history[step:] - history[:-step]
     sigma = float(np.sqrt(np.mean(errors**2))) if len(errors) else 0.0
     spread = sigma * np.sqrt(np.arange(horizon) // step + 1)
-    result = {"mean": mean}
-    for level in levels:
-        z = _normal_quantile(0.5 + level / 200)
-        result[f"lo-{level:g}"], result[f"hi-{level:g}"] = mean - z * spread, mean + z * spread
-    return result
-
-
-def _interval_levels(request: TimeSeriesRequest) -> list[float]:
-    """Central intervals (percent) whose ends are the wanted quantiles."""
+    response.mean = mean.tolist()
+    response.quantiles = response.samples = None
+    if request.output_mode is OutputMode.QUANTILES:
+        response.quantiles = {
+            str(q): (mean + NormalDist().inv_cdf(q) * spread).tolist()
+            for q in request.quantile_levels
+        }
     if request.output_mode is OutputMode.SAMPLES:
-        return [68.0]
-    if request.output_mode is not OutputMode.QUANTILES:
-        return []
-    for q in request.quantile_levels:
-        if not 0 < q < 1:
-            raise ValueError(f"quantile level {q:g} is not between 0 and 1")
-    return sorted({_level(q) for q in request.quantile_levels if q != 0.5})
-
-
-def _level(q: float) -> float:
-    return round(abs(2 * q - 1) * 100, 6)
-
-
-def _bound(result: dict[str, Any], side: str, level: float) -> Any:
-    for key in (f"{side}-{level:g}", f"{side}-{level}", f"{side}-{int(level)}"):
-        if key in result:
-            return result[key]
-    return None
-
-
-def _has_intervals(result: dict[str, Any], levels: list[float]) -> bool:
-    import numpy as np
-
-    bounds = [_bound(result, side, level) for level in levels for side in ("lo", "hi")]
-    return all(b is not None and np.isfinite(b).all() for b in bounds)
-
-
-def _quantiles(result: dict[str, Any], request: TimeSeriesRequest) -> dict[str, list[float]]:
-    out = {}
-    for q in request.quantile_levels:
-        bound = result["mean"] if q == 0.5 else _bound(result, "lo" if q < 0.5 else "hi", _level(q))
-        out[str(q)] = bound.tolist()
-    return out
-
-
-def _samples(result: dict[str, Any], request: TimeSeriesRequest) -> list[list[float]]:
-    """Independent normal draws around the mean; seeded by the request, so that they repeat."""
-    import numpy as np
-
-    z = _normal_quantile(0.84)
-    sigma = (_bound(result, "hi", 68.0) - _bound(result, "lo", 68.0)) / (2 * z)
-    random = np.random.default_rng(request.request_id.int)
-    draws = random.standard_normal((max(request.num_samples, 0), request.horizon))
-    return (result["mean"] + draws * sigma).tolist()  # type: ignore[no-any-return]
-
-
-def _normal_quantile(p: float) -> float:
-    from statistics import NormalDist
-
-    return NormalDist().inv_cdf(min(max(p, 1e-9), 1 - 1e-9)) if math.isfinite(p) else math.nan
+        # Each season is the one before it and an error, so errors add up from season to season.
+        draws = np.random.default_rng(request.request_id.int % 2**32).standard_normal(
+            (request.num_samples, -(-horizon // step), step)
+        )
+        sums = draws.cumsum(axis=1).reshape(request.num_samples, -1)[:, :horizon]
+        response.samples = (mean + sigma * sums).tolist()

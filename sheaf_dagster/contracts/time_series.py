@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 from typing_extensions import Self
@@ -60,7 +60,8 @@ class TimeSeriesRequest(BaseRequest):
 
     Attributes:
         history: Past values, oldest first: a list of numbers, or of equally long lists
-            (shape: time × variates) where the series is multivariate.
+            (shape: time × variates) where the series is multivariate. A missing value is null
+            (or NaN).
         feature_ref: Where to look the history up instead; exactly one of both is given.
         target_index: Variate to forecast, counted from 0.
         horizon: Number of future steps.
@@ -72,7 +73,7 @@ class TimeSeriesRequest(BaseRequest):
 
     model_type: Literal[ModelType.TIME_SERIES] = ModelType.TIME_SERIES
 
-    history: list[float] | list[list[float]] | None = None
+    history: list[float | None] | list[list[float | None]] | None = None
     feature_ref: FeatureRef | None = None
     target_index: int = Field(default=0, ge=0)
     horizon: int = Field(gt=0)
@@ -82,7 +83,7 @@ class TimeSeriesRequest(BaseRequest):
     num_samples: int = 20
 
     @model_validator(mode="after")
-    @passes(history=list[float], feature_ref=None)
+    @passes(history=list[float | None], feature_ref=None)
     def _check_input(self) -> Self:
         history = self.history
         if history is None:
@@ -93,7 +94,7 @@ class TimeSeriesRequest(BaseRequest):
             raise ValueError("has both 'history' and 'feature_ref'; give one of them")
         # The contract's union makes the list uniform: its first element speaks for all.
         if history and isinstance(history[0], list):
-            rows = history
+            rows: list[Any] = history
             width = len(rows[0])
             for i, row in enumerate(rows):
                 if len(row) != width:
@@ -116,14 +117,15 @@ class TimeSeriesRequest(BaseRequest):
         return 1
 
     @property
-    def target_history(self) -> list[float]:
+    def target_history(self) -> list[float | None]:
         """The past of the variate to forecast, oldest first."""
         if not self.history:
             return []
         if isinstance(self.history[0], list):
-            rows = self.history
+            rows: list[Any] = self.history
             return [row[self.target_index] for row in rows]
-        return self.history
+        values: list[Any] = self.history
+        return values
 
 
 class TimeSeriesResponse(BaseResponse):

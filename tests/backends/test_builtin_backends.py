@@ -134,7 +134,7 @@ def test_statsforecast_answers_mixed_rows_like_single_ones(model):
     check_backend(
         StatsForecastBackend,
         rows,
-        backend_kwargs={"model": model},
+        backend_kwargs={"model": model, "fallback": "last_season"},
         rules=RULES if model == "AutoTheta" else WITHOUT_A_WORKER,
     )
 

@@ -312,13 +312,19 @@ def _union(schema: Any) -> Any:
         raise _NotPlainError
     if all(c["type"] == "list" for c in choices):
         # A list of numbers is no list of lists to pydantic, and the empty one is the same in all.
-        inner = [c.get("items_schema", _ANY)["type"] for c in choices]
+        inner = [_items_of(c) for c in choices]
         if inner[0] not in ("str", "float", "int") or set(inner[1:]) != {"list"}:
             raise _NotPlainError
         return _type_of(choices[0])
     if any(c["type"] not in _SCALARS or not _COMMON.issuperset(c) for c in choices):
         raise _NotPlainError
     return reduce(or_, map(_type_of, choices))
+
+
+def _items_of(schema: Any) -> Any:
+    """The kind of a list's items, of those that may be null that of the others."""
+    items = schema.get("items_schema", _ANY)
+    return (items["schema"] if items["type"] == "nullable" else items)["type"]
 
 
 def _exactly(type_: Any) -> Callable[[Any], Any]:

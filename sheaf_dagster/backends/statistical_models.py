@@ -1,0 +1,287 @@
+"""A model class of statsforecast with arguments from JSON, proven to work before a row is seen."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from sheaf_dagster.errors import SpecError
+
+__all__ = ["StatisticalModel"]
+
+
+class _Intervals(BaseModel):
+    """Arguments of the library's ``ConformalIntervals``; without ``h`` it is each row's horizon."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    n_windows: int = Field(default=2, ge=2)
+    h: int | None = Field(default=None, ge=1)
+    method: Literal["conformal_distribution", "conformal_error"] = "conformal_distribution"
+
+
+_Count = Annotated[int, Field(ge=0)]
+_Length = Annotated[int, Field(ge=1)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+_OWN_HINTS: dict[str, Any] = {
+    # What the library's own annotations leave open, or have wrong (lags, test_kwargs).
+    "SeasonalExponentialSmoothing.alpha": _Share,
+    "SimpleExponentialSmoothing.alpha": _Share,
+    "D": _Count | None,
+    "alpha_d": _Share,
+    "alpha_p": _Share,
+    "calib_frac": _Share,
+    "constant": float,
+    "d": _Count | None,
+    "decay": float,
+    "decomposition_type": Literal["multiplicative", "additive"],
+    "fit_method": Literal["lbfgs", "bfgs", "newton", "nm", "powell", "cg", "ncg", "basinhopping"],
+    "fixed": dict[
+        Annotated[str, Field(pattern=r"^((s?ar|s?ma)[1-9]\d*|intercept|drift|ex_\d+)$")],
+        float | None,
+    ]
+    | None,
+    "lags": _Length | Annotated[list[_Length], Field(min_length=1)],
+    **dict.fromkeys(["max_D", "max_P", "max_Q", "max_d", "max_order", "max_p", "max_q"], _Count),
+    "method": Literal["CSS-ML", "CSS", "ML"] | None,
+    "order": tuple[_Count, _Count, _Count],
+    "season_length": _Length | Annotated[list[_Length], Field(min_length=1)],
+    "seasonal_order": tuple[_Count, _Count, _Count],
+    # Other tests are named in its docstrings, but the library runs this one whatever it is told.
+    "seasonal_test": Literal["seas"],
+    "seasonal_test_kwargs": dict[str, Any] | None,
+    **dict.fromkeys(["start_P", "start_Q", "start_p", "start_q"], _Count),
+    "test": Literal["kpss"],
+    "test_kwargs": dict[str, Any] | None,
+    "test_size": _Length,
+    "window_size": _Length,
+}
+
+_SLOW_WITH_LONG_SEASONS = {"AutoARIMA", "AutoTBATS"}  # 20 s and 5 s for a season of 52 and of 24
+
+
+class StatisticalModel:
+    """Makes instances of one class of ``statsforecast.models``.
+
+    Attributes:
+        name: Name of the class.
+        has_intervals: Whether it gives quantiles; known after ``prove``.
+        has_paths: Whether it gives sample paths; known after ``prove``.
+
+    Args:
+        library: The module ``statsforecast.models``.
+        name: Name of the class.
+        kwargs: Its arguments. ``prediction_intervals`` holds those of ``ConformalIntervals``, and
+            ``trend_forecaster`` (of MSTL) another model: ``{"model": …, "model_kwargs": {…}}``.
+
+    Raises:
+        SpecError: There is no such class, or it takes no such arguments.
+    """
+
+    def __init__(self, library: Any, name: str, kwargs: Mapping[str, Any]) -> None:
+        cls: Any = getattr(library, name, None)
+        if not (isinstance(cls, type) and hasattr(cls, "forecast")):
+            raise SpecError(
+                f"statsforecast has no model {name!r}; "
+                "for example AutoETS, AutoTheta, AutoARIMA, AutoCES, SeasonalNaive"
+            )
+        if "X" in _required(cls.forecast):
+            raise SpecError(
+                f"statsforecast model {name} needs regressors, which rows of a time series don't "
+                "have; choose another model"
+            )
+        self.name = name
+        self._class: Any = cls
+        self._parameters = inspect.signature(self._class).parameters
+        self.has_intervals = self.has_paths = False
+        kwargs = dict(kwargs)
+        self._check(kwargs)
+        given = kwargs.pop("prediction_intervals", None)
+        self._conformal = None if given is None else _Intervals(**given)
+        trend = kwargs.pop("trend_forecaster", None)
+        self._trend: StatisticalModel | None = None
+        if "trend_forecaster" in self._parameters:
+            # Never the default, which all models of a process share and change.
+            trend = (
+                {"model": "AutoETS", "model_kwargs": {"model": "ZZN"}} if trend is None else trend
+            )
+            self._trend = StatisticalModel(library, trend["model"], trend.get("model_kwargs") or {})
+        if isinstance(kwargs.get("fixed"), dict):  # null stands for a free coefficient
+            kwargs["fixed"] = {k: math.nan if v is None else v for k, v in kwargs["fixed"].items()}
+        self._kwargs = kwargs
+
+    @property
+    def fits_another_distribution(self) -> bool:
+        """Whether it is asked for errors that ``forecast``, unlike ``fit``, takes as normal."""
+        return bool(self._kwargs.get("distribution", "normal") != "normal")
+
+    def window(self, horizon: int) -> int:
+        """Steps to forecast for a horizon: conformal intervals are of one length.
+
+        Raises:
+            ValueError: The horizon is longer than that.
+        """
+        longest = self._conformal.h if self._conformal is not None else None
+        if longest is not None and horizon > longest:
+            raise ValueError(
+                f"'horizon' is {horizon}, but conformal intervals are computed for {longest} steps; "
+                "raise model_kwargs.prediction_intervals.h, or leave it out to take each row's own"
+            )
+        return longest or horizon
+
+    def build(self, season: int | list[int], horizon: int | None = None) -> Any:
+        """A new instance.
+
+        Args:
+            season: Steps of a season; without effect on a model that has none.
+            horizon: Length of the windows of conformal intervals, where they are wanted.
+        """
+        kwargs = dict(self._kwargs)
+        if "season_length" in self._parameters:
+            kwargs.setdefault("season_length", season)
+        if self._trend is not None:
+            kwargs["trend_forecaster"] = self._trend.build(1, horizon)
+        if horizon is not None and self._conformal is not None:
+            from statsforecast.utils import ConformalIntervals
+
+            kwargs["prediction_intervals"] = ConformalIntervals(
+                n_windows=self._conformal.n_windows, h=horizon, method=self._conformal.method
+            )
+        return self._class(**kwargs)
+
+    def prove(self, season: int | list[int]) -> None:
+        """Fits a plain series and forecasts it.
+
+        Raises:
+            SpecError: That can't be done with these arguments.
+        """
+        if self.name in _SLOW_WITH_LONG_SEASONS and isinstance(season, int):
+            season = min(season, 12)
+        longest = season if isinstance(season, int) else max(season)
+        windows = self._conformal.n_windows + 2 if self._conformal is not None else 0
+        enough = max(40, 3 * longest) + windows * self.window(2)
+        error: Exception | None = None
+        # Arguments may fit one kind of series only: long histories, or counts with many zeros.
+        for series in (_plain(enough, longest), _plain(enough + 160, longest), _counts(enough)):
+            error = _failure(self._forecast_once, series, season)
+            if error is None:
+                self.has_intervals = _failure(self._bound_once, series, season) is None
+                self.has_paths = self.has_intervals or (
+                    _failure(self._simulate_once, series, season) is None
+                )
+                return
+        raise SpecError(
+            f"statsforecast model {self.name} can't forecast a plain series with these arguments "
+            f"({_shown(self._kwargs)}): {type(error).__name__}: {error}; check model_kwargs"
+        ) from error
+
+    def _forecast_once(self, series: Any, season: int | list[int]) -> None:
+        import numpy as np
+
+        # With an interval where the arguments ask for them: they must work, too.
+        level = [80.0] if self._conformal is not None else None
+        length = self.window(2)
+        result = self.build(season, length).forecast(y=series, h=length, level=level)
+        if not np.isfinite(result["mean"]).all():
+            raise ValueError("its forecast isn't finite")
+        if "distribution" in self._kwargs:  # forecast() doesn't look at it
+            self.build(season).fit(series)
+
+    def _bound_once(self, series: Any, season: int | list[int]) -> None:
+        length = self.window(2)
+        self.build(season, length).forecast(y=series, h=length, level=[80.0])
+
+    def _simulate_once(self, series: Any, season: int | list[int]) -> None:
+        self.build(season).fit(series).simulate(h=2, n_paths=2, seed=0)
+
+    def _check(self, kwargs: dict[str, Any]) -> None:
+        known = [name for name in self._parameters if name != "alias"]
+        unknown = sorted(kwargs.keys() - self._parameters.keys())
+        if unknown:
+            raise SpecError(
+                f"statsforecast model {self.name} has no argument {', '.join(map(repr, unknown))}; "
+                f"model_kwargs may hold {', '.join(known)}"
+            )
+        missing = _required(self._class) - {"season_length", *kwargs}
+        if missing:
+            raise SpecError(
+                f"statsforecast model {self.name} needs {', '.join(map(repr, sorted(missing)))}; "
+                "give it in model_kwargs"
+            )
+        hints = get_type_hints(self._class.__init__)
+        hints |= {k: v for k, v in _OWN_HINTS.items() if k in hints}
+        hints |= {
+            "prediction_intervals": _Intervals | None,
+            "trend_forecaster": _Model | None,
+        }
+        for name, value in kwargs.items():
+            hint = _OWN_HINTS.get(f"{self.name}.{name}", hints.get(name, Any))
+            try:
+                TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
+            except ValidationError as e:
+                first = e.errors(include_url=False)[0]
+                inner = (p for p in first["loc"] if isinstance(p, int) or p in _PARTS)
+                path = ".".join([name, *map(str, inner)])
+                raise SpecError(
+                    f"model_kwargs.{path} of statsforecast model {self.name}: {first['msg']} "
+                    f"(got {value!r})"
+                ) from e
+
+
+def _failure(attempt: Callable[..., None], *args: Any) -> Exception | None:
+    """What the library raises; it has no class of its own for that."""
+    import numpy as np
+
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            attempt(*args)
+    except MemoryError:
+        raise
+    except Exception as e:
+        return e
+    return None
+
+
+class _Model(BaseModel):
+    """Another model as an argument."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+    model: str
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+_PARTS = {*_Intervals.model_fields, *_Model.model_fields}
+
+
+def _required(function: Any) -> set[str]:
+    parameters = inspect.signature(function).parameters.values()
+    named = (p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    return {p.name for p in named if p.default is p.empty}
+
+
+def _plain(length: int, season: int) -> Any:
+    """A positive series with trend, season and noise."""
+    import numpy as np
+
+    t = np.arange(length)
+    noise = np.random.default_rng(0).normal(size=length)
+    return 20 + 0.05 * t + 5 * np.sin(2 * np.pi * t / max(season, 2)) + noise
+
+
+def _counts(length: int) -> Any:
+    import numpy as np
+
+    return np.random.default_rng(0).poisson(0.6, size=length).astype(float)
+
+
+def _shown(kwargs: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}={v!r}" for k, v in kwargs.items()) or "none"
