@@ -60,15 +60,17 @@ def what_happened(partition: str | None, request: dict) -> list[float]:
 
 
 forecasts = sd.build_batch_inference_asset(
-    key="forecasts",
+    dg.AssetSpec(
+        "forecasts",
+        group_name="departures",
+        description="Departures of each route for the next seven days, with an 80 % interval.",
+    ),
     deps=[forecast_requests],
     source="{root}/requests/{partition_key}.jsonl",
     sink="{root}/forecasts/{partition_key}.jsonl",
     partitions_def=days,
     batch_size=64,
-    actuals=what_happened,
-    group_name="departures",
-    description="Departures of each route for the next seven days, with an 80 % interval.",
+    report=sd.ReportOptions(actuals=what_happened),
 )
 
 

@@ -53,14 +53,16 @@ def digit_encoder(context: dg.AssetExecutionContext) -> None:
 
 
 digit_embeddings = sd.build_batch_inference_asset(
-    key="digit_embeddings",
+    dg.AssetSpec(
+        "digit_embeddings",
+        group_name=_GROUP,
+        description="32 numbers for each picture, read by its URI where the model runs.",
+    ),
     deps=[digit_pictures, digit_encoder],
     source="{root}/digits/requests.jsonl",
     sink="{root}/digits/embeddings.jsonl",
     model="digit_encoder",
     batch_size=128,
-    group_name=_GROUP,
-    description="32 numbers for each picture, read by its URI where the model runs.",
 )
 
 

@@ -20,14 +20,16 @@ def build_inbox(
     ``forecasts/`` below it.
     """
     asset = sd.build_batch_inference_asset(
-        key="inbox_forecasts",
+        dg.AssetSpec(
+            "inbox_forecasts",
+            group_name="inbox",
+            description="Forecasts of each file of requests that lands in the inbox.",
+        ),
         source="{root}/{partition_key}.jsonl",
         sink="{root}/forecasts/{partition_key}.jsonl",
         partitions_def=dg.DynamicPartitionsDefinition(name="inbox_files"),
         storage="inbox",
         compute="local",  # a file at a time, in seconds: no Ray to wait for
-        group_name="inbox",
-        description="Forecasts of each file of requests that lands in the inbox.",
     )
     sensor = sd.build_jsonl_arrival_sensor(
         asset,

@@ -48,14 +48,16 @@ def page_requests(context: dg.AssetExecutionContext) -> None:
 
 
 page_embeddings = sd.build_batch_inference_asset(
-    key="page_embeddings",
+    dg.AssetSpec(
+        "page_embeddings",
+        group_name=_GROUP,
+        description="Embeddings by all-MiniLM-L6-v2; needs `make texts`, which installs torch.",
+    ),
     deps=[page_requests],
     source="{root}/pages/requests.jsonl",
     sink="{root}/pages/embeddings.jsonl",
     model="text_embedder",
     batch_size=32,
-    group_name=_GROUP,
-    description="Embeddings by all-MiniLM-L6-v2; needs `make texts`, which installs torch.",
 )
 
 

@@ -35,15 +35,17 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "Violation",
     ),
     "sheaf_dagster.batch.runner": ("BatchRunner",),
-    "sheaf_dagster.batch.spec": ("BatchSpec", "ModelSpec", "ResourceConfig"),
+    "sheaf_dagster.batch.spec": ("BatchOptions", "BatchSpec", "ModelSpec", "ResourceConfig"),
     "sheaf_dagster.definitions": (
         "BatchConfig",
         "BatchInferenceComponent",
         "JsonlIOManager",
         "ModelResource",
         "RayClusterResource",
+        "ReportOptions",
         "RowStream",
         "SourcePartitions",
+        "StepOptions",
         "StorageResource",
         "build_batch_inference_asset",
         "build_jsonl_arrival_sensor",
@@ -95,7 +97,7 @@ if TYPE_CHECKING:
         Violation,
     )
     from sheaf_dagster.batch.runner import BatchRunner
-    from sheaf_dagster.batch.spec import BatchSpec, ModelSpec, ResourceConfig
+    from sheaf_dagster.batch.spec import BatchOptions, BatchSpec, ModelSpec, ResourceConfig
     from sheaf_dagster.contracts import (
         AnyRequest,
         AnyResponse,
@@ -110,8 +112,10 @@ if TYPE_CHECKING:
         JsonlIOManager,
         ModelResource,
         RayClusterResource,
+        ReportOptions,
         RowStream,
         SourcePartitions,
+        StepOptions,
         StorageResource,
         build_batch_inference_asset,
         build_jsonl_arrival_sensor,

@@ -15,6 +15,7 @@ from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.backends.base import shape_of
 from sheaf_dagster.batch.file_run import job_fingerprint
 from sheaf_dagster.batch.progress import OnProgress, shown_progress
+from sheaf_dagster.batch.ray.capacity import WorkerPlan
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, check_limits
 from sheaf_dagster.batch.results import BatchOutcome, BatchResult, ValidationReport
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
@@ -181,7 +182,7 @@ class BatchRunner:
         """The specs that can work; the others are failed files like any other."""
         first = None
         for spec in specs:
-            check_limits(self.model_spec, spec, self.cluster)
+            check_limits(WorkerPlan.of(self.model_spec.resources, spec), self.cluster)
             asked = (spec.compute, spec.num_actors)
             if first is not None and asked != (first.compute, first.num_actors):
                 raise SpecError(

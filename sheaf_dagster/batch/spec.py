@@ -10,7 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sheaf_dagster.batch.worker.sizing import AUTO_LAYOUT_ROWS
 
-__all__ = ["BatchSpec", "Compute", "ModelSpec", "OnError", "ResourceConfig", "problems_of"]
+__all__ = [
+    "BatchOptions",
+    "BatchSpec",
+    "Compute",
+    "ModelSpec",
+    "OnError",
+    "ResourceConfig",
+    "problems_of",
+]
 
 Compute = Literal["tasks", "actors", "local"]
 OnError = Literal["fail", "record"]
@@ -109,18 +117,9 @@ class ModelSpec(_Spec):
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-class BatchSpec(_Spec):
-    """A job: run every row of a source through a model and write the answers to a sink."""
+class BatchOptions(_Spec):
+    """How a job runs, whatever its files: declared here once, wherever it can be set."""
 
-    source: str | list[str] = Field(
-        min_length=1,
-        description="JSONL file of requests: a path or any fsspec URI; .gz and .zst by suffix. "
-        "A list of them is read as one file, in that order.",
-    )
-    sink: str = Field(
-        min_length=1,
-        description="JSONL file of responses: a path or any fsspec URI; .gz and .zst by suffix.",
-    )
     batch_size: int | Literal["auto"] = Field(
         default=32,
         description='Rows that one batch_predict call is given. "auto": each worker grows it to '
@@ -172,11 +171,6 @@ class BatchSpec(_Spec):
     row_limit: int | None = Field(
         default=None, gt=0, description="Run the first rows only (for trying things out)."
     )
-    storage_options: dict[str, Any] = Field(
-        default_factory=dict,
-        repr=False,
-        description="Arguments of the fsspec file system (credentials, endpoint).",
-    )
 
     @field_validator("batch_size")
     @classmethod
@@ -193,7 +187,7 @@ class BatchSpec(_Spec):
         return value
 
     @model_validator(mode="after")
-    def _actors_need_a_number(self) -> BatchSpec:
+    def _actors_need_a_number(self) -> BatchOptions:
         if self.compute == "actors" and self.num_actors is None:
             raise ValueError(
                 "compute='actors' needs num_actors: the size of the pool "
@@ -203,8 +197,6 @@ class BatchSpec(_Spec):
             raise ValueError(
                 "batch_budget already makes batches of rows of like size; leave bucket_by out"
             )
-        if self.sink in self.sources:
-            raise ValueError(f"source and sink are the same file ({self.sink})")
         return self
 
     @property
@@ -213,6 +205,31 @@ class BatchSpec(_Spec):
         if self.batch_budget is not None or self.batch_size == "auto":
             return AUTO_LAYOUT_ROWS
         return self.batch_size
+
+
+class BatchSpec(BatchOptions):
+    """A job: run every row of a source through a model and write the answers to a sink."""
+
+    source: str | list[str] = Field(
+        min_length=1,
+        description="JSONL file of requests: a path or any fsspec URI; .gz and .zst by suffix. "
+        "A list of them is read as one file, in that order.",
+    )
+    sink: str = Field(
+        min_length=1,
+        description="JSONL file of responses: a path or any fsspec URI; .gz and .zst by suffix.",
+    )
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict,
+        repr=False,
+        description="Arguments of the fsspec file system (credentials, endpoint).",
+    )
+
+    @model_validator(mode="after")
+    def _sink_is_no_source(self) -> BatchSpec:
+        if self.sink in self.sources:
+            raise ValueError(f"source and sink are the same file ({self.sink})")
+        return self
 
     @property
     def sources(self) -> list[str]:

@@ -9,6 +9,7 @@ from sheaf_dagster.definitions.component import BatchInferenceComponent
 from sheaf_dagster.definitions.config import BatchConfig
 from sheaf_dagster.definitions.io_manager import JsonlIOManager
 from sheaf_dagster.definitions.model_asset import build_model_asset
+from sheaf_dagster.definitions.options import ReportOptions, StepOptions
 from sheaf_dagster.definitions.resources import (
     ModelResource,
     RayClusterResource,
@@ -24,8 +25,10 @@ __all__ = [
     "JsonlIOManager",
     "ModelResource",
     "RayClusterResource",
+    "ReportOptions",
     "RowStream",
     "SourcePartitions",
+    "StepOptions",
     "StorageResource",
     "build_batch_inference_asset",
     "build_jsonl_arrival_sensor",

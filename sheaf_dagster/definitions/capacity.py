@@ -7,8 +7,9 @@ from typing import Any
 
 import dagster as dg
 
+from sheaf_dagster.batch.ray.capacity import WorkerPlan
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, check_limits
-from sheaf_dagster.batch.spec import BatchSpec, ModelSpec, ResourceConfig
+from sheaf_dagster.batch.spec import BatchOptions, ResourceConfig
 from sheaf_dagster.definitions.resources import ModelResource, RayClusterResource
 from sheaf_dagster.errors import ClusterCapacityError
 
@@ -18,14 +19,11 @@ BUILT_METADATA = "sheaf_dagster/built"
 """Metadata of a batch inference asset: what it was built with, and its resources' keys."""
 
 
-def built_metadata(
-    compute: str, num_actors: int | None, model: str, ray_cluster: str
-) -> dg.MetadataValue[Any]:
+def built_metadata(options: BatchOptions, model: str, ray_cluster: str) -> dg.MetadataValue[Any]:
     """What ``check_definitions`` needs to know of an asset."""
     return dg.MetadataValue.json(
         {
-            "compute": compute,
-            "num_actors": num_actors,
+            **options.model_dump(include={"compute", "num_actors"}),
             "model": model,
             "ray_cluster": ray_cluster,
         }
@@ -58,12 +56,11 @@ def _check(asset: str, built: Mapping[str, Any], resources: Mapping[str, Any]) -
     model, cluster = (resources.get(built[what]) for what in ("model", "ray_cluster"))
     if not (isinstance(model, ModelResource) and isinstance(cluster, RayClusterResource)):
         return
-    demand = ResourceConfig(num_cpus=model.num_cpus, num_gpus=model.num_gpus)
+    options = BatchOptions(compute=built["compute"], num_actors=built["num_actors"])
     try:
         check_limits(
-            ModelSpec(name="m", model_type="any", backend="any", resources=demand),
-            BatchSpec(
-                source="a", sink="b", compute=built["compute"], num_actors=built["num_actors"]
+            WorkerPlan.of(
+                ResourceConfig(num_cpus=model.num_cpus, num_gpus=model.num_gpus), options
             ),
             ClusterConfig(gpu_limit=cluster.gpu_limit, cpu_limit=cluster.cpu_limit),
         )

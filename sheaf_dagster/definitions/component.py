@@ -17,9 +17,10 @@ from dagster.components.resolved.core_models import (
 )
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from sheaf_dagster.batch.spec import Compute, OnError
+from sheaf_dagster.batch.spec import BatchOptions, Compute, OnError
 from sheaf_dagster.definitions.asset import build_batch_inference_asset
 from sheaf_dagster.definitions.model_asset import build_model_asset
+from sheaf_dagster.definitions.options import ReportOptions, StepOptions, changed_options
 from sheaf_dagster.definitions.resources import (
     ModelResource,
     RayClusterResource,
@@ -38,6 +39,9 @@ _EXAMPLE_ASSET = {
 }
 
 
+_NEITHER = "{{ None }}"
+"""In the example, which has every field: of two that exclude each other, the one left out."""
+
 _Template = Annotated[str, Field(pattern=r"\{\{.*\}\}")]
 
 
@@ -45,6 +49,11 @@ def _says(description: str, example: Any = None) -> Any:
     """The description of a field, and its value in the example, as the UI and ``dg`` show them."""
     examples = None if example is None else [example]
     return dg.Resolver.default(description=description, examples=examples)
+
+
+def _option(name: str, example: Any = None) -> Any:
+    """A field of ``BatchOptions``, described as it is there."""
+    return _says(str(BatchOptions.model_fields[name].description), example)
 
 
 def _form_of(resource: type[dg.ConfigurableResource], leave_out: tuple[str, ...] = ()) -> Any:
@@ -219,38 +228,20 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
             | WeeklyPartitionsDefinitionModel
             | TimeWindowPartitionsDefinitionModel,
             description="Time windows of the source, where it has others than the asset, such as "
-            "type: hourly: the files that overlap a partition are read as one. (No arrivals then.)",
+            "type: hourly: the files whose windows begin in a partition are read as one. (No arrivals then.)",
             # The asset's own: dg's example has every attribute, arrivals among them.
             examples=[_EXAMPLE_ASSET["partitions_def"]],
         ),
     ] = None
-    batch_size: Annotated[
-        int | Literal["auto"],
-        _says("Rows that one batch_predict call is given; auto: each worker finds the best.", 64),
-    ] = 32
-    compute: Annotated[
-        Compute,
-        _says(
-            "tasks: elastic Ray tasks; actors: a pool of warm actors; local: without Ray.", "actors"
-        ),
-    ] = "tasks"
-    num_actors: Annotated[int | None, _says("Size of the actor pool, with compute: actors.", 2)] = (
-        None
-    )
-    on_error: Annotated[
-        OnError,
-        _says(
-            "fail: the first failing row ends the job; record: write it as an error row.", "record"
-        ),
-    ] = "fail"
-    batch_timeout: Annotated[
-        float | None,
-        _says("Seconds that one batch_predict call may take.", 60.0),
-    ] = None
-    bucket_by: Annotated[
-        str | None,
-        _says("Request field by whose value rows are grouped into batches.", "horizon"),
-    ] = None
+    batch_size: Annotated[int | Literal["auto"], _option("batch_size", 64)] = 32
+    compute: Annotated[Compute, _option("compute", "actors")] = "tasks"
+    num_actors: Annotated[int | None, _option("num_actors", 2)] = None
+    on_error: Annotated[OnError, _option("on_error", "record")] = "fail"
+    batch_timeout: Annotated[float | None, _option("batch_timeout", 60.0)] = None
+    batch_budget: Annotated[int | Literal["auto"] | None, _option("batch_budget", _NEITHER)] = None
+    strict: Annotated[bool, _option("strict")] = False
+    bucket_by: Annotated[str | None, _option("bucket_by", "horizon")] = None
+    resume: Annotated[bool, _option("resume")] = True
     launch: Annotated[
         Literal["step", "ray_job"],
         _says("step: the step drives Ray itself; ray_job: it submits a Ray job.", "step"),
@@ -350,45 +341,33 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
         storage = key_of("storage", self.storage)
         model = key_of("model", self.model_resource)
         windows = None if self.source_partitions == spec.partitions_def else self.source_partitions
+        fields = BatchOptions.model_fields.keys() & type(self).model_fields.keys()
+        options = {name: getattr(self, name) for name in fields}
         asset = build_batch_inference_asset(
-            spec.key,
+            spec,
             source=self.source,
             sink=self.sink,
-            deps=spec.deps,
-            partitions_def=spec.partitions_def,
-            source_partitions=SourcePartitions(windows) if windows else None,
-            batch_size=self.batch_size,
-            compute=self.compute,
-            num_actors=self.num_actors,
-            on_error=self.on_error,
-            batch_timeout=self.batch_timeout,
-            bucket_by=self.bucket_by,
+            batch=changed_options(f"asset {spec.key.to_user_string()}", BatchOptions(), options),
+            step=StepOptions(
+                launch=self.launch,
+                retry_policy=self.retry_policy.policy() if self.retry_policy else None,
+                backfill_policy=op.backfill_policy,
+                pool=op.pool,
+                op_tags=op.tags,
+            ),
+            report=ReportOptions(
+                redact_rows=self.redact_rows,
+                check_severities={
+                    name: dg.AssetCheckSeverity[value]
+                    for name, value in (self.check_severities or {}).items()
+                },
+            ),
             model=model,
-            model_asset=self.model_asset,
             ray_cluster=key_of("ray_cluster", self.ray_cluster),
             storage=storage,
-            launch=self.launch,
-            backfill_policy=op.backfill_policy,
-            retry_policy=self.retry_policy.policy() if self.retry_policy else None,
-            automation_condition=spec.automation_condition,
-            pool=op.pool,
-            op_tags=op.tags,
-            group_name=spec.group_name,
-            description=spec.description,
-            owners=spec.owners,
-            tags={k: v for k, v in spec.tags.items() if not k.startswith("dagster/kind/")},
-            kinds=set(spec.kinds),
-            metadata=spec.metadata,
-            code_version=spec.code_version,
-            check_severities={
-                name: dg.AssetCheckSeverity[value]
-                for name, value in (self.check_severities or {}).items()
-            },
-            redact_rows=self.redact_rows,
+            source_partitions=SourcePartitions(windows) if windows else None,
+            model_asset=self.model_asset,
         )
-        if spec.freshness_policy is not None:
-            policy = spec.freshness_policy
-            asset = asset.map_asset_specs(lambda s: s.replace_attributes(freshness_policy=policy))
         assets = [asset]
         if self.model_asset is not None and model in resources:
             assets.append(

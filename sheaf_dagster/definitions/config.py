@@ -1,30 +1,18 @@
 """What a person may change for one materialisation, in the Launchpad."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
-from typing import Any, Optional
+from types import UnionType
+from typing import Any, Literal, Optional, Union, get_args, get_origin
 
 import dagster as dg
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
+from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.errors import SpecError
 
-__all__ = ["BatchConfig", "ComputeMode", "Engine", "ErrorPolicy", "run_config"]
-
-
-class ComputeMode(Enum):
-    """Where batches run. An enum, since Dagster's config knows no Literal."""
-
-    tasks = "tasks"
-    actors = "actors"
-    local = "local"
-
-
-class ErrorPolicy(Enum):
-    """What a failing row does."""
-
-    fail = "fail"
-    record = "record"
+__all__ = ["BatchConfig", "Engine", "run_config"]
 
 
 class Engine(Enum):
@@ -35,38 +23,45 @@ class Engine(Enum):
     ray_core = "ray_core"
 
 
-class BatchConfig(dg.Config):
-    """Run config of a batch inference asset; what is left out stays as the asset was built."""
+def _field_of(name: str, field: FieldInfo) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """A field of ``BatchOptions`` in the types that Dagster's config knows, and may leave out."""
+    union = get_origin(field.annotation) in (Union, UnionType)
+    kinds = get_args(field.annotation) if union else (field.annotation,)
+    for kind in kinds:
+        if kind is type(None):
+            continue
+        values = get_args(kind)
+        if get_origin(kind) is not Literal:
+            rules: dict[str, Any] = {"gt": 0} if kind in (int, float) else {}
+            yield name, (Optional[kind], Field(None, description=field.description, **rules))
+        elif len(kinds) == 1:  # an enum, since Dagster's config knows no Literal
+            enum = Enum(name, {value: value for value in values})  # type: ignore[misc]
+            yield name, (Optional[enum], Field(None, description=field.description))
+        else:
+            for value in values:
+                said = f"{name}: {value}, in place of a number."
+                yield f"{value}_{name}", (Optional[bool], Field(None, description=said))
 
-    batch_size: Optional[int] = Field(
-        default=None, gt=0, description="Rows that one batch_predict call is given."
-    )
-    auto_batch_size: Optional[bool] = Field(
-        default=None,
-        description="Let each worker find the batch size with the best rows per second, in place "
-        "of batch_size.",
-    )
-    compute: Optional[ComputeMode] = Field(
-        default=None,
-        description="tasks: elastic Ray tasks; actors: a pool of warm actors; local: this "
-        "process, without Ray.",
-    )
-    num_actors: Optional[int] = Field(
-        default=None, gt=0, description="Size of the actor pool, with compute: actors."
-    )
-    on_error: Optional[ErrorPolicy] = Field(
-        default=None,
-        description="fail: the first failing row ends the job; record: write it as an error row.",
-    )
-    batch_timeout: Optional[float] = Field(
-        default=None, gt=0, description="Seconds that one batch_predict call may take."
-    )
-    row_limit: Optional[int] = Field(
-        default=None, gt=0, description="Run the first rows only, to try things out."
-    )
-    resume: Optional[bool] = Field(
-        default=None, description="Reuse the finished parts of a killed run."
-    )
+
+_AUTO = "auto_"
+
+_Options = create_model(  # type: ignore[call-overload]
+    "_Options",
+    __base__=dg.Config,
+    __module__=__name__,
+    **{
+        name: written
+        for option, field in BatchOptions.model_fields.items()
+        for name, written in _field_of(option, field)
+    },
+)
+
+
+class BatchConfig(_Options):  # type: ignore[misc, valid-type]
+    """Run config of a batch inference asset; what is left out stays as the asset was built.
+
+    It takes each field of ``BatchOptions``; ``auto_batch_size: true`` is ``batch_size: auto``.
+    """
 
     source: Optional[str] = Field(
         default=None,
@@ -74,15 +69,20 @@ class BatchConfig(dg.Config):
         '"{root}/inbox/{partition_key}.jsonl".',
     )
 
+    def __init__(self, **values: Any) -> None:
+        """Takes fields by name."""
+        super().__init__(**values)
+
     def changes(self) -> dict[str, Any]:
-        """The BatchSpec fields that it sets."""
+        """The options, and the source, that it sets."""
         changed = {
             name: value.value if isinstance(value, Enum) else value
             for name in type(self).model_fields
             if (value := getattr(self, name)) is not None
         }
-        if changed.pop("auto_batch_size", False):
-            changed["batch_size"] = "auto"
+        for name in [name for name in changed if name.startswith(_AUTO)]:
+            if changed.pop(name):
+                changed[name.removeprefix(_AUTO)] = "auto"
         return changed
 
 

@@ -6,8 +6,8 @@ import itertools
 from dataclasses import dataclass
 
 import dagster as dg
-from dagster._core.definitions.partitions.context import partition_loading_context
 
+from sheaf_dagster.definitions.inside import dynamic_partitions_of
 from sheaf_dagster.errors import SpecError
 
 __all__ = ["SourcePartitions"]
@@ -61,7 +61,7 @@ class SourcePartitions:
         """
         # Not "or": a mapping without arguments is an empty tuple.
         mapping = dg.TimeWindowPartitionMapping() if self.mapping is None else self.mapping
-        with partition_loading_context(dynamic_partitions_store=instance):
+        with dynamic_partitions_of(instance):
             subset = (
                 None
                 if partitions_def is None or partition is None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import dagster as dg
 
 from sheaf_dagster.batch.messages import shortened
+from sheaf_dagster.batch.ray.capacity import WorkerPlan
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, check_limits
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.batch.work import FileOutcome, FileWork, StepOrder
 from sheaf_dagster.batch.worker.loading import ModelContext
-from sheaf_dagster.definitions.checks import CheckLedger
+from sheaf_dagster.definitions.checks import CheckLedger, severities_of
 from sheaf_dagster.definitions.history import (
     EarlierMaterialization,
     Provenance,
@@ -20,7 +21,7 @@ from sheaf_dagster.definitions.history import (
 from sheaf_dagster.definitions.interrupts import interrupts_wait
 from sheaf_dagster.definitions.metadata import FAILED_CHECKS, result_metadata
 from sheaf_dagster.definitions.model_asset import note_model_version, version_tag
-from sheaf_dagster.definitions.plots import ActualsOf
+from sheaf_dagster.definitions.options import ReportOptions, StepOptions
 from sheaf_dagster.errors import SheafError, SpecError
 from sheaf_dagster.storage.options import secret_arguments
 
@@ -45,19 +46,16 @@ class Step:
         key: dg.AssetKey,
         model: ModelSpec,
         model_key: dg.AssetKey | None,
-        severities: Mapping[str, dg.AssetCheckSeverity],
-        *,
-        actuals: ActualsOf | None,
-        redact_rows: bool,
-        progress_every_s: float,
+        options: StepOptions,
+        report: ReportOptions,
     ) -> None:
         self.context = context
         self.model = model
-        self.redact_rows = redact_rows
-        self.progress_every_s = progress_every_s
-        self.ledger = CheckLedger(severities)
+        self.redact_rows = report.redact_rows
+        self.progress_every_s = options.progress_every_s
+        self.ledger = CheckLedger(severities_of(report.check_severities))
         self._key = key
-        self._actuals = actuals
+        self._actuals = report.actuals
         self._upstream = [
             dep.asset_key
             for dep in context.assets_def.specs_by_key[key].deps
@@ -122,7 +120,7 @@ class Step:
                 "is read on the cluster"
             )
         first = files[0].spec
-        check_limits(self.model, first, limits)
+        check_limits(WorkerPlan.of(self.model.resources, first), limits)
         model = ModelContext.of(self.model)
         classes = (model.backend_cls, model.rows.request)
         return StepOrder(

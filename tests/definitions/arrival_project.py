@@ -16,13 +16,12 @@ predictions = sd.build_batch_inference_asset(
     compute="local",
 )
 follower = sd.build_batch_inference_asset(
-    "follower",
+    dg.AssetSpec("follower", automation_condition=dg.AutomationCondition.eager()),
     deps=[predictions],
     source="{root}/in/{partition_key}.jsonl",
     sink="{root}/follower/{partition_key}.jsonl",
     partitions_def=files,
     compute="local",
-    automation_condition=dg.AutomationCondition.eager(),
 )
 defs = dg.Definitions(
     assets=[predictions, follower],

@@ -6,6 +6,7 @@ import dagster as dg
 
 import sheaf_dagster as sd
 from sheaf_dagster import ModelSpec
+from tests.definitions.project import inference_asset
 from tests.toys import doubler
 
 ROOT = os.environ.get("SHEAF_TEST_ROOT", "/nowhere")
@@ -21,7 +22,7 @@ def days(number: int) -> dg.DailyPartitionsDefinition:
 
 
 def predictions(name: str, number: int, **fields) -> dg.AssetsDefinition:
-    return sd.build_batch_inference_asset(
+    return inference_asset(
         name,
         source=f"{{root}}/in/{name}/{{partition_key}}.jsonl",
         sink=f"{{root}}/out/{name}/{{partition_key}}.jsonl",

@@ -16,6 +16,7 @@ import dagster as dg
 from dagster_ray import Lifecycle, LocalRay, RayResource
 
 import sheaf_dagster as sd
+from tests.definitions.project import inference_asset
 from tests.toys import doubler
 
 KEYS = ["12:30 Köln::Süd", "2026-01-01", "50%", "two words"]
@@ -59,7 +60,7 @@ def ray_cluster() -> dg.ConfigurableResource:
 
 
 def predictions(name: str, **fields) -> dg.AssetsDefinition:
-    return sd.build_batch_inference_asset(
+    return inference_asset(
         name,
         source="{root}/in/{partition_key}.jsonl",
         sink=f"{{root}}/{name}/{{partition_key}}.jsonl",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -17,6 +18,27 @@ DAYS = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-11")
 """Ten days."""
 
 
+_OF_BATCH = set(sd.BatchOptions.model_fields) - {"batch_size", "compute", "num_actors"}
+_OF_STEP = {f.name for f in dataclasses.fields(sd.StepOptions)}
+_OF_REPORT = {f.name for f in dataclasses.fields(sd.ReportOptions)}
+_OF_SPEC = {"automation_condition", "description", "group_name", "metadata"}
+
+
+def inference_asset(key, **fields) -> dg.AssetsDefinition:
+    """``build_batch_inference_asset``, with the fields of its groups side by side."""
+
+    def taken(names: set[str]) -> dict:
+        return {name: fields.pop(name) for name in names & fields.keys()}
+
+    return sd.build_batch_inference_asset(
+        dg.AssetSpec(key, **taken(_OF_SPEC)),
+        batch=sd.BatchOptions(**taken(_OF_BATCH)),
+        step=sd.StepOptions(**taken(_OF_STEP)),
+        report=sd.ReportOptions(**taken(_OF_REPORT)),
+        **fields,
+    )
+
+
 class Project:
     """A source folder, an asset, one downstream asset, an instance.
 
@@ -24,7 +46,7 @@ class Project:
         root: Holds ``in/``, ``out/`` and the instance.
         partitions_def: Partitions of both assets; each has the file that its key names.
         backend_kwargs: How the toy model misbehaves.
-        fields: Further arguments of ``build_batch_inference_asset``.
+        fields: Further arguments of ``inference_asset``.
     """
 
     def __init__(self, root: Path, partitions_def=None, backend_kwargs=None, **fields) -> None:
@@ -32,7 +54,7 @@ class Project:
         self.partitions_def = partitions_def
         self.downstream_ran: list[list[str]] = []
         name = "{partition_key}" if partitions_def else "all"
-        self.asset = sd.build_batch_inference_asset(
+        self.asset = inference_asset(
             KEY,
             **{
                 "source": f"{{root}}/in/{name}.jsonl",

@@ -29,12 +29,11 @@ class Automation:
         self.instance = instance
         self.cursor = None
         asset = sd.build_batch_inference_asset(
-            ASSET,
+            dg.AssetSpec(ASSET, automation_condition=condition),
             deps=[UPSTREAM],
             source="{root}/in/{partition_key}.jsonl",
             sink="{root}/out/{partition_key}.jsonl",
             partitions_def=partitions_def,
-            automation_condition=condition,
         )
         upstream = dg.AssetSpec(UPSTREAM, partitions_def=partitions_def)
         self.defs = dg.Definitions(

@@ -18,12 +18,11 @@ import sheaf_dagster as sd
 )
 def test_an_asset_says_what_it_is(given, shown):
     asset = sd.build_batch_inference_asset(
-        key="forecast",
+        dg.AssetSpec("forecast", description=given),
         source="in/{partition_key}.jsonl",
         sink="out/{partition_key}.jsonl",
         model="forecaster",
         partitions_def=dg.DailyPartitionsDefinition("2026-01-01"),
-        description=given,
     )
 
     description = asset.descriptions_by_key[dg.AssetKey("forecast")]

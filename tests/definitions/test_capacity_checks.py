@@ -6,11 +6,12 @@ import dagster as dg
 import pytest
 
 import sheaf_dagster as sd
+from tests.definitions.project import inference_asset
 from tests.toys import doubler
 
 
 def asset(**fields) -> dg.AssetsDefinition:
-    return sd.build_batch_inference_asset(
+    return inference_asset(
         **{
             "key": "predictions",
             "source": "{root}/in.jsonl",

@@ -11,6 +11,7 @@ from dagster._serdes import serialize_value
 from dagster_aws.s3 import S3Resource
 
 import sheaf_dagster as sd
+from tests.definitions.project import inference_asset
 from tests.object_store import KEY, SECRET, ObjectStore
 from tests.toys import doubler
 
@@ -25,7 +26,7 @@ def rows(values: list) -> bytes:
 
 
 def asset(compute: str = "local", **fields) -> dg.AssetsDefinition:
-    return sd.build_batch_inference_asset(
+    return inference_asset(
         "predictions",
         **{
             "source": "{root}/in/{partition_key}.jsonl",

@@ -27,7 +27,7 @@ def restarts(storage: sd.StorageResource) -> int:
         source="{root}/in.jsonl",
         sink="{root}/out.jsonl",
         compute="local",
-        retry_policy=dg.RetryPolicy(max_retries=2),
+        step=sd.StepOptions(retry_policy=dg.RetryPolicy(max_retries=2)),
     )
     result = dg.materialize(
         [asset],

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.batch.spec import BatchOptions, Compute, ModelSpec, ResourceConfig
 
-__all__ = ["amounts", "demand_of", "places", "shortage", "spell_demand", "workers_of"]
+__all__ = ["WorkerPlan", "amounts", "demand_of", "places", "shortage", "spell_demand", "workers_of"]
 
 Resources = Mapping[str, float]
 
@@ -14,16 +15,36 @@ _EPSILON = 1e-6
 """Ray counts resources in ten-thousandths; sums of fractions stay well inside this."""
 
 
+@dataclass(frozen=True)
+class WorkerPlan:
+    """What a job's workers need at the same time.
+
+    Attributes:
+        compute: Where they run.
+        workers: How many must fit: the whole pool of actors, or one task.
+        demand: What each reserves, in Ray's names; bytes for ``memory``.
+    """
+
+    compute: Compute
+    workers: int
+    demand: Mapping[str, float]
+
+    @classmethod
+    def of(cls, resources: ResourceConfig, options: BatchOptions) -> WorkerPlan:
+        """The plan of a model that reserves so much, in jobs that run so."""
+        demand = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.custom}
+        if resources.memory_gb:
+            demand["memory"] = float(int(resources.memory_gb * 2**30))
+        reserved = {name: value for name, value in demand.items() if value > 0}
+        return cls(options.compute, workers_of(options), reserved)
+
+
 def demand_of(model: ModelSpec) -> dict[str, float]:
-    """What one worker reserves, in Ray's names; bytes for ``memory``."""
-    r = model.resources
-    demand = {"CPU": r.num_cpus, "GPU": r.num_gpus, **r.custom}
-    if r.memory_gb:
-        demand["memory"] = float(int(r.memory_gb * 2**30))
-    return {name: value for name, value in demand.items() if value > 0}
+    """What one worker of a model reserves, in Ray's names; bytes for ``memory``."""
+    return dict(WorkerPlan.of(model.resources, BatchOptions()).demand)
 
 
-def workers_of(spec: BatchSpec) -> int:
+def workers_of(spec: BatchOptions) -> int:
     """Workers that must fit at the same time: the whole pool of actors, or one task."""
     return (spec.num_actors or 1) if spec.compute == "actors" else 1
 

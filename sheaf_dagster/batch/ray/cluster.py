@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from sheaf_dagster.batch.ray.capacity import demand_of, places, shortage, workers_of
+from sheaf_dagster.batch.ray.capacity import WorkerPlan, demand_of, places, shortage, workers_of
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, check_limits, refuse_ray_client
 from sheaf_dagster.batch.ray.inside import LOGGER_OF_TOKENS, cluster_behind, cpus_counted
 from sheaf_dagster.batch.ray.reaching import require_answer
@@ -125,7 +125,7 @@ def check_capacity(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> 
     Raises:
         ClusterCapacityError: With the sum spelled out.
     """
-    check_limits(model, spec, config)
+    check_limits(WorkerPlan.of(model.resources, spec), config)
     if spec.compute == "local" or config.autoscaling:
         return
     problem = shortage(demand_of(model), workers_of(spec), alive_nodes(), spec.compute)

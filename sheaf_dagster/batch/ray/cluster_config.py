@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from sheaf_dagster.batch.ray.capacity import demand_of, spell_demand, workers_of
-from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.batch.ray.capacity import WorkerPlan, spell_demand
 from sheaf_dagster.errors import ClusterCapacityError, SpecError
 
 __all__ = ["ClusterConfig", "check_limits", "refuse_ray_client"]
@@ -79,20 +78,19 @@ def refuse_ray_client(address: str | None) -> None:
         )
 
 
-def check_limits(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> None:
+def check_limits(plan: WorkerPlan, config: ClusterConfig) -> None:
     """Refuses a job that can't fit the configured limits; needs no cluster.
 
     Raises:
         ClusterCapacityError: With the sum spelled out.
     """
-    if spec.compute == "local":
+    if plan.compute == "local":
         return
-    workers, demand = workers_of(spec), demand_of(model)
     for unit, limit in (("GPU", config.gpu_limit), ("CPU", config.cpu_limit)):
-        each = demand.get(unit, 0.0)
-        if limit is not None and each * workers > limit + 1e-9:
+        each = plan.demand.get(unit, 0.0)
+        if limit is not None and each * plan.workers > limit + 1e-9:
             raise ClusterCapacityError(
-                f"{spell_demand(workers, each, unit, spec.compute)}, but the limit "
+                f"{spell_demand(plan.workers, each, unit, plan.compute)}, but the limit "
                 f"({unit.lower()}_limit) is {limit:g}; lower num_actors or the model's "
                 f"num_{unit.lower()}s, or raise {unit.lower()}_limit"
             )

@@ -1,0 +1,105 @@
+"""What the step of an asset does, and what is shown of it: grouped arguments of the factory."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import dagster as dg
+from pydantic import ValidationError
+
+from sheaf_dagster.batch.progress import EVERY_SECONDS
+from sheaf_dagster.batch.spec import BatchOptions, problems_of
+from sheaf_dagster.definitions.checks import severities_of
+from sheaf_dagster.definitions.plots import ActualsOf
+from sheaf_dagster.errors import MissingDependencyError, SpecError
+
+__all__ = ["Launch", "ReportOptions", "StepOptions", "changed_options"]
+
+Launch = Literal["step", "ray_job"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """How Dagster runs the step of an asset.
+
+    Attributes:
+        launch: ``step``: the step is Ray's driver, on a machine of the cluster or with a local Ray;
+            ``ray_job``: the step submits a Ray job to the cluster's dashboard and follows it, from
+            anywhere.
+        retry_policy: For errors that retrying can mend; the others end the step at once.
+        backfill_policy: By default a single run for any range of partitions.
+        pool: Dagster pool of the step, by which an instance limits jobs at a time; None: named
+            like the ``ray_cluster`` resource, so that
+            ``dagster instance concurrency set ray_cluster 2`` lets two jobs run on it at a time;
+            ``""``: none. With ``compute="local"`` there is none by default.
+        op_tags: Tags of the step, which executors and run launchers read, such as
+            ``dagster-k8s/config``.
+        progress_every_s: Seconds between two lines in the event log that say how far the step
+            is: rows, rate, partitions done, time to go.
+    """
+
+    launch: Launch = "step"
+    retry_policy: dg.RetryPolicy | None = None
+    backfill_policy: dg.BackfillPolicy | None = None
+    pool: str | None = None
+    op_tags: Mapping[str, Any] | None = None
+    progress_every_s: float = EVERY_SECONDS
+
+    def __post_init__(self) -> None:
+        """Refuses a launch that there isn't, or whose package isn't installed."""
+        if self.launch not in get_args(Launch):
+            raise SpecError(
+                f"launch={self.launch!r}: must be {' or '.join(map(repr, get_args(Launch)))}"
+            )
+        if self.launch == "ray_job" and importlib.util.find_spec("dagster_ray") is None:
+            raise MissingDependencyError(
+                "launch=\"ray_job\" needs dagster-ray; pip install 'sheaf_dagster[ray-jobs]'"
+            )
+
+    def pool_of(self, batch: BatchOptions, ray_cluster: str) -> str | None:
+        """The pool of a step that runs so on that cluster."""
+        if self.pool is None and batch.compute != "local":
+            return ray_cluster
+        return self.pool or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What is shown of an asset's partitions, and how severe its checks are.
+
+    Attributes:
+        actuals: For forecasts: called with the partition key (None without partitions) and a
+            request, as a dictionary, it gives what happened after the request's history, or
+            None where that isn't known. The plot shows it beside the forecast.
+        redact_rows: Keep row values out of errors, metadata and previews.
+        check_severities: Severity by check name, in place of the default. A check that fails
+            with ERROR holds downstream assets back; with WARN it is only shown.
+    """
+
+    actuals: ActualsOf | None = None
+    redact_rows: bool = False
+    check_severities: Mapping[str, dg.AssetCheckSeverity] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuses the severity of a check that there isn't."""
+        severities_of(self.check_severities)
+
+
+def changed_options(what: str, options: BatchOptions, changes: Mapping[str, Any]) -> BatchOptions:
+    """Options with some of them changed.
+
+    Args:
+        what: Where the changes were made, for errors.
+        options: The others.
+        changes: Values by name.
+
+    Raises:
+        SpecError: They can't work together; the message names the field.
+    """
+    try:
+        return BatchOptions(**{**options.model_dump(exclude_unset=True), **changes})
+    except ValidationError as e:
+        raise SpecError(f"{what}: {problems_of(e)}") from e

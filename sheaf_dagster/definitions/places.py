@@ -1,0 +1,106 @@
+"""Where the files of an asset's partitions are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dagster as dg
+from pydantic import ValidationError
+
+from sheaf_dagster.batch.spec import BatchOptions, BatchSpec, problems_of
+from sheaf_dagster.definitions.paths import (
+    SINK_METADATA,
+    SOURCE_METADATA,
+    SOURCE_PARTITIONS_METADATA,
+    check_template,
+    partition_fields,
+    resolve,
+)
+from sheaf_dagster.definitions.sources import SourcePartitions
+from sheaf_dagster.errors import SpecError
+
+__all__ = ["Places"]
+
+
+@dataclass(frozen=True)
+class Places:
+    """The templates of an asset's source and sink, and the partitions that fill them in.
+
+    Attributes:
+        source: Template of the file of requests.
+        sink: Template of the file of responses.
+        partitions_def: Partitions of the asset.
+        upstream: Partitions of the source, where they are others.
+
+    Raises:
+        SpecError: A template can't work; the message names it.
+    """
+
+    source: str
+    sink: str
+    partitions_def: dg.PartitionsDefinition | None
+    upstream: SourcePartitions | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses templates that these partitions can't fill in."""
+        partitioned = self.partitions_def is not None
+        dimensions = (
+            [d.name for d in self.partitions_def.partitions_defs]
+            if isinstance(self.partitions_def, dg.MultiPartitionsDefinition)
+            else []
+        )
+        check_template("sink", self.sink, dimensions, partitioned=partitioned)
+        names = [] if self.upstream else dimensions
+        check_template("source", self.source, names, partitioned=partitioned, shared=True)
+        if self.source == self.sink:
+            raise SpecError(
+                f"source and sink are the same file, {self.source!r}; choose another sink"
+            )
+        if self.upstream is not None:
+            self.upstream.check(self.partitions_def)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the asset's definition says of them."""
+        shown = {SOURCE_METADATA: self.source, SINK_METADATA: self.sink}
+        if self.upstream is not None:
+            shown[SOURCE_PARTITIONS_METADATA] = str(self.upstream.partitions_def)
+        return shown
+
+    def reading(self, source: str) -> Places:
+        """The same with another source."""
+        return replace(self, source=source)
+
+    def spec_of(
+        self,
+        partition: str | None,
+        options: BatchOptions,
+        *,
+        root: str,
+        storage_options: Mapping[str, Any],
+        instance: dg.DagsterInstance,
+    ) -> BatchSpec:
+        """What runs for a partition.
+
+        Raises:
+            SpecError: The partition has no file, or none that may be written.
+        """
+        fields = partition_fields(partition)
+        if self.upstream is None:
+            source: str | list[str] = resolve(self.source, root, fields)
+        else:
+            keys = self.upstream.keys_for(partition, self.partitions_def, instance)
+            files = [resolve(self.source, root, partition_fields(k)) for k in keys]
+            source = files[0] if len(files) == 1 else files
+        try:
+            return BatchSpec(
+                **options.model_dump(),
+                source=source,
+                sink=resolve(self.sink, root, fields),
+                storage_options=dict(storage_options),
+            )
+        except ValidationError as e:
+            what = f"partition {partition}" if partition else "asset"
+            raise SpecError(f"{what}: {problems_of(e)}") from e
