@@ -1,0 +1,71 @@
+"""Figures in prose are those of the last benchmarks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.conftest import ROOT
+
+ORDINALS = {12: "twelfth", 13: "thirteenth", 14: "fourteenth", 15: "fifteenth", 16: "sixteenth"}
+
+
+def results(part: str) -> dict:
+    return json.loads((ROOT / "benchmarks/results" / f"{part}.json").read_text())
+
+
+def ratios(*names: str) -> list[float]:
+    found = results("throughput")["ratios"]
+    return [found[name] for name in names]
+
+
+def slowest_tick() -> str:
+    seconds = max(
+        value
+        for scene in results("arrivals").values()
+        for name, value in scene.items()
+        if name.endswith("_seconds") and "cpu" not in name
+    )
+    return ORDINALS[round(60 / seconds)]
+
+
+LOOPS = ("tasks over loop, 1M", "actors over loop, 1M")
+PEER_LOOPS = ("tasks over sheaf-serve's loop, 1M", "actors over sheaf-serve's loop, 1M")
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        (
+            "benchmarks/README.md",
+            "tasks {:.1f} and actors {:.1f} times the peer at 100,000 rows".format(
+                *ratios("tasks over peer, 100k", "actors over peer, 100k")
+            ),
+        ),
+        (
+            "benchmarks/README.md",
+            "tasks {:.1f} times raw Ray Data".format(*ratios("tasks over raw Ray Data, 100k")),
+        ),
+        (
+            "benchmarks/README.md",
+            "{:.2f} and {:.2f} times a loop over sheaf-serve's contracts".format(
+                *ratios(*PEER_LOOPS)
+            ),
+        ),
+        ("benchmarks/README.md", "{:.2f} and {:.2f} times one over ours".format(*ratios(*LOOPS))),
+        ("benchmarks/README.md", f"the slowest takes a {slowest_tick()} of them"),
+        (
+            "CHANGELOG.md",
+            "{:.2f} to {:.2f} times the rate".format(*sorted(ratios(*LOOPS))),
+        ),
+        (
+            "CHANGELOG.md",
+            "{:.2f} to {:.2f} times that of one over".format(*sorted(ratios(*PEER_LOOPS))),
+        ),
+    ],
+)
+def test_prose_says_what_was_measured(page, said):
+    text = " ".join((ROOT / page).read_text().split())
+
+    assert said in text
