@@ -71,7 +71,7 @@ def test_importing_loads_neither_ray_nor_torch(statement):
 
 
 def test_a_jobs_coordinator_is_up_without_pydantic_and_fsspec():
-    code = "import sheaf_dagster.batch.ray.control, sys\nprint([m for m in ('pydantic', 'fsspec') if m in sys.modules])"
+    code = "import sheaf_dagster.batch.ray.coordinator, sys\nprint([m for m in ('pydantic', 'fsspec') if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

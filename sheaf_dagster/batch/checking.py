@@ -6,13 +6,16 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sheaf_dagster.batch.file_run import check_chunks
+from sheaf_dagster.batch.ray.ledger import ValidationWork
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN
 from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
-from sheaf_dagster.errors import ClusterError
 from sheaf_dagster.storage import Chunk, Location
+
+if TYPE_CHECKING:
+    from sheaf_dagster.batch.ray.client import DriverClient, Pending
 
 __all__ = ["check_group", "check_in_parallel"]
 
@@ -29,7 +32,7 @@ def check_in_parallel(
     contract: RowContract,
     texts: Sequence[Location],
     chunks: Sequence[Chunk],
-    helpers: Callable[[], tuple[Any, int] | None],
+    helpers: Callable[[], tuple[DriverClient, int] | None],
     stop: threading.Event,
 ) -> Iterator[ChunkCheck]:
     """Checks all chunks; yields the findings in order.
@@ -137,16 +140,18 @@ class _Offers:
     _ids = itertools.count()
 
     def __init__(
-        self, control: Any, workers: int, contract: RowContract, texts: Sequence[Location]
+        self,
+        coordinator: DriverClient,
+        workers: int,
+        contract: RowContract,
+        texts: Sequence[Location],
     ) -> None:
         import ray
 
-        self._ray = ray
-        self._control = control
+        self._coordinator = coordinator
         self._most = 2 * workers
         self._shared = ray.put((contract, list(texts)))
-        self._running: dict[Any, range] = {}
-        self._numbers: list[int] = []
+        self._running: dict[int, tuple[Pending[Any], range]] = {}
 
     @property
     def has_room(self) -> bool:
@@ -154,26 +159,19 @@ class _Offers:
 
     def add(self, group: range, chunks: list[Chunk]) -> None:
         number = next(self._ids)
-        self._numbers.append(number)
         # The reference is inside a list, so that the coordinator need not know the contract.
-        ref = self._control.check.remote(number, [self._shared, chunks])
-        self._running[ref] = group
+        work = ValidationWork(number, [self._shared, chunks])
+        self._running[number] = self._coordinator.validate(work), group
 
     def taken(self) -> dict[int, ChunkCheck]:
         """What has come back since the last look."""
-        ray = self._ray
-        refs = list(self._running)
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0) if refs else ([], [])
         found: dict[int, ChunkCheck] = {}
-        for ref in ready:
-            try:
-                checks = ray.get(ref)
-            except ray.exceptions.RayError as e:
-                raise ClusterError(f"the job's coordinator on the cluster is gone: {e}") from e
-            group = self._running.pop(ref)
+        for number in [n for n, (answer, _) in self._running.items() if answer.is_there]:
+            answer, group = self._running.pop(number)
+            checks = answer.get()
             if checks is not None:  # None: the worker could not, the driver will see why
                 found.update(zip(group, checks, strict=True))
         return found
 
     def call_off(self) -> None:
-        self._control.call_off_checks.remote(self._numbers)
+        self._coordinator.withdraw(list(self._running))

@@ -10,6 +10,7 @@ import pytest
 from sheaf_dagster.batch import checking
 from sheaf_dagster.batch.checking import check_in_parallel
 from sheaf_dagster.batch.file_run import check_chunks
+from sheaf_dagster.batch.ray.ledger import ValidationWork
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.storage import Location, scan_source
 from tests.toys import doubler
@@ -30,8 +31,8 @@ def source(tmp_path):
 
 
 @pytest.fixture
-def control(ray_cluster):
-    from sheaf_dagster.batch.ray.startup import start_coordinator
+def coordinator(ray_cluster):
+    from sheaf_dagster.batch.ray.client import start_coordinator
 
     return start_coordinator(2, "toy")
 
@@ -53,25 +54,26 @@ def brought_back(monkeypatch):
     return chunks
 
 
-def check(source, control):
+def check(source, coordinator):
     contract = ModelContext.of(doubler()).rows
     texts = [f.text for f in source.files]
     shared = check_in_parallel(
-        contract, texts, source.chunks, lambda: (control, 2), threading.Event()
+        contract, texts, source.chunks, lambda: (coordinator, 2), threading.Event()
     )
     return list(shared), list(check_chunks(contract, texts, source.chunks))
 
 
 def test_waiting_workers_check_and_the_findings_are_the_same_in_order(
-    source, control, brought_back, monkeypatch
+    source, coordinator, brought_back, monkeypatch
 ):
     import ray
 
     from sheaf_dagster.batch.ray.worker import _pass_gate
 
-    worker = ray.remote(_pass_gate).remote(control)
+    worker = ray.remote(_pass_gate).remote(coordinator.for_workers())
     nothing = [ray.put((ModelContext.of(doubler()).rows, [])), []]
-    assert ray.get(control.check.remote(-1, nothing)) == [], "the worker is up and waits"
+    heard = coordinator.validate(ValidationWork(-1, nothing))
+    assert heard.get() == [], "the worker is up and waits"
     here = checking.check_chunks
 
     def slowly(contract, texts, chunks):  # so slow a driver that the worker must have its share
@@ -79,8 +81,8 @@ def test_waiting_workers_check_and_the_findings_are_the_same_in_order(
         return here(contract, texts, chunks)
 
     monkeypatch.setattr(checking, "check_chunks", slowly)
-    shared, alone = check(source, control)
-    ray.get(control.close.remote())
+    shared, alone = check(source, coordinator)
+    coordinator.close()
 
     assert brought_back, "a worker helped"
     assert shared == alone
@@ -90,15 +92,15 @@ def test_waiting_workers_check_and_the_findings_are_the_same_in_order(
     assert ray.get(worker) is False, "no file came"
 
 
-def test_what_no_worker_takes_the_driver_does_itself(source, control, brought_back):
-    shared, alone = check(source, control)
+def test_what_no_worker_takes_the_driver_does_itself(source, coordinator, brought_back):
+    shared, alone = check(source, coordinator)
 
     assert shared == alone
     assert not brought_back
     assert sum(c.rows for c in shared) == source.rows
 
 
-def test_a_stopped_job_stops_checking(source, control):
+def test_a_stopped_job_stops_checking(source, coordinator):
     contract = ModelContext.of(doubler()).rows
     stop = threading.Event()
     stop.set()
@@ -106,7 +108,11 @@ def test_a_stopped_job_stops_checking(source, control):
     with pytest.raises(InterruptedError):
         list(
             check_in_parallel(
-                contract, [f.text for f in source.files], source.chunks, lambda: (control, 2), stop
+                contract,
+                [f.text for f in source.files],
+                source.chunks,
+                lambda: (coordinator, 2),
+                stop,
             )
         )
 

@@ -1,7 +1,7 @@
 """Workers that plain Ray starts: for jobs that are over before Ray Data would have begun.
 
 Ray Data takes four to five CPU seconds to start: its import in the driver and in each worker, and
-two actors of its own. The tickets, and what a worker does with one, are the same.
+two actors of its own. The leaves, and what a worker does with one, are the same.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 
 import ray
 
+from sheaf_dagster.batch.ray.client import WorkerClient
 from sheaf_dagster.batch.ray.reservation import placement
-from sheaf_dagster.batch.ray.worker import _BackendActor, run_ticket, tickets
+from sheaf_dagster.batch.ray.worker import Leave, _BackendActor, leaves, run_task
 from sheaf_dagster.batch.ray.workforce import Workers
 from sheaf_dagster.batch.worker.loading import ModelContext
 
@@ -24,7 +25,6 @@ __all__ = ["run_on_ray_core"]
 _SPREAD = {"scheduling_strategy": "SPREAD"}
 """Over the machines, as Ray Data does."""
 
-_LOOK_SECONDS = 0.2
 _LEAVE_SECONDS = 5.5
 """A worker of a job that was called off has left by itself after this long."""
 
@@ -42,13 +42,13 @@ def run_on_ray_core(workers: Workers, stop: threading.Event) -> None:
 
 
 def _run_tasks(workers: Workers, stop: threading.Event) -> None:
-    task = ray.remote(run_ticket).options(max_retries=-1, **_SPREAD, **workers.reserved)
+    task = ray.remote(run_task).options(max_retries=-1, **_SPREAD, **workers.reserved)
     context = ray.put(workers.context)
 
-    def start(ticket: dict[str, float]) -> Any:
-        return task.remote(ticket, context, workers.control)
+    def start(leave: Leave) -> Any:
+        return task.remote(leave, context, workers.coordinator)
 
-    left = _run_all(tickets(workers.slots, actors=False), workers.slots, start, stop)
+    left = _run_all(workers, leaves(workers.slots, actors=False), start, stop)
     for ref in left:  # some wait for a place that they no longer need
         with suppress(Exception):
             ray.cancel(ref, force=True)
@@ -61,8 +61,9 @@ class _PoolActor(_BackendActor):
     that the actor could not be started again.
     """
 
-    def __init__(self, context: ModelContext, control: bytes) -> None:
-        super().__init__(context, ray.cloudpickle.loads(control))
+    def __init__(self, context: ModelContext, coordinator: bytes) -> None:
+        client: WorkerClient = ray.cloudpickle.loads(coordinator)
+        super().__init__(context, client)
 
 
 def _run_actors(workers: Workers, stop: threading.Event) -> None:
@@ -72,15 +73,15 @@ def _run_actors(workers: Workers, stop: threading.Event) -> None:
         **workers.reserved,
         **(placement(workers.pool) or _SPREAD),
     )
-    control = ray.cloudpickle.dumps(workers.control)
-    pool = deque(actor.remote(workers.context, control) for _ in range(workers.slots))
+    coordinator = ray.cloudpickle.dumps(workers.coordinator)
+    pool = [actor.remote(workers.context, coordinator) for _ in range(workers.slots)]
     waiting = deque(pool)
 
-    def start(ticket: dict[str, float]) -> Any:
-        return waiting.popleft().run.remote(ticket)
+    def start(leave: Leave) -> Any:
+        return waiting.popleft().run.remote(leave)
 
     try:
-        _run_all(tickets(workers.slots, actors=True), workers.slots, start, stop)
+        _run_all(workers, leaves(workers.slots, actors=True), start, stop)
     finally:
         for one in pool:
             with suppress(Exception):
@@ -88,18 +89,19 @@ def _run_actors(workers: Workers, stop: threading.Event) -> None:
 
 
 def _run_all(
-    work: list[dict[str, float]],
-    at_once: int,
-    start: Callable[[dict[str, float]], Any],
-    stop: threading.Event,
+    workers: Workers, work: list[Leave], start: Callable[[Leave], Any], stop: threading.Event
 ) -> list[Any]:
-    """Has all tickets worked through; returns those that are still held when ``stop`` is set."""
+    """Has all leaves used; returns those that are still in use some time after the job is over."""
     waiting = deque(work)
     running: list[Any] = []
+    over = workers.coordinator.job_over()
     while (waiting or running) and not stop.is_set():
-        while waiting and len(running) < at_once:
+        while waiting and len(running) < workers.slots:
             running.append(start(waiting.popleft()))
-        done, running = ray.wait(running, timeout=_LOOK_SECONDS)
+        (done,), _ = ray.wait([over, *running], num_returns=1)
+        if done == over:
+            break
+        running.remove(done)
         ray.get(done)
     if running:
         _, running = ray.wait(running, num_returns=len(running), timeout=_LEAVE_SECONDS)

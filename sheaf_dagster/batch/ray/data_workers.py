@@ -1,4 +1,4 @@
-"""Workers that Ray Data starts: one dataset of tickets for a whole job."""
+"""Workers that Ray Data starts: one dataset of leaves for a whole job."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import ray.data
@@ -15,7 +16,7 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from sheaf_dagster.batch.logs import logger_at
 from sheaf_dagster.batch.ray.reservation import placement
-from sheaf_dagster.batch.ray.worker import _BackendActor, run_worker_task, tickets
+from sheaf_dagster.batch.ray.worker import _BackendActor, leaves, run_task_of_ray_data
 from sheaf_dagster.batch.ray.workforce import Workers
 
 __all__ = ["run_on_ray_data"]
@@ -34,21 +35,21 @@ def run_on_ray_data(workers: Workers, stop: threading.Event) -> None:
 
 def _dataset(workers: Workers) -> Any:
     kwargs: dict[str, Any] = {
-        "batch_size": 1,  # tickets; a GPU operator must name one
+        "batch_size": 1,  # leaves; a GPU operator must name one
         "batch_format": "pyarrow",
         **workers.reserved,
     }
     with _quiet_context():
         actors = workers.spec.compute == "actors"
-        work = tickets(workers.slots, actors=actors)
+        work = [asdict(leave) for leave in leaves(workers.slots, actors=actors)]
         # One block each. (from_arrow would need a free CPU to look at them.)
         feed = ray.data.from_items(work, override_num_blocks=len(work))
-        arguments = {"context": workers.context, "control": workers.control}
+        arguments = {"context": workers.context, "coordinator": workers.coordinator}
         if actors:
             return feed.map_batches(
                 _BackendActor,
                 fn_constructor_kwargs=arguments,
-                # A second ticket would wait behind the first while another actor has none.
+                # A second leave would wait behind the first while another actor has none.
                 compute=ActorPoolStrategy(size=workers.slots, max_tasks_in_flight_per_actor=1),
                 **kwargs,
                 **placement(workers.pool),
@@ -57,7 +58,7 @@ def _dataset(workers: Workers) -> Any:
         limited = config.cpu_limit is not None or config.gpu_limit is not None
         grows = config.autoscaling and not limited
         return feed.map_batches(
-            run_worker_task,
+            run_task_of_ray_data,
             fn_kwargs=arguments,
             compute=TaskPoolStrategy(size=None if grows else workers.slots),
             **_reserved_by_ray(kwargs),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sheaf_dagster.batch.checking import check_in_parallel
 from sheaf_dagster.batch.file_run import FileTask
@@ -29,6 +29,9 @@ from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.storage import ScannedSource, Sink
+
+if TYPE_CHECKING:
+    from sheaf_dagster.batch.ray.client import DriverClient
 
 __all__ = ["run_on_ray"]
 
@@ -124,7 +127,7 @@ class _RayJob:
         self._discarded: list[tuple[Sink, str]] = []
         self._fed_all = False
         self._slots = 1
-        self._control: Any = None
+        self._coordinator: DriverClient | None = None
         self._warming: list[Any] = []
 
     # -- the feeder's thread ---------------------------------------------------------------
@@ -176,17 +179,18 @@ class _RayJob:
             contract,
             [f.text for f in source.files],
             source.chunks,
-            lambda: None if self._control is None else (self._control, self._slots),
+            lambda: None if self._coordinator is None else (self._coordinator, self._slots),
             self._stop,
         )
 
     # -- the caller's thread ---------------------------------------------------------------
 
     def start_early(self, first: BatchSpec, engine: str) -> None:
-        from sheaf_dagster.batch.ray.startup import start_coordinator, warm_up
+        from sheaf_dagster.batch.ray.client import start_coordinator
+        from sheaf_dagster.batch.ray.startup import warm_up
 
         self._slots = worker_slots(self._context.spec, first, self._config)
-        self._control = start_coordinator(
+        self._coordinator = start_coordinator(
             self._slots,
             self._context.spec.backend,
             idle_seconds=_IDLE_SECONDS if first.compute == "tasks" else None,
@@ -198,15 +202,19 @@ class _RayJob:
     def start_engine(self, first: BatchSpec, engine: str, pool: Any) -> None:
         from sheaf_dagster.batch.ray.workforce import RayEngine, Workers
 
-        workers = Workers(self._context, first, self._config, self._slots, self._control, pool)
+        coordinator = self._coordinator
+        assert coordinator is not None
+        workers = Workers(
+            self._context, first, self._config, self._slots, coordinator.for_workers(), pool
+        )
         if engine == "ray_data":
             from sheaf_dagster.batch.ray.data_workers import run_on_ray_data
 
-            self._engine = RayEngine(workers, run_on_ray_data, "Ray Data")
+            self._engine = RayEngine(workers, coordinator, run_on_ray_data, "Ray Data")
         else:
             from sheaf_dagster.batch.ray.core_workers import run_on_ray_core
 
-            self._engine = RayEngine(workers, run_on_ray_core, "Ray")
+            self._engine = RayEngine(workers, coordinator, run_on_ray_core, "Ray")
         self._engine_ready.set()
 
     def shutdown(self) -> None:

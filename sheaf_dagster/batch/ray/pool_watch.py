@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from sheaf_dagster.batch.ray.capacity import amounts
+from sheaf_dagster.batch.ray.client import DriverClient, Pending
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
-from sheaf_dagster.batch.ray.control import Muster
 from sheaf_dagster.batch.ray.reservation import TELL_EVERY_SECONDS, describe_capacity
-from sheaf_dagster.errors import ClusterBusyError, ClusterError
+from sheaf_dagster.batch.ray.roster import Presence
+from sheaf_dagster.errors import ClusterBusyError
 
 __all__ = ["PoolWatch"]
 
@@ -23,7 +23,7 @@ _START_SECONDS = 120.0
 """A worker whose place is free may take this long to come up: its runtime environment, imports."""
 
 _CHANGE_SECONDS = 60.0
-"""A job of tasks that has had a worker may be without one for so long, between two tickets or
+"""A job of tasks that has had a worker may be without one for so long, between two leaves or
 after a death: whether its place is taken by others or by the next worker, whose process starts and
 imports the model's libraries, can't be told apart."""
 
@@ -34,7 +34,7 @@ class PoolWatch:
     Ray itself waits for capacity without a word and without an end.
 
     Args:
-        control: The job's coordinator.
+        coordinator: The job's.
         compute: ``tasks`` or ``actors``.
         demand: What one worker reserves.
         wanted: Workers that are to come up.
@@ -43,13 +43,13 @@ class PoolWatch:
 
     def __init__(
         self,
-        control: Any,
+        coordinator: DriverClient,
         compute: str,
         demand: Mapping[str, float],
         wanted: int,
         config: ClusterConfig,
     ) -> None:
-        self._control = control
+        self._coordinator = coordinator
         self._demand = demand
         self._actors = compute == "actors"
         self._wanted = wanted
@@ -61,7 +61,8 @@ class PoolWatch:
         self._had_one = False
         # The place that is no longer free may be the one of our own worker, which is starting.
         self._had_room = self._has_room()
-        self._asked: Any = None
+        self._asked: Pending[Presence] | None = None
+        self._lost: set[str] = set()
         self._nodes: set[str] = self._alive()
 
     def look(self) -> None:
@@ -72,34 +73,26 @@ class PoolWatch:
                 at the start of a job, or when others took the place that one of its tasks had.
             ClusterError: The coordinator is gone.
         """
-        import ray
-
         now = time.monotonic()
         if now < self._look_at:
             return
         self._look_at = now + _LOOK_EVERY_SECONDS
         self._see_lost_nodes()
         if self._asked is None:
-            self._asked = self._control.workers.remote()
-        if not ray.wait([self._asked], timeout=0)[0]:
+            self._asked = self._coordinator.look(self._lost)
+            self._lost = set()
+        if not self._asked.is_there:
             return
-        try:
-            muster: Muster = ray.get(self._asked)
-        except ray.exceptions.RayError as e:
-            raise ClusterError(
-                f"the job's coordinator on the cluster is gone: {e}; run again (finished chunks are "
-                "kept)"
-            ) from e
-        self._asked = None
-        up = muster.up if self._actors else muster.at_work
-        self._had_one |= muster.up > 0
-        if up or not muster.has_work:
+        there, self._asked = self._asked.get(), None
+        up = there.up if self._actors else there.at_work
+        self._had_one |= there.up > 0
+        if up or not there.has_work:
             self._none_since = None
         elif self._none_since is None:
             self._none_since = now
         if up and not self._actors:
             self._tell_at = now + TELL_EVERY_SECONDS
-        if muster.has_work and (up == 0 or (self._actors and up < self._wanted)):
+        if there.has_work and (up == 0 or (self._actors and up < self._wanted)):
             self._tell(now, up)
 
     def _tell(self, now: float, up: int) -> None:
@@ -143,7 +136,7 @@ class PoolWatch:
         lost = self._nodes - alive
         self._nodes = alive
         if lost:
-            self._control.lost.remote(lost)
+            self._lost |= lost
             log.warning(
                 "%d node(s) of the cluster are gone, %d are left; what they were working on goes "
                 "to the other workers",

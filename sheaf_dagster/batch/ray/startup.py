@@ -12,31 +12,12 @@ from typing import Any
 import ray
 
 from sheaf_dagster.batch.ray.capacity import demand_of
-from sheaf_dagster.batch.ray.control import JobControl
 from sheaf_dagster.batch.worker.loading import ModelContext
 
-__all__ = ["start_coordinator", "warm_up"]
+__all__ = ["warm_up"]
 
 _MOST = 16
 """Processes that are warmed up at most: about those of one machine."""
-
-
-def start_coordinator(slots: int, backend: str, idle_seconds: float | None = None) -> Any:
-    """The job's ``JobControl`` as an actor on this node; it ends with its last handle."""
-    here = ray.get_runtime_context().get_node_id()
-    return (
-        ray.remote(JobControl)
-        .options(
-            num_cpus=0,
-            max_restarts=0,
-            # Each worker has a few calls here that wait, and each ticket one to the job's end.
-            max_concurrency=max(10_000, 20 * slots),
-            scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-                here, soft=False
-            ),
-        )
-        .remote(slots, backend, idle_seconds)
-    )
 
 
 def warm_up(context: ModelContext, workers: int) -> list[Any]:

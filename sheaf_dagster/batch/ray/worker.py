@@ -1,4 +1,4 @@
-"""What runs on Ray: workers that take a ticket and pull chunks until there are no more."""
+"""What runs on Ray: workers that take a seat and pull chunks until there are no more."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 
 from sheaf_dagster.batch.checking import check_group
 from sheaf_dagster.batch.messages import ChunkReport, ErrorMessage, FileJob, worker_name
-from sheaf_dagster.batch.ray.control import Check
+from sheaf_dagster.batch.ray.client import Sitting, WorkerClient
+from sheaf_dagster.batch.ray.ledger import ChunkWork, ValidationWork
 from sheaf_dagster.batch.rows.requests import Row
 from sheaf_dagster.batch.worker.hanging import TimeLimit, WorkerLimit, took_too_long
 from sheaf_dagster.batch.worker.loading import (
@@ -31,77 +30,76 @@ from sheaf_dagster.storage import Chunk
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["IDX_FIELD", "_BackendActor", "run_ticket", "run_worker_task", "tickets"]
-
-IDX_FIELD = "_sheaf_row_idx"
-"""Column that carries the position of a finished chunk's first row through Ray Data."""
+__all__ = ["Leave", "_BackendActor", "leaves", "run_task", "run_task_of_ray_data"]
 
 _LEAVE_SECONDS = 5.0
 """A worker of a job that was called off ends itself where its batch takes longer than this."""
-
-_TELL_SECONDS = 2.5
-"""A worker that is about to end itself waits this long for the coordinator to hear why."""
-
-_AGAIN_SECONDS = 1.0
-"""Until a coordinator whose connection broke is called again; Ray itself says when it is dead."""
 
 _TASK_SECONDS = 30.0
 _GENERATIONS = 6
 
 
-def tickets(slots: int, *, actors: bool) -> list[dict[str, float]]:
-    """What is scheduled: leave to work for the job, with how long it holds.
+@dataclass(frozen=True)
+class Leave:
+    """Leave to work for the job: what is scheduled. Whoever runs takes the seat of that number."""
 
-    An actor has one ticket and holds it to the end of the job. A task gives its place back
-    after a while, so that a cluster shared with others stays elastic: half a minute at first,
-    then ever longer, the last ones without end.
+    seat: int
+    seconds: float
+    """How long it may be kept; without end where negative."""
+
+
+def leaves(slots: int, *, actors: bool) -> list[Leave]:
+    """All leaves of a job, in the order in which they are to be given.
+
+    An actor has one and keeps it to the end of the job. A task gives its place back after a
+    while, so that a cluster shared with others stays elastic: half a minute at first, then ever
+    longer, the last ones without end.
     """
     generations = 1 if actors else _GENERATIONS
     last = generations - 1
     return [
-        {
-            "ticket": generation * slots + i,
-            "seconds": -1.0 if generation == last else _TASK_SECONDS * 2.0**generation,
-        }
+        Leave(
+            seat=generation * slots + i,
+            seconds=-1.0 if generation == last else _TASK_SECONDS * 2.0**generation,
+        )
         for generation in range(generations)
         for i in range(slots)
     ]
 
 
-def run_ticket(ticket: dict[str, Any], context: ModelContext, control: Any) -> None:
+def run_task(leave: Leave, context: ModelContext, coordinator: WorkerClient) -> None:
     """A stateless task, with the model that this process has loaded or now loads.
 
     It returns nothing: the coordinator has heard what came of each chunk.
     """
-    _run_ticket(ticket, context, control)
+    coordinator.ready()
+    _work(leave, context, coordinator, lambda: cached_backend(context))
 
 
-def run_worker_task(table: pa.Table, context: ModelContext, control: Any) -> Iterator[pa.Table]:
-    """``run_ticket`` as Ray Data calls it."""
-    for ticket in table.to_pylist():
-        yield _descriptors(_run_ticket(ticket, context, control))
-
-
-def _run_ticket(ticket: dict[str, Any], context: ModelContext, control: Any) -> list[ChunkReport]:
-    _say_ready(control)
-    return _work(ticket, context, control, lambda: cached_backend(context))
+def run_task_of_ray_data(
+    table: pa.Table, context: ModelContext, coordinator: WorkerClient
+) -> Iterator[pa.Table]:
+    """``run_task`` as Ray Data calls it."""
+    for leave in table.to_pylist():
+        run_task(Leave(**leave), context, coordinator)
+        yield table.slice(0, 0)
 
 
 class _BackendActor:
     """One warm worker of a fixed pool; loads its model once, when the first file is valid."""
 
-    def __init__(self, context: ModelContext, control: Any) -> None:
+    def __init__(self, context: ModelContext, coordinator: WorkerClient) -> None:
         self._context = context
-        self._control = control
+        self._coordinator = coordinator
         self._loaded: LoadedBackend | None = None
         self._error: Exception | None = None
         # Whatever is raised here, Ray starts the actor again and again, for ever.
         try:
-            node = _say_ready(control)
-            if _pass_gate(control):
-                ray.get(control.begin_load.remote(node))
+            coordinator.ready()
+            if _pass_gate(coordinator):
+                coordinator.begin_load()
                 self._load()
-                control.end_load.remote(node)
+                coordinator.end_load()
         except ray.exceptions.RayError as e:  # the job is over
             self._error = e
 
@@ -117,56 +115,39 @@ class _BackendActor:
         assert self._loaded is not None
         return self._loaded
 
-    def run(self, ticket: dict[str, Any]) -> None:
-        """As ``run_ticket``, with the actor's own model."""
-        self._run(ticket)
+    def run(self, leave: Leave) -> None:
+        """As ``run_task``, with the actor's own model."""
+        _work(leave, self._context, self._coordinator, self._backend)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """``run`` as Ray Data calls it."""
-        for ticket in table.to_pylist():
-            yield _descriptors(self._run(ticket))
-
-    def _run(self, ticket: dict[str, Any]) -> list[ChunkReport]:
-        return _work(ticket, self._context, self._control, self._backend)
+        for leave in table.to_pylist():
+            self.run(Leave(**leave))
+            yield table.slice(0, 0)
 
 
-def _say_ready(control: Any) -> str:
-    """Says that this worker is up; returns the id of its node."""
-    here = ray.get_runtime_context()
-    worker, node = here.get_actor_id() or here.get_worker_id(), here.get_node_id()
-    ray.get(control.ready.remote(worker, node))
-    return str(node)
-
-
-def _pass_gate(control: Any) -> bool:
+def _pass_gate(coordinator: WorkerClient) -> bool:
     """Waits for the first valid file, and helps to validate it; False where none will come."""
-    while isinstance(word := ray.get(control.gate.remote()), Check):
-        control.checked.remote(word.number, check_group(word.group))
-    return bool(word)
+    while isinstance(word := coordinator.gate(), ValidationWork):
+        coordinator.validated(word, check_group(word.chunks))
+    return word
 
 
 class _Pulled:
-    """The chunks of a ticket, asked for as they are needed."""
+    """The chunks of a seat, asked for as they are needed."""
 
-    def __init__(self, control: Any, ticket: dict[str, Any], turn: int) -> None:
-        self._control = control
-        self._ticket = ticket["ticket"]
-        self._turn = turn
-        self._seconds = ticket["seconds"]
-        self._jobs: dict[int, FileJob] = {}
+    def __init__(self, coordinator: WorkerClient, sitting: Sitting, seconds: float) -> None:
+        self._coordinator = coordinator
+        self._sitting = sitting
+        self._seconds = seconds
         self.aborted = threading.Event()
         self.done = threading.Event()
 
-    def watch(self, aborted: Any) -> None:
-        """Learns, from a thread, that the driver gives up; ends the process if that has to be.
-
-        Args:
-            aborted: Reference to a call of the coordinator's that says so.
-        """
+    def watch(self) -> None:
+        """Learns, from a thread, that the driver gives up; ends the process if that has to be."""
 
         def wait() -> None:
-            with suppress(Exception):
-                _heard(self._control.aborted.remote, aborted)
+            self._sitting.wait_for_abort()
             self.aborted.set()
             if not self.done.wait(_LEAVE_SECONDS):
                 os._exit(1)
@@ -183,71 +164,40 @@ class _Pulled:
         def report(rows: Sequence[Row]) -> None:
             message = took_too_long(job.names[chunk.file], rows, backend, seconds)
             positions = frozenset(row.position for row in rows)
-            said = self._control.hung.remote(
-                self._ticket, self._turn, job.id, chunk.index, positions, message
-            )
-            ray.get(said, timeout=_TELL_SECONDS)
+            self._sitting.hung(job.id, chunk.index, positions, message)
 
         return WorkerLimit(seconds, report)
 
-    def __iter__(self) -> Iterator[list[tuple[FileJob, Chunk]]]:
+    def __iter__(self) -> Iterator[ChunkWork]:
         started = time.monotonic()
-        while (grab := ray.get(self._control.next.remote(self._ticket, self._turn))) is not None:
-            if isinstance(grab, Check):
-                self._control.checked.remote(grab.number, check_group(grab.group))
+        while (work := self._sitting.take()) is not None:
+            if isinstance(work, ValidationWork):
+                self._coordinator.validated(work, check_group(work.chunks))
                 continue
-            chunks, jobs = grab
-            self._jobs.update(jobs)
-            yield [(self._jobs[job], chunk) for job, chunk in chunks]
+            yield work
             if 0 <= self._seconds < time.monotonic() - started:
                 return
 
 
 def _work(
-    ticket: dict[str, Any],
+    leave: Leave,
     context: ModelContext,
-    control: Any,
+    coordinator: WorkerClient,
     backend: Callable[[], LoadedBackend],
-) -> list[ChunkReport]:
-    """Runs chunks until there are no more; returns what became of them."""
-    node = ray.get_runtime_context().get_node_id()
-    aborted = control.aborted.remote()
-    turn = ray.get(control.enter.remote(ticket["ticket"], node, [aborted]))
-    done: list[ChunkReport] = []
-    if _pass_gate(control):
-        work = _Pulled(control, ticket, turn)
-        work.watch(aborted)
-        try:
-            # Whether they were heard is looked after beside the work, which it would hold up.
-            with ThreadPoolExecutor(1, thread_name_prefix="sheaf-report") as heard:
+) -> None:
+    """Runs chunks until there are no more."""
+    sitting = coordinator.enter(leave.seat)
+    try:
+        if _pass_gate(coordinator):
+            work = _Pulled(coordinator, sitting, leave.seconds)
+            work.watch()
+            try:
                 for report in _reports(work, context, backend):
-                    tell = partial(control.report.remote, ticket["ticket"], report.to_dict())
-                    heard.submit(_heard, tell, tell())
-                    done.append(report)
-        finally:
-            work.done.set()
-    with suppress(ray.exceptions.RayError):  # the job is over
-        _heard(partial(control.leave.remote, ticket["ticket"], turn))
-    return done
-
-
-def _heard(call: Callable[[], Any], under_way: Any = None) -> None:
-    """Waits for a call that may be made twice, and makes it again where it got lost.
-
-    A broken connection takes calls with it. A report that was lost would leave its chunk open,
-    and all others waiting for it, for ever.
-
-    Args:
-        call: Makes the call; gives its reference.
-        under_way: The reference, where it has been made already.
-    """
-    while True:
-        try:
-            ray.get(call() if under_way is None else under_way)
-            return
-        except ray.exceptions.ActorUnavailableError:
-            under_way = None
-            time.sleep(_AGAIN_SECONDS)
+                    sitting.report(report)
+            finally:
+                work.done.set()
+    finally:
+        sitting.leave()
 
 
 def _reports(
@@ -272,18 +222,3 @@ def _reports(
             )
     else:
         yield from run_chunks(context, loaded, grabs, work.aborted.is_set, work.limit_for)
-
-
-def _descriptors(reports: list[ChunkReport]) -> pa.Table:
-    """The chunks in order of their rows, as a table."""
-    import pyarrow as pa
-
-    reports = sorted(reports, key=lambda r: (r.job, r.first_row))
-    return pa.table(
-        {
-            IDX_FIELD: pa.array([r.first_row for r in reports], pa.int64()),
-            "file": pa.array([r.job for r in reports], pa.int64()),
-            "chunk": pa.array([r.chunk for r in reports], pa.int64()),
-            "rows": pa.array([r.part.rows if r.part else 0 for r in reports], pa.int64()),
-        }
-    )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
 from sheaf_dagster.batch.messages import ChunkReport, FileJob
 from sheaf_dagster.batch.ray.capacity import demand_of
+from sheaf_dagster.batch.ray.client import DriverClient, WorkerClient
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
 from sheaf_dagster.batch.ray.pool_watch import PoolWatch
 from sheaf_dagster.batch.spec import BatchSpec
@@ -35,7 +36,7 @@ class Workers:
         spec: How they run it.
         config: The cluster and its limits.
         slots: How many there are at most.
-        control: The job's coordinator.
+        coordinator: The job's, as they speak with it.
         pool: The placement group of a pool of actors, where there is one.
     """
 
@@ -43,7 +44,7 @@ class Workers:
     spec: BatchSpec
     config: ClusterConfig
     slots: int
-    control: Any
+    coordinator: WorkerClient
     pool: Any = None
 
     @property
@@ -68,45 +69,51 @@ class RayEngine:
 
     Args:
         workers: What to start.
-        run: Starts them, and returns when the last one has left or the event is set.
+        coordinator: The job's.
+        run: Starts the workers, and returns when the last one has left or the event is set.
         name: What starts them, for messages.
     """
 
     def __init__(
-        self, workers: Workers, run: Callable[[Workers, threading.Event], None], name: str
+        self,
+        workers: Workers,
+        coordinator: DriverClient,
+        run: Callable[[Workers, threading.Event], None],
+        name: str,
     ) -> None:
         self._name = name
         self._workers = workers
         self._run_workers = run
-        self._control = workers.control
-        self._taking: Any = None
+        self._coordinator = coordinator
         self.over: ClusterError | None = None
         """Set once the last worker has left and all its reports have been taken: what then is
         open stays open, and this is why."""
+        self._reports: queue.SimpleQueue[list[ChunkReport] | ClusterError] = queue.SimpleQueue()
         self._ended: ClusterError | None = None
-        self._said_so = False
         self._stop = threading.Event()
         self._watch = PoolWatch(
-            workers.control,
+            coordinator,
             workers.spec.compute,
             demand_of(workers.context.spec),
             workers.slots,
             workers.config,
         )
         self._thread = threading.Thread(target=self._run, daemon=True, name="sheaf-workers")
+        self._listener = threading.Thread(target=self._listen, daemon=True, name="sheaf-reports")
         self._thread.start()
+        self._listener.start()
 
     def submit(self, job: FileJob, chunks: list[Chunk]) -> None:
         """Adds a validated file's chunks."""
-        self._call(self._control.add.remote(job, chunks))
+        self._coordinator.add(job, chunks)
 
     def finish_submitting(self) -> None:
         """Says that no more files will come."""
-        self._call(self._control.close.remote())
+        self._coordinator.close()
 
-    def cancel(self, job: int) -> None:
+    def cancel(self, file: int) -> None:
         """Calls off the rest of a file that failed."""
-        self._call(self._control.cancel.remote(job))
+        self._coordinator.cancel(file)
 
     def poll(self, timeout: float) -> list[ChunkReport]:
         """Reports that have come in; waits up to ``timeout`` seconds for one.
@@ -119,19 +126,15 @@ class RayEngine:
             self._stop.wait(timeout)
             return []
         self._watch.look()
-        if self._taking is None:
-            self._taking = self._control.take.remote()
-        ready, _ = ray.wait([self._taking], timeout=timeout)
-        if not ready:
-            if self._ended is not None and not self._said_so:
-                self._said_so = True
-                self._call(self._control.abandoned.remote())
+        try:
+            reports = self._reports.get(timeout=timeout)
+        except queue.Empty:
             return []
-        reports = self._call(self._taking)
-        self._taking = None
+        if isinstance(reports, ClusterError):
+            raise reports
         if not reports:
             self.over = self._ended
-        return [ChunkReport.from_dict(r) for r in reports]
+        return reports
 
     def shutdown(self) -> None:
         """Stops what is running; part files of finished chunks stay.
@@ -141,19 +144,21 @@ class RayEngine:
         """
         self._stop.set()
         try:
-            # Asked, not killed: an actor that is just starting would be restarted, with noise.
-            ray.get(self._control.abort.remote(), timeout=10)
+            self._coordinator.abort()
             self._thread.join(timeout=_STOP_SECONDS)
-            ray.kill(self._control, no_restart=True)
+            self._coordinator.kill()
         except Exception as e:
-            log.debug("control actor was gone: %s", e)
+            log.debug("the coordinator was gone: %s", e)
         self._thread.join(timeout=1)
+        self._listener.join(timeout=1)
 
-    def _call(self, ref: Any) -> Any:
+    def _listen(self) -> None:
         try:
-            return ray.get(ref)
-        except ray.exceptions.RayError as e:
-            raise ClusterError(f"the job's coordinator on the cluster is gone: {e}") from e
+            while reports := self._coordinator.take_reports():
+                self._reports.put(reports)
+            self._reports.put([])
+        except ClusterError as e:
+            self._reports.put(e)
 
     def _run(self) -> None:
         ended = ClusterError(
@@ -168,5 +173,6 @@ class RayEngine:
                 "(finished chunks are kept)"
             )
             ended.__cause__ = e
-        finally:
-            self._ended = ended
+        self._ended = ended
+        with suppress(ClusterError):  # whoever listens hears it too
+            self._coordinator.all_left()

@@ -245,7 +245,7 @@ class Rival:
 
 
 @pytest.fixture
-def short_tickets(ray_cluster, monkeypatch):
+def short_leaves(ray_cluster, monkeypatch):
     """Tasks give their place back after a second, and four of the cluster's devices are free."""
     import ray
 
@@ -257,8 +257,8 @@ def short_tickets(ray_cluster, monkeypatch):
 
 @pytest.mark.ray
 @pytest.mark.parametrize("engine", ["ray_core", "ray_data"])
-def test_a_job_whose_place_was_taken_between_two_tickets_does_not_wait_for_ever(
-    short_tickets, write_rows, tmp_path, engine
+def test_a_job_whose_place_was_taken_between_two_leaves_does_not_wait_for_ever(
+    short_leaves, write_rows, tmp_path, engine
 ):
     calls = tmp_path / "calls"
     model = doubler(num_cpus=0, num_gpus=4, batch_seconds=0.1, call_log=str(calls))
@@ -282,7 +282,7 @@ def test_a_job_whose_place_was_taken_between_two_tickets_does_not_wait_for_ever(
 
 @pytest.mark.ray
 def test_a_job_does_not_take_its_own_worker_which_is_starting_for_a_holder(
-    short_tickets, write_rows, tmp_path
+    short_leaves, write_rows, tmp_path
 ):
     model = doubler(num_cpus=0, num_gpus=4)
     model.backend = "tests.slow_to_import:SlowToImport"
@@ -295,7 +295,7 @@ def test_a_job_does_not_take_its_own_worker_which_is_starting_for_a_holder(
 
 @pytest.mark.ray
 def test_a_job_says_what_it_waits_for_when_a_worker_died_and_its_place_was_taken(
-    short_tickets, write_rows, tmp_path, caplog
+    short_leaves, write_rows, tmp_path, caplog
 ):
     calls = tmp_path / "calls"
     model = doubler(

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 
 import pytest
 
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner
-from sheaf_dagster.batch.messages import ChunkReport, FileJob
-from sheaf_dagster.batch.ray.control import JobControl
 from sheaf_dagster.batch.worker import model_thread
-from sheaf_dagster.storage import Chunk, Location, Part, PartStore
 from tests.batch.jobs import MODES, leftovers, spec
 from tests.conftest import read_rows
 from tests.crashes import FULL
@@ -125,70 +121,3 @@ def test_a_fast_backend_is_not_disturbed_by_a_limit(mode, write_rows, tmp_path):
     assert [r.get("value") for r in read_rows(result.sink)] == [
         None if v == 7 else 2 * v for v in values
     ]
-
-
-def control_with_a_job(chunks: int, **fields) -> tuple[JobControl, list[Chunk]]:
-    store = PartStore(Location("/nowhere"))
-    job = FileJob(0, (), ("in.jsonl",), store, 4, fields.get("on_error", "fail"), None)
-    made = [Chunk(i, 0, 0, 1, 4 * i, 4, 4 * i + 1) for i in range(chunks)]
-    control = JobControl(1, "toy")
-    asyncio.run(control.add(job, made))
-    return control, made
-
-
-def test_what_a_hung_worker_held_beside_is_not_to_blame():
-    control, chunks = control_with_a_job(4, on_error="record")
-
-    async def story():
-        turn = await control.enter(0, "node")
-        first, _ = await control.next(0, turn)
-        second, _ = await control.next(0, turn)
-        held = [c.index for _, c in first + second]
-        await control.hung(0, turn, 0, held[0], frozenset(range(4)), "hung")
-        turn = await control.enter(0, "node")
-        return held, [await control.next(0, turn)]
-
-    held, ((suspects, jobs),) = asyncio.run(story())
-
-    assert len(held) >= 2
-    assert [c.index for _, c in suspects] == held[:1], "alone, and first"
-    assert jobs[0].hangs[held[0]].together == frozenset(range(4))
-    assert control._deaths == {}
-
-
-def test_what_a_dead_worker_said_of_its_batch_is_no_matter_of_its_successor():
-    control, chunks = control_with_a_job(1, on_error="record")
-
-    async def story():
-        gone = await control.enter(0, "node")
-        await control.next(0, gone)
-        turn = await control.enter(0, "node")
-        held, _ = await control.next(0, turn)
-        await control.hung(0, gone, 0, 0, frozenset(range(4)), "heard late")
-        await control.report(0, report.to_dict())
-        await control.close()
-        return held, await control.next(0, turn), await control.take()
-
-    report = ChunkReport(0, 0, 0, "w", part=Part(0, 4, 0, 0, 1))
-    held, after, taken = asyncio.run(story())
-
-    assert [c.index for _, c in held] == [0]
-    assert after is None, "all is done"
-    assert taken == [report.to_dict()]
-
-
-def test_a_call_that_a_dead_worker_left_behind_is_given_no_chunk():
-    control, _ = control_with_a_job(1)
-
-    async def story():
-        turn = await control.enter(0, "node")
-        await control.next(0, turn)
-        left = asyncio.create_task(control.next(0, turn))  # waits; then its worker dies
-        await asyncio.sleep(0)
-        again = await control.enter(0, "node")
-        return await left, await control.next(0, again)
-
-    stale, (chunks, _) = asyncio.run(story())
-
-    assert stale is None
-    assert [c.index for _, c in chunks] == [0]
