@@ -43,7 +43,7 @@ from sheaf_dagster.storage import (
 )
 from sheaf_dagster.storage.compression import codec_of
 
-__all__ = ["CheckMany", "FileTask", "check_chunks", "job_fingerprint", "validate_source"]
+__all__ = ["CheckMany", "FileRun", "check_chunks", "job_fingerprint", "validate_source"]
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def job_fingerprint(context: ModelContext, spec: BatchSpec, source_digest: str) 
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class FileTask:
+class FileRun:
     """State of one file in the driver. Its rows are never here."""
 
     def __init__(self, id: int, spec: BatchSpec, context: ModelContext) -> None:
@@ -338,6 +338,10 @@ class FileTask:
         """Gives the sink free after a failure; finished parts stay if they may be resumed."""
         if self._held is not None:
             self._held.release() if self.may_resume else self._held.discard()
+
+    def sweep(self) -> None:
+        """Clears up what workers have written since it was abandoned."""
+        self.sink.sweep(self.fingerprint)
 
 
 def _batch_size(spec: BatchSpec, reports: Sequence[ChunkReport]) -> int | None:

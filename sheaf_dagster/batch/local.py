@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
-from sheaf_dagster.batch.file_run import FileTask, check_chunks
-from sheaf_dagster.batch.messages import FileJob
-from sheaf_dagster.batch.progress import ProgressMeter
+from sheaf_dagster.batch.events import Reported, Tell, Waiting, WorkFailed
+from sheaf_dagster.batch.file_run import check_chunks
+from sheaf_dagster.batch.messages import ChunkReport, FileJob
 from sheaf_dagster.batch.ray.capacity import amounts, demand_of
-from sheaf_dagster.batch.results import BatchOutcome, BatchProgress, BatchResult
 from sheaf_dagster.batch.rows.requests import ChunkCheck, Row, RowContract
-from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.batch.worker.hanging import TimeLimit, took_too_long
 from sheaf_dagster.batch.worker.loading import LoadedBackend, ModelContext
 from sheaf_dagster.batch.worker.local_model import LocalModel, local_model
@@ -22,70 +22,106 @@ from sheaf_dagster.batch.worker.pipeline import run_chunks
 from sheaf_dagster.errors import BatchTimeoutError
 from sheaf_dagster.storage import Chunk, ScannedSource
 
-__all__ = ["run_local"]
+__all__ = ["LocalWorkforce"]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-def run_local(
-    context: ModelContext,
-    specs: Iterable[BatchSpec],
-    on_progress: Callable[[BatchProgress], None] | None,
-) -> Iterator[BatchOutcome]:
-    """Runs files one after the other with the model loaded in this process.
+class LocalWorkforce:
+    """The driver's own thread, in which one file is run after the other.
 
     Nothing is reserved and no limit of the cluster applies: a process is as large as it was
     started.
     """
-    _say_what_is_not_reserved(context.spec)
-    progress = ProgressMeter(on_progress)
-    for id, spec in enumerate(specs):
-        progress.files_total += 1
-        task = FileTask(id, spec, context)
+
+    files_ahead = 1
+    surely_opens = True
+
+    def __init__(self, context: ModelContext) -> None:
+        self._context = context
+        self._tell: Tell = lambda event: None
+        self._waiting: queue.SimpleQueue[tuple[FileJob, list[Chunk]]] = queue.SimpleQueue()
+        self._running: tuple[int, Generator[ChunkReport, None, None]] | None = None
+
+    def open(self) -> None:
+        """Says what isn't reserved."""
+        demand = demand_of(self._context.spec)
+        demand.pop("CPU", None)  # one by default, and the process has it
+        if demand:
+            log.warning(
+                "compute='local' reserves nothing, and no limits apply: model %r, which asks for "
+                "%s, runs with whatever this process has; use compute='tasks' or 'actors' to have "
+                "it reserved",
+                self._context.spec.name,
+                ", ".join(amounts(demand)),
+            )
+
+    def start(self, tell: Tell) -> None:
+        """Nobody needs to be waited for."""
+        self._tell = tell
+
+    def check(
+        self, contract: RowContract, source: ScannedSource, stop: threading.Event
+    ) -> Iterator[ChunkCheck]:
+        """Validates one chunk after the other."""
+        for check in check_chunks(contract, [f.text for f in source.files], source.chunks):
+            if stop.is_set():
+                raise InterruptedError("the job was stopped")
+            yield check
+
+    def submit(self, job: FileJob, chunks: list[Chunk]) -> None:
+        """Has a file's chunks run when the driver looks next."""
+        self._waiting.put((job, chunks))
+        self._tell(Waiting())
+
+    def no_more_files(self) -> None:
+        """Nobody waits for more."""
+
+    def cancel(self, file: int) -> None:
+        """Leaves the rest of a file that failed."""
+        if self._running is not None and self._running[0] == file:
+            self.stop()
+
+    def look(self) -> bool:
+        """Runs on until a chunk is done."""
+        if self._running is None:
+            try:
+                job, chunks = self._waiting.get_nowait()
+            except queue.Empty:
+                return False
+            self._running = job.id, self._run(job, chunks)
+        file, reports = self._running
         try:
-            result = _run_file(task, context, progress)
+            self._tell(Reported(next(reports)))
+        except StopIteration:
+            self._running = None
         except Exception as e:
-            task.abandon()
-            outcome = BatchOutcome(spec=spec, error=e)
-        except BaseException:  # Ctrl-C, a closed iterator: parts stay, the sink is given free
-            task.abandon()
-            raise
-        else:
-            outcome = BatchOutcome(spec=spec, result=result)
-        progress.ended(task)
-        progress.tick((), force=True)
-        yield outcome
+            self._running = None
+            self._tell(WorkFailed(file, e))
+        return True
 
+    def stop(self) -> None:
+        """Leaves the file that is being run."""
+        if self._running is not None:
+            self._running[1].close()
+            self._running = None
 
-def _say_what_is_not_reserved(model: ModelSpec) -> None:
-    demand = demand_of(model)
-    demand.pop("CPU", None)  # one by default, and the process has it
-    if demand:
-        log.warning(
-            "compute='local' reserves nothing, and no limits apply: model %r, which asks for %s, "
-            "runs with whatever this process has; use compute='tasks' or 'actors' to have it "
-            "reserved",
-            model.name,
-            ", ".join(amounts(demand)),
-        )
+    def close(self) -> None:
+        """Nothing was taken."""
 
-
-def _run_file(task: FileTask, context: ModelContext, progress: ProgressMeter) -> BatchResult:
-    job, chunks = task.prepare(_check_here)
-    if chunks:
-        with local_model(context) as model:
+    def _run(self, job: FileJob, chunks: list[Chunk]) -> Generator[ChunkReport, None, None]:
+        with local_model(self._context) as model:
 
             def limit_for(loaded: LoadedBackend, job: FileJob, chunk: Chunk) -> TimeLimit:
                 return _LocalLimit(model, type(loaded.backend).__name__, job, chunk)
 
             work = [[(job, chunk) for chunk in chunks]]
-            cpus = max(_available_cpus(), context.spec.resources.num_cpus)
-            for report in run_chunks(context, model.load(), work, limit_for=limit_for, cpus=cpus):
-                task.take(report)
-                progress.tick([task])
-    return task.commit()
+            cpus = max(_available_cpus(), self._context.spec.resources.num_cpus)
+            yield from run_chunks(
+                self._context, model.load(), work, limit_for=limit_for, cpus=cpus
+            )
 
 
 def _available_cpus() -> int:
@@ -93,10 +129,6 @@ def _available_cpus() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
         return os.cpu_count() or 1
-
-
-def _check_here(contract: RowContract, source: ScannedSource) -> Iterable[ChunkCheck]:
-    return check_chunks(contract, [f.text for f in source.files], source.chunks)
 
 
 class _LocalLimit:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sheaf_dagster.batch.file_run import FileTask
+from sheaf_dagster.batch.file_run import FileRun
 from sheaf_dagster.batch.results import BatchProgress
 
 if TYPE_CHECKING:
@@ -49,14 +49,14 @@ class ProgressMeter:
         self._ended_total = 0
         self._ended_resumed = 0
 
-    def ended(self, task: FileTask) -> None:
+    def ended(self, task: FileRun) -> None:
         """A file is committed or has failed."""
         self.files_done += 1
         self._ended_rows += task.rows_done
         self._ended_total += task.rows_done
         self._ended_resumed += task.resumed_rows
 
-    def tick(self, running: Iterable[FileTask], *, force: bool = False) -> None:
+    def tick(self, running: Iterable[FileRun], *, force: bool = False) -> None:
         """Tells the callback, if it is time to."""
         if self._callback is None or (not force and time.monotonic() < self._next):
             return

@@ -13,6 +13,7 @@ from typing import Literal
 
 from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.backends.base import shape_of
+from sheaf_dagster.batch.driver import run_job
 from sheaf_dagster.batch.file_run import job_fingerprint
 from sheaf_dagster.batch.progress import OnProgress, shown_progress
 from sheaf_dagster.batch.ray.capacity import WorkerPlan
@@ -21,6 +22,7 @@ from sheaf_dagster.batch.results import BatchOutcome, BatchResult, ValidationRep
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.batch.validation import validate_files
 from sheaf_dagster.batch.worker.loading import ModelContext
+from sheaf_dagster.batch.workforce import Workforce
 from sheaf_dagster.errors import SheafError, SpecError
 from sheaf_dagster.storage import Location, source_digest
 
@@ -142,14 +144,16 @@ class BatchRunner:
             if self._on_progress == "auto"
             else nullcontext(self._on_progress)
         ) as on_progress:
-            if first.compute == "local":
-                from sheaf_dagster.batch.local import run_local
+            yield from run_job(context, specs, self._workforce(context, first, files), on_progress)
 
-                yield from run_local(context, specs, on_progress)
-            else:
-                from sheaf_dagster.batch.ray.job import run_on_ray
+    def _workforce(self, context: ModelContext, first: BatchSpec, files: int | None) -> Workforce:
+        if first.compute == "local":
+            from sheaf_dagster.batch.local import LocalWorkforce
 
-                yield from run_on_ray(context, first, specs, self.cluster, on_progress, files)
+            return LocalWorkforce(context)
+        from sheaf_dagster.batch.ray.workforce import RayWorkforce
+
+        return RayWorkforce(context, first, self.cluster, files)
 
     def fingerprint(self, spec: BatchSpec) -> str:
         """Identity of the output that a job would write: source, model, batch layout, policy.

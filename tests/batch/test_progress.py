@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from sheaf_dagster import BatchProgress, BatchRunner, BatchSpec, PredictError
-from sheaf_dagster.batch.file_run import FileTask
+from sheaf_dagster.batch.file_run import FileRun
 from sheaf_dagster.batch.progress import progress_bar, progress_lines, progress_text
 from tests.batch.jobs import spec
 from tests.conftest import ROOT
@@ -174,13 +174,13 @@ def test_a_resumed_job_tells_how_many_rows_it_took_over(write_rows, tmp_path):
 
 @pytest.mark.ray
 def test_a_file_counts_while_it_is_committed(ray_cluster, write_rows, tmp_path, monkeypatch):
-    commit = FileTask.commit
+    commit = FileRun.commit
 
     def slow_commit(task):
         time.sleep(1.5)
         return commit(task)
 
-    monkeypatch.setattr(FileTask, "commit", slow_commit)
+    monkeypatch.setattr(FileRun, "commit", slow_commit)
     seen = []
 
     BatchRunner(doubler(), on_progress=seen.append).run(

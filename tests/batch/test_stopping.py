@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sheaf_dagster import BatchRunner, BatchSpec, ClusterCapacityError
-from sheaf_dagster.batch.ray import job as ray_job
+from sheaf_dagster.batch.ray import workforce
 from tests.conftest import ROOT, read_rows
 from tests.crashes import Job, driving, workers_of
 from tests.definitions.project import Project
@@ -171,9 +171,9 @@ def test_nothing_reads_on_when_ray_goes_down(write_rows, tmp_path, monkeypatch):
     def no_room(*_):
         raise ClusterCapacityError("no room")
 
-    monkeypatch.setattr(ray_job, "surely_fits_here", lambda *_: True)
-    monkeypatch.setattr(ray_job, "ray_session", session)
-    monkeypatch.setattr(ray_job, "check_capacity", no_room)
+    monkeypatch.setattr(workforce, "surely_fits_here", lambda *_: True)
+    monkeypatch.setattr(workforce, "ray_session", session)
+    monkeypatch.setattr(workforce, "check_capacity", no_room)
     spec = BatchSpec(source=write_rows([1]), sink=str(tmp_path / "out.jsonl"))
 
     with pytest.raises(ClusterCapacityError, match="no room"):

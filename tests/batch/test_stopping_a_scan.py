@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from sheaf_dagster.batch.file_run import FileTask
+from sheaf_dagster.batch.file_run import FileRun
 from sheaf_dagster.batch.worker.loading import ModelContext
 from tests.batch.jobs import leftovers, spec
 from tests.toys import doubler
@@ -18,7 +18,7 @@ def test_a_scan_ends_when_its_job_is_stopped_and_leaves_nothing(name, write_rows
     source = tmp_path / name
     text = open(write_rows([1, 2, 3], "plain.jsonl"), "rb").read()
     source.write_bytes(gzip.compress(text) if name.endswith("gz") else text)
-    task = FileTask(0, spec(str(source), tmp_path, compute="local"), ModelContext.of(doubler()))
+    task = FileRun(0, spec(str(source), tmp_path, compute="local"), ModelContext.of(doubler()))
     stop = threading.Event()
     stop.set()
 

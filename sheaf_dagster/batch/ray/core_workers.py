@@ -17,7 +17,7 @@ import ray
 from sheaf_dagster.batch.ray.client import WorkerClient
 from sheaf_dagster.batch.ray.reservation import placement
 from sheaf_dagster.batch.ray.worker import Leave, _BackendActor, leaves, run_task
-from sheaf_dagster.batch.ray.workforce import Workers
+from sheaf_dagster.batch.ray.workers import Workers
 from sheaf_dagster.batch.worker.loading import ModelContext
 
 __all__ = ["run_on_ray_core"]

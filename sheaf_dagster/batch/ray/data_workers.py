@@ -17,7 +17,7 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from sheaf_dagster.batch.logs import logger_at
 from sheaf_dagster.batch.ray.reservation import placement
 from sheaf_dagster.batch.ray.worker import _BackendActor, leaves, run_task_of_ray_data
-from sheaf_dagster.batch.ray.workforce import Workers
+from sheaf_dagster.batch.ray.workers import Workers
 
 __all__ = ["run_on_ray_data"]
 

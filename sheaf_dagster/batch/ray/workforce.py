@@ -3,176 +3,238 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
 
-from sheaf_dagster.batch.messages import ChunkReport, FileJob
+from sheaf_dagster.batch.checking import check_in_parallel
+from sheaf_dagster.batch.events import Ended, Reported, Tell
+from sheaf_dagster.batch.messages import FileJob
 from sheaf_dagster.batch.ray.capacity import demand_of
-from sheaf_dagster.batch.ray.client import DriverClient, WorkerClient
+from sheaf_dagster.batch.ray.cluster import (
+    check_capacity,
+    ray_session,
+    surely_fits_here,
+    worker_slots,
+)
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
-from sheaf_dagster.batch.ray.pool_watch import PoolWatch
+from sheaf_dagster.batch.ray.engine_choice import engine_for
+from sheaf_dagster.batch.ray.reservation import reserved_pool
+from sheaf_dagster.batch.ray.workers import Workers
+from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.errors import ClusterError
-from sheaf_dagster.storage import Chunk
+from sheaf_dagster.storage import Chunk, ScannedSource
 
-__all__ = ["RayEngine", "Workers"]
+if TYPE_CHECKING:  # they load Ray, beside which the first files are validated
+    from sheaf_dagster.batch.ray.client import DriverClient
+    from sheaf_dagster.batch.ray.pool_watch import PoolWatch
+
+__all__ = ["RayWorkforce"]
 
 log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 5.0
 
-
-@dataclass(frozen=True)
-class Workers:
-    """The workers that a job is to have.
-
-    Attributes:
-        context: Their model.
-        spec: How they run it.
-        config: The cluster and its limits.
-        slots: How many there are at most.
-        coordinator: The job's, as they speak with it.
-        pool: The placement group of a pool of actors, where there is one.
-    """
-
-    context: ModelContext
-    spec: BatchSpec
-    config: ClusterConfig
-    slots: int
-    coordinator: WorkerClient
-    pool: Any = None
-
-    @property
-    def reserved(self) -> dict[str, Any]:
-        """What each of them reserves, in the words of Ray's options."""
-        resources = self.context.spec.resources
-        options: dict[str, Any] = {"num_cpus": resources.num_cpus}
-        if resources.num_gpus:
-            options["num_gpus"] = resources.num_gpus
-        if resources.memory_gb:
-            options["memory"] = int(resources.memory_gb * 2**30)
-        if resources.custom:
-            options["resources"] = resources.custom
-        return options
+_IDLE_SECONDS = 2.0
+"""A task that has had nothing to do for so long, at the end of a job, gives its place back."""
 
 
-class RayEngine:
-    """Has workers started, hands them chunks, and returns their reports.
+class RayWorkforce:
+    """Workers that pull chunks from the job's coordinator, which hears their reports.
 
     They start before there is anything to do, so that they come up while files are scanned and
     validated, and stay warm for every file of the job.
 
     Args:
-        workers: What to start.
-        coordinator: The job's.
-        run: Starts the workers, and returns when the last one has left or the event is set.
-        name: What starts them, for messages.
+        context: The model.
+        first: The job's first file: all share its ``compute`` and ``num_actors``.
+        config: Which Ray, and how much of it.
+        files: How many files there are, where that is known.
     """
 
+    files_ahead = 32
+
     def __init__(
-        self,
-        workers: Workers,
-        coordinator: DriverClient,
-        run: Callable[[Workers, threading.Event], None],
-        name: str,
+        self, context: ModelContext, first: BatchSpec, config: ClusterConfig, files: int | None
     ) -> None:
-        self._name = name
-        self._workers = workers
-        self._run_workers = run
-        self._coordinator = coordinator
-        self.over: ClusterError | None = None
-        """Set once the last worker has left and all its reports have been taken: what then is
-        open stays open, and this is why."""
-        self._reports: queue.SimpleQueue[list[ChunkReport] | ClusterError] = queue.SimpleQueue()
-        self._ended: ClusterError | None = None
+        self._context = context
+        self._first = first
+        self._config = config
+        self._files = files
+        self._cleanup = ExitStack()
+        self._shared = False
+        self._engine = "ray_core"
+        self._slots = 1
+        self._coordinator: DriverClient | None = None
+        self._watch: PoolWatch | None = None
+        self._warming: list[Any] = []
         self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def surely_opens(self) -> bool:
+        """Whether a Ray that is started here is bound to have room for the job."""
+        return surely_fits_here(self._context.spec, self._first, self._config)
+
+    def open(self) -> None:
+        """Finds or starts Ray, and starts the coordinator.
+
+        Raises:
+            ClusterError: The cluster can't be reached.
+            ClusterCapacityError: The job can't fit it.
+        """
+        model, first = self._context.spec, self._first
+        self._shared = self._cleanup.enter_context(ray_session(self._config))
+        check_capacity(model, first, self._config)
+        self._engine = engine_for(first, self._files, self._config)
+        self._slots = worker_slots(model, first, self._config)
+        from sheaf_dagster.batch.ray.client import start_coordinator
+        from sheaf_dagster.batch.ray.startup import warm_up
+
+        tasks = first.compute == "tasks"
+        self._coordinator = start_coordinator(
+            self._slots, model.backend, idle_seconds=_IDLE_SECONDS if tasks else None
+        )
+        # Ray gives actors processes of their own, and plain tasks are as early themselves.
+        if tasks and self._engine == "ray_data":
+            self._warming = warm_up(self._context, self._slots)
+
+    def start(self, tell: Tell) -> None:
+        """Waits for the capacity of a pool, then has the workers started.
+
+        Raises:
+            ClusterBusyError: Others held it for too long.
+        """
+        from sheaf_dagster.batch.ray.pool_watch import PoolWatch
+
+        pool = None
+        if self._shared:
+            pool = self._cleanup.enter_context(
+                reserved_pool(self._context.spec, self._first, self._config, self._engine)
+            )
+        coordinator = self._opened
+        workers = Workers(
+            self._context,
+            self._first,
+            self._config,
+            self._slots,
+            coordinator.for_workers(),
+            pool,
+        )
         self._watch = PoolWatch(
             coordinator,
-            workers.spec.compute,
-            demand_of(workers.context.spec),
-            workers.slots,
-            workers.config,
+            self._first.compute,
+            demand_of(self._context.spec),
+            self._slots,
+            self._config,
         )
-        self._thread = threading.Thread(target=self._run, daemon=True, name="sheaf-workers")
-        self._listener = threading.Thread(target=self._listen, daemon=True, name="sheaf-reports")
-        self._thread.start()
-        self._listener.start()
+        ended: list[ClusterError] = []
+        for name, target, arguments in (
+            ("sheaf-workers", self._employ, (workers, ended)),
+            ("sheaf-reports", self._listen, (tell, ended)),
+        ):
+            thread = threading.Thread(target=target, args=arguments, daemon=True, name=name)
+            self._threads.append(thread)
+            thread.start()
+
+    def check(
+        self, contract: RowContract, source: ScannedSource, stop: threading.Event
+    ) -> Iterator[ChunkCheck]:
+        """Validates chunks here, and with workers that wait for their first file."""
+        return check_in_parallel(
+            contract,
+            [f.text for f in source.files],
+            source.chunks,
+            lambda: None if self._coordinator is None else (self._coordinator, self._slots),
+            stop,
+        )
 
     def submit(self, job: FileJob, chunks: list[Chunk]) -> None:
         """Adds a validated file's chunks."""
-        self._coordinator.add(job, chunks)
+        self._opened.add(job, chunks)
 
-    def finish_submitting(self) -> None:
-        """Says that no more files will come."""
-        self._coordinator.close()
+    def no_more_files(self) -> None:
+        """Says that the last one has been submitted."""
+        self._opened.close()
 
     def cancel(self, file: int) -> None:
         """Calls off the rest of a file that failed."""
-        self._coordinator.cancel(file)
+        self._opened.cancel(file)
 
-    def poll(self, timeout: float) -> list[ChunkReport]:
-        """Reports that have come in; waits up to ``timeout`` seconds for one.
+    def look(self) -> bool:
+        """Looks after the workers, once a second.
 
         Raises:
             ClusterError: Ray stopped working.
             ClusterBusyError: No worker came up in time.
         """
-        if self.over is not None:
-            self._stop.wait(timeout)
-            return []
-        self._watch.look()
-        try:
-            reports = self._reports.get(timeout=timeout)
-        except queue.Empty:
-            return []
-        if isinstance(reports, ClusterError):
-            raise reports
-        if not reports:
-            self.over = self._ended
-        return reports
+        if self._watch is not None:
+            self._watch.look()
+        return False
 
-    def shutdown(self) -> None:
-        """Stops what is running; part files of finished chunks stay.
+    def stop(self) -> None:
+        """Stops what is running; parts of finished chunks stay.
 
         Workers stop after the batch in hand, or end themselves a few seconds later. What still
         waits for a place finds the coordinator gone and ends by itself.
         """
         self._stop.set()
+        if self._coordinator is None:
+            return
+        employ = self._threads[:1]
         try:
             self._coordinator.abort()
-            self._thread.join(timeout=_STOP_SECONDS)
+            for thread in employ:
+                thread.join(timeout=_STOP_SECONDS)
             self._coordinator.kill()
         except Exception as e:
             log.debug("the coordinator was gone: %s", e)
-        self._thread.join(timeout=1)
-        self._listener.join(timeout=1)
+        for thread in self._threads:
+            thread.join(timeout=1)
 
-    def _listen(self) -> None:
-        try:
-            while reports := self._coordinator.take_reports():
-                self._reports.put(reports)
-            self._reports.put([])
-        except ClusterError as e:
-            self._reports.put(e)
+    def close(self) -> None:
+        """Gives back what was reserved, and stops a Ray that was started for the job."""
+        self._cleanup.close()
 
-    def _run(self) -> None:
-        ended = ClusterError(
-            f"{self._name} ended before all chunks were done; check the cluster and run again "
-            "(finished chunks are kept)"
-        )
+    @property
+    def _opened(self) -> DriverClient:
+        assert self._coordinator is not None, "open() comes first"
+        return self._coordinator
+
+    # -- threads ---------------------------------------------------------------------------
+
+    def _employ(self, workers: Workers, ended: list[ClusterError]) -> None:
+        """Has workers started until the last one has left."""
+        name = "Ray Data" if self._engine == "ray_data" else "Ray"
+        again = "check the cluster and run again (finished chunks are kept)"
         try:
-            self._run_workers(self._workers, self._stop)
+            if self._engine == "ray_data":
+                from sheaf_dagster.batch.ray.data_workers import run_on_ray_data
+
+                run_on_ray_data(workers, self._stop)
+            else:
+                from sheaf_dagster.batch.ray.core_workers import run_on_ray_core
+
+                run_on_ray_core(workers, self._stop)
+            error = ClusterError(f"{name} ended before all chunks were done; {again}")
         except Exception as e:
-            ended = ClusterError(
-                f"{self._name} stopped: {type(e).__name__}: {e}; check the cluster and run again "
-                "(finished chunks are kept)"
-            )
-            ended.__cause__ = e
-        self._ended = ended
+            error = ClusterError(f"{name} stopped: {type(e).__name__}: {e}; {again}")
+            error.__cause__ = e
+        ended.append(error)
         with suppress(ClusterError):  # whoever listens hears it too
-            self._coordinator.all_left()
+            self._opened.all_left()
+
+    def _listen(self, tell: Tell, ended: list[ClusterError]) -> None:
+        """Tells of reports as they come, and of the end after the last."""
+        try:
+            while reports := self._opened.take_reports():
+                for report in reports:
+                    tell(Reported(report))
+            if ended:
+                tell(Ended(ended[0]))
+        except Exception as e:
+            # Others have failed for the same reason; where all chunks are in it is none.
+            tell(Ended(e))

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from sheaf_dagster import BatchRunner, BatchSpec, ClusterConfig
-from sheaf_dagster.batch.file_run import FileTask
+from sheaf_dagster.batch.file_run import FileRun
 from sheaf_dagster.batch.ray import core_workers
 from sheaf_dagster.errors import ClusterError
 from tests.conftest import read_rows
@@ -20,9 +20,9 @@ SECONDS = 13
 
 def slow_commits(monkeypatch) -> list[str]:
     """Has a commit take its time once the last worker has left."""
-    commit, committed = FileTask.commit, []
+    commit, committed = FileRun.commit, []
 
-    def slow_commit(task: FileTask):
+    def slow_commit(task: FileRun):
         for thread in threading.enumerate():
             if thread.name == "sheaf-workers":
                 thread.join(120)
@@ -30,7 +30,7 @@ def slow_commits(monkeypatch) -> list[str]:
         committed.append(task.spec.sink)
         return commit(task)
 
-    monkeypatch.setattr(FileTask, "commit", slow_commit)
+    monkeypatch.setattr(FileRun, "commit", slow_commit)
     return committed
 
 

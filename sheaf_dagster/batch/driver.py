@@ -1,0 +1,254 @@
+"""The driver of a job: one loop that hears of everything from one inbox.
+
+::
+
+    feeder ── Prepared, Failed, AllFed, Broke ──▶ ┌───────┐
+    workforce ── Reported, Failed, Ended ───────▶ │ inbox │ ──▶ loop ──▶ outcomes, progress
+    commits ── Committed, Failed ───────────────▶ └───────┘
+
+The feeder, a thread, takes the caller's files one after the other, scans and validates each, and
+submits its chunks. The workforce runs them: on Ray, or in this process. A file whose last chunk
+is in is committed by a small pool. All that the caller sees comes from the caller's thread.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+from sheaf_dagster.batch.events import (
+    AllFed,
+    Broke,
+    Committed,
+    Ended,
+    Event,
+    Failed,
+    Prepared,
+    Reported,
+    WorkFailed,
+)
+from sheaf_dagster.batch.file_run import FileRun
+from sheaf_dagster.batch.messages import ChunkReport
+from sheaf_dagster.batch.progress import ProgressMeter
+from sheaf_dagster.batch.results import BatchOutcome, BatchProgress
+from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.batch.worker.loading import ModelContext
+from sheaf_dagster.batch.workforce import Workforce
+
+__all__ = ["run_job"]
+
+_COMMIT_THREADS = 4
+
+_TICK_SECONDS = 0.5
+"""How often progress is told and the workforce looked after while nothing happens."""
+
+_LEAVE_SECONDS = 60.0
+"""How long the feeder is waited for, which may be in the middle of its caller's iterator."""
+
+
+def run_job(
+    context: ModelContext,
+    specs: Iterable[BatchSpec],
+    workforce: Workforce,
+    on_progress: Callable[[BatchProgress], None] | None,
+) -> Iterator[BatchOutcome]:
+    """Runs files; see ``BatchRunner.run_many``.
+
+    Args:
+        context: The model.
+        specs: The files.
+        workforce: Who runs their chunks.
+        on_progress: Called as the job goes on.
+    """
+    driver = _Driver(context, specs, workforce, on_progress)
+    with ExitStack() as stack:  # done from the last to the first
+        stack.callback(driver.abandon)
+        stack.callback(workforce.close)
+        # Whatever the feeder asks of a Ray that is down starts another one.
+        stack.callback(driver.stop_feeding)
+        stack.callback(driver.stop_committing)
+        stack.callback(workforce.stop)
+        yield from driver.outcomes()
+
+
+class _Driver:
+    def __init__(
+        self,
+        context: ModelContext,
+        specs: Iterable[BatchSpec],
+        workforce: Workforce,
+        on_progress: Callable[[BatchProgress], None] | None,
+    ) -> None:
+        self._context = context
+        self._specs = specs
+        self._workforce = workforce
+        self._progress = ProgressMeter(on_progress)
+        self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._feeder = threading.Thread(target=self._feed, daemon=True, name="sheaf-feeder")
+        self._room = threading.Semaphore(workforce.files_ahead)
+        self._open = threading.Event()
+        self._stop = threading.Event()
+        self._commits = ThreadPoolExecutor(_COMMIT_THREADS, thread_name_prefix="sheaf-commit")
+        self._running: dict[int, FileRun] = {}
+        self._committing: dict[int, FileRun] = {}
+        self._discarded: list[FileRun] = []
+        self._fed_all = False
+        self._ended: Exception | None = None
+
+    # -- the feeder's thread ---------------------------------------------------------------
+
+    def _feed(self) -> None:
+        try:
+            for id, spec in enumerate(self._specs):
+                self._room.acquire()
+                if self._stop.is_set():
+                    return
+                self._feed_one(id, spec)
+                if self._stop.is_set():
+                    return
+            self._open.wait()
+            if not self._stop.is_set():
+                self._workforce.no_more_files()
+            self._inbox.put(AllFed())
+        except BaseException as e:  # a sys.exit() of a user's code, too: nobody else would hear it
+            self._inbox.put(Broke(e))
+
+    def _feed_one(self, id: int, spec: BatchSpec) -> None:
+        run = FileRun(id, spec, self._context)
+        self._progress.files_total += 1
+        try:
+            job, chunks = run.prepare(
+                lambda contract, source: self._workforce.check(contract, source, self._stop),
+                self._stop,
+            )
+        except Exception as e:
+            self._inbox.put(Failed(run, e))
+            return
+        self._inbox.put(Prepared(run))  # before the first report of it can come in
+        self._open.wait()
+        if not self._stop.is_set() and chunks:
+            self._workforce.submit(job, chunks)
+
+    # -- the caller's thread ---------------------------------------------------------------
+
+    def outcomes(self) -> Iterator[BatchOutcome]:
+        if self._workforce.surely_opens:
+            self._feeder.start()
+        self._workforce.open()
+        self._open.set()
+        if self._feeder.ident is None:
+            self._feeder.start()
+        self._workforce.start(self._inbox.put)
+        while self._running or self._committing or not self._fed_all:
+            yield from self._after(self._next_event())
+            if self._ended is not None and self._running:
+                raise self._ended
+            self._tick()
+        self._tick(force=True)
+
+    def _next_event(self) -> Event:
+        while True:
+            # Once all chunks are in, what becomes of the workers is no matter any more.
+            matters = self._running or not self._fed_all
+            more = self._workforce.look() if matters and self._ended is None else False
+            try:
+                return self._inbox.get(block=not more, timeout=_TICK_SECONDS)
+            except queue.Empty:
+                self._tick()
+
+    def _after(self, event: Event) -> Iterator[BatchOutcome]:
+        match event:
+            case Prepared(run):
+                self._running[run.id] = run
+                self._commit_if_complete(run)
+            case Reported(report):
+                if report.job in self._running:  # else a late chunk of a file that failed
+                    yield from self._take(self._running[report.job], report)
+            case Committed(run, result):
+                del self._committing[run.id]
+                self._through(run)
+                yield BatchOutcome(spec=run.spec, result=result)
+            case Failed(run, error):
+                yield self._failed(run, error)
+            case WorkFailed(file, error):
+                yield self._failed(self._running[file], error)
+            case AllFed():
+                self._fed_all = True
+            case Ended(error):
+                self._ended = error
+            case Broke(error):
+                raise error
+
+    def _take(self, run: FileRun, report: ChunkReport) -> Iterator[BatchOutcome]:
+        try:
+            run.take(report)
+        except Exception as e:
+            self._workforce.cancel(run.id)
+            yield self._failed(run, e)
+        else:
+            self._tick()  # before the commit, while the caller can still see what is to come
+            self._commit_if_complete(run)
+
+    def _commit_if_complete(self, run: FileRun) -> None:
+        if run.complete:
+            self._committing[run.id] = self._running.pop(run.id)
+            self._commits.submit(self._commit, run)
+
+    def _commit(self, run: FileRun) -> None:
+        """In a thread of its own."""
+        try:
+            self._inbox.put(Committed(run, run.commit()))
+        except Exception as e:
+            self._inbox.put(Failed(run, e))
+        except BaseException as e:
+            self._inbox.put(Broke(e))
+
+    def _failed(self, run: FileRun, error: Exception) -> BatchOutcome:
+        self._running.pop(run.id, None)
+        self._committing.pop(run.id, None)
+        run.abandon()
+        if not run.may_resume:
+            self._discarded.append(run)  # workers may yet write what they have in hand
+        self._through(run)
+        return BatchOutcome(spec=run.spec, error=error)
+
+    def _through(self, run: FileRun) -> None:
+        self._progress.ended(run)
+        self._room.release()
+
+    def _tick(self, *, force: bool = False) -> None:
+        self._progress.tick([*self._running.values(), *self._committing.values()], force=force)
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def stop_committing(self) -> None:
+        """Waits for the commits under way; the others keep their parts for a rerun."""
+        self._stop.set()
+        self._commits.shutdown(wait=True, cancel_futures=True)
+
+    def stop_feeding(self) -> None:
+        """Waits until the feeder has left."""
+        self._stop.set()
+        self._open.set()
+        self._room.release()
+        if self._feeder.ident is not None:
+            self._feeder.join(timeout=_LEAVE_SECONDS)
+
+    def abandon(self) -> None:
+        """Gives the sinks of unfinished files free, once nothing works on them any more."""
+        unseen = []
+        while not self._inbox.empty():
+            match self._inbox.get():
+                case Prepared(run):
+                    unseen.append(run)
+                case Failed(run):
+                    unseen.append(run)
+                case Committed(run):
+                    self._committing.pop(run.id, None)
+        for run in (*self._running.values(), *self._committing.values(), *unseen):
+            run.abandon()
+        with ThreadPoolExecutor(_COMMIT_THREADS, thread_name_prefix="sheaf-sweep") as pool:
+            list(pool.map(FileRun.sweep, self._discarded))
