@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sheaf_dagster.batch.file_run import check_chunks
-from sheaf_dagster.batch.ray.ledger import ValidationWork
+from sheaf_dagster.batch.ray.records import ValidationWork
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN
 from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
+from sheaf_dagster.batch.validation import check_chunks
 from sheaf_dagster.storage import Chunk, Location
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
 from sheaf_dagster.batch.events import Reported, Tell, Waiting, WorkFailed
-from sheaf_dagster.batch.file_run import check_chunks
 from sheaf_dagster.batch.messages import ChunkReport, FileJob
 from sheaf_dagster.batch.ray.capacity import amounts, demand_of
 from sheaf_dagster.batch.rows.requests import ChunkCheck, Row, RowContract
+from sheaf_dagster.batch.validation import check_chunks
 from sheaf_dagster.batch.worker.hanging import TimeLimit, took_too_long
 from sheaf_dagster.batch.worker.loading import LoadedBackend, ModelContext
 from sheaf_dagster.batch.worker.local_model import LocalModel, local_model

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sheaf_dagster.batch.file_run import FileRun
 from sheaf_dagster.batch.results import BatchProgress
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from sheaf_dagster.batch.file_run import FileRun
 
 __all__ = [
     "EVERY_SECONDS",

@@ -2,20 +2,88 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sheaf_dagster.batch.file_run import check_chunks, validate_source
 from sheaf_dagster.batch.progress import OnProgress
-from sheaf_dagster.batch.results import BatchProgress, ValidationReport
+from sheaf_dagster.batch.results import (
+    MAX_VIOLATIONS_SHOWN,
+    BatchProgress,
+    ValidationReport,
+    Violation,
+)
 from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
-from sheaf_dagster.storage import Location, ScannedSource, scan_source
+from sheaf_dagster.batch.rows.unique import SeenKeys
+from sheaf_dagster.batch.rows.unknown import count_rows
+from sheaf_dagster.errors import SourceChangedError
+from sheaf_dagster.storage import Chunk, Location, ScannedSource, read_ranges, scan_source
 
-__all__ = ["validate_files"]
+__all__ = ["check_chunks", "validate_files", "validate_source"]
 
 _BATCH_SIZE = 64
+
+
+def check_chunks(
+    contract: RowContract, texts: Sequence[Location], chunks: Sequence[Chunk]
+) -> Iterator[ChunkCheck]:
+    """Checks chunks one after the other, in this process."""
+    ranges = read_ranges([(texts[c.file], c.start, c.end) for c in chunks])
+    for chunk, read in zip(chunks, ranges, strict=True):
+        yield contract.check(read(), chunk.first_line)
+
+
+def validate_source(
+    source: ScannedSource, checks: Iterable[ChunkCheck]
+) -> tuple[ValidationReport, tuple[Chunk, ...]]:
+    """The report over all chunks, and the chunks with the checksums of what was checked."""
+    report = ValidationReport(
+        source=", ".join(f.stored.uri for f in source.files),
+        rows=source.rows,
+        source_digest=source.digest,
+        source_bytes=source.stored_bytes,
+    )
+    validated = []
+    seen = SeenKeys()
+    several = len(source.files) > 1
+    for chunk, check in zip(source.chunks, checks, strict=True):
+        if check.rows != chunk.rows:
+            source.check_unchanged()
+            raise SourceChangedError(
+                f"{source.files[chunk.file].stored.uri} changed while it was validated (from line "
+                f"{chunk.first_line}); run again once its writer has finished"
+            )
+        for violation in check.violations[: MAX_VIOLATIONS_SHOWN - len(report.violations)]:
+            if several:
+                violation.file = source.files[chunk.file].stored.uri
+            report.violations.append(violation)
+        report.total_violations += check.total_violations
+        report.invalid_rows += check.invalid_rows
+        count_rows(report.unknown_fields, check.unknown_fields)
+        report.meant.update({n: m for n, m in check.meant.items() if n in report.unknown_fields})
+        seen.add(chunk.file, check.key, check.keys)
+        validated.append(chunk.validated(check.crc))
+    _note_duplicates(report, source, seen)
+    return report, tuple(validated)
+
+
+def _note_duplicates(report: ValidationReport, source: ScannedSource, seen: SeenKeys) -> None:
+    number, duplicates = seen.duplicates()
+    report.total_violations += number
+    report.invalid_rows += number
+    names = [f.stored.uri for f in source.files]
+    for found in itertools.islice(duplicates, MAX_VIOLATIONS_SHOWN - len(report.violations)):
+        other = "" if found.file == found.first_file else f"{names[found.first_file]}, "
+        report.violations.append(
+            Violation(
+                line=found.line,
+                field=seen.field,
+                message=f"is the same as on {other}line {found.first_line}; each must be another",
+                file=names[found.file] if len(names) > 1 else "",
+            )
+        )
 
 
 def validate_files(

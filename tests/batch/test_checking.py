@@ -9,8 +9,8 @@ import pytest
 
 from sheaf_dagster.batch import checking
 from sheaf_dagster.batch.checking import check_in_parallel
-from sheaf_dagster.batch.file_run import check_chunks
-from sheaf_dagster.batch.ray.ledger import ValidationWork
+from sheaf_dagster.batch.ray.records import ValidationWork
+from sheaf_dagster.batch.validation import check_chunks
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.storage import Location, scan_source
 from tests.toys import doubler

@@ -10,7 +10,7 @@ import pytest
 
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner, ClusterConfig
-from sheaf_dagster.batch.file_run import check_chunks, validate_source
+from sheaf_dagster.batch.validation import check_chunks, validate_source
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.storage import Location, scan_source
 from tests.batch.jobs import leftovers, spec

@@ -12,7 +12,7 @@ import ray
 
 from sheaf_dagster.batch.messages import ChunkReport, FileJob
 from sheaf_dagster.batch.ray.coordinator import Coordinator
-from sheaf_dagster.batch.ray.ledger import ChunkWork, ValidationWork
+from sheaf_dagster.batch.ray.records import ChunkWork, ValidationWork
 from sheaf_dagster.batch.ray.roster import Presence
 from sheaf_dagster.errors import ClusterError
 from sheaf_dagster.storage import Chunk

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sheaf_dagster.batch.messages import ChunkReport, FileJob
-from sheaf_dagster.batch.ray.ledger import ChunkWork, Later, Ledger, ValidationWork
+from sheaf_dagster.batch.ray.ledger import Later, Ledger
+from sheaf_dagster.batch.ray.records import ChunkWork, ValidationWork
 from sheaf_dagster.batch.ray.roster import Presence, Roster
 from sheaf_dagster.storage import Chunk
 

@@ -34,19 +34,17 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import ceil
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from sheaf_dagster.batch.messages import ChunkReport, ErrorMessage, FileJob, Hangs
-from sheaf_dagster.batch.ray.records import OpenChunk, OpenFile, Seat
+from sheaf_dagster.batch.ray.records import ChunkWork, OpenChunk, OpenFile, Seat, ValidationWork
 from sheaf_dagster.errors import BatchTimeoutError, SheafError
 from sheaf_dagster.storage import Chunk
 
 __all__ = [
     "LATER",
-    "ChunkWork",
     "Later",
     "Ledger",
-    "ValidationWork",
     "share_size",
 ]
 
@@ -54,16 +52,6 @@ _SHARE_SECONDS = 0.25
 """About how much work a worker takes at a time: far more than the millisecond that asking
 costs, and little enough that all workers end together. Two chunks at least, so that one can
 be fetched from a store while the other is used."""
-
-ChunkWork = list[tuple[FileJob, Chunk]]
-"""Chunks to run, each with its file."""
-
-
-class ValidationWork(NamedTuple):
-    """Chunks to validate; only the driver and the workers look into them."""
-
-    number: int
-    chunks: Any
 
 
 class Later:

@@ -1,14 +1,23 @@
-"""What the ledger of a job keeps of each chunk that is open and of each seat."""
+"""What is handed out to the workers of a job, and what its ledger keeps of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from sheaf_dagster.batch.messages import FileJob
 from sheaf_dagster.errors import WorkerCrashError
 from sheaf_dagster.storage import Chunk
 
-__all__ = ["MAX_ATTEMPTS", "MAX_LOSSES", "OpenChunk", "OpenFile", "Seat"]
+__all__ = [
+    "MAX_ATTEMPTS",
+    "MAX_LOSSES",
+    "ChunkWork",
+    "OpenChunk",
+    "OpenFile",
+    "Seat",
+    "ValidationWork",
+]
 
 MAX_ATTEMPTS = 3
 """Times that a chunk may be tried again after its worker died."""
@@ -16,6 +25,17 @@ MAX_ATTEMPTS = 3
 MAX_LOSSES = 20
 """Times that a chunk may be tried again after its worker's node was lost. A machine that fails or
 is taken away is none of the chunk's doing; but one that brings machines down must not go on so."""
+
+
+ChunkWork = list[tuple[FileJob, Chunk]]
+"""Chunks to run, each with its file."""
+
+
+class ValidationWork(NamedTuple):
+    """Chunks to validate; only the driver and the workers look into them."""
+
+    number: int
+    chunks: Any
 
 
 @dataclass

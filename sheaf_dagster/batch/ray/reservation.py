@@ -71,17 +71,17 @@ def reserved_pool(
         return
     from ray.util.placement_group import remove_placement_group
 
-    turn = _Turn(demand, workers_of(spec), config)
+    place = _Place(demand, workers_of(spec), config)
     try:
         while True:
-            group = turn.take()
-            if not turn.must_yield():
+            group = place.take()
+            if not place.must_yield():
                 break
             remove_placement_group(group)
-            turn.let_pass()
+            place.let_pass()
         yield group
     finally:
-        turn.give_back()
+        place.give_back()
 
 
 def placement(group: Any) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _pools_can_be_placed() -> bool:
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
-class _Turn:
+class _Place:
     """One job's place in the queue for capacity."""
 
     def __init__(self, demand: dict[str, float], workers: int, config: ClusterConfig) -> None:

@@ -15,7 +15,7 @@ import ray
 from sheaf_dagster.batch.checking import check_group
 from sheaf_dagster.batch.messages import ChunkReport, ErrorMessage, FileJob, worker_name
 from sheaf_dagster.batch.ray.client import Sitting, WorkerClient
-from sheaf_dagster.batch.ray.ledger import ChunkWork, ValidationWork
+from sheaf_dagster.batch.ray.records import ChunkWork, ValidationWork
 from sheaf_dagster.batch.rows.requests import Row
 from sheaf_dagster.batch.worker.hanging import TimeLimit, WorkerLimit, took_too_long
 from sheaf_dagster.batch.worker.loading import (

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from sheaf_dagster.batch.messages import ChunkReport, FileJob
 from sheaf_dagster.batch.ray.coordinator import Coordinator
-from sheaf_dagster.batch.ray.ledger import ValidationWork
+from sheaf_dagster.batch.ray.records import ValidationWork
 from sheaf_dagster.storage import Chunk, Location, Part, PartStore
 
 T = TypeVar("T")

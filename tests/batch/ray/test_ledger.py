@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sheaf_dagster.batch.messages import ChunkReport, ErrorMessage, FileJob
-from sheaf_dagster.batch.ray.ledger import LATER, Ledger, ValidationWork
-from sheaf_dagster.batch.ray.records import MAX_ATTEMPTS, MAX_LOSSES
+from sheaf_dagster.batch.ray.ledger import LATER, Ledger
+from sheaf_dagster.batch.ray.records import MAX_ATTEMPTS, MAX_LOSSES, ValidationWork
 from sheaf_dagster.errors import WorkerCrashError
 from sheaf_dagster.storage import Chunk, Location, Part, PartStore
 
