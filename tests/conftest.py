@@ -6,11 +6,14 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.object_store import ObjectStore, Server
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
 # Ray's workers import the toy models of the tests by name.
@@ -22,10 +25,27 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
+# A busy machine takes its time.
+os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "300")
 
 # How long an example takes is no matter of its own where several tests run at a time.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
+
+
+def start_again(start: Callable[[], T], clear_up: Callable[[], object], tries: int = 3) -> T:
+    """What ``start`` gives; it is tried again where it fails.
+
+    A node of Ray's has 30 seconds to come up, which can't be set: on a busy machine it may not.
+    """
+    for left in reversed(range(tries)):
+        try:
+            return start()
+        except Exception:
+            clear_up()
+            if not left:
+                raise
+    raise AssertionError("no try is no start")
 
 
 @pytest.fixture(scope="session")
@@ -33,14 +53,17 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray with two CPUs and four logical GPUs."""
     import ray
 
-    ray.init(
-        "local",
-        num_cpus=2,
-        num_gpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    def start() -> None:
+        ray.init(
+            "local",
+            num_cpus=2,
+            num_gpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+
+    start_again(start, ray.shutdown)
     yield
     ray.shutdown()
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 
 from sheaf_dagster import BatchRunner, BatchSpec, ClusterConfig, ModelSpec
-from tests.conftest import ROOT
+from tests.conftest import ROOT, start_again
 
 FULL = int(os.environ.get("SHEAF_KILLS", "0")) >= 50
 """``make test-crashes``: what takes long is run too."""
@@ -230,15 +230,13 @@ def _serve() -> None:
         print(json.dumps(words), file=out, flush=True)
 
     out, sys.stdout = sys.stdout, sys.stderr
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": False},
-    )
+    head = {"num_cpus": 1, "include_dashboard": False}
+    cluster = start_again(lambda: Cluster(initialize_head=True, head_node_args=head), lambda: None)
     say(address=cluster.address)
     for _ in sys.stdin:
         for killed in list(cluster.worker_nodes):
             cluster.remove_node(killed, allow_graceful=False)
-        node = cluster.add_node(num_cpus=1)
+        node = start_again(lambda: cluster.add_node(num_cpus=1), lambda: None)
         (raylet,) = node.all_processes["raylet"]
         say(raylet=raylet.process.pid)
     cluster.shutdown()

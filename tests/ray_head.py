@@ -14,11 +14,12 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, start_again
 from tests.ports import free_ports
 
 in_full = pytest.mark.skipif(
@@ -26,6 +27,8 @@ in_full = pytest.mark.skipif(
 )
 """Marks what a real cluster takes long for and a shorter test in the suite has a share of."""
 
+
+_START_SECONDS = 180.0
 
 _RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -37,23 +40,28 @@ class RayHead:
     """
 
     def __init__(self, *, token: bool = False, num_cpus: float = 2) -> None:
-        # Unix sockets lie in it: its path must be short.
-        self.folder = Path(tempfile.mkdtemp(prefix="sh-", dir="/tmp"))
-        gcs, dashboard = free_ports(2)
-        self.address = f"127.0.0.1:{gcs}"
-        self.dashboard = f"http://127.0.0.1:{dashboard}"
         self.token = secrets.token_hex(32) if token else None
         self.env = {
             "RAY_AUTH_MODE": "token" if token else "disabled",
             **({"RAY_AUTH_TOKEN": self.token} if self.token else {}),
         }
+        self._num_cpus = num_cpus
+        start_again(self._start_head, self.stop)
+
+    def _start_head(self) -> None:
+        # Unix sockets lie in it: its path must be short.
+        self.folder = Path(tempfile.mkdtemp(prefix="sh-", dir="/tmp"))
+        gcs, dashboard = free_ports(2)
+        self.address = f"127.0.0.1:{gcs}"
+        self.dashboard = f"http://127.0.0.1:{dashboard}"
         self._log = self.folder.with_suffix(".log").open("wb")
         self._nodes: list[subprocess.Popen] = []
         self._start(
             *("--head", f"--port={gcs}", f"--temp-dir={self.folder}"),
             *("--include-dashboard=true", "--dashboard-host=127.0.0.1"),
-            *(f"--dashboard-port={dashboard}", f"--num-cpus={num_cpus}"),
+            *(f"--dashboard-port={dashboard}", f"--num-cpus={self._num_cpus}"),
         )
+        self._wait()
 
     def add_node(self, num_cpus: float, *, hidden: Path | None = None) -> int:
         """Starts another raylet; returns the process to kill with ``kill_node``.
@@ -66,13 +74,17 @@ class RayHead:
         if hidden is not None:
             script = f'mount -t tmpfs none {shlex.quote(str(hidden))} && exec "$@"'
             before = ["unshare", "--mount", "sh", "-c", script, "sh"]
-        known = self._alive()
-        self._start(f"--address={self.address}", f"--num-cpus={num_cpus}", before=before)
-        deadline = time.monotonic() + 90
-        while self._alive() <= known:
-            if self._nodes[-1].poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"a node did not come up:\n{self._said()}")
-            time.sleep(0.2)
+
+        def start() -> None:
+            known = self._alive()
+            self._start(f"--address={self.address}", f"--num-cpus={num_cpus}", before=before)
+            deadline = time.monotonic() + _START_SECONDS
+            while self._alive() <= known:
+                if self._nodes[-1].poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"a node did not come up:\n{self._said()}")
+                time.sleep(0.2)
+
+        start_again(start, lambda: self.kill_node(-1))
         return len(self._nodes) - 1
 
     def _alive(self) -> set[str]:
@@ -81,7 +93,8 @@ class RayHead:
 
     def kill_node(self, node: int) -> None:
         """Ends all processes of a node at once, as when its machine is gone."""
-        os.killpg(self._nodes[node].pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(self._nodes[node].pid, signal.SIGKILL)
         self._nodes[node].wait()
 
     def _start(self, *arguments: str, before: Sequence[str] = ()) -> None:
@@ -111,19 +124,20 @@ class RayHead:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         return {**os.environ, **self.env, "RAY_ADDRESS": self.address, "PATH": path}
 
-    def wait(self, seconds: float = 90) -> None:
+    def _wait(self) -> None:
         """Waits until jobs can be submitted."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + _START_SECONDS
         while True:
             try:
                 self._get("/api/jobs/")
                 if self._alive():
                     return
-                time.sleep(0.2)
+                why: object = "it has no node"
             except OSError as e:
-                if self._nodes[0].poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"the Ray head did not come up: {e}\n{self._said()}") from e
-                time.sleep(0.2)
+                why = e
+            if self._nodes[0].poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the Ray head did not come up: {why}\n{self._said()}")
+            time.sleep(0.2)
 
     def _get(self, path: str) -> bytes:
         request = urllib.request.Request(self.dashboard + path)

@@ -28,7 +28,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.daemon]
 def head(request) -> Iterator[RayHead]:
     head = RayHead(token=request.param)
     try:
-        head.wait()
         yield head
     finally:
         head.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from sheaf_dagster.batch.ray.capacity import WorkerPlan, demand_of, places, shortage, workers_of
@@ -22,6 +22,11 @@ __all__ = [
     "surely_fits_here",
     "worker_slots",
 ]
+
+log = logging.getLogger(__name__)
+
+_START_TRIES = 3
+"""On a busy machine a node may not be up in the time that Ray gives it, which can't be set."""
 
 
 @contextmanager
@@ -62,16 +67,10 @@ def ray_session(config: ClusterConfig) -> Iterator[bool]:
     if cluster is not None:
         named = cluster if where == "auto" else where
         require_answer(cluster, config.connect_timeout_s, named)
-    try:
-        with _no_note_on_tokens() if private else nullcontext():
-            ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as e:
-        if private:
-            raise _not_started(e) from e
-        raise ClusterError(
-            f"Ray at {where} can't be reached: {e}; check the address, that the cluster is up, and "
-            "that its Ray and Python versions are the driver's"
-        ) from e
+    if private:
+        _start(options)
+    else:
+        _connect(options, where)
     try:
         yield not private
     finally:
@@ -91,6 +90,35 @@ def _not_started(error: Exception) -> SheafError:
             "to a folder that can be written"
         )
     return ClusterError(f"a Ray of this machine can't be started: {error}")
+
+
+def _connect(options: dict[str, Any], where: str) -> None:
+    import ray
+
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as e:
+        raise ClusterError(
+            f"Ray at {where} can't be reached: {e}; check the address, that the cluster is up, and "
+            "that its Ray and Python versions are the driver's"
+        ) from e
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Starts a Ray for this job; a few times where it doesn't come up in the 30 s that it has."""
+    import ray
+
+    for left in reversed(range(_START_TRIES)):
+        try:
+            with _no_note_on_tokens():
+                ray.init(**options)
+            return
+        except Exception as e:  # of a node that didn't come up Ray says so with no class of its own
+            ray.shutdown()
+            error = _not_started(e)
+            if not left or not error.retryable:
+                raise error from e
+            log.warning("%s; trying again", error)
 
 
 @contextmanager

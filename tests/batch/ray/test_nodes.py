@@ -43,7 +43,6 @@ def cluster() -> Iterator[RayHead]:
     """A head that runs drivers alone, and two nodes of one CPU each."""
     head = RayHead(num_cpus=0)
     try:
-        head.wait()
         head.add_node(1)
         yield head
     finally:
@@ -114,7 +113,6 @@ def test_a_chunk_outlives_more_nodes_than_it_may_kill_workers(write_rows, tmp_pa
     loads = tmp_path / "loads"
     head = RayHead(num_cpus=0)
     try:
-        head.wait()
         node = head.add_node(1)
         driver = start(
             head,
