@@ -218,6 +218,8 @@ class _Driver:
     def _through(self, run: FileRun) -> None:
         self._progress.ended(run)
         self._room.release()
+        # The caller sees how far all is before the last outcome.
+        self._tick(force=not (self._running or self._committing))
 
     def _tick(self, *, force: bool = False) -> None:
         self._progress.tick([*self._running.values(), *self._committing.values()], force=force)

@@ -119,9 +119,7 @@ class LocalWorkforce:
 
             work = [[(job, chunk) for chunk in chunks]]
             cpus = max(_available_cpus(), self._context.spec.resources.num_cpus)
-            yield from run_chunks(
-                self._context, model.load(), work, limit_for=limit_for, cpus=cpus
-            )
+            yield from run_chunks(self._context, model.load(), work, limit_for=limit_for, cpus=cpus)
 
 
 def _available_cpus() -> int:
