@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 
 from sheaf_dagster.batch.events import (
     AllFed,
@@ -94,7 +95,7 @@ class _Driver:
         self._commits = ThreadPoolExecutor(_COMMIT_THREADS, thread_name_prefix="sheaf-commit")
         self._running: dict[int, FileRun] = {}
         self._committing: dict[int, FileRun] = {}
-        self._discarded: list[FileRun] = []
+        self._sweeps: list[Callable[[], None]] = []
         self._fed_all = False
         self._ended: Exception | None = None
 
@@ -211,7 +212,8 @@ class _Driver:
         self._committing.pop(run.id, None)
         run.abandon()
         if not run.may_resume:
-            self._discarded.append(run)  # workers may yet write what they have in hand
+            # Workers may yet write what they have in hand.
+            self._sweeps.append(partial(run.sink.sweep, run.fingerprint))
         self._through(run)
         return BatchOutcome(spec=run.spec, error=error)
 
@@ -253,4 +255,4 @@ class _Driver:
         for run in (*self._running.values(), *self._committing.values(), *unseen):
             run.abandon()
         with ThreadPoolExecutor(_COMMIT_THREADS, thread_name_prefix="sheaf-sweep") as pool:
-            list(pool.map(FileRun.sweep, self._discarded))
+            list(pool.map(lambda sweep: sweep(), self._sweeps))

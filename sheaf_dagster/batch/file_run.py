@@ -273,10 +273,6 @@ class FileRun:
         if self._held is not None:
             self._held.release() if self.may_resume else self._held.discard()
 
-    def sweep(self) -> None:
-        """Clears up what workers have written since it was abandoned."""
-        self.sink.sweep(self.fingerprint)
-
 
 def _batch_size(spec: BatchSpec, reports: Sequence[ChunkReport]) -> int | None:
     """Rows of a batch: as given, or the (lower) median of what the workers settled at."""
