@@ -20,6 +20,7 @@ from typing import Any
 from sheaf_dagster.errors import SheafError, SinkBusyError, SinkError
 from sheaf_dagster.storage.location import Location, describe
 from sheaf_dagster.storage.options import scrub
+from sheaf_dagster.storage.parts import StoredPart
 
 __all__ = ["Extent", "abort_uploads", "join", "plan_pieces"]
 
@@ -96,7 +97,7 @@ def _copies(part: int, start: int, end: int) -> Iterable[Extent]:
 
 def join(
     target: Location,
-    parts: Sequence[tuple[Location, int]],
+    parts: Sequence[StoredPart],
     empty: bytes,
     aside: Location,
     prove: Callable[[], None],
@@ -105,15 +106,15 @@ def join(
 
     Args:
         target: The object.
-        parts: Each with its size in bytes.
+        parts: What to join.
         empty: What to write where there are no parts.
         aside: Folder in which a store that has folders puts the file together first.
         prove: Raises where the target may no longer be written; asked last before it shows.
     """
-    total = sum(size for _, size in parts)
+    total = sum(p.size for p in parts)
     small = total <= ONE_PUT_BYTES
     if target.is_s3:
-        small = small and all(size < MIN_PIECE for _, size in parts)
+        small = small and all(p.size < MIN_PIECE for p in parts)
         _S3Commit(target, total if parts else len(empty), prove).run(
             parts, None if not small else _fetch_all(parts) or empty
         )
@@ -129,14 +130,20 @@ def join(
         _stream(target, parts, b"", prove)
 
 
-def _fetch_all(parts: Sequence[tuple[Location, int]]) -> bytes:
+def _fetch_all(parts: Sequence[StoredPart]) -> bytes:
     with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="sheaf-join") as pool:
-        return b"".join(pool.map(lambda p: p[0].read_range(0, p[1]), parts))
+        return b"".join(pool.map(StoredPart.read, parts))
+
+
+def _bytes_of(extent: Extent, part: StoredPart) -> bytes:
+    if extent.size == part.size:
+        return part.read()  # and compare it with its checksum
+    return part.location.read_range(extent.start, extent.end)
 
 
 def _stream(
     target: Location,
-    parts: Sequence[tuple[Location, int]],
+    parts: Sequence[StoredPart],
     empty: bytes,
     prove: Callable[[], None],
 ) -> None:
@@ -145,8 +152,8 @@ def _stream(
     try:
         if not parts:
             file.write(empty)
-        for location, size in parts:
-            file.write(location.read_range(0, size))
+        for part in parts:
+            file.write(part.read())
         prove()
         file.close()
     except BaseException:
@@ -174,7 +181,7 @@ class _S3Commit:
         self._bucket, self._key, _ = target.fs.split_path(target.path)
         self._mark = uuid.uuid4().hex
 
-    def run(self, parts: Sequence[tuple[Location, int]], data: bytes | None) -> None:
+    def run(self, parts: Sequence[StoredPart], data: bytes | None) -> None:
         try:
             if data is not None:
                 self._prove()
@@ -195,9 +202,9 @@ class _S3Commit:
         )
         return self._target.remote(method, call)
 
-    def _upload(self, parts: Sequence[tuple[Location, int]]) -> None:
+    def _upload(self, parts: Sequence[StoredPart]) -> None:
         abort_uploads(self._target, self._prove, exact=True)  # of runs that were killed here
-        pieces = plan_pieces([size for _, size in parts])
+        pieces = plan_pieces([p.size for p in parts])
         upload = self._call("create_multipart_upload", Metadata={_MARK: self._mark})["UploadId"]
         try:
             with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="sheaf-join") as pool:
@@ -225,12 +232,12 @@ class _S3Commit:
             abort_uploads(self._target, self._prove, exact=True)
 
     def _piece(
-        self, upload: str, number: int, piece: list[Extent], parts: Sequence[tuple[Location, int]]
+        self, upload: str, number: int, piece: list[Extent], parts: Sequence[StoredPart]
     ) -> str:
         where = {"UploadId": upload, "PartNumber": number}
         if len(piece) == 1 and piece[0].size >= MIN_PIECE:
             (extent,) = piece
-            source = parts[extent.part][0]
+            source = parts[extent.part].location
             bucket, key, _ = source.fs.split_path(source.path)
             copied = self._call(
                 "upload_part_copy",
@@ -239,7 +246,7 @@ class _S3Commit:
                 **where,
             )
             return str(copied["CopyPartResult"]["ETag"])
-        data = b"".join(parts[e.part][0].read_range(e.start, e.end) for e in piece)
+        data = b"".join(_bytes_of(e, parts[e.part]) for e in piece)
         return str(self._call("upload_part", Body=data, **where)["ETag"])
 
     def _carried_out(self, error: Exception) -> bool:

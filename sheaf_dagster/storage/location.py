@@ -22,7 +22,7 @@ from sheaf_dagster.errors import (
 )
 from sheaf_dagster.protocols import S3_PROTOCOLS, options_for, package_for, version_in
 from sheaf_dagster.storage.expiry import EXPIRED, expired, with_reason
-from sheaf_dagster.storage.local import make_folder, read_at, remove_folder
+from sheaf_dagster.storage.local import make_folder, read_at, remove_folder, sync_folder
 from sheaf_dagster.storage.options import check_no_credentials, scrub
 from sheaf_dagster.storage.reader import RangeReader
 from sheaf_dagster.storage.retry import ShortReadError, is_transient, retried
@@ -287,15 +287,25 @@ class Location:
         fs, path = self.fs, self.path
         return self.remote("read", lambda: cast("bytes", fs.cat_file(path)))
 
-    def write(self, data: bytes) -> None:
-        """Replaces the file at once: readers see the old bytes or the new, never a mixture."""
+    def write(self, data: bytes, *, lasting: bool = False) -> None:
+        """Replaces the file at once: readers see the old bytes or the new, never a mixture.
+
+        Args:
+            data: All of its bytes.
+            lasting: On return they outlast a power loss, as those of a remote store always do.
+        """
         if self.is_local:
             temporary = f"{self.uri}.{uuid.uuid4().hex}.tmp"
             try:
                 # Buffered: a raw write may stop short, at 2 GiB or on a disk that fills up.
                 with open(temporary, "wb") as f:
                     f.write(data)
+                    if lasting:
+                        f.flush()
+                        os.fsync(f.fileno())
                 os.replace(temporary, self.uri)
+                if lasting:
+                    sync_folder(os.path.dirname(self.uri))
             except BaseException:
                 with suppress(OSError):
                     os.unlink(temporary)

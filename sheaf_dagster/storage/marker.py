@@ -21,7 +21,9 @@ _NOBODYS = '"00000000000000000000000000000000"'
 """An ETag that no object has."""
 
 _REFUSED = (404, 412)
-_UNKNOWN_CONDITION = (400, 501)
+_UNKNOWN_CONDITION = frozenset(
+    {"InvalidArgument", "InvalidHeader", "InvalidRequest", "NotImplemented", "501"}
+)
 """What a store answers that has no such condition."""
 
 
@@ -180,7 +182,7 @@ class S3Marker:
             try:
                 self._call("delete_object", IfMatch=version)
             except Exception as e:
-                if status_of(e) in _UNKNOWN_CONDITION:
+                if code_of(e) in _UNKNOWN_CONDITION:
                     if self._is_there(version):
                         self._call("delete_object")
                 elif status_of(e) not in _REFUSED:
@@ -204,7 +206,7 @@ class S3Marker:
                 and self._put(content, IfMatch=_NOBODYS) is None
             )
         except Exception as e:
-            if status_of(e) not in _UNKNOWN_CONDITION:
+            if code_of(e) not in _UNKNOWN_CONDITION:
                 raise
             self._heeds[self._store] = False
         if self.exact:

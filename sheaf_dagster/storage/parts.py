@@ -3,22 +3,35 @@
 The journal of a job is the list of its parts: a part appears under its final name only once
 it is whole, and the name says what it holds, so that a rerun after a kill knows what is done
 from one listing and never has to trust a half-written record.
+
+A disk that lost its power may show the name and the size of a part and zeros for its bytes. So
+the name holds a checksum, too, and a rerun compares it with the bytes before it trusts them.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from sheaf_dagster.errors import SinkError
+from sheaf_dagster.storage.checksum import checksum_of, is_md5
 from sheaf_dagster.storage.compression import Codec, compress
+from sheaf_dagster.storage.listing import list_files
 from sheaf_dagster.storage.location import Location, sink_errors
 
-__all__ = ["Part", "PartStore"]
+__all__ = ["Part", "PartStore", "StoredPart"]
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(
-    r"part-(\d{8})-r(\d+)-e(\d+)-n(\d+)-b(\d+)-m([0-9a-f]*)(?:-d([a-z0-9]+))?\.jsonl"
+    r"part-(\d{8})-r(\d+)-e(\d+)-n(\d+)-b(\d+)-k([0-9a-f]*)-m([0-9a-f]*)(?:-d([a-z0-9]+))?\.jsonl"
 )
+_BLOCK_BYTES = 8 * 2**20
+_AT_A_TIME = 8
+
 _COUNT = re.compile(r"([a-z])(\d+)")
 
 
@@ -34,6 +47,8 @@ class Part:
         size: Stored bytes.
         model: Tag of the weights that made it; empty where they aren't known.
         counts: Rows by the letter of what else there is to count about them.
+        checksum: Of the stored bytes, in hex: CRC-32, or on S3 MD5, which S3 itself tells of most
+            objects.
     """
 
     chunk: int
@@ -43,6 +58,7 @@ class Part:
     size: int
     model: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
+    checksum: str = ""
 
     @property
     def name(self) -> str:
@@ -50,7 +66,8 @@ class Part:
         counts = "".join(f"{letter}{n}" for letter, n in sorted(self.counts.items()) if n)
         return (
             f"part-{self.chunk:08d}-r{self.rows}-e{self.error_rows}"
-            f"-n{self.non_finite}-b{self.size}-m{self.model}{counts and f'-d{counts}'}.jsonl"
+            f"-n{self.non_finite}-b{self.size}-k{self.checksum}-m{self.model}"
+            f"{counts and f'-d{counts}'}.jsonl"
         )
 
     @classmethod
@@ -59,10 +76,48 @@ class Part:
         match = _NAME.fullmatch(name)
         if match is None:
             return None
-        *numbers, model, counts = match.groups()
+        *numbers, checksum, model, counts = match.groups()
         chunk, rows, error_rows, non_finite, size = map(int, numbers)
         by_letter = {letter: int(n) for letter, n in _COUNT.findall(counts or "")}
-        return cls(chunk, rows, error_rows, non_finite, size, model, by_letter)
+        return cls(chunk, rows, error_rows, non_finite, size, model, by_letter, checksum)
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """The bytes of a part, where they lie."""
+
+    location: Location
+    size: int
+    checksum: str
+
+    def read(self) -> bytes:
+        """All of them.
+
+        Raises:
+            SinkError: They were damaged since they were written.
+        """
+        data = self.location.read_range(0, self.size)
+        if checksum_of([data], md5=is_md5(self.checksum)) != self.checksum:
+            raise SinkError(
+                f"{self.location.uri} was damaged since it was written; run again: its rows are "
+                "computed anew, and the other parts are used"
+            )
+        return data
+
+    def is_whole(self, version: str) -> bool:
+        """Whether they are those that were written.
+
+        Args:
+            version: What the store calls this version of the file.
+        """
+        if self.location.is_s3 and version == self.checksum:
+            return True  # S3 computes it from what it stores; encrypted objects have another tag
+        cuts = range(0, self.size, _BLOCK_BYTES)
+        blocks = (self.location.read_range(a, min(a + _BLOCK_BYTES, self.size)) for a in cuts)
+        if checksum_of(blocks, md5=is_md5(self.checksum)) == self.checksum:
+            return True
+        log.warning("%s is damaged; its rows are computed anew", self.location.uri)
+        return False
 
 
 @dataclass(frozen=True)
@@ -85,20 +140,28 @@ class PartStore:
     ) -> Part:
         """Stores a chunk's output; seen whole or not at all."""
         stored = compress(data, self.codec)
-        part = Part(chunk, rows, error_rows, non_finite, len(stored), model, counts or {})
+        checksum = checksum_of([stored], md5=self.folder.is_s3)
+        size = len(stored)
+        part = Part(chunk, rows, error_rows, non_finite, size, model, counts or {}, checksum)
         location = self.folder.child(part.name)
         with sink_errors(location):
-            location.write(stored)
+            location.write(stored, lasting=True)
         return part
 
     def existing(self) -> dict[int, Part]:
-        """Whole parts by chunk; files of another size than their name says are left out."""
-        parts = {}
-        for name, size in self.folder.list_names().items():
-            part = Part.from_name(name)
-            if part is not None and part.size == size:
-                parts[part.chunk] = part
-        return parts
+        """Whole parts by chunk; those whose bytes aren't what their name says are left out."""
+        found = []
+        for file in list_files(self.folder, depth=1):
+            part = Part.from_name(file.name)
+            if part is not None and part.size == file.state.size:
+                found.append((part, file.state.version))
+        with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="sheaf-verify") as pool:
+            whole = pool.map(lambda f: self.stored(f[0]).is_whole(f[1]), found)
+            return {part.chunk: part for (part, _), ok in zip(found, whole, strict=True) if ok}
+
+    def stored(self, part: Part) -> StoredPart:
+        """The bytes of a part."""
+        return StoredPart(self.location(part), part.size, part.checksum)
 
     def location(self, part: Part) -> Location:
         """Where a part lies."""

@@ -192,7 +192,7 @@ class HeldSink:
             if location.is_local:
                 self._commit_local(parts, empty)
             else:
-                pieces = [(self.store.location(p), p.size) for p in parts]
+                pieces = [self.store.stored(p) for p in parts]
                 join(location, pieces, empty, self.store.folder, self._lock.prove)
         size = sum(p.size for p in parts) or len(empty)
         self._check_committed(size)

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from sheaf_dagster import SinkError
 from sheaf_dagster.storage import Location, Sink
 from sheaf_dagster.storage import joining as joining_module
+from sheaf_dagster.storage.checksum import checksum_of
 from sheaf_dagster.storage.joining import MAX_COPY, MIN_PIECE, abort_uploads, join, plan_pieces
+from sheaf_dagster.storage.parts import StoredPart
 from tests.faults import Faults, FaultyProxy
 
 SIZES = st.one_of(
@@ -75,10 +77,14 @@ def allowed() -> None:
     """The target is still ours."""
 
 
-def stored(s3, sizes: list[int]) -> tuple[list[tuple[Location, int]], bytes]:
+def stored(s3, sizes: list[int]) -> tuple[list[StoredPart], bytes]:
     data = [os.urandom(size) for size in sizes]
     uris = [s3.put(f"aside/part %{i}+[x]", d) for i, d in enumerate(data)]
-    return [(Location.of(u, s3.options()), len(d)) for u, d in zip(uris, data)], b"".join(data)
+    parts = [
+        StoredPart(Location.of(u, s3.options()), len(d), checksum_of([d], md5=True))
+        for u, d in zip(uris, data)
+    ]
+    return parts, b"".join(data)
 
 
 @pytest.mark.s3
@@ -112,7 +118,7 @@ def test_a_commit_that_fails_leaves_the_old_object_and_no_upload(s3):
     target = Location.of(s3.uri("out.jsonl"), s3.options())
 
     with pytest.raises(FileNotFoundError):
-        join(target, [*parts[:2], (gone, MIN_PIECE)], b"", target.parent, allowed)
+        join(target, [*parts[:2], StoredPart(gone, MIN_PIECE, "")], b"", target.parent, allowed)
 
     assert (s3.get("out.jsonl"), s3.uploads()) == (b"old\n", [])
 
