@@ -9,7 +9,7 @@ from typing import Any
 
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.digest import weights_digest
-from sheaf_dagster.backends.libraries import require, use_own_threads
+from sheaf_dagster.backends.libraries import pick_device, require, use_own_threads
 from sheaf_dagster.contracts import ModelType, OutputMode, TimeSeriesRequest, TimeSeriesResponse
 from sheaf_dagster.errors import SpecError
 
@@ -17,6 +17,8 @@ __all__ = ["ChronosBackend"]
 
 _NAME = "chronos2"
 _MODEL_ID = "amazon/chronos-bolt-tiny"
+_DRAWS, _JOINT = "ChronosPipeline", "Chronos2Pipeline"
+"""The family that draws paths (T5), and the one that sees all variates (Chronos-2)."""
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -32,6 +34,11 @@ class ChronosBackend(ModelBackend):
     ones are held at the outermost), and samples are drawn step by step from the interpolated
     distribution. T5 draws paths, of which mean and quantiles are taken. Draws are seeded by the
     requests, so that a batch gives the same answer whenever it runs.
+
+    Missing values are null or NaN. An infinite value, or one beyond float32, fails its row. Rows
+    that are answered otherwise than asked are noted: ``truncated`` where the history is longer than
+    the model's context, ``ignored_field`` where variates have no effect, ``clipped`` where samples,
+    or levels beyond the trained ones, are held at the outermost level.
 
     Args:
         model_id: For example ``amazon/chronos-bolt-tiny``, ``amazon/chronos-2``, or a path.
@@ -77,40 +84,94 @@ class ChronosBackend(ModelBackend):
         self._revision = revision
         self._pipeline: Any = None
         self._family = ""
+        self._context = 0
 
     def load(self) -> None:
         torch, chronos = require(_NAME, "chronos", "torch", "chronos")
         use_own_threads(torch)
-        device = self._device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = pick_device(torch, self._device)
         options = {} if self._revision is None else {"revision": self._revision}
         self._pipeline = chronos.BaseChronosPipeline.from_pretrained(
             self._model_id, device_map=device, dtype=getattr(torch, self._dtype), **options
         )
         self._family = type(self._pipeline).__name__
+        self._context = int(self._pipeline.model_context_length)
 
     def batch_predict(self, requests: Sequence[TimeSeriesRequest]) -> list[TimeSeriesResponse]:  # type: ignore[override]
-        for request in requests:
-            _check(request)
+        histories = [self._history(request) for request in requests]
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
             groups[request.horizon, self._paths(request)].append(i)
         answers: dict[int, TimeSeriesResponse] = {}
         for (horizon, paths), members in groups.items():
             group = [requests[i] for i in members]
-            if self._family == "ChronosPipeline":
-                forecasts = self._draw(group, horizon, paths)
+            forecasts = self._forecasts(group, [histories[i] for i in members], horizon, paths)
+            if self._family == _DRAWS:
                 made = [_from_paths(r, f) for r, f in zip(group, forecasts, strict=True)]
             else:
-                levels = [float(q) for q in self._pipeline.quantiles]
-                forecasts = self._quantiles(group, horizon)
-                made = _from_quantiles(group, forecasts, levels, self._seed)
+                made = _from_quantiles(group, forecasts, self._levels, self._seed)
+            for request, response in zip(group, made, strict=True):
+                self._note(request, response)
             answers.update(zip(members, made, strict=True))
         return [answers[i] for i in range(len(requests))]
 
+    @property
+    def _levels(self) -> list[float]:
+        """Quantile levels that Bolt and Chronos-2 were trained for."""
+        return [float(q) for q in self._pipeline.quantiles]
+
+    def _history(self, request: TimeSeriesRequest) -> Any:
+        """What the model reads of a row, NaN where a value is missing (shape: variates × time).
+
+        Raises:
+            ValueError: The row can't be forecast.
+        """
+        import numpy as np
+
+        row = f"request {request.request_id}"
+        if request.history is None:
+            raise ValueError(
+                f"{row}: 'feature_ref' must be looked up before a batch job; give 'history'"
+            )
+        if request.output_mode is OutputMode.SAMPLES and request.num_samples < 1:
+            raise ValueError(f"{row}: 'num_samples' must be at least 1")
+        for q in request.quantile_levels:
+            if request.output_mode is OutputMode.QUANTILES and not 0 <= q <= 1:
+                raise ValueError(f"{row}: quantile level {q:g} is not in 0..1")
+        joint = self._family == _JOINT and request.n_variates > 1
+        with np.errstate(over="ignore"):
+            values = np.array(
+                request.history if joint else request.target_history, dtype=np.float32
+            )
+        values = np.atleast_2d(values.T)
+        target = values[request.target_index if joint else 0]
+        # One such value turns a batch's other answers to NaN, too.
+        if (infinite := np.argwhere(np.isinf(values.T))).size:
+            raise ValueError(
+                f"{row}: 'history' is infinite, or beyond float32, at step {infinite[0][0]}; "
+                "a missing value is null"
+            )
+        if np.isnan(target).all():
+            raise ValueError(f"{row}: 'history' has no value to forecast from")
+        return values
+
+    def _note(self, request: TimeSeriesRequest, response: TimeSeriesResponse) -> None:
+        """Notes in which ways a row is answered otherwise than asked."""
+        if request.history is not None and len(request.history) > self._context:
+            response.deviates("truncated")
+        if request.n_variates > 1 and self._family != _JOINT:
+            response.deviates("ignored_field")
+        if self._family == _DRAWS or request.output_mode is OutputMode.MEAN:
+            return
+        low, high = min(self._levels), max(self._levels)
+        held = request.output_mode is OutputMode.SAMPLES or any(
+            not low <= q <= high for q in request.quantile_levels
+        )
+        if held:  # to the outermost of the trained levels
+            response.deviates("clipped")
+
     def _paths(self, request: TimeSeriesRequest) -> int:
-        if self._family != "ChronosPipeline":
+        if self._family != _DRAWS:
             return 0
         return (
             request.num_samples
@@ -118,53 +179,50 @@ class ChronosBackend(ModelBackend):
             else (self._num_samples)
         )
 
-    def _draw(self, group: list[TimeSeriesRequest], horizon: int, paths: int) -> list[Any]:
-        """T5: one array a row (shape: paths × horizon)."""
+    def _forecasts(
+        self, group: list[TimeSeriesRequest], histories: list[Any], horizon: int, paths: int
+    ) -> list[Any]:
+        """One finite array a row (shape: paths, or trained levels, × horizon).
+
+        Raises:
+            ValueError: The model has no finite answer to a row.
+        """
+        import numpy as np
+
+        made = self._run(group, histories, horizon, paths)
+        for i, forecast in enumerate(made):
+            if np.isfinite(forecast).all():
+                continue
+            # Chronos-2 attends across a batch: a row whose scale overflows spoils its mates.
+            alone = self._run(group[i : i + 1], histories[i : i + 1], horizon, paths)[0]
+            if not np.isfinite(alone).all():
+                raise ValueError(
+                    f"request {group[i].request_id}: the model has no finite answer to its "
+                    "'history'; are its values of an extraordinary size?"
+                )
+            made[i] = alone
+        return made
+
+    def _run(
+        self, group: list[TimeSeriesRequest], histories: list[Any], horizon: int, paths: int
+    ) -> list[Any]:
         import torch
 
-        seed = hashlib.sha256(b"".join(r.request_id.bytes for r in group))
-        torch.manual_seed((int.from_bytes(seed.digest()[:6], "big") + self._seed) % 2**63)
-        contexts = [_tensor(r.target_history) for r in group]
-        drawn = self._pipeline.predict(contexts, prediction_length=horizon, num_samples=paths)
-        return list(drawn.float().cpu().numpy())
-
-    def _quantiles(self, group: list[TimeSeriesRequest], horizon: int) -> list[Any]:
-        """Bolt and Chronos-2: one array a row (shape: trained levels × horizon)."""
-        if self._family != "Chronos2Pipeline":
-            contexts = [_tensor(r.target_history) for r in group]
-            predicted = self._pipeline.predict(contexts, prediction_length=horizon)
-            return list(predicted.float().cpu().numpy())
-        histories = []
-        for r in group:
-            history = _tensor(r.history)
-            histories.append(history.T if history.ndim == 2 else history)
-        predicted = self._pipeline.predict(histories, prediction_length=horizon)
-        return [
-            p[r.target_index if r.n_variates > 1 else 0].float().cpu().numpy()
-            for r, p in zip(group, predicted, strict=True)
-        ]
-
-
-def _tensor(values: Any) -> Any:
-    import numpy as np
-    import torch
-
-    return torch.from_numpy(np.array(values, dtype=np.float32))  # half the time of torch.tensor
-
-
-def _check(request: TimeSeriesRequest) -> None:
-    if request.history is None:
-        raise ValueError(
-            f"request {request.request_id}: 'feature_ref' must be looked up before a batch job; "
-            "give 'history'"
-        )
-    if not any(value == value for value in request.target_history):
-        raise ValueError(f"request {request.request_id}: 'history' has no value to forecast from")
-    if request.output_mode is OutputMode.SAMPLES and request.num_samples < 1:
-        raise ValueError(f"request {request.request_id}: 'num_samples' must be at least 1")
-    for q in request.quantile_levels:
-        if request.output_mode is OutputMode.QUANTILES and not 0 <= q <= 1:
-            raise ValueError(f"request {request.request_id}: quantile level {q:g} is not in 0..1")
+        given = [torch.from_numpy(h) for h in histories]
+        if self._family == _JOINT:
+            predicted = self._pipeline.predict(given, prediction_length=horizon)
+            return [
+                p[r.target_index if len(h) > 1 else 0].float().cpu().numpy()
+                for r, h, p in zip(group, histories, predicted, strict=True)
+            ]
+        options = {}
+        if self._family == _DRAWS:
+            seed = hashlib.sha256(b"".join(r.request_id.bytes for r in group))
+            torch.manual_seed((int.from_bytes(seed.digest()[:6], "big") + self._seed) % 2**63)
+            options = {"num_samples": paths}
+        contexts = [h[0] for h in given]
+        predicted = self._pipeline.predict(contexts, prediction_length=horizon, **options)
+        return list(predicted.float().cpu().numpy())
 
 
 def _from_paths(request: TimeSeriesRequest, paths: Any) -> TimeSeriesResponse:
