@@ -109,12 +109,13 @@ PAGES = """
 import dagster as dg
 from example_project.definitions import defs
 from example_project.pages import PAGE_ASSETS, PAGE_CHECKS, QUESTIONS
+from sheaf_dagster.definitions.checks import CHECKS
 result = dg.materialize(
     [*PAGE_ASSETS, *PAGE_CHECKS], resources=defs.resources,
     run_config={"ops": {"page_embeddings": {"config": {"compute": "local"}}}},
 )
 assert all(e.passed for e in result.get_asset_check_evaluations())
-assert len(result.get_asset_check_evaluations()) == 6
+assert len(result.get_asset_check_evaluations()) == len(CHECKS) + 1
 """
 
 
