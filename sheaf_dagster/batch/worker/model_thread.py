@@ -24,36 +24,51 @@ class ThreadLostError(Exception):
 
 
 class _Call:
+    """A call on its way. Bare locks in place of events: they are made for each batch."""
+
     def __init__(self, function: Callable[[], Any]) -> None:
         self.function = function
-        self.begun = threading.Event()
-        self.ended = threading.Event()
-        self.left = threading.Event()
-        """Nobody waits for it, nor interrupts it any more."""
         self.value: Any = None
         self.error: BaseException | None = None
+        self.unwanted = False
+        """Nobody waits for it any more."""
+        self.begun = _held_lock()
+        self.ended = _held_lock()
+        self._lock = threading.Lock()
+        self.may_be_interrupted = False
+        """Whether it is being made."""
 
     def make(self) -> None:
-        if self.left.is_set():
-            return
-        self.begun.set()
-        try:
+        if not self.unwanted:
+            self.may_be_interrupted = True
+            self.begun.release()
             try:
-                self.value = self.function()
-            except BaseException as e:
+                try:
+                    self.value = self.function()
+                except BaseException as e:
+                    self.error = e
+                with self._lock:  # an interrupt comes before this or not at all
+                    self.may_be_interrupted = False
+            except SystemExit as e:
                 self.error = e
-            self.ended.set()
-            # An interrupt that comes a moment too late must not hit the next call.
-            self.left.wait()
-        except SystemExit as e:
-            self.error = e
-            self.ended.set()
-            self.left.wait()
+                self.may_be_interrupted = False
+        self.ended.release()
+
+    def interrupt(self, thread: threading.Thread) -> None:
+        with self._lock:
+            if self.may_be_interrupted:
+                raise_in(thread, SystemExit)
 
     def fail(self, error: BaseException) -> None:
         self.error = error
-        self.begun.set()
-        self.ended.set()
+        self.begun.release()
+        self.ended.release()
+
+
+def _held_lock() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
 
 
 class ModelThread:
@@ -89,15 +104,15 @@ class ModelThread:
                 raise ThreadLostError
             self._calls.put(call)
         try:
-            call.begun.wait()
-            if not call.ended.wait(seconds):
-                raise CallTooLongError
-        except BaseException:  # Ctrl-C, too: nobody waits for it any more
-            if call.begun.is_set() and not call.ended.is_set():
-                self._interrupt(call)
+            if seconds is None:
+                call.ended.acquire()
+            else:
+                call.begun.acquire()
+                if not call.ended.acquire(timeout=seconds):
+                    raise CallTooLongError
+        except BaseException:  # Ctrl-C, too
+            self._give_up(call)
             raise
-        finally:
-            call.left.set()
         if call.error is not None:
             raise call.error
         value: T = call.value
@@ -107,10 +122,10 @@ class ModelThread:
         """Ends the thread after the calls that it has been asked for."""
         self._calls.put(None)
 
-    def _interrupt(self, call: _Call) -> None:
-        raise_in(self._thread, SystemExit)
-        if call.ended.wait(_INTERRUPT_SECONDS):
-            raise_in(self._thread, None)  # where the call had ended by itself just before
+    def _give_up(self, call: _Call) -> None:
+        call.unwanted = True
+        call.interrupt(self._thread)
+        if not call.may_be_interrupted or call.ended.acquire(timeout=_INTERRUPT_SECONDS):
             return
         with self._lock:
             self.lost = True
