@@ -22,6 +22,7 @@ from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.validation import validate_source
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.contracts import DEVIATIONS, schema_of
+from sheaf_dagster.contracts.tokens import TOKEN_KINDS
 from sheaf_dagster.errors import (
     InputValidationError,
     ModelChangedError,
@@ -229,6 +230,7 @@ class FileRun:
         size = self._hold().commit(parts)
         reports = self._reports
         predict_seconds = sum(r.predict_seconds for r in reports)
+        made = {r.chunk for r in reports}
         return BatchResult(
             source=self._validation.source,
             sink=self.sink.location.uri,
@@ -241,6 +243,8 @@ class FileRun:
             error_rows=sum(p.error_rows for p in parts),
             non_finite=sum(p.non_finite for p in parts),
             deviations=_deviations(parts),
+            tokens=_tokens(parts),
+            new_tokens=_tokens([p for i, p in self.parts.items() if i in made]),
             chunks=len(parts),
             output_bytes=size,
             validation=self._validation,
@@ -297,6 +301,12 @@ def _deviations(parts: Sequence[Part]) -> dict[str, int]:
     """Rows that are answered otherwise than asked, by kind; parts name a kind by its first letter."""
     counts = {kind: sum(p.counts.get(kind[0], 0) for p in parts) for kind in DEVIATIONS}
     return {kind: n for kind, n in counts.items() if n}
+
+
+def _tokens(parts: Sequence[Part]) -> dict[str, int]:
+    """Tokens by kind; empty where no answer said how many it took."""
+    counts = {kind: sum(p.counts.get(kind[0], 0) for p in parts) for kind in TOKEN_KINDS}
+    return counts if any(counts.values()) else {}
 
 
 def _busy_fraction(reports: Sequence[ChunkReport]) -> float | None:

@@ -143,6 +143,9 @@ class BatchResult(BaseModel):
         error_rows: Rows that hold an error response (``on_error="record"``).
         non_finite: Numbers that were not finite and became ``null``.
         deviations: Rows that are answered otherwise than asked, by kind (``Deviation``).
+        tokens: Tokens that the answers say they took: ``prompt``, ``output``, and ``hit``, those of
+            the prompts that the engine had in its cache. Empty where no answer says.
+        new_tokens: Those of this run alone, without what it resumed.
         chunks: Number of chunks the file was cut into.
         output_bytes: Size of the sink.
         validation: The up-front check.
@@ -182,6 +185,8 @@ class BatchResult(BaseModel):
     error_rows: int = 0
     non_finite: int = 0
     deviations: dict[str, int] = Field(default_factory=dict)
+    tokens: dict[str, int] = Field(default_factory=dict)
+    new_tokens: dict[str, int] = Field(default_factory=dict)
     chunks: int = 0
     output_bytes: int = 0
     validation: ValidationReport

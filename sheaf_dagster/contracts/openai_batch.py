@@ -147,3 +147,7 @@ class OpenAIBatchResponse(BaseModel):
     custom_id: str
     response: _HttpResponse | None = None
     error: OpenAIBatchError | None = None
+
+    def token_usage(self) -> Any:
+        """Its tokens, as the answer's body says; None where it says nothing."""
+        return None if self.response is None else self.response.body.get("usage")

@@ -116,3 +116,7 @@ class TextResponse(BaseResponse):
     entities: list[dict[str, Any]] | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+
+    def token_usage(self) -> dict[str, int | None]:
+        """Its tokens, as the OpenAI API names them."""
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}

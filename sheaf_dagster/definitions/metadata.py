@@ -95,9 +95,25 @@ def result_metadata(
         md["batch_budget"] = result.batch_budget
     if result.validation.unknown_fields:
         md["unknown_fields"] = dg.MetadataValue.json(result.validation.unknown_fields)
+    md |= _tokens(result)
     if result.halved_batches:
         md["halved_batches"] = result.halved_batches
     md[FINGERPRINT] = result.fingerprint
+    return md
+
+
+def _tokens(result: BatchResult) -> dict[str, Any]:
+    """Of language models, what their answers took."""
+    if not result.tokens:
+        return {}
+    md: dict[str, Any] = {
+        "prompt_tokens": result.tokens["prompt"],
+        "completion_tokens": result.tokens["output"],
+        "cached_tokens": result.tokens["hit"],
+    }
+    if result.new_tokens and result.inference_seconds > 0:
+        rate = result.new_tokens["output"] / result.inference_seconds
+        md["completion_tokens_per_second"] = round(rate, 1)
     return md
 
 

@@ -46,7 +46,7 @@ class Part:
         non_finite: Numbers that became ``null``.
         size: Stored bytes.
         model: Tag of the weights that made it; empty where they aren't known.
-        counts: Rows by the letter of what else there is to count about them.
+        counts: What else there is to count about them, rows or tokens, each by a letter.
         checksum: Of the stored bytes, in hex: CRC-32, or on S3 MD5, which S3 itself tells of most
             objects.
     """

@@ -310,3 +310,23 @@ def test_a_line_as_a_server_answers_it_has_the_form_of_the_batch_api(server, tmp
     row = json.loads(first.splitlines()[0])
     assert set(row) == {"id", "custom_id", "response", "error"}
     assert set(row["response"]) == {"status_code", "request_id", "body"}
+
+
+def test_tokens_are_counted_those_of_finished_parts_too(server, tmp_path):
+    rows = [line(i, "a" * (i + 1)) for i in range(12)]
+    job = BatchSpec(
+        source=write(tmp_path / "in.jsonl", rows), sink=str(tmp_path / "out.jsonl"),
+        compute="local", batch_size=2,
+    )  # fmt: skip
+    runner = BatchRunner(spec(server.url))
+    server.die_after = 7
+    with pytest.raises(ServiceDownError):
+        runner.run(job)
+    server.die_after = None
+
+    result = runner.run(job)
+
+    wanted = sum(range(1, 13))
+    assert result.tokens == {"prompt": wanted, "output": wanted, "hit": 0}
+    assert result.resumed_rows > 0
+    assert 0 < result.new_tokens["output"] < wanted

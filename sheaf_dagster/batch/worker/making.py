@@ -22,6 +22,7 @@ from sheaf_dagster.batch.worker.loading import LoadedBackend
 from sheaf_dagster.batch.worker.predict import Answer, ErrorLine
 from sheaf_dagster.batch.worker.tally import Tally
 from sheaf_dagster.contracts import deviations_of
+from sheaf_dagster.contracts.tokens import tokens_of
 from sheaf_dagster.errors import PredictError
 from sheaf_dagster.storage import Chunk
 
@@ -55,7 +56,8 @@ class ChunkInMaking:
         self._in_order = job.bucket_by is None and job.batch_budget is None
         self._tally = Tally()
         self._non_finite = 0
-        self._deviations: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+        """By the first letter of a kind of deviation or of tokens."""
         self._started = time.time()
         self._failed = False
 
@@ -83,7 +85,7 @@ class ChunkInMaking:
                 error_rows=self._tally.error_rows,
                 non_finite=self._non_finite,
                 model=loaded.tag,
-                counts={kind[0]: n for kind, n in self._deviations.items()},
+                counts=self._counts,
             )
         except Exception as e:
             return self.fail(loaded, e)
@@ -128,7 +130,7 @@ class ChunkInMaking:
             lines, bad = self._one_by_one(rows, answers, backend)  # not the fault of all of them
         else:
             for response in responses:
-                self._deviations.update(deviations_of(response))
+                self._count(response)
         self._non_finite += bad
         if len(lines) < len(answers):
             made = iter(lines)
@@ -139,6 +141,11 @@ class ChunkInMaking:
             return
         for row, line in zip(rows, lines, strict=True):
             self._lines[row.position - self.chunk.first_row] = line
+
+    def _count(self, response: Any) -> None:
+        self._counts.update(kind[0] for kind in deviations_of(response))
+        for kind, tokens in tokens_of(response).items():
+            self._counts[kind[0]] += tokens
 
     def _one_by_one(
         self, rows: Sequence[Row], answers: Sequence[Answer], backend: str
@@ -164,6 +171,6 @@ class ChunkInMaking:
                 lines.append(error_line(row.request, e, redact=self.job.redact))
             else:
                 bad += n
-                self._deviations.update(deviations_of(answer))
+                self._count(answer)
                 lines.append(line)
         return lines, bad
