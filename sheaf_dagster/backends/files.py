@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import fsspec
+from fsspec.utils import get_protocol
 
 from sheaf_dagster.backends.digest import weights_digest
 from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import SpecError
+from sheaf_dagster.protocols import options_for
 
 __all__ = ["file_identity", "local_file", "read_uri", "resolve_options"]
 
@@ -39,15 +41,14 @@ def read_uri(uri: str, options: Mapping[str, Any]) -> bytes:
 
     Args:
         uri: A path or any fsspec URI.
-        options: Arguments of the file system, for remote ones.
+        options: Arguments of the file systems of remote ones; each gets those of its protocol.
 
     Raises:
         OSError: It can't be read; the message names it.
     """
     for attempt in range(_TRIES):
         try:
-            remote = _is_remote(uri)
-            fs, path = fsspec.url_to_fs(uri, **(options if remote else {}))
+            fs, path = _file_system(uri, options)
             return bytes(fs.cat_file(path))
         except Exception as e:
             if attempt == _TRIES - 1 or isinstance(e, _FINAL):
@@ -72,7 +73,7 @@ def local_file(uri: str, options: Mapping[str, Any]) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(prefix="sheaf-model-") as folder:
         path = os.path.join(folder, os.path.basename(uri))
-        fs, remote = fsspec.url_to_fs(uri, **options)
+        fs, remote = _file_system(uri, options)
         try:
             fs.get_file(remote, path)
         except FileNotFoundError as e:
@@ -92,13 +93,20 @@ def file_identity(uri: str, options: Mapping[str, Any] | None) -> str | None:
         path = _local_path(uri)
         # One that isn't here would be taken for the name of a hub model, and asked for there.
         return weights_digest(path) if os.path.exists(path) else None
-    fs, path = fsspec.url_to_fs(uri, **resolve_options(options))
+    fs, path = _file_system(uri, resolve_options(options))
     try:
         info = fs.info(path)
     except FileNotFoundError as e:
         raise SpecError(f"model file {uri} does not exist") from e
     mark = next((info[k] for k in ("ETag", "etag", "md5Hash", "content_md5") if info.get(k)), None)
     return f"{uri}#{mark or (info.get('size'), str(info.get('mtime') or info.get('created')))}"
+
+
+def _file_system(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """The file system of a URI with the options that are its protocol's, and the path in it."""
+    own = options_for(get_protocol(uri), options) if _is_remote(uri) else {}
+    fs, path = fsspec.url_to_fs(uri, **own)
+    return fs, str(path)
 
 
 def _is_remote(uri: str) -> bool:

@@ -114,6 +114,11 @@ class ImageEmbedderBackend(ModelBackend):
             n = len(_inputs(request))
             own = np.array([vectors[i, j] for j in range(n)], dtype=np.float32)
             own = own.reshape(n, self._dim)
+            if not np.isfinite(own).all():
+                raise ValueError(
+                    f"request {request.request_id}: its embedding isn't finite in {self._dtype}; "
+                    "use dtype 'bfloat16' or 'float32'"
+                )
             if request.normalize:
                 own = own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
             responses.append(

@@ -7,32 +7,83 @@ from typing import Any
 
 __all__ = ["decode_image"]
 
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""How a picture is turned by each value of the EXIF tag; 1 is upright."""
+
 
 def decode_image(data: bytes) -> Any:
     """An RGB ``PIL.Image``, upright.
 
     A camera's rotation (EXIF) is applied, transparency becomes white, grey is repeated in the
-    three channels, 16-bit values are scaled to 8 bits, and of an animation the first frame is
-    taken.
+    three channels, and of an animation the first frame is taken. Deeper values are scaled to 8
+    bits: of 16 bits by their type; of 32-bit integers by 255 or 65535, whichever holds them all;
+    of floats by 1 or 255.
 
     Raises:
-        ValueError: The bytes are no image that Pillow reads, or it is cut short.
+        ValueError: The bytes are no image that Pillow reads, it is cut short, it has more pixels
+            than ``PIL.Image.MAX_IMAGE_PIXELS``, or its values have no such range.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, UnidentifiedImageError
 
+    if not data:
+        raise ValueError("is no readable image: it is empty")
     try:
         with Image.open(io.BytesIO(data)) as opened:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and opened.width * opened.height > limit:
+                raise ValueError(f"has {opened.width} × {opened.height} pixels, over {limit}")
             opened.load()
-            image = ImageOps.exif_transpose(opened)
+            image = _upright(opened)
+            image_format = opened.format
+    except UnidentifiedImageError:  # its own text is an address in memory
+        raise ValueError("is no readable image: its format is not known") from None
     except Exception as e:
         raise ValueError(f"is no readable image ({type(e).__name__}: {e})") from e
-    if image.mode.startswith("I"):  # 16 bits; a plain conversion would clip them
-        import numpy as np
-
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype("uint8")).convert(
-            "RGB"
-        )
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_deep(image, image_format)
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def _upright(image: Any) -> Any:
+    """The picture turned by its tag alone: Pillow's own way writes all tags again, and may fail."""
+    from PIL import Image
+
+    try:
+        way = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # viewers show a picture whose EXIF is broken, too
+        way = None
+    return image.copy() if way is None else image.transpose(Image.Transpose[way])
+
+
+def _from_deep(image: Any, image_format: str | None) -> Any:
+    """A grey picture of more than 8 bits; a plain conversion would clip its values."""
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        tops: tuple[float, ...] = (1, 255)
+    elif image.mode == "I" and image_format != "PPM":  # that one's are of 16 bits
+        tops = (255, 65535)
+    else:
+        tops = (65535,)
+    top = next((top for top in tops if low >= 0 and high <= top), None)
+    if top is None:
+        raise ValueError(
+            f"has values from {low:g} to {high:g}; values of mode {image.mode!r} must lie from 0 to "
+            f"{' or to '.join(f'{top:g}' for top in tops)}"
+        )
+    return Image.fromarray((values * (255 / top)).round().astype("uint8")).convert("RGB")

@@ -40,6 +40,12 @@ PREFIX = "sheaf:"
 
 _ADAPTERS: dict[str, type[SheafServeBackend]] = {}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_NAMES_WEIGHTS = re.compile(
+    r"(?:.*_)?(?:model|weights?|checkpoint|ckpt|repo|pretrained|hub|adapter|tokenizer|processor|"
+    r"encoder|decoder|backbone|vae|unet|vocoder|scheduler)(?:_?(?:id|name|path|dir|repo|or|file))*",
+    re.IGNORECASE,
+)
+"""Arguments that may name a model of a hub; "image/png" of another is no such name."""
 
 
 def sheaf_serve_names() -> list[str]:
@@ -132,14 +138,16 @@ class SheafServeBackend(ModelBackend):
 
     @classmethod
     def identify(cls, **backend_kwargs: Any) -> str | None:
-        # What the weights are called differs: every argument that is a path or a hub id counts.
+        # What the weights are called differs: every argument that is a path counts, and of
+        # those that are called like weights every hub id.
         given = {**_defaults(cls.theirs), **backend_kwargs}
         revision = given.get("revision")
         found = {}
         for name, value in sorted(given.items()):
             if not isinstance(value, str) or name == "revision":
                 continue
-            if os.path.exists(os.path.expanduser(value)) or _HUB_ID.fullmatch(value):
+            named = _HUB_ID.fullmatch(value) and _NAMES_WEIGHTS.fullmatch(name)
+            if named or os.path.exists(os.path.expanduser(value)):
                 found[name] = weights_digest(value, revision)
         if not found or None in found.values():
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from typing import Literal
 
 from pydantic import field_validator, model_validator
@@ -13,13 +14,16 @@ from sheaf_dagster.contracts.base import BaseRequest, BaseResponse, ModelType
 
 __all__ = ["EmbeddingRequest", "EmbeddingResponse"]
 
+_DATA_URI = re.compile(r"data:[^,;]*(?:;[^,;]*)*;base64,", re.IGNORECASE)
+
 
 class EmbeddingRequest(BaseRequest):
     """Texts or images to embed; one row may hold several.
 
     Attributes:
         texts: Texts to embed.
-        images_b64: Image files to embed, base64-encoded.
+        images_b64: Image files to embed, base64-encoded; a prefix ``data:image/png;base64,`` is
+            left out.
         image_uris: Where to read the image files: paths or fsspec URIs (``s3://…``) that every
             worker can reach. (Not in sheaf-serve.) Exactly one of the three is given.
         normalize: Scale each embedding to length 1.
@@ -35,7 +39,10 @@ class EmbeddingRequest(BaseRequest):
     @field_validator("images_b64")
     @classmethod
     def _check_base64(cls, images: list[str] | None) -> list[str] | None:
-        for i, image in enumerate(images or ()):
+        if images is None:
+            return None
+        images = [_DATA_URI.sub("", image, count=1) for image in images]
+        for i, image in enumerate(images):
             try:
                 base64.b64decode(image, validate=True)
             except (binascii.Error, ValueError) as e:
