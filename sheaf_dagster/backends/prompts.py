@@ -207,13 +207,14 @@ def answer(request: Any, completions: Sequence[Sequence[Completion]]) -> BaseMod
 
 
 def embeddings_body(
-    request: OpenAIBatchRequest, vectors: Sequence[Sequence[float]], tokens: int
+    request: OpenAIBatchRequest, vectors: Sequence[Sequence[float] | str], tokens: int
 ) -> dict[str, Any]:
     """The body of an answer from ``/v1/embeddings``."""
     return {
         "object": "list",
         "data": [
-            {"object": "embedding", "index": i, "embedding": list(v)} for i, v in enumerate(vectors)
+            {"object": "embedding", "index": i, "embedding": v if isinstance(v, str) else list(v)}
+            for i, v in enumerate(vectors)
         ],
         "model": request.body.get("model"),
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel
 
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.digest import weights_digest
-from sheaf_dagster.backends.libraries import require, use_own_threads
+from sheaf_dagster.backends.libraries import check_dtype, require, use_own_threads
 from sheaf_dagster.backends.prompts import embeddings_body
 from sheaf_dagster.contracts import (
     OPENAI_BATCH,
@@ -18,10 +19,13 @@ from sheaf_dagster.contracts import (
     ModelType,
     OpenAIBatchRequest,
 )
+from sheaf_dagster.errors import SpecError
 
 __all__ = ["SentenceTransformersBackend"]
 
 _NAME = "sentence_transformers"
+_FIELDS = frozenset({"model", "input", "dimensions", "encoding_format", "user"})
+_MARKS = 8
 _MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -35,10 +39,17 @@ class SentenceTransformersBackend(ModelBackend):
         model_id: A sentence-transformers model: local path or hub id.
         device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` …
         encode_batch_size: Texts that go through the network at once.
+        prompt_name: One of the model's own prompts (``query``, ``document`` …), put before each text.
+        prompt: A prompt of your own instead.
+        truncate_dim: Length to which vectors are cut, of models that are trained for it.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` as saved.
+        max_seq_length: Tokens that are read of a text, in place of the model's own limit.
         trust_remote_code: Allow a hub model's own code to run.
 
     Raises:
         MissingDependencyError: At load: sentence-transformers is not installed.
+        SpecError: ``prompt`` and ``prompt_name`` are both given, or at load: the model has no such
+            prompt, or not as many dimensions or tokens.
     """
 
     model_type = (ModelType.EMBEDDING, OPENAI_BATCH)
@@ -53,7 +64,22 @@ class SentenceTransformersBackend(ModelBackend):
         device: str = "auto",
         encode_batch_size: int = 64,
         trust_remote_code: bool = False,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate_dim: int | None = None,
+        dtype: str = "float32",
+        max_seq_length: int | None = None,
     ) -> None:
+        if prompt is not None and prompt_name is not None:
+            raise SpecError("'prompt' and 'prompt_name' are both given; give one of them")
+        for name, value in (("truncate_dim", truncate_dim), ("max_seq_length", max_seq_length)):
+            if value is not None and value < 1:
+                raise SpecError(f"{name!r} must be at least 1 (got {value})")
+        self._prompt_name = prompt_name
+        self._prompt = prompt
+        self._truncate_dim = truncate_dim
+        self._dtype = check_dtype(dtype)
+        self._max_seq_length = max_seq_length
         self._model_id = model_id
         self._device = device
         self._encode_batch_size = encode_batch_size
@@ -67,7 +93,33 @@ class SentenceTransformersBackend(ModelBackend):
             self._model_id,
             device=None if self._device == "auto" else self._device,
             trust_remote_code=self._trust_remote_code,
+            truncate_dim=self._truncate_dim,
+            model_kwargs={
+                "dtype": "auto" if self._dtype == "auto" else getattr(torch, self._dtype)
+            },
         )
+        self._settle()
+
+    def _settle(self) -> None:
+        """Takes over what was asked of the loaded model, as far as it has it."""
+        model, where = self._model, f"model {self._model_id}"
+        name = self._prompt_name or model.default_prompt_name
+        if self._prompt is None and name is not None:
+            if name not in model.prompts:
+                known = ", ".join(sorted(model.prompts)) or "none"
+                raise SpecError(f"{where} has no prompt {name!r}; it has {known}")
+            self._prompt = model.prompts[name]
+        full = self._full_dimension()
+        if self._truncate_dim is not None and full is not None and self._truncate_dim > full:
+            raise SpecError(f"{where} has {full} dimensions; truncate_dim={self._truncate_dim}")
+        if self._max_seq_length is not None:
+            config = getattr(getattr(model[0], "auto_model", None), "config", None)
+            most = getattr(config, "max_position_embeddings", None)
+            if most is not None and self._max_seq_length > most:
+                raise SpecError(
+                    f"{where} reads {most} tokens; max_seq_length={self._max_seq_length}"
+                )
+            model.max_seq_length = self._max_seq_length
 
     def warmup_requests(self) -> Sequence[Any]:
         return [EmbeddingRequest(model_name="warm-up", texts=["a", "a longer text"])]
@@ -84,50 +136,103 @@ class SentenceTransformersBackend(ModelBackend):
                     "give 'texts', or use an image backend"
                 )
         texts = [text for request in requests for text in request.texts or ()]
-        vectors = (
-            self._model.encode(
+        vectors = np.zeros((0, self._dimension()), dtype=np.float32)
+        if texts:
+            vectors = self._model.encode(
                 texts,
+                prompt=self._prompt,
                 batch_size=self._encode_batch_size,
                 convert_to_numpy=True,
                 normalize_embeddings=False,
                 show_progress_bar=False,
-            )
-            if texts
-            else np.zeros((0, self._dimension()), dtype=np.float32)
-        )
+            ).astype(np.float32)
         responses: list[BaseModel] = []
         at = 0
         for request in requests:
             own = vectors[at : at + len(request.texts or ())]
             at += len(own)
             line = isinstance(request, OpenAIBatchRequest)
+            if not np.isfinite(own).all():
+                raise ValueError(
+                    f"{_name(request)}: its embedding isn't finite in {self._dtype}; use dtype "
+                    "'bfloat16' or 'float32'"
+                )
+            if line:
+                own = own[:, : self._asked_dimension(request)]
             if len(own) and (line or request.normalize):
                 own = own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
-            if isinstance(request, OpenAIBatchRequest):
-                tokens = sum(len(self._model.tokenizer(t)["input_ids"]) for t in request.texts)
-                responses.append(request.answer(embeddings_body(request, own.tolist(), tokens)))
+            limit = self._model.max_seq_length
+            if line:
+                tokens = sum(min(n, limit or n) for n in self._tokens(request.texts))
+                base64_asked = request.body.get("encoding_format") == "base64"
+                told = [b64encode(v.astype("<f4").tobytes()).decode() for v in own]
+                body = embeddings_body(request, told if base64_asked else own.tolist(), tokens)
+                responses.append(request.answer(body))
                 continue
-            responses.append(
-                EmbeddingResponse(
-                    request_id=request.request_id,
-                    model_name=request.model_name,
-                    embeddings=own.tolist(),
-                    dim=int(vectors.shape[1]),
-                )
+            response = EmbeddingResponse(
+                request_id=request.request_id,
+                model_name=request.model_name,
+                embeddings=own.tolist(),
+                dim=int(vectors.shape[1]),
             )
+            # No tokenizer makes more tokens than bytes, beside the few that mark both ends.
+            long = [t for t in request.texts if limit and self._bytes(t) + _MARKS > limit]
+            if any(n > limit for n in self._tokens(long)):
+                response.deviates("truncated")
+            responses.append(response)
         return responses
+
+    def _bytes(self, text: str) -> int:
+        return len((self._prompt or "").encode()) + len(text.encode("utf-8", "surrogatepass"))
+
+    def _tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has with its prompt, read whole."""
+        if not texts:
+            return []
+        whole = [(self._prompt or "") + text for text in texts]
+        found = self._model.tokenizer(whole, truncation=False, padding=False, verbose=False)
+        return [len(ids) for ids in found["input_ids"]]
+
+    def _asked_dimension(self, request: OpenAIBatchRequest) -> int:
+        own = self._dimension()
+        asked = request.body.get("dimensions")
+        if asked is None or asked == own:
+            return own
+        cut = self._model.truncate_dim is not None
+        if not cut or not isinstance(asked, int) or not 0 < asked < own:
+            raise ValueError(
+                f"{_name(request)}: 'body.dimensions' is {asked}, but the model's vectors have {own}"
+                + (" at most" if cut else "; shorter ones are for models with 'truncate_dim'")
+            )
+        return asked
+
+    def _full_dimension(self) -> int | None:
+        model = self._model
+        kept, model.truncate_dim = model.truncate_dim, None
+        try:
+            return self._dimension()
+        finally:
+            model.truncate_dim = kept
 
     def _dimension(self) -> int:
         get = getattr(self._model, "get_embedding_dimension", None)
         return int((get or self._model.get_sentence_embedding_dimension)())
 
 
+def _name(request: Any) -> str:
+    if isinstance(request, OpenAIBatchRequest):
+        return f"row {request.custom_id!r}"
+    return f"request {request.request_id}"
+
+
 def _check_line(request: OpenAIBatchRequest) -> None:
-    row = f"row {request.custom_id!r}"
     if request.url != "/v1/embeddings":
         raise ValueError(
-            f"{row}: this model embeds, and doesn't answer {request.url}; use the backend "
-            "'transformers_pipeline' or 'vllm'"
+            f"{_name(request)}: this model embeds, and doesn't answer {request.url}; use the "
+            "backend 'transformers_pipeline' or 'vllm'"
         )
-    if request.body.get("dimensions") or request.body.get("encoding_format") == "base64":
-        raise ValueError(f"{row}: 'dimensions' and base64 vectors aren't supported")
+    given = {name for name, value in request.body.items() if value is not None}
+    if unknown := sorted(given - _FIELDS):
+        raise ValueError(
+            f"{_name(request)}: 'body' has {', '.join(unknown)}, which isn't supported"
+        )
