@@ -34,11 +34,11 @@ from pydantic import BaseModel
 from typing_extensions import Self
 
 from sheaf_dagster.backends import ModelBackend
-from sheaf_dagster.backends.base import close_backend
+from sheaf_dagster.backends.base import answered_in_shape, close_backend
 from sheaf_dagster.backends.registry import check_class
 from sheaf_dagster.contracts import row_identity
 
-__all__ = ["RULES", "ConformanceSuite", "check_backend"]
+__all__ = ["RULES", "ConformanceSuite", "check_backend", "poison_of"]
 
 _WORKER_SECONDS = 300
 
@@ -49,6 +49,7 @@ def check_backend(
     *,
     backend_kwargs: Mapping[str, Any] | None = None,
     tolerance: float = 1e-4,
+    poison: Sequence[Any] | None = None,
     rules: Iterable[str] | None = None,
 ) -> None:
     """Runs a backend through the rules of ``ModelBackend``; call it from your test.
@@ -60,6 +61,9 @@ def check_backend(
         backend_kwargs: What to construct the class with.
         tolerance: Relative and absolute difference allowed between a row's answer in a batch
             and alone (padding and reduced precision change the last digits).
+        poison: Valid requests that might spoil the answers of their batch mates. By default they
+            are made of the given ones: with numbers that are infinite or beyond float32, with
+            empty and with very long texts and lists, as far as the contract takes them.
         rules: Names of the rules to check, by default all of ``RULES``.
 
     Raises:
@@ -67,7 +71,7 @@ def check_backend(
         SpecError: The class serves no model type, or answers nothing.
     """
     with ConformanceSuite(
-        backend, requests, backend_kwargs=backend_kwargs, tolerance=tolerance
+        backend, requests, backend_kwargs=backend_kwargs, tolerance=tolerance, poison=poison
     ) as suite:
         chosen = list(RULES if rules is None else rules)
         broken = []
@@ -95,6 +99,7 @@ class ConformanceSuite:
         *,
         backend_kwargs: Mapping[str, Any] | None = None,
         tolerance: float = 1e-4,
+        poison: Sequence[Any] | None = None,
     ) -> None:
         if len(requests) < 2:
             raise ValueError("give at least two requests")
@@ -104,6 +109,7 @@ class ConformanceSuite:
         self.kwargs = dict(backend_kwargs or {})
         self.requests = list(requests)
         self.tolerance = tolerance
+        self.poison = list(poison_of(self.requests[0]) if poison is None else poison)
         self.loads = 0
         self._given = None if isinstance(backend, type) else backend
         self._loaded: ModelBackend | None = None
@@ -208,6 +214,43 @@ def _single_row(suite: ConformanceSuite) -> None:
         )
 
 
+def _poison(suite: ConformanceSuite) -> None:
+    alone = [suite.loaded().batch_predict([request])[0] for request in suite.requests]
+    # That harmless mates change an answer, too, is for single_row to say.
+    steady = {
+        i
+        for i, (mine, other) in enumerate(zip(alone, suite.batch(), strict=False))
+        if _difference(_plain(mine), _plain(other), suite.tolerance) is None
+    }
+    middle = len(suite.requests) // 2
+    for poison in suite.poison:
+        rows = [*suite.requests[:middle], poison, *suite.requests[middle:]]
+        try:
+            answers = list(suite.loaded().batch_predict(rows))
+        except Exception:  # noqa: S112  (then the worker finds the row and answers the others)
+            continue
+        del answers[middle]
+        for i, (mine, other) in enumerate(zip(alone, answers, strict=True)):
+            if i not in steady:
+                continue
+            difference = _difference(_plain(mine), _plain(other), suite.tolerance)
+            assert difference is None, (
+                f"request {i} gets another answer beside {_shown(poison)} than alone (tolerance "
+                f"{suite.tolerance:g}): {difference}; answer such a row apart, or refuse it"
+            )
+
+
+def _shapes(suite: ConformanceSuite) -> None:
+    by_hand = suite.batch()
+    in_a_worker = answered_in_shape(suite.loaded(), list(suite.requests))
+    for i, (mine, other) in enumerate(zip(by_hand, in_a_worker, strict=True)):
+        difference = _difference(_plain(mine), _plain(other), suite.tolerance)
+        assert difference is None, (
+            f"request {i} gets another answer from batch_predict() than from the methods that a "
+            f"worker calls: {difference}"
+        )
+
+
 def _predict(suite: ConformanceSuite) -> None:
     alone = suite.loaded().predict(suite.requests[0])
     difference = _difference(_plain(alone), _plain(suite.batch()[0]), suite.tolerance)
@@ -294,7 +337,9 @@ _CHECKS: dict[str, Callable[[ConformanceSuite], None]] = {
     "order": _order,
     "json": _json,
     "single_row": _single_row,
+    "poison": _poison,
     "predict": _predict,
+    "shapes": _shapes,
     "repeatable": _repeatable,
     "seeded": _seeded,
     "load_once": _load_once,
@@ -309,12 +354,84 @@ RULES: tuple[str, ...] = tuple(_CHECKS)
 
 ``empty_batch`` an empty list for no requests; ``count`` one response a request; ``order`` in
 their order, with their ids; ``json`` pydantic models that survive JSON; ``single_row`` a row's
-answer is the same alone and in a batch, within the tolerance; ``predict`` and by ``predict``;
+answer is the same alone and in a batch, within the tolerance; ``poison`` also beside rows with
+infinite or huge numbers, empty or very long ones; ``predict`` and by ``predict``; ``shapes`` and by
+the methods that a worker calls, where there are others;
 ``repeatable`` the same batch gives the same answer, whatever ran before; ``seeded`` also from
 another instance; ``load_once`` nothing is loaded again; ``warm_up`` the warm-up batch runs;
 ``requests_untouched`` requests are left as they are; ``identity`` ``identify`` is steady;
 ``travels`` class, arguments and requests go to a fresh process, load there, and answer alike.
 """
+
+
+# -- rows that may spoil others ---------------------------------------------------------------
+
+
+def poison_of(request: Any) -> list[Any]:
+    """Requests like a valid one, each with one field that may spoil its batch mates' answers.
+
+    Numbers become infinite or larger than float32 holds, texts and lists empty or very long; what
+    the contract refuses is left out.
+    """
+    if not isinstance(request, BaseModel):
+        return []
+    row = request.model_dump(mode="python")
+    made: list[Any] = []
+    for name in sorted(row.keys() - {"request_id", "model_type", "model_name", "custom_id"}):
+        for spoil in (_infinite, _huge, _emptied, _lengthened):
+            value = spoil(row[name])
+            if value == row[name]:
+                continue
+            try:
+                made.append(type(request).model_validate({**row, name: value}))
+            except Exception:  # noqa: S112  (the contract doesn't let it in)
+                continue
+    return made
+
+
+def _infinite(value: Any) -> Any:
+    return _with_numbers(value, math.inf)
+
+
+def _huge(value: Any) -> Any:
+    return _with_numbers(value, _BEYOND_FLOAT32)
+
+
+def _with_numbers(value: Any, number: float) -> Any:
+    """The value with a number in place of one of its floats, or of each where it is no list."""
+    if isinstance(value, float):
+        return number
+    if isinstance(value, dict):
+        return {key: _with_numbers(part, number) for key, part in value.items()}
+    if isinstance(value, list) and value:
+        middle = len(value) // 2
+        return [*value[:middle], _with_numbers(value[middle], number), *value[middle + 1 :]]
+    return value
+
+
+def _emptied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _emptied(part) for key, part in value.items()}
+    if isinstance(value, list) and value and type(value[0]) is str:
+        return [_emptied(part) for part in value]
+    return type(value)() if type(value) in (str, list) else value
+
+
+def _lengthened(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lengthened(part) for key, part in value.items()}
+    if isinstance(value, list) and value and type(value[0]) is str:
+        return [_lengthened(part) for part in value]
+    return value * _TIMES if type(value) in (str, list) else value
+
+
+_BEYOND_FLOAT32 = 1e39
+_TIMES = 40
+
+
+def _shown(request: Any) -> str:
+    text = repr(request)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 # -- inside ----------------------------------------------------------------------------------

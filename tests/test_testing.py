@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from uuid import UUID
 
 import pytest
 
 from sheaf_dagster import ModelBackend
-from sheaf_dagster.testing import RULES, ConformanceSuite, check_backend
+from sheaf_dagster.contracts import TimeSeriesRequest
+from sheaf_dagster.testing import RULES, ConformanceSuite, check_backend, poison_of
 from tests.toys import NumberRequest, NumberResponse
 
 REQUESTS = [
@@ -109,6 +111,35 @@ class ChangesRequests(Good):
         return response
 
 
+class Poisoned(Good):
+    """Adds what is far beyond float32 of one row to its mates' answers, and takes infinity alone."""
+
+    def batch_predict(self, requests):
+        if any(math.isinf(r.value) for r in requests):
+            raise ValueError("infinite")
+        answers = super().batch_predict(requests)
+        if max((r.value for r in requests), default=0) > 1e38:
+            for answer in answers:
+                answer.value = math.inf
+        return answers
+
+
+class TwoShapes(Good):
+    """Has other stages than ``batch_predict``."""
+
+    def infer(self, prepared):
+        return [-r.value for r in prepared]
+
+    def respond(self, requests, outputs):
+        return [
+            NumberResponse(request_id=r.request_id, model_name=r.model_name, value=v)
+            for r, v in zip(requests, outputs, strict=True)
+        ]
+
+    def batch_predict(self, requests):
+        return [self.predict(r) for r in requests]
+
+
 class Unsteady(Good):
     @classmethod
     def identify(cls, **_):
@@ -137,6 +168,16 @@ def test_an_instance_passes_too():
         (OwnIds, "order", "copy each id"),
         (Dictionaries, "json", "response 0 is a dict; it must be a pydantic model"),
         (SeesBatchMates, "single_row", r"request 0 gets another answer .* value: 1.0 and 0.22"),
+        (
+            Poisoned,
+            "poison",
+            r"request 0 .* beside NumberRequest.*value=1e\+39.*: value: 3.0 and inf",
+        ),
+        (
+            TwoShapes,
+            "shapes",
+            r"from batch_predict\(\) than from the .* worker calls: value: 3.0 and -1.5",
+        ),
         (TwoModels, "predict", "value: 3.0 and 4.5"),
         (Remembers, "repeatable", "another answer when it runs again: response 0, value:"),
         (Unseeded, "seeded", "seed what is random"),
@@ -159,9 +200,28 @@ def test_only_the_broken_rules_are_named():
     quick = [rule for rule in RULES if rule != "travels"]
     with pytest.raises(AssertionError) as e:
         check_backend(Sorts, REQUESTS, rules=quick)
-    assert str(e.value).startswith("Sorts breaks 3 of 12 rules:\n  order: ")
+    assert str(e.value).startswith(f"Sorts breaks 4 of {len(quick)} rules:\n  order: ")
     assert "\n  single_row: " in str(e.value)
+    assert "\n  poison: " in str(e.value)
     assert "\n  predict: " in str(e.value)
+
+
+def test_poison_is_made_of_a_request_as_far_as_the_contract_takes_it():
+    row = TimeSeriesRequest(model_name="m", history=[1.0, 2.0, 3.0], horizon=2, frequency="1d")
+
+    histories = [r.history for r in poison_of(row) if r.history != row.history]
+
+    assert [1.0, 1e39, 3.0] in histories
+    assert [1.0, math.inf, 3.0] in histories
+    assert 120 in map(len, histories)
+
+
+def test_poison_of_ones_own_takes_its_place():
+    mate = REQUESTS[0].model_copy(update={"value": 2e38})
+
+    check_backend(Poisoned, REQUESTS, poison=[], rules=["poison"])
+    with pytest.raises(AssertionError, match="poison: request 0"):
+        check_backend(Poisoned, REQUESTS, poison=[mate], rules=["poison"])
 
 
 def test_arguments_must_be_json_to_travel():
