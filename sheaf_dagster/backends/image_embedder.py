@@ -28,7 +28,8 @@ class ImageEmbedderBackend(ModelBackend):
     resized by threads while the network runs. Rows may hold any number of images of any size and
     mode. One that can't be read or decoded is its row's error. Models with a joint space give
     their projected features for both kinds, so that texts find images; others give the pooled
-    output of their last layer.
+    output of their last layer. A text that is longer than the model reads is cut, which is noted
+    in its answer.
 
     Args:
         model_id: A transformers model: local path or hub id.
@@ -105,7 +106,8 @@ class ImageEmbedderBackend(ModelBackend):
         import numpy as np
 
         vectors: dict[tuple[int, int], Any] = {}
-        for keys, found in self._text_vectors(requests):
+        cut: set[int] = set()
+        for keys, found in self._text_vectors(requests, cut):
             vectors.update(zip(keys, found, strict=True))
         for keys, found in self._image_vectors(requests):
             vectors.update(zip(keys, found, strict=True))
@@ -121,14 +123,13 @@ class ImageEmbedderBackend(ModelBackend):
                 )
             if request.normalize:
                 own = own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
-            responses.append(
-                EmbeddingResponse(
-                    request_id=request.request_id,
-                    model_name=request.model_name,
-                    embeddings=own.tolist(),
-                    dim=self._dim,
-                )
+            response = EmbeddingResponse(
+                request_id=request.request_id,
+                model_name=request.model_name,
+                embeddings=own.tolist(),
+                dim=self._dim,
             )
+            responses.append(response.deviates("truncated") if i in cut else response)
         return responses
 
     def _image_vectors(
@@ -197,8 +198,9 @@ class ImageEmbedderBackend(ModelBackend):
             return _array(hidden[:, 0])
 
     def _text_vectors(
-        self, requests: Sequence[EmbeddingRequest]
+        self, requests: Sequence[EmbeddingRequest], cut: set[int]
     ) -> Iterator[tuple[list[tuple[int, int]], Any]]:
+        """The texts' places and vectors; rows of which a text is cut are added to ``cut``."""
         import torch
 
         places = [(i, j) for i, r in enumerate(requests) for j in range(len(r.texts or ()))]
@@ -217,8 +219,12 @@ class ImageEmbedderBackend(ModelBackend):
         padding = "max_length" if "siglip" in str(config.model_type) else True
         for start in range(0, len(places), self._encode_batch_size):
             some = places[start : start + self._encode_batch_size]
+            texts = [(requests[i].texts or ())[j] for i, j in some]
+            whole = self._tokenizer(texts, truncation=False, padding=False, verbose=False)
+            lengths = map(len, whole["input_ids"])
+            cut.update(i for (i, _), n in zip(some, lengths, strict=True) if n > length)
             tokens = self._tokenizer(
-                [(requests[i].texts or ())[j] for i, j in some],
+                texts,
                 padding=padding,
                 truncation=True,
                 max_length=length,

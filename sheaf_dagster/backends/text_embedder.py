@@ -163,11 +163,15 @@ class SentenceTransformersBackend(ModelBackend):
                 own = own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
             limit = self._model.max_seq_length
             if line:
-                tokens = sum(min(n, limit or n) for n in self._tokens(request.texts))
+                lengths = self._tokens(request.texts)
+                tokens = sum(min(n, limit or n) for n in lengths)
                 base64_asked = request.body.get("encoding_format") == "base64"
                 told = [b64encode(v.astype("<f4").tobytes()).decode() for v in own]
                 body = embeddings_body(request, told if base64_asked else own.tolist(), tokens)
-                responses.append(request.answer(body))
+                answer = request.answer(body)
+                if limit and any(n > limit for n in lengths):
+                    answer.deviates("truncated")
+                responses.append(answer)
                 continue
             response = EmbeddingResponse(
                 request_id=request.request_id,

@@ -139,9 +139,15 @@ def passes(**fields: Any) -> Callable[[F], F]:
 
 
 def deviations_of(response: Any) -> tuple[Deviation, ...]:
-    """In which ways a response says that it deviates from what was asked; see ``deviates``."""
+    """In which ways a response says that it deviates from what was asked; see ``deviates``.
+
+    One of a form that has no place for metadata holds them in ``_deviations``, beside its line.
+    """
     metadata = getattr(response, "metadata", None)
-    noted = metadata.get(_DEVIATIONS_KEY, ()) if metadata and isinstance(metadata, dict) else ()
+    if metadata and isinstance(metadata, dict):
+        noted = metadata.get(_DEVIATIONS_KEY, ())
+    else:
+        noted = getattr(response, "_deviations", ())
     return tuple(kind for kind in DEVIATIONS if kind in noted)
 
 

@@ -16,7 +16,9 @@ from pydantic import (
     field_validator,
 )
 from pydantic_core import PydanticCustomError
+from typing_extensions import Self
 
+from sheaf_dagster.contracts.base import Deviation
 from sheaf_dagster.contracts.openai_bodies import COMPLETIONS, EMBEDDINGS, URLS, check_body
 
 __all__ = ["OPENAI_BATCH", "OpenAIBatchError", "OpenAIBatchRequest", "OpenAIBatchResponse"]
@@ -147,6 +149,19 @@ class OpenAIBatchResponse(BaseModel):
     custom_id: str
     response: _HttpResponse | None = None
     error: OpenAIBatchError | None = None
+    _deviations: tuple[Deviation, ...] = PrivateAttr(default=())
+
+    def deviates(self, *kinds: Deviation) -> Self:
+        """Notes that the row is answered otherwise than asked; returns the response itself.
+
+        Such rows are counted, as those of the other contracts are. The line doesn't show it: its
+        form has no place for that.
+
+        Args:
+            kinds: In which ways.
+        """
+        self._deviations = tuple(dict.fromkeys((*self._deviations, *kinds)))
+        return self
 
     def token_usage(self) -> Any:
         """Its tokens, as the answer's body says; None where it says nothing."""

@@ -14,7 +14,7 @@ from PIL import Image
 from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec, SpecError
 from sheaf_dagster.backends.image_embedder import ImageEmbedderBackend
 from sheaf_dagster.backends.images import decode_image
-from sheaf_dagster.contracts import EmbeddingRequest
+from sheaf_dagster.contracts import EmbeddingRequest, deviations_of
 from sheaf_dagster.testing import RULES, check_backend
 from tests.backends.rules import WITHOUT_A_WORKER
 from tests.backends.weights import save_vision_models
@@ -113,6 +113,22 @@ def test_clip_texts_and_images_share_a_space(models):
 
     assert answers[0].dim == answers[1].dim == 16
     np.testing.assert_allclose(answers[0].embeddings, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_texts_that_are_cut_are_counted(family, models):
+    backend = ImageEmbedderBackend(models[family], device="cpu", encode_batch_size=3)
+    backend.load()
+    full = "a " * 10  # with the marks of both ends as many tokens as the model reads
+    rows = [
+        row(0, texts=["dog", full]),
+        row(1, encoded(picture(0))),
+        row(2, texts=["a", "a " * 11]),
+    ]
+
+    found = [deviations_of(answer) for answer in backend.batch_predict(rows)]
+
+    assert found == [(), (), ("truncated",)]
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

@@ -82,6 +82,10 @@ def test_texts_that_are_cut_are_counted(minilm):
 
     assert deviations_of(whole) == ()
     assert deviations_of(cut) == ("truncated",)
+    whole, cut = backend.batch_predict([line("a cat"), line(["a", "word " * 400])])
+    assert deviations_of(whole) == ()
+    assert deviations_of(cut) == ("truncated",)
+    assert set(cut.model_dump()) == {"id", "custom_id", "response", "error"}
 
 
 def test_batch_lines_are_answered_as_the_api_does(minilm):
