@@ -141,7 +141,7 @@ def _known(loc: Sequence[Any]) -> str:
     if len(loc) == 1:
         return f"; known: {', '.join(JobFile.model_fields)}"
     if loc[0] in places and all(isinstance(part, int) for part in loc[1:-1]):
-        return f"; known: {', '.join(places[loc[0]].model_fields)}"
+        return f"; known: {_fields_of(places[loc[0]])}"
     return ""
 
 
@@ -162,3 +162,9 @@ def _line_of(node: Any, loc: Sequence[Any]) -> int:
         else:
             break
     return int(line) + 1
+
+
+def _fields_of(model: type[BaseModel]) -> str:
+    """Names of fields, those that are needed first."""
+    fields = sorted(model.model_fields.items(), key=lambda field: not field[1].is_required())
+    return ", ".join(name for name, _ in fields)
