@@ -19,6 +19,9 @@ _UPRIGHT = {
 }
 """How a picture is turned by each value of the EXIF tag; 1 is upright."""
 
+_SCALES = {"L;2": 85, "L;4": 17}
+"""By what Pillow multiplies grey of 2 and 4 bits."""
+
 
 def decode_image(data: bytes) -> Any:
     """An RGB ``PIL.Image``, upright.
@@ -41,6 +44,7 @@ def decode_image(data: bytes) -> Any:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and opened.width * opened.height > limit:
                 raise ValueError(f"has {opened.width} × {opened.height} pixels, over {limit}")
+            _prepare(opened)
             opened.load()
             image = _upright(opened)
             image_format = opened.format
@@ -54,6 +58,23 @@ def decode_image(data: bytes) -> Any:
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def _prepare(opened: Any) -> None:
+    """Sets right what Pillow's readers would stumble over, or get wrong, in an opened picture."""
+    if not isinstance(opened.info.get("xmp", b""), bytes):  # a TIFF's, under another type
+        del opened.info["xmp"]
+    if opened.format == "TIFF":  # Pillow turns it itself, and follows its tags meanwhile
+        exif = opened.getexif()
+        for tag in [tag for tag in exif if tag != _ORIENTATION]:
+            del exif[tag]
+    if opened.format == "PNG" and "transparency" in opened.info and opened.tile:
+        # The transparent value is given as stored, while pixels are scaled to 8 bits.
+        stored = opened.tile[0].args
+        if stored in _SCALES:
+            opened.info["transparency"] *= _SCALES[stored]
+        elif stored == "RGB;16B":
+            raise ValueError("one of its colours of 16 bits is transparent, and 8 of them are read")
 
 
 def _upright(image: Any) -> Any:
@@ -86,4 +107,7 @@ def _from_deep(image: Any, image_format: str | None) -> Any:
             f"has values from {low:g} to {high:g}; values of mode {image.mode!r} must lie from 0 to "
             f"{' or to '.join(f'{top:g}' for top in tops)}"
         )
-    return Image.fromarray((values * (255 / top)).round().astype("uint8")).convert("RGB")
+    shown = (values * (255 / top)).round().astype("uint8")
+    if (clear := image.info.get("transparency")) is not None:
+        shown[values == clear] = 255
+    return Image.fromarray(shown).convert("RGB")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from zlib import compress, crc32
 
 import numpy as np
 import pytest
@@ -19,6 +21,55 @@ from sheaf_dagster.contracts import EmbeddingRequest
 
 RAMP = np.linspace(0, 1, 12).reshape(3, 4)
 GREY = (RAMP * 255).round()
+
+
+RATIONAL_NAN, RATIONAL_NEGATIVE = struct.pack("<II", 0, 0), struct.pack("<ii", -1, 1)
+ODD_TAGS = {
+    "NaN": (0x11A, 5, 1, RATIONAL_NAN),
+    "negative": (0x11A, 10, 1, RATIONAL_NEGATIVE),
+    "negative in a whole number": (0x829A, 9, 1, struct.pack("<i", -5)),
+    "a text": (0x829A, 2, 4, b"abc\0"),
+    "a folder of tags that is a text": (0x8769, 2, 4, b"abc\0"),
+    "a folder of tags before the file": (0x8825, 9, 1, struct.pack("<i", -256)),
+    "a type that doesn't exist": (0x9999, 99, 1, b"\1\0\0\0"),
+    "XMP as a text": (700, 2, 6, b"<x:x>\0"),
+}
+"""Each with its number, type, count and bytes."""
+
+
+def tags(*given: tuple[int, int, int, bytes]) -> bytes:
+    """A TIFF header and one directory of tags, as EXIF has it, too."""
+    entries, data = b"", b""
+    for number, kind, count, value in sorted(given):
+        if len(value) > 4:
+            at = 8 + 2 + 12 * len(given) + 4 + len(data)
+            value, data = struct.pack("<I", at), data + value
+        entries += struct.pack("<HHI", number, kind, count) + value.ljust(4, b"\0")
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(given)) + entries + bytes(4) + data
+
+
+def tiff(pixels: np.ndarray, *more: tuple[int, int, int, bytes]) -> bytes:
+    """Grey pixels with further tags."""
+    height, width = pixels.shape
+    numbers = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 277: 1, 278: height}
+
+    def head(offset: int) -> bytes:
+        own = {**numbers, 273: offset, 279: pixels.size}
+        return tags(*((n, 4, 1, struct.pack("<I", v)) for n, v in own.items()), *more)
+
+    return head(len(head(0))) + pixels.tobytes()
+
+
+def png(width: int, depth: int, colour: int, line: bytes, transparent: bytes = b"") -> bytes:
+    """One line of pixels, as the PNG specification lays it out."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", width, 1, depth, colour, 0, 0, 0)
+    clear = chunk(b"tRNS", transparent) if transparent else b""
+    pixels = chunk(b"IDAT", compress(b"\0" + line))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + clear + pixels + chunk(b"IEND", b"")
 
 
 def stored(image: Image.Image, form: str, **options) -> bytes:
@@ -54,6 +105,89 @@ def test_a_text_where_a_rational_belongs_does_not_matter():
     picture = Image.new("RGB", (30, 20), "red")
 
     assert decode_image(stored(picture, "JPEG", exif=raw)).size == (20, 30)
+
+
+ROTATED = (0x112, 3, 1, struct.pack("<H", 6))
+
+
+@pytest.mark.parametrize("odd", ODD_TAGS)
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_odd_tags_do_not_keep_a_picture_from_being_turned(form, odd):
+    exif = b"Exif\0\0" + tags(ROTATED, ODD_TAGS[odd])
+
+    assert decode_image(stored(Image.new("RGB", (30, 20)), form, exif=exif)).size == (20, 30)
+
+
+@pytest.mark.parametrize("odd", ODD_TAGS)
+def test_odd_tags_of_a_tiff_do_not_matter(odd):
+    pixels = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
+
+    plain, turned = (decode_image(tiff(pixels, ODD_TAGS[odd], *more)) for more in ((), (ROTATED,)))
+
+    assert np.array_equal(np.asarray(plain)[..., 0], pixels)
+    assert np.array_equal(np.asarray(turned)[..., 0], np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize(
+    "ori",
+    [
+        (0x112, 5, 1, RATIONAL_NAN),
+        (0x112, 8, 1, struct.pack("<h", -3)),
+        (0x112, 2, 2, b"6\0"),
+        (0x112, 3, 1, struct.pack("<H", 9)),
+    ],
+)
+def test_an_orientation_that_is_none_leaves_the_picture_as_it_is(ori):
+    pixels = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
+    jpeg = stored(Image.new("RGB", (30, 20)), "JPEG", exif=b"Exif\0\0" + tags(ori))
+
+    assert decode_image(jpeg).size == (30, 20)
+    assert np.array_equal(np.asarray(decode_image(tiff(pixels, ori)))[..., 0], pixels)
+
+
+def over_white(value: float, alpha: float) -> float:
+    return value * alpha + 255 * (1 - alpha)
+
+
+CLEAR = over_white(100, 128 / 255)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (png(3, 8, 4, bytes([0, 255, 100, 128, 200, 0])), [0, CLEAR, 255]),
+        (png(3, 16, 4, struct.pack(">6H", 0, 65535, 25700, 32896, 51400, 0)), [0, CLEAR, 255]),
+        (png(3, 16, 0, struct.pack(">3H", 0, 25700, 65535)), [0, 100, 255]),
+        (png(3, 16, 0, struct.pack(">3H", 0, 25700, 25701), b"\x64\x64"), [0, 255, 100]),
+        (png(3, 8, 0, bytes([0, 100, 200]), b"\0\x64"), [0, 255, 200]),
+        (png(2, 4, 0, bytes([0x3A]), b"\0\3"), [255, 170]),
+        (png(2, 2, 0, bytes([0b01100000]), b"\0\1"), [255, 170]),
+        (png(2, 1, 0, bytes([0b01000000]), b"\0\0"), [255, 255]),
+    ],
+)
+def test_transparent_grey_of_any_depth_becomes_white(data, expected):
+    found = np.asarray(decode_image(data))[0].astype(float)
+
+    assert np.abs(found - np.array(expected)[:, None]).max() <= 1
+
+
+def test_a_palette_with_an_alpha_of_each_pixel_is_shown_on_white():
+    picture = Image.new("PA", (3, 1))
+    picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    for x, alpha in enumerate((255, 128, 0)):
+        picture.putpixel((x, 0), (x, alpha))
+
+    found = np.asarray(decode_image(stored(picture, "TIFF")))[0]
+
+    assert found.tolist() == [[255, 0, 0], [127, 255, 127], [255, 255, 255]]
+
+
+def test_a_transparent_colour_that_cannot_be_told_apart_is_refused():
+    line = struct.pack(">6H", 0, 0, 0, 256, 257, 258)
+
+    with pytest.raises(ValueError, match="16 bits is transparent"):
+        decode_image(png(2, 16, 2, line, struct.pack(">3H", 256, 257, 258)))
+    assert decode_image(png(2, 16, 2, line)).getpixel((1, 0)) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(
