@@ -240,6 +240,8 @@ class SheafServeBackend(ModelBackend):
             if uris is not None:
                 files = [read_uri(uri, self._options) for uri in uris]
                 fields["images_b64"] = [base64.b64encode(data).decode() for data in files]
+            if isinstance(fields.get("history"), list):
+                fields["history"] = _with_nan(fields["history"])
             request = self._request.model_validate(fields)
         ref = getattr(request, "feature_ref", None)
         if ref is not None:
@@ -326,3 +328,10 @@ def _seed(group: list[Any]) -> None:
         module: Any = sys.modules.get(library)
         if module is not None:
             (module.manual_seed if library == "torch" else module.seed)(seed)
+
+
+def _with_nan(history: Any) -> Any:
+    """A history whose missing values are NaN: sheaf-serve's contract has no null."""
+    if isinstance(history, list):
+        return [_with_nan(value) for value in history]
+    return float("nan") if history is None else history

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections import defaultdict
 
 import pytest
@@ -98,6 +99,21 @@ def test_those_that_run_offline_keep_the_rules(name, tiny):
     if kwargs:
         (argument,) = kwargs
         assert backend.identify(**kwargs).startswith(f"{argument}=sha256:")
+
+
+@pytest.mark.model
+def test_null_in_a_history_is_a_missing_value(tiny):
+    backend = resolve_backend("sheaf:chronos2")(model_id=tiny["bolt"])
+    backend.load()
+    history = [float(t % 7) for t in range(30)]
+    (request,) = requests("time_series", [{"history": [*history[:9], None, *history[10:]]}])
+
+    (answer,) = backend.batch_predict([request])
+
+    asked = {**request.model_dump(), "history": [*history[:9], math.nan, *history[10:]]}
+    by_hand = backend._backend.predict(backend._request.model_validate(asked))
+    assert answer.mean == by_hand.mean
+    assert all(map(math.isfinite, answer.mean))
 
 
 @pytest.mark.model
