@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-__all__ = ["weights_digest"]
+__all__ = ["joined_digest", "weights_digest"]
 
 _READERS = 4
 """Files hashed side by side: hashing frees the interpreter, and one core does 1.6 GB/s."""
@@ -40,6 +40,9 @@ _ONNX_BEGINS = b"\x08"
 _LOCATION = re.compile(rb"\n\x08location\x12([\x00-\x7f]|[\x80-\xff][\x00-\x7f])", re.DOTALL)
 """Key and value of an entry, up to the value's length (of one or two bytes)."""
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_NAMES_NO_FILE = re.compile(r"(.*_)?revision|(.*_)?name")
+_LOOKS_LOCAL = re.compile(r"(/|~|\.\.?/)\S+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_TIMEOUT_SECONDS = 10.0
 _HUB_ANSWER_SECONDS = 60.0
@@ -76,6 +79,48 @@ def weights_digest(model_id: str, revision: str | None = None) -> str | None:
         commit = _hub_commit(model_id, revision or "main")
         return None if commit is None else f"hub:{model_id}@{commit}"
     return None
+
+
+def joined_digest(identity: str | None, named: Mapping[str, Any]) -> str | None:
+    """The identity of a model together with what its arguments name: tokenizer, adapters, a draft.
+
+    Args:
+        identity: Of the model alone.
+        named: Arguments that may name a file, a folder or a hub model: as text, ``name=path``,
+            JSON, or lists and dictionaries of these. A revision is looked for beside its model, as
+            ``<argument>_revision`` or ``revision``. A text that names nothing is passed over.
+
+    Returns:
+        None where one of them isn't known on this machine.
+    """
+    found = {text: weights_digest(*text) for text in _names(named, None)}
+    if identity is None or None in found.values():
+        return None
+    return "; ".join([identity, *(str(digest) for digest in found.values())])
+
+
+def _names(value: Any, revision: str | None) -> Iterator[tuple[str, str | None]]:
+    if isinstance(value, Mapping):
+        for key in sorted(key for key in value if not _NAMES_NO_FILE.fullmatch(key)):
+            own = value.get(f"{key}_revision", value.get("revision"))
+            yield from _names(value[key], own if isinstance(own, str) else None)
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _names(one, revision)
+    elif isinstance(value, str):
+        with suppress(ValueError):
+            inner = json.loads(value)
+            if isinstance(inner, (dict, list)):
+                yield from _names(inner, revision)
+                return
+        # Of "name=path" the second part; paths may hold the sign as well.
+        for text in dict.fromkeys((value, value.partition("=")[2])):
+            if text and os.path.exists(os.path.expanduser(text)):
+                yield text, None
+                return
+            if _HUB_ID.fullmatch(text) or _LOOKS_LOCAL.fullmatch(text):
+                yield text, revision
+                return
 
 
 def _joint_hash(files: Mapping[str, str]) -> str:

@@ -45,6 +45,7 @@ class SentenceTransformersBackend(ModelBackend):
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` as saved.
         max_seq_length: Tokens that are read of a text, in place of the model's own limit.
         trust_remote_code: Allow a hub model's own code to run.
+        revision: Revision of a hub model.
 
     Raises:
         MissingDependencyError: At load: sentence-transformers is not installed.
@@ -55,8 +56,10 @@ class SentenceTransformersBackend(ModelBackend):
     model_type = (ModelType.EMBEDDING, OPENAI_BATCH)
 
     @classmethod
-    def identify(cls, *, model_id: str = _MODEL_ID, **_: Any) -> str | None:
-        return weights_digest(model_id)
+    def identify(
+        cls, *, model_id: str = _MODEL_ID, revision: str | None = None, **_: Any
+    ) -> str | None:
+        return weights_digest(model_id, revision)
 
     def __init__(
         self,
@@ -69,6 +72,7 @@ class SentenceTransformersBackend(ModelBackend):
         truncate_dim: int | None = None,
         dtype: str = "float32",
         max_seq_length: int | None = None,
+        revision: str | None = None,
     ) -> None:
         if prompt is not None and prompt_name is not None:
             raise SpecError("'prompt' and 'prompt_name' are both given; give one of them")
@@ -81,6 +85,7 @@ class SentenceTransformersBackend(ModelBackend):
         self._dtype = check_dtype(dtype)
         self._max_seq_length = max_seq_length
         self._model_id = model_id
+        self._revision = revision
         self._device = device
         self._encode_batch_size = encode_batch_size
         self._trust_remote_code = trust_remote_code
@@ -93,6 +98,7 @@ class SentenceTransformersBackend(ModelBackend):
             self._model_id,
             device=None if self._device == "auto" else self._device,
             trust_remote_code=self._trust_remote_code,
+            revision=self._revision,
             truncate_dim=self._truncate_dim,
             model_kwargs={
                 "dtype": "auto" if self._dtype == "auto" else getattr(torch, self._dtype)

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.bodies import body_of, response_of, seeded
-from sheaf_dagster.backends.digest import weights_digest
+from sheaf_dagster.backends.digest import joined_digest, weights_digest
 from sheaf_dagster.backends.refusal import RefusedError
 from sheaf_dagster.backends.vllm_engine import VllmEngine
 from sheaf_dagster.contracts import OPENAI_BATCH, TEXT
@@ -19,6 +19,23 @@ __all__ = ["VllmBackend"]
 
 _NAME = "vllm"
 _MODEL_ID = "Qwen/Qwen3-0.6B"
+_NAME_FILES = frozenset(
+    {
+        "chat_template",
+        "config",
+        "default_mm_loras",
+        "generation_config",
+        "hf_config_path",
+        "lora_modules",
+        "model_weights",
+        "reasoning_parser_plugin",
+        "speculative_config",
+        "tokenizer",
+        "tokenizer_revision",
+        "tool_parser_plugin",
+    }
+)
+"""Options of ``vllm serve`` that name what the answers come from; other folders are only places."""
 
 
 class VllmBackend(ModelBackend):
@@ -57,9 +74,16 @@ class VllmBackend(ModelBackend):
 
     @classmethod
     def identify(
-        cls, *, model_id: str = _MODEL_ID, revision: str | None = None, **_: Any
+        cls,
+        *,
+        model_id: str = _MODEL_ID,
+        revision: str | None = None,
+        engine_args: dict[str, Any] | None = None,
+        **_: Any,
     ) -> str | None:
-        return weights_digest(model_id, revision)
+        given = {name.replace("-", "_"): value for name, value in (engine_args or {}).items()}
+        named = {name: v for name, v in given.items() if name.split(".")[0] in _NAME_FILES}
+        return joined_digest(weights_digest(model_id, revision), named)
 
     def __init__(
         self,

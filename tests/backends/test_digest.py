@@ -14,6 +14,7 @@ import pytest
 
 from sheaf_dagster.backends import digest
 from sheaf_dagster.backends.digest import weights_digest
+from sheaf_dagster.backends.registry import resolve_backend
 
 
 @pytest.fixture
@@ -186,3 +187,79 @@ def test_the_model_under_an_adapter_counts(weights, tmp_path):
 
     assert weights_digest(str(adapter)) != before
     assert weights_digest(str(adapter)).endswith(str(weights_digest(str(weights))))
+
+
+def named_in(form: str, path: str) -> dict:
+    return {
+        "tokenizer": {"tokenizer": path},
+        "adapter": {"enable_lora": True, "lora_modules": [f"sql={path}"]},
+        "adapter as JSON": {"lora-modules": [json.dumps({"name": "sql", "path": path})]},
+        "adapter as a dictionary": {"lora_modules": [{"name": "sql", "path": path}]},
+        "draft": {"speculative_config": {"model": path, "num_speculative_tokens": 2}},
+        "configuration": {"hf_config_path": path, "max_model_len": 512},
+    }[form]
+
+
+FORMS = ["tokenizer", "adapter", "adapter as JSON", "adapter as a dictionary", "draft",
+         "configuration"]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_the_arguments_of_vllm_name_counts(form, weights, tmp_path):
+    named = tmp_path / "named"
+    named.mkdir()
+    (named / "tokenizer.json").write_text("{}")
+    arguments = {"model_id": str(weights), "engine_args": named_in(form, str(named))}
+    identify = resolve_backend("vllm").identify
+    before, again = identify(**arguments), identify(**arguments)
+
+    (named / "tokenizer.json").write_text("[]")
+
+    assert before is not None and before == again
+    assert before != identify(model_id=str(weights))
+    assert identify(**arguments) not in (None, before)
+    shutil.rmtree(named)
+    assert identify(**arguments) is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"max_model_len": 512, "tool_call_parser": "hermes", "generation_config": "vllm"},
+        {"download_dir": "/", "allowed_local_media_path": "/"},
+        {"chat_template": "{% for m in messages %}{{ m.content }}\n{% endfor %}"},
+    ],
+)
+def test_arguments_of_vllm_that_name_no_file_leave_the_identity(arguments, weights):
+    identify = resolve_backend("vllm").identify
+
+    assert identify(model_id=str(weights), engine_args=arguments) == weights_digest(str(weights))
+
+
+def test_a_named_hub_model_counts_with_its_own_revision(weights):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    named = {
+        "lora_modules": [{"name": "a/label", "path": str(weights), "base_model_name": "a/model"}],
+        "speculative_config": {"model": "some/draft", "revision": commit},
+        "tokenizer": "some/tokenizer",
+        "tokenizer_revision": commit,
+    }
+
+    identity = resolve_backend("vllm").identify(model_id=str(weights), engine_args=named)
+
+    own = weights_digest(str(weights))
+    assert identity == f"{own}; {own}; hub:some/draft@{commit}; hub:some/tokenizer@{commit}"
+
+
+@pytest.mark.parametrize(
+    "backend", ["sentence_transformers", "image_embedder", "transformers_pipeline", "vllm"]
+)
+def test_a_replaced_tokenizer_or_another_revision_is_another_model(backend, weights):
+    identify = resolve_backend(backend).identify
+    before = identify(model_id=str(weights))
+
+    (weights / "tokenizer.json").write_text("{}")
+
+    assert identify(model_id=str(weights)) not in (None, before)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    assert identify(model_id="some/model", revision=commit) == f"hub:some/model@{commit}"
