@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 import subprocess
@@ -73,6 +75,49 @@ def test_run_config_shown_is_accepted(page):
         assert isinstance(parsed, (dict, list))
         if "ops" in parsed:
             assert dg.validate_run_config(job, parsed)
+
+
+def backends_in_python(code: str) -> list[tuple[str, list[str]]]:
+    """Each backend that a call names, with the names of its arguments."""
+    found = []
+    for call in (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)):
+        given = {k.arg: k.value for k in call.keywords}
+        if isinstance(given.get("backend"), ast.Constant):
+            arguments = given.get("backend_kwargs")
+            keys = arguments.keys if isinstance(arguments, ast.Dict) else []
+            found.append((given["backend"].value, [ast.literal_eval(key) for key in keys]))
+    return found
+
+
+def backends_in_yaml(value: object) -> list[tuple[str, list[str]]]:
+    if isinstance(value, list):
+        return [found for one in value for found in backends_in_yaml(one)]
+    if not isinstance(value, dict):
+        return []
+    found = [pair for one in value.values() for pair in backends_in_yaml(one)]
+    if isinstance(value.get("backend"), str):
+        found.append((value["backend"], list(value.get("backend_kwargs") or {})))
+    return found
+
+
+def test_backends_shown_take_the_arguments_that_they_are_shown_with():
+    from sheaf_dagster.backends.registry import known_backends, resolve_backend
+
+    example = ROOT / "example_project"
+    code = [*example.rglob("*.py")]
+    python = [b for p in PAGES for b in blocks(p, "python")] + [p.read_text() for p in code]
+    settings = [b for p in PAGES for b in blocks(p, "ya?ml")]
+    settings += [p.read_text() for p in example.rglob("*.yaml")]
+    shown = [pair for block in python for pair in backends_in_python(block)]
+    shown += [p for s in settings for one in yaml.safe_load_all(s) for p in backends_in_yaml(one)]
+
+    # A page's own backends, such as "word_list", are made by its code, which runs above.
+    known = {*known_backends(), *(b for b, _ in shown if b.startswith("example_project."))}
+    checked = [(backend, arguments) for backend, arguments in shown if backend in known]
+    for backend, arguments in checked:
+        inspect.signature(resolve_backend(backend)).bind(**dict.fromkeys(arguments))
+    assert {"vllm", "openai_endpoint", "image_embedder"} <= {backend for backend, _ in checked}
+    assert any(backend.startswith("example_project.") for backend, _ in checked)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
