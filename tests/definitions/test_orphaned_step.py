@@ -37,8 +37,9 @@ def children() -> Iterator[list[psutil.Process]]:
 def test_a_retry_beside_a_step_that_lives_on_never_mixes_with_it(tmp_path, children):
     project = Project(tmp_path, DAYS)
     keys = DAYS.get_partition_keys()
-    for key in keys:
-        project.write(key, list(range(12)))
+    for day, key in enumerate(keys):
+        project.write(key, [100 * day + i for i in range(12)])
+    (tmp_path / "gate").touch()
     run = subprocess.Popen(
         [sys.executable, "-m", "tests.definitions.orphan_project"],
         cwd=ROOT,
@@ -52,19 +53,20 @@ def test_a_retry_beside_a_step_that_lives_on_never_mixes_with_it(tmp_path, child
         run.kill()
         run.wait()
     (run_id,) = {r.run_id for r in project.records()}
-    slower = Project(tmp_path, DAYS, {"batch_seconds": 0.2})
+    other = Project(tmp_path, DAYS, {"batch_seconds": 0.01})
 
-    beside = slower.run(keys[0], keys[-1], only=True, parent=run_id)
+    beside = other.run(keys[0], keys[-1], only=True, parent=run_id)
 
     # What the old step is at is refused and may be tried again; the rest is done once.
     assert not beside.success
     assert "is being written by another job" in failure(beside)
+    (tmp_path / "gate").unlink()
     ends = {dg.DagsterEventType.STEP_SUCCESS, dg.DagsterEventType.STEP_FAILURE}
     wait_until(lambda: project.instance.all_logs(run_id, of_type=ends), "the step that lives on")
-    last = slower.run(keys[0], keys[-1], only=True, parent=beside.run_id)
+    last = other.run(keys[0], keys[-1], only=True, parent=beside.run_id)
     assert last.success
     assert {r.partition_key for r in project.records()} == set(keys)
-    for key in keys:
+    for day, key in enumerate(keys):
         rows = read_rows(tmp_path / "out" / f"{key}.jsonl")
-        assert [r["value"] for r in rows] == [2 * i for i in range(12)]
+        assert [r["value"] for r in rows] == [2 * (100 * day + i) for i in range(12)]
     assert sorted(os.listdir(tmp_path / "out")) == [f"{key}.jsonl" for key in keys]

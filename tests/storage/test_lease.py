@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -123,7 +124,7 @@ def test_a_killed_process_of_this_machine_is_not_waited_for(sink, monkeypatch):
 def test_a_holder_renews_its_lock(sink):
     with sink.hold():
         while told(sink)["beat"] < 2:
-            pass
+            time.sleep(0.01)
 
 
 def test_a_job_that_lost_its_sink_gives_way_before_it_commits(sink, s3):
@@ -181,7 +182,7 @@ def test_a_lock_that_is_taken_over_in_the_moment_of_a_write_stays_the_new_owners
 
     if act == "renewal":
         while held.held:
-            pass
+            time.sleep(0.01)
     elif act == "release":
         held.release()
     else:
@@ -213,7 +214,7 @@ def test_a_renewal_whose_answer_was_lost_is_no_loss(sink, through, proxy):
     held, parts = filled(through, [b"a\n"])
     proxy.faults = Faults(kinds=("lost answer",), picks=(f"PUT .*{LOCK}",), times=3)
     while proxy.faults.hit.total() < 3:
-        pass
+        time.sleep(0.01)
 
     held.commit(parts)
 
@@ -256,11 +257,11 @@ def test_a_store_that_hangs_on_one_lock_keeps_none_of_the_others_from_being_rene
     held = [other.hold() for other in others]
     proxy.faults = Faults(kinds=("stall",), picks=(f"PUT .*{LOCK}",), stall_seconds=3600)
     while not proxy.faults.hit.total():
-        pass
+        time.sleep(0.01)
 
     before = [told(other)["beat"] for other in others]
     while any(told(other)["beat"] < b + 5 for other, b in zip(others, before)):
-        pass
+        time.sleep(0.01)
 
     assert proxy.faults.hit.total() > 0
     assert all(h.held for h in (hangs, *held))
@@ -277,10 +278,10 @@ def test_a_renewal_that_hangs_is_given_up_and_the_next_one_passes(proxy, through
             kinds=("stall",), picks=(f"PUT .*{LOCK}",), times=2, stall_seconds=3600
         )
         while proxy.faults.hit.total() < 2:
-            pass
+            time.sleep(0.01)
         beat = told(through)["beat"]
         while told(through)["beat"] <= beat:
-            pass
+            time.sleep(0.01)
         assert held.held
 
 
@@ -294,7 +295,7 @@ def test_on_a_store_without_conditions_a_lock_is_looked_at_before_it_is_written(
     with pytest.raises(SinkBusyError, match="written by another job"):
         through.hold()
     while told(sink)["beat"] < 3:
-        pass
+        time.sleep(0.01)
     foreign(sink)
     with pytest.raises(SinkBusyError, match="taken over by another job"):
         held.commit(parts)
@@ -402,7 +403,7 @@ def test_a_process_that_was_stopped_for_a_while_keeps_the_locks_that_it_still_ha
         before = told(other)["beat"]
         stopped.send_signal(signal.SIGCONT)
         while told(other)["beat"] < before + 2:  # one may have been on its way
-            pass
+            time.sleep(0.01)
 
         with pytest.raises(SinkBusyError, match="written by another job"):
             other.hold()
