@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 __all__ = ["Tally"]
 
@@ -24,5 +24,9 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Adds what others took."""
-        for f in fields(self):
-            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+        self.seconds += other.seconds
+        self.halved += other.halved
+        self.error_rows += other.error_rows
+        self.flight_seconds += other.flight_seconds
+        self.size += other.size
+        self.padded += other.padded

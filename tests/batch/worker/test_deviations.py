@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from pydantic import BaseModel, ConfigDict
 
 from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec
 from sheaf_dagster.storage import Part
@@ -60,6 +61,55 @@ def test_deviations_are_counted_by_kind_and_stand_in_their_rows(tmp_path, bucket
         ["fell_back", "truncated"],
         None,
     ]
+
+
+class Extra(BaseModel):
+    """Its metadata is no field."""
+
+    model_config = ConfigDict(extra="allow")
+    value: float
+
+
+class Own(BaseModel):
+    """Its metadata is made when it is asked for, and it says what tokens it took."""
+
+    value: float
+
+    @property
+    def metadata(self):
+        return {"deviations": ["clipped"]}
+
+    def token_usage(self):
+        return {"prompt_tokens": 3, "completion_tokens": 2}
+
+
+class Answering(Doubler):
+    """Answers with classes that are no ``BaseResponse``, some of them in the same batch."""
+
+    def batch_predict(self, requests):
+        kinds = {
+            0: lambda value: Extra(value=value, metadata={"deviations": ["fell_back"]}),
+            1: lambda value: Own(value=value),
+        }
+        plain = super().batch_predict(requests)
+        return [kinds.get(int(a.value / 2) % 3, lambda _, a=a: a)(a.value) for a in plain]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 9])
+def test_whatever_the_class_of_a_response_its_deviations_and_tokens_are_counted(
+    tmp_path, write_rows, batch_size
+):
+    spec = BatchSpec(
+        source=write_rows(list(range(9))),
+        sink=str(tmp_path / "out.jsonl"),
+        compute="local",
+        batch_size=batch_size,
+    )
+
+    result = BatchRunner(MODEL.model_copy(update={"backend": f"{__name__}:Answering"})).run(spec)
+
+    assert result.deviations == {"fell_back": 3, "clipped": 3}
+    assert (result.tokens["prompt"], result.tokens["output"]) == (9, 6)
 
 
 def test_counts_survive_in_the_name_of_a_part():
