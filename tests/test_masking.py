@@ -142,7 +142,7 @@ class Reader(ModelBackend):
         pass
 
     def predict(self, request):
-        from sheaf_dagster.backends.files import read_uri
+        from sheaf_dagster.backends.common.files import read_uri
 
         read_uri(request.note, {})
         return NumberResponse(request_id=request.request_id, model_name="m", value=0)

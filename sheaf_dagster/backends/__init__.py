@@ -1,7 +1,7 @@
 """What runs a batch: the backend interface, the registry, and the built-in backends."""
 
 from sheaf_dagster.backends.base import ModelBackend
-from sheaf_dagster.backends.digest import weights_digest
+from sheaf_dagster.backends.common.digest import weights_digest
 from sheaf_dagster.backends.registry import (
     known_backends,
     register_backend,

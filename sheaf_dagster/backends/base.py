@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from sheaf_dagster.backends.loops import BackgroundLoop, gathered
+from sheaf_dagster.backends.common.loops import BackgroundLoop, gathered
 from sheaf_dagster.errors import SpecError
 
 __all__ = [

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sheaf_dagster.backends.base import ModelBackend
-from sheaf_dagster.backends.digest import weights_digest
-from sheaf_dagster.backends.libraries import pick_device, require, use_own_threads
+from sheaf_dagster.backends.common.digest import weights_digest
+from sheaf_dagster.backends.common.libraries import pick_device, require, use_own_threads
 from sheaf_dagster.contracts import ModelType, OutputMode, TimeSeriesRequest, TimeSeriesResponse
 from sheaf_dagster.errors import SpecError
 

@@ -9,10 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from sheaf_dagster.backends.base import ModelBackend
-from sheaf_dagster.backends.digest import weights_digest
-from sheaf_dagster.backends.files import read_uri, resolve_options
-from sheaf_dagster.backends.images import decode_image
-from sheaf_dagster.backends.libraries import check_dtype, pick_device, require, use_own_threads
+from sheaf_dagster.backends.common.digest import weights_digest
+from sheaf_dagster.backends.common.files import read_uri, resolve_options
+from sheaf_dagster.backends.common.images import decode_image
+from sheaf_dagster.backends.common.libraries import (
+    check_dtype,
+    pick_device,
+    require,
+    use_own_threads,
+)
 from sheaf_dagster.contracts import EmbeddingRequest, EmbeddingResponse, ModelType
 
 __all__ = ["ImageEmbedderBackend"]

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from sheaf_dagster.backends.base import ModelBackend
-from sheaf_dagster.backends.digest import weights_digest
-from sheaf_dagster.backends.fitted import column_names, fitted_columns
-from sheaf_dagster.backends.libraries import require
-from sheaf_dagster.backends.records import per_row
-from sheaf_dagster.backends.signature import ColumnInputs, TensorInputs, UnsignedInputs
+from sheaf_dagster.backends.common.digest import weights_digest
+from sheaf_dagster.backends.common.libraries import require
+from sheaf_dagster.backends.tables.fitted import column_names, fitted_columns
+from sheaf_dagster.backends.tables.records import per_row
+from sheaf_dagster.backends.tables.signature import ColumnInputs, TensorInputs, UnsignedInputs
 from sheaf_dagster.contracts import FEATURES, FeaturesRequest, FeaturesResponse
 
 __all__ = ["MlflowBackend"]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from sheaf_dagster.backends.base import ModelBackend
-from sheaf_dagster.backends.files import file_identity, local_file, resolve_options
-from sheaf_dagster.backends.libraries import require
-from sheaf_dagster.backends.stacking import (
+from sheaf_dagster.backends.common.files import file_identity, local_file, resolve_options
+from sheaf_dagster.backends.common.libraries import require
+from sheaf_dagster.backends.tables.stacking import (
     InputField,
     ModelInput,
     OutputField,

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from sheaf_dagster.backends.base import ModelBackend
-from sheaf_dagster.backends.bodies import body_of, response_of, seeded
-from sheaf_dagster.backends.libraries import require
-from sheaf_dagster.backends.refusal import RefusedError
+from sheaf_dagster.backends.common.libraries import require
+from sheaf_dagster.backends.language.bodies import body_of, response_of, seeded
+from sheaf_dagster.backends.language.refusal import RefusedError
 from sheaf_dagster.contracts import OPENAI_BATCH, TEXT
 from sheaf_dagster.errors import BackendError, ServiceDownError, SheafError, SpecError
 

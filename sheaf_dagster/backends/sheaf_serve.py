@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Literal, get_origin
 from pydantic import BaseModel
 
 from sheaf_dagster.backends.base import ModelBackend
-from sheaf_dagster.backends.digest import weights_digest
-from sheaf_dagster.backends.files import read_uri, resolve_options
+from sheaf_dagster.backends.common.digest import weights_digest
+from sheaf_dagster.backends.common.files import read_uri, resolve_options
 from sheaf_dagster.contracts.sheaf_serve import (
     broken_install,
     has_sheaf_serve,

@@ -8,11 +8,11 @@ from statistics import NormalDist
 from typing import Any
 
 from sheaf_dagster.backends.base import ModelBackend
-from sheaf_dagster.backends.files import file_identity, local_file, resolve_options
-from sheaf_dagster.backends.fitted import FittedColumn, column_names, fitted_columns
-from sheaf_dagster.backends.libraries import require
-from sheaf_dagster.backends.records import grouped, per_row, plain, values_of
-from sheaf_dagster.backends.table import array_of, frame_of
+from sheaf_dagster.backends.common.files import file_identity, local_file, resolve_options
+from sheaf_dagster.backends.common.libraries import require
+from sheaf_dagster.backends.tables.fitted import FittedColumn, column_names, fitted_columns
+from sheaf_dagster.backends.tables.records import grouped, per_row, plain, values_of
+from sheaf_dagster.backends.tables.table import array_of, frame_of
 from sheaf_dagster.contracts import FEATURES, FeaturesRequest, FeaturesResponse
 from sheaf_dagster.errors import SpecError
 

@@ -9,9 +9,13 @@ from statistics import NormalDist
 from typing import Any, Literal
 
 from sheaf_dagster.backends.base import ModelBackend
-from sheaf_dagster.backends.libraries import require
-from sheaf_dagster.backends.statistical_forecasts import mean_of, quantiles_of, samples_of
-from sheaf_dagster.backends.statistical_models import StatisticalModel
+from sheaf_dagster.backends.common.libraries import require
+from sheaf_dagster.backends.forecasting.statistical_forecasts import (
+    mean_of,
+    quantiles_of,
+    samples_of,
+)
+from sheaf_dagster.backends.forecasting.statistical_models import StatisticalModel
 from sheaf_dagster.contracts import (
     Frequency,
     ModelType,

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from sheaf_dagster.backends.base import ModelBackend
-from sheaf_dagster.backends.digest import weights_digest
-from sheaf_dagster.backends.libraries import check_dtype, require, use_own_threads
-from sheaf_dagster.backends.prompts import embeddings_body
+from sheaf_dagster.backends.common.digest import weights_digest
+from sheaf_dagster.backends.common.libraries import check_dtype, require, use_own_threads
+from sheaf_dagster.backends.language.prompts import embeddings_body
 from sheaf_dagster.contracts import (
     OPENAI_BATCH,
     EmbeddingRequest,

@@ -9,11 +9,16 @@ from typing import Any
 from pydantic import BaseModel
 
 from sheaf_dagster.backends.base import ModelBackend
-from sheaf_dagster.backends.digest import weights_digest
-from sheaf_dagster.backends.generation import Generator
-from sheaf_dagster.backends.libraries import check_dtype, pick_device, require, use_own_threads
-from sheaf_dagster.backends.prompts import Sampling, answer, prompts_of
-from sheaf_dagster.backends.text_pipelines import PIPELINE_TASKS, TextPipeline
+from sheaf_dagster.backends.common.digest import weights_digest
+from sheaf_dagster.backends.common.libraries import (
+    check_dtype,
+    pick_device,
+    require,
+    use_own_threads,
+)
+from sheaf_dagster.backends.language.generation import Generator
+from sheaf_dagster.backends.language.prompts import Sampling, answer, prompts_of
+from sheaf_dagster.backends.language.text_pipelines import PIPELINE_TASKS, TextPipeline
 from sheaf_dagster.contracts import OPENAI_BATCH, TEXT, TextRequest
 from sheaf_dagster.errors import SpecError
 

@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from sheaf_dagster.backends.base import ModelBackend
-from sheaf_dagster.backends.bodies import body_of, response_of, seeded
-from sheaf_dagster.backends.digest import joined_digest, weights_digest
-from sheaf_dagster.backends.refusal import RefusedError
-from sheaf_dagster.backends.vllm_engine import VllmEngine
+from sheaf_dagster.backends.common.digest import joined_digest, weights_digest
+from sheaf_dagster.backends.language.bodies import body_of, response_of, seeded
+from sheaf_dagster.backends.language.refusal import RefusedError
+from sheaf_dagster.backends.language.vllm_engine import VllmEngine
 from sheaf_dagster.contracts import OPENAI_BATCH, TEXT
 from sheaf_dagster.errors import SpecError
 

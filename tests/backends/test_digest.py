@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sheaf_dagster.backends import digest
-from sheaf_dagster.backends.digest import weights_digest
+from sheaf_dagster.backends.common import digest
+from sheaf_dagster.backends.common.digest import weights_digest
 from sheaf_dagster.backends.registry import resolve_backend
 
 

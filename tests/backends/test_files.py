@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sheaf_dagster import SpecError
-from sheaf_dagster.backends import digest
-from sheaf_dagster.backends.files import file_identity, local_file, resolve_options
+from sheaf_dagster.backends.common import digest
+from sheaf_dagster.backends.common.files import file_identity, local_file, resolve_options
 
 
 def test_a_file_that_is_missing_is_not_looked_for_at_the_hub(tmp_path, monkeypatch):

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec, SpecError
+from sheaf_dagster.backends.common.images import decode_image
 from sheaf_dagster.backends.image_embedder import ImageEmbedderBackend
-from sheaf_dagster.backends.images import decode_image
 from sheaf_dagster.contracts import EmbeddingRequest, deviations_of
 from sheaf_dagster.testing import RULES, check_backend
 from tests.backends.rules import WITHOUT_A_WORKER

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sheaf_dagster.backends.files import read_uri
-from sheaf_dagster.backends.images import decode_image
+from sheaf_dagster.backends.common.files import read_uri
+from sheaf_dagster.backends.common.images import decode_image
 from sheaf_dagster.backends.sheaf_serve import _NAMES_WEIGHTS
 from sheaf_dagster.contracts import EmbeddingRequest
 

@@ -19,8 +19,8 @@ from sheaf_dagster import (
     ServiceDownError,
     SpecError,
 )
+from sheaf_dagster.backends.language.refusal import RefusedError
 from sheaf_dagster.backends.openai_endpoint import OpenAIEndpointBackend
-from sheaf_dagster.backends.refusal import RefusedError
 from sheaf_dagster.contracts import OpenAIBatchRequest, TextRequest
 from tests.api_server import ApiServer
 from tests.conftest import read_rows

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sheaf_dagster import SpecError
-from sheaf_dagster.backends.stacking import InputField, ModelInput, OutputField, Stacker
+from sheaf_dagster.backends.tables.stacking import InputField, ModelInput, OutputField, Stacker
 from sheaf_dagster.contracts import TensorsRequest
 
 

@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 
 from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec, ResourceConfig, SpecError
-from sheaf_dagster.backends.refusal import RefusedError
+from sheaf_dagster.backends.language.refusal import RefusedError
 from sheaf_dagster.contracts import OpenAIBatchRequest, TextRequest, deviations_of
 from tests.backends.small_llama import PAGES, save_small_llama
 from tests.conftest import read_rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sheaf_dagster.backends.records import grouped, plain
+from sheaf_dagster.backends.tables.records import grouped, plain
 from sheaf_dagster.contracts import TextRequest, TextResponse
 from sheaf_dagster.contracts.text import Label, MaskLabel
 

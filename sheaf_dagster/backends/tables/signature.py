@@ -13,10 +13,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sheaf_dagster.backends.casting import cast
-from sheaf_dagster.backends.fitted import FittedColumn
-from sheaf_dagster.backends.records import values_of
-from sheaf_dagster.backends.table import array_of, frame_of
+from sheaf_dagster.backends.tables.casting import cast
+from sheaf_dagster.backends.tables.fitted import FittedColumn
+from sheaf_dagster.backends.tables.records import values_of
+from sheaf_dagster.backends.tables.table import array_of, frame_of
 from sheaf_dagster.contracts import FeaturesRequest
 
 __all__ = ["ColumnInputs", "TensorInputs", "UnsignedInputs"]

@@ -7,7 +7,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sheaf_dagster.backends.statistical_models import StatisticalModel
+    from sheaf_dagster.backends.forecasting.statistical_models import StatisticalModel
 
 __all__ = ["level_of", "mean_of", "quantiles_of", "samples_of"]
 

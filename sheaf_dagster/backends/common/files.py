@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 from fsspec.utils import get_protocol
 
-from sheaf_dagster.backends.digest import weights_digest
+from sheaf_dagster.backends.common.digest import weights_digest
 from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import SpecError
 from sheaf_dagster.protocols import options_for

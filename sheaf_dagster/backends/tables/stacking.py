@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sheaf_dagster.backends.casting import cast, numpy_type
-from sheaf_dagster.backends.records import plain
+from sheaf_dagster.backends.tables.casting import cast, numpy_type
+from sheaf_dagster.backends.tables.records import plain
 from sheaf_dagster.contracts import TensorsRequest, TensorsResponse
 from sheaf_dagster.errors import SpecError
 

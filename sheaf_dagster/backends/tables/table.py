@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sheaf_dagster.backends.fitted import FittedColumn
+from sheaf_dagster.backends.tables.fitted import FittedColumn
 
 __all__ = ["array_of", "frame_of"]
 

@@ -11,8 +11,8 @@ import json
 from contextlib import AsyncExitStack
 from typing import Any
 
-from sheaf_dagster.backends.libraries import require
-from sheaf_dagster.backends.refusal import RefusedError
+from sheaf_dagster.backends.common.libraries import require
+from sheaf_dagster.backends.language.refusal import RefusedError
 from sheaf_dagster.errors import ClusterError, MissingDependencyError, SpecError
 
 __all__ = ["KNOWN", "VllmEngine"]

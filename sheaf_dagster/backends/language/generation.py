@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sheaf_dagster.backends.prompts import Completion, Prompt
+from sheaf_dagster.backends.language.prompts import Completion, Prompt
 
 __all__ = ["Generator"]
 

@@ -1,0 +1,1 @@
+"""What several backends share: weights' digests, files, pictures, libraries, event loops."""

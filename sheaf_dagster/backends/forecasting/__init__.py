@@ -1,0 +1,1 @@
+"""What the statistical forecaster is made of: its models, and forecasts from them."""

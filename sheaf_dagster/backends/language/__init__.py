@@ -1,0 +1,1 @@
+"""What the backends of language models share: bodies, prompts, generation, vLLM's names."""
