@@ -14,17 +14,24 @@ __all__ = ["masked", "masked_error"]
 
 _MASK = "***"
 
-_SCHEME = r"[a-z][a-z0-9+.-]*://"
-
+# The texts may be megabytes long, so each pattern starts at a fixed sign, or at the first of a run
+# of them: nothing is looked at twice from two places.
 _USER = re.compile(
-    rf"(?P<scheme>{_SCHEME})"
+    r"(?<=[a-z0-9+.-])://"
     # Up to the last "@", for passwords hold any sign; but "host:8080/a@b" is a port and a path,
     # and another "://" is another URI.
     r"(?:[^\s/?#@\"'<>:\[]*:(?!\d*[/?#])(?:(?!://)[^\s\"'<>])*|(?P<user>[^\s/?#@\"'<>:]+))@",
     re.IGNORECASE,
 )
+_SCHEME = re.compile(r"[a-z0-9+.-]*$", re.IGNORECASE)
 _USERS_THAT_ARE_PLACES = ("abfs", "wasb", "ssh", "sftp", "scp", "hdfs", "webhdfs", "smb")
 """Here a name without a password is a container or an account, and no secret."""
+
+_SCHEME_CHARS = 32
+"""More than the longest scheme of a URI has."""
+
+_MOST_ENCODINGS = 8
+"""A URI inside a URI inside a URI has three; a text that goes on is hidden as a whole."""
 
 _SECRET_PARAMETER = re.compile(
     r"(?P<name>(?:[?&;#]|\\u0026|%3[bf]|%2[36])(?:"
@@ -38,7 +45,7 @@ _SECRET_PARAMETER = re.compile(
 )
 """What is signed or secret in the query or fragment of AWS's, Google's, Azure's and other URIs."""
 
-_URI = re.compile(r"[^\s\"'<>]*(?::|%3a)(?:/|%2f){2}[^\s\"'<>]*", re.IGNORECASE)
+_URI = re.compile(r"(?<![^\s\"'<>])[^\s\"'<>]*(?::|%3a)(?:/|%2f){2}[^\s\"'<>]*", re.IGNORECASE)
 
 
 def masked(text: str) -> str:
@@ -58,21 +65,25 @@ def _mask(text: str) -> str:
 
 
 def _mask_user(found: re.Match[str]) -> str:
-    scheme = found["scheme"]
-    if found["user"] and scheme.lower().startswith(_USERS_THAT_ARE_PLACES):
-        return found[0]
-    return f"{scheme}{_MASK}@"
+    if found["user"]:
+        before = found.string[max(0, found.start() - _SCHEME_CHARS) : found.start()]
+        scheme = _SCHEME.search(before)
+        if scheme and scheme[0].lower().startswith(_USERS_THAT_ARE_PLACES):
+            return found[0]
+    return f"://{_MASK}@"
 
 
 def _mask_encoded(found: re.Match[str]) -> str:
     """A URI as it is, unless one of its percent-encoded forms tells a secret."""
     plain = found[0]
-    while (decoded := unquote(plain)) != plain:
+    for _ in range(_MOST_ENCODINGS):
+        if (decoded := unquote(plain)) == plain:
+            return found[0]
         # What was encoded, such as a space, must not end the value that it stands in.
         plain = re.sub(r"[\s\"'<>]", "_", decoded)
         if (hidden := _mask(plain)) != plain:
             return masked(hidden)
-    return found[0]
+    return _MASK
 
 
 def masked_error(error: BaseException) -> BaseException:

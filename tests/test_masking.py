@@ -22,6 +22,7 @@ from sheaf_dagster import (
     SpecError,
 )
 from sheaf_dagster.batch.messages import ErrorMessage
+from sheaf_dagster.batch.rows.repeatable import repeatable
 from sheaf_dagster.masking import masked, masked_error
 from tests.conftest import read_rows
 from tests.toys import NumberResponse
@@ -90,6 +91,25 @@ def test_odd_forms_are_masked_too(uri, shown):
 )  # fmt: skip
 def test_what_is_no_secret_is_left_as_it_is(text):
     assert masked(text) == text
+
+
+@pytest.mark.parametrize("start", ["@=% ", "@=% a://", "a://b:", "@=% &", "http://x?@%"])
+@pytest.mark.parametrize(
+    "unit",
+    ["y", "a-", "a://", "a://b:", "&key", "&a_", "%25", "%3a%2f%2f", "u:p@", "pid ", "/tmp/"],
+)
+def test_long_texts_cost_their_length(start, unit):
+    # A pattern that is quadratic takes many minutes for this, and the limit of a test ends it.
+    text = start + unit * (500_000 // len(unit))
+    assert masked(text).startswith(start[:4])
+    assert repeatable(text).startswith(start[:4])
+
+
+def test_what_is_encoded_without_end_is_hidden_as_a_whole():
+    uri = "https://host/a?next=https%3A//u%3Ahunter22%40b/"
+    for _ in range(20):
+        uri = uri.replace("%", "%25")
+        assert "hunter22" not in masked(f"cannot read {uri}")
 
 
 def test_an_error_is_masked_with_its_causes_and_keeps_its_class():

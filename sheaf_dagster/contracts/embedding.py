@@ -41,7 +41,9 @@ class EmbeddingRequest(BaseRequest):
     def _check_base64(cls, images: list[str] | None) -> list[str] | None:
         if images is None:
             return None
-        images = [_DATA_URI.sub("", image, count=1) for image in images]
+        images = [
+            image[found.end() :] if (found := _DATA_URI.match(image)) else image for image in images
+        ]
         for i, image in enumerate(images):
             try:
                 base64.b64decode(image, validate=True)
