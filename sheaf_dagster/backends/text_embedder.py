@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.common.digest import weights_digest
 from sheaf_dagster.backends.common.libraries import check_dtype, require, use_own_threads
+from sheaf_dagster.backends.language.lengths import tokens_at_most
 from sheaf_dagster.backends.language.prompts import embeddings_body
 from sheaf_dagster.contracts import (
     OPENAI_BATCH,
@@ -25,7 +26,6 @@ __all__ = ["SentenceTransformersBackend"]
 
 _NAME = "sentence_transformers"
 _FIELDS = frozenset({"model", "input", "dimensions", "encoding_format", "user"})
-_MARKS = 8
 _MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -185,15 +185,12 @@ class SentenceTransformersBackend(ModelBackend):
                 embeddings=own.tolist(),
                 dim=int(vectors.shape[1]),
             )
-            # No tokenizer makes more tokens than bytes, beside the few that mark both ends.
-            long = [t for t in request.texts if limit and self._bytes(t) + _MARKS > limit]
+            prompt = self._prompt or ""
+            long = [t for t in request.texts if limit and tokens_at_most(prompt + t) > limit]
             if any(n > limit for n in self._tokens(long)):
                 response.deviates("truncated")
             responses.append(response)
         return responses
-
-    def _bytes(self, text: str) -> int:
-        return len((self._prompt or "").encode()) + len(text.encode("utf-8", "surrogatepass"))
 
     def _tokens(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each text has with its prompt, read whole."""

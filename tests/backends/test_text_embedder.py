@@ -88,6 +88,19 @@ def test_texts_that_are_cut_are_counted(minilm):
     assert set(cut.model_dump()) == {"id", "custom_id", "response", "error"}
 
 
+def test_a_text_that_grows_when_it_is_normalised_is_counted(minilm):
+    from tokenizers import normalizers
+
+    backend = loaded(minilm)
+    inner = backend._model.tokenizer.backend_tokenizer
+    inner.normalizer = normalizers.Sequence([normalizers.NFKC(), inner.normalizer])
+
+    cut, whole = backend.batch_predict([row("\ufdfa" * 30), row("\ufdfa")])
+
+    assert deviations_of(cut) == ("truncated",), "90 bytes are 540 characters by then"
+    assert deviations_of(whole) == ()
+
+
 def test_batch_lines_are_answered_as_the_api_does(minilm):
     backend = loaded(minilm)
     asked = [line("a cat"), line("a cat", encoding_format="base64", dimensions=384)]

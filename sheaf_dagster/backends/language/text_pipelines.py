@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sheaf_dagster.backends.language.lengths import tokens_at_most
 from sheaf_dagster.backends.tables.records import grouped, plain
 from sheaf_dagster.contracts import TextRequest, TextResponse
 from sheaf_dagster.contracts.text import Label, MaskLabel
@@ -74,8 +75,8 @@ class TextPipeline:
 
     def _is_long(self, text: str, request: TextRequest) -> bool:
         """Whether the model can't read it all."""
-        if 4 * len(text) < self._limit - 64 and self._task != _ZERO_SHOT:
-            return False  # a character is four tokens at most
+        if tokens_at_most(text) <= self._limit and self._task != _ZERO_SHOT:
+            return False
         pairs: list[str | None] = [None]
         if self._task == _ZERO_SHOT:
             template = self._options.get("hypothesis_template", "This example is {}.")
