@@ -175,18 +175,80 @@ def test_the_weights_beside_an_onnx_model_count(name, tmp_path, cache):
     assert weights_digest(str(second)) == weights_digest(str(first))
 
 
+COMMITS = ["0123456789abcdef0123456789abcdef01234567", "f" * 40]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """The local cache of a hub that can't be reached."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def downloaded(hub: Path, model: str, commit: str, files: dict[str, dict] | None = None) -> str:
+    repo = hub / f"models--{model.replace('/', '--')}"
+    snapshot = repo / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir(exist_ok=True)
+    (repo / "refs" / "main").write_text(commit)
+    for name, content in (files or {}).items():
+        (snapshot / name).parent.mkdir(exist_ok=True)
+        (snapshot / name).write_text(json.dumps(content))
+    return f"hub:{model}@{commit}"
+
+
+def adapter_of(base: str, folder: Path, **config) -> str:
+    folder.mkdir(parents=True)
+    config = {"base_model_name_or_path": base, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
 def test_the_model_under_an_adapter_counts(weights, tmp_path):
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text(
-        json.dumps({"base_model_name_or_path": str(weights)})
-    )
-    before = weights_digest(str(adapter))
+    adapter = adapter_of(str(weights), tmp_path / "adapter")
+    inner = adapter_of(str(weights), tmp_path / "sentences" / "0_Transformer")
+    before, before_inner = weights_digest(adapter), weights_digest(str(Path(inner).parent))
 
     (weights / "config.json").write_text("[]")
 
-    assert weights_digest(str(adapter)) != before
-    assert weights_digest(str(adapter)).endswith(str(weights_digest(str(weights))))
+    assert weights_digest(adapter) != before
+    assert weights_digest(adapter).endswith(f" on {weights_digest(str(weights))}")
+    assert weights_digest(str(Path(inner).parent)) != before_inner
+
+
+def test_the_hub_model_under_an_adapter_counts_at_the_revision_that_it_names(hub, tmp_path):
+    main = downloaded(hub, "some/base", COMMITS[0])
+    loose = adapter_of("some/base", tmp_path / "loose")
+    pinned = adapter_of("some/base", tmp_path / "pinned", revision=COMMITS[1])
+    unknown = adapter_of("some/unknown", tmp_path / "unknown")
+
+    assert weights_digest(loose).endswith(f" on {main}")
+    assert weights_digest(pinned).endswith(f" on hub:some/base@{COMMITS[1]}")
+    assert weights_digest(unknown).endswith(" on some/unknown")
+    moved = downloaded(hub, "some/base", COMMITS[1])
+    assert weights_digest(loose).endswith(f" on {moved}")
+
+
+def test_an_adapter_on_the_hub_and_code_of_another_model_count(hub):
+    base = downloaded(hub, "some/base", COMMITS[0])
+    code = downloaded(hub, "some/code", COMMITS[1])
+    adapter = {"adapter_config.json": {"base_model_name_or_path": "some/base"}}
+    config = {
+        "config.json": {"auto_map": {"AutoModel": "some/code--model.Net", "AutoConfig": "c.C"}}
+    }
+    lora = downloaded(hub, "some/lora", COMMITS[0], adapter)
+    model = downloaded(hub, "some/model", COMMITS[0], config)
+
+    assert weights_digest("some/lora") == f"{lora} on {base}"
+    assert weights_digest("some/model") == f"{model} on {code}"
+
+
+def test_adapters_that_name_each_other_have_an_identity(tmp_path):
+    other = adapter_of(str(tmp_path / "one"), tmp_path / "other")
+    one = adapter_of(other, tmp_path / "one")
+
+    assert weights_digest(one).count(" on ") == 1
 
 
 def named_in(form: str, path: str) -> dict:

@@ -15,7 +15,7 @@ import mmap
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -41,12 +41,17 @@ _LOCATION = re.compile(rb"\n\x08location\x12([\x00-\x7f]|[\x80-\xff][\x00-\x7f])
 """Key and value of an entry, up to the value's length (of one or two bytes)."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _NAMES_NO_FILE = re.compile(r"(.*_)?revision|(.*_)?name")
 _LOOKS_LOCAL = re.compile(r"(/|~|\.\.?/)\S+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_TIMEOUT_SECONDS = 10.0
 _HUB_ANSWER_SECONDS = 60.0
 """How long an answer of the hub is used again."""
+
+_ADAPTER = "adapter_config.json"
+_CONFIGS = (_ADAPTER, "config.json", "processor_config.json", "tokenizer_config.json")
+"""Files that may name another model."""
 
 _Stat = tuple[int, int, int, int]
 _KNOWN: dict[str, tuple[_Stat, str]] = {}
@@ -62,23 +67,39 @@ def weights_digest(model_id: str, revision: str | None = None) -> str | None:
 
     Returns:
         ``sha256:<hex>`` over names and bytes of the local files (hidden ones, Markdown and
-        ``__pycache__`` left out; with the files beside an ONNX model that hold its weights, and
-        the model under an adapter), or ``hub:<id>@<commit>``. The commit is asked of the hub;
-        where that can't be reached, or ``HF_HUB_OFFLINE`` is set, it is the one in the local
-        cache. None where nothing is known.
+        ``__pycache__`` left out; with the files beside an ONNX model that hold its weights), or
+        ``hub:<id>@<commit>``. The commit is asked of the hub; where that can't be reached, or
+        ``HF_HUB_OFFLINE`` is set, it is the one in the local cache. Then, each after ``on``, what is
+        loaded with it: the model under an adapter, at the revision that the adapter names, and the
+        hub model whose code it runs. None where nothing is known.
     """
+    return _digest(model_id, revision, frozenset())
+
+
+def _digest(model_id: str, revision: str | None, above: frozenset[str]) -> str | None:
+    """The same, of a model that models ``above`` it are loaded on top of."""
     path = os.path.expanduser(model_id)
     if os.path.isfile(path):
         beside = _external_data(path)
         return f"sha256:{_joint_hash({'': path, **beside}) if beside else _file_hash(path)}"
     if os.path.isdir(path):
-        found = f"sha256:{_joint_hash({name: os.path.join(path, name) for name in _files(path)})}"
-        base = _adapted(path)
-        return found if base is None else f"{found} on {weights_digest(base) or base}"
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model_id):
+        names = list(_files(path))
+        found = f"sha256:{_joint_hash({name: os.path.join(path, name) for name in names})}"
+        above |= {os.path.realpath(path)}
+        configs = [os.path.join(path, name) for name in names]
+    elif _HUB_NAME.fullmatch(model_id):
         commit = _hub_commit(model_id, revision or "main")
-        return None if commit is None else f"hub:{model_id}@{commit}"
-    return None
+        if commit is None:
+            return None
+        found = f"hub:{model_id}@{commit}"
+        above |= {model_id}
+        configs = _hub_configs(model_id, commit)
+    else:
+        return None
+    for name, own in _loaded_with(configs):
+        if not {name, os.path.realpath(name)} & above:
+            found += f" on {_digest(name, own, above) or name}"
+    return found
 
 
 def joined_digest(identity: str | None, named: Mapping[str, Any]) -> str | None:
@@ -157,16 +178,32 @@ def _external_data(path: str) -> dict[str, str]:
     return {name: file for name, file in found.items() if os.path.isfile(file)}
 
 
-def _adapted(folder: str) -> str | None:
-    """The model that an adapter (LoRA and its like) in a folder is loaded on top of."""
-    try:
-        with open(os.path.join(folder, "adapter_config.json")) as f:
-            base = json.load(f).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        return None
-    if not isinstance(base, str) or os.path.realpath(base) == os.path.realpath(folder):
-        return None
-    return base
+def _loaded_with(configs: Sequence[str]) -> list[tuple[str, str | None]]:
+    """The models, each with its revision, that some files of a model say are loaded with it.
+
+    Those are what an adapter (LoRA and its like) goes on top of, and where the code of a model is,
+    if not beside its weights.
+    """
+    found: dict[tuple[str, str | None], None] = {}
+    for path in sorted(configs):
+        if os.path.basename(path) not in _CONFIGS:
+            continue
+        try:
+            with open(path) as f:
+                config = json.load(f)
+        except (OSError, ValueError):
+            continue
+        if not isinstance(config, dict):
+            continue
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+        if os.path.basename(path) == _ADAPTER and isinstance(base, str) and base:
+            found[base, revision if isinstance(revision, str) else None] = None
+        code = config.get("auto_map")
+        for reference in code.values() if isinstance(code, dict) else ():
+            for one in reference if isinstance(reference, list) else [reference]:
+                if isinstance(one, str) and "--" in one:
+                    found[one.partition("--")[0], None] = None
+    return list(found)
 
 
 def _files(folder: str) -> Iterator[str]:
@@ -257,7 +294,29 @@ def _hub_commit(model_id: str, revision: str) -> str | None:
             info = hub.HfApi().model_info(model_id, revision=revision, timeout=_HUB_TIMEOUT_SECONDS)
             _ANSWERS[model_id, revision] = (time.monotonic(), str(info.sha))
             return str(info.sha)
+    folder = _cached_snapshot(hub, model_id, revision)
+    return None if folder is None else os.path.basename(folder)
+
+
+def _hub_configs(model_id: str, commit: str) -> list[str]:
+    """Local copies of a hub model's files that may name another model.
+
+    What isn't in the cache is fetched, once the hub has said that it is there.
+    """
+    with suppress(Exception):  # it can't be asked: then the commit is all that is known
+        hub: Any = importlib.import_module("huggingface_hub")
+        folder = _cached_snapshot(hub, model_id, commit)
+        if folder is not None:
+            return [os.path.join(folder, name) for name in _files(folder)]
+        if importlib.import_module("huggingface_hub.constants").HF_HUB_OFFLINE:
+            return []
+        info = hub.HfApi().model_info(model_id, revision=commit, timeout=_HUB_TIMEOUT_SECONDS)
+        names = [f.rfilename for f in info.siblings if f.rfilename.split("/")[-1] in _CONFIGS]
+        return [hub.hf_hub_download(model_id, name, revision=commit) for name in names]
+    return []
+
+
+def _cached_snapshot(hub: Any, model_id: str, revision: str) -> str | None:
     with suppress(Exception):  # not in the cache
-        folder = hub.snapshot_download(model_id, revision=revision, local_files_only=True)
-        return os.path.basename(str(folder))
+        return str(hub.snapshot_download(model_id, revision=revision, local_files_only=True))
     return None
