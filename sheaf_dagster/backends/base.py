@@ -77,6 +77,11 @@ class ModelBackend(ABC):
     """Model type that this backend serves, a ``ModelType`` value or a registered name; or
     several, where it tells their requests apart by class. A batch holds rows of one of them."""
 
+    tunables: ClassVar[frozenset[str]] = frozenset()
+    """Constructor's arguments that decide how fast rows are answered, and by which key, but not
+    what is answered. They are no part of a job's fingerprint: changing them lets a job go on where
+    it was."""
+
     @classmethod
     def identify(cls, **backend_kwargs: Any) -> str | None:
         """Identity of the weights that a constructor's arguments stand for, found without loading.

@@ -61,6 +61,17 @@ class OpenAIEndpointBackend(ModelBackend):
     """
 
     model_type = (TEXT, OPENAI_BATCH)
+    tunables = frozenset(
+        {
+            "api_key",
+            "max_failures",
+            "max_in_flight",
+            "max_retries",
+            "requests_per_minute",
+            "timeout_s",
+            "tokens_per_minute",
+        }
+    )
 
     def __init__(
         self,

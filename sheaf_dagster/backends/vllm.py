@@ -71,6 +71,7 @@ class VllmBackend(ModelBackend):
     """
 
     model_type = (TEXT, OPENAI_BATCH)
+    tunables = frozenset({"max_in_flight"})
 
     @classmethod
     def identify(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -108,12 +109,17 @@ class ModelSpec(_Spec):
             raise ValueError(f"backend_kwargs must hold JSON values only: {e}") from e
         return value
 
-    def digest(self) -> str:
+    def digest(self, tunables: Collection[str] = ()) -> str:
         """Hash of everything that makes this model another model (hex, 64 digits).
 
         The name and the reserved resources don't change answers and don't count.
+
+        Args:
+            tunables: Names of the backend's arguments that don't either.
         """
         identity = self.model_dump(mode="json", include={"model_type", "backend", "backend_kwargs"})
+        for name in tunables:
+            identity["backend_kwargs"].pop(name, None)
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 

@@ -165,12 +165,29 @@ def test_a_server_that_dies_ends_the_job_retryable_and_the_next_run_goes_on(serv
     assert not sink.exists()
     answered = len(server.bodies)
     server.die_after = None
-    result = runner.run(job)
+    # What only decides how fast it goes may change meanwhile.
+    faster = {"max_in_flight": 3, "max_retries": 5, "timeout_s": 9, "requests_per_minute": 1e6,
+              "tokens_per_minute": 1e9, "max_failures": 3, "api_key": "another"}  # fmt: skip
+    result = BatchRunner(spec(server.url, **faster)).run(job)
 
     assert result.error_rows == 0
     assert 0 < result.resumed_rows <= answered
     assert [r["custom_id"] for r in read_rows(sink)] == [r.custom_id for r in rows]
     assert len(server.bodies) == answered + len(rows) - result.resumed_rows
+
+
+@pytest.mark.parametrize(
+    "change", [{"model": "b"}, {"temperature": 0.5}, {"seed": 2}, {"headers": {"X-Model": "b"}}]
+)
+def test_what_decides_the_answers_begins_the_job_anew(change, tmp_path):
+    def fingerprint(**kwargs: Any) -> str:
+        return BatchRunner(spec("http://there/v1", **kwargs)).fingerprint(job)
+
+    source = write(tmp_path / "in.jsonl", [line(0, "a")])
+    job = BatchSpec(source=source, sink=str(tmp_path / "out.jsonl"))
+
+    assert fingerprint(max_in_flight=3) == fingerprint(max_in_flight=4)
+    assert fingerprint(**change) != fingerprint()
 
 
 def test_a_server_that_is_not_there_is_said(tmp_path):

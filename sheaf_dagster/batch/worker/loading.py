@@ -102,7 +102,8 @@ class ModelContext:
     @property
     def version(self) -> str:
         """Hash of what makes this model another one: its spec and its weights (hex)."""
-        identity = f"{self.spec.digest()}\n{self.identity or ''}"
+        spec = self.spec.digest(self.backend_cls.tunables)
+        identity = f"{spec}\n{self.identity or ''}"
         return hashlib.sha256(identity.encode()).hexdigest()
 
     @property
