@@ -21,6 +21,7 @@
     │   ├── ModelChangedError         other weights than the job began with     (retryable)
     │   ├── ServiceDownError          a server that answers rows is down        (retryable)
     │   ├── PredictError              batch_predict() raised
+    │   │   └── TooManyErrorsError    for more rows than the job tolerates
     │   ├── BatchTimeoutError         batch_predict() took longer than batch_timeout
     │   └── ResponseMismatchError     wrong number, order or type of responses
     └── WorkerCrashError              a chunk killed its worker process again and again
@@ -60,6 +61,7 @@ __all__ = [
     "SourceError",
     "SourceNotFoundError",
     "SpecError",
+    "TooManyErrorsError",
     "UnknownBackendError",
     "UnknownContractError",
     "WorkerCrashError",
@@ -198,6 +200,13 @@ class ServiceDownError(BackendError):
 
 class PredictError(BackendError):
     """``batch_predict()`` raised. Cure: fix the named row, or use ``on_error="record"``."""
+
+
+class TooManyErrorsError(PredictError):
+    """More rows failed than ``max_error_rows`` or ``max_error_fraction`` allows.
+
+    Cure: mend the named rows or the model, or raise the limit; a rerun goes on from there.
+    """
 
 
 class BatchTimeoutError(BackendError):

@@ -19,6 +19,7 @@ from sheaf_dagster.batch.results import (
 )
 from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.batch.tolerance import most_error_rows, too_many_errors
 from sheaf_dagster.batch.validation import validate_source
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.contracts import DEVIATIONS, schema_of
@@ -87,6 +88,7 @@ class FileRun:
         self.parts: dict[int, Part] = {}
         self.resumed_rows = 0
         self.rows = 0
+        self._error_rows = 0
         self._reports: list[ChunkReport] = []
         self._source: ScannedSource | None = None
         self._validation: ValidationReport | None = None
@@ -138,6 +140,7 @@ class FileRun:
             held.open_run(self.fingerprint, resume=False)
             self.parts, self._models = {}, set()
         self.resumed_rows = self.rows_done
+        self._count_errors(self.parts.values())
         job = FileJob(
             id=self.id,
             texts=tuple(f.text for f in source.files),
@@ -183,6 +186,7 @@ class FileRun:
 
         Raises:
             SheafError: The chunk failed; the error that the worker met.
+            TooManyErrorsError: With this chunk there are more error rows than there may be.
         """
         if report.failure is not None:
             raise report.failure.rebuilt()
@@ -190,7 +194,16 @@ class FileRun:
         self._require_one_model(report.part, report.worker)
         self.parts[report.chunk] = report.part
         self._reports.append(report)
+        self._count_errors([report.part])
         self._join_ahead()
+
+    def _count_errors(self, parts: Iterable[Part]) -> None:
+        """Adds up error rows, as long as there may be as many."""
+        self._error_rows += sum(p.error_rows for p in parts)
+        if self._error_rows > most_error_rows(self.spec, self.rows):
+            assert self._source is not None
+            store = self._hold().store
+            raise too_many_errors(self.spec, self._source, self._chunks, store, self.parts)
 
     def _join_ahead(self) -> None:
         """Joins what is whole from the beginning on, a little at a time."""

@@ -145,6 +145,18 @@ class BatchOptions(_Spec):
         description="fail: the first failing row ends the job; record: failing rows are written "
         "in place as error responses.",
     )
+    max_error_rows: int | None = Field(
+        default=None,
+        gt=0,
+        description="With on_error='record': error rows that a file may have. With one more the job "
+        "ends at once and names the first ones.",
+    )
+    max_error_fraction: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="With on_error='record': the same as a share of the file's rows, such as 0.01.",
+    )
     batch_timeout: float | None = Field(
         default=None,
         gt=0,
@@ -199,6 +211,11 @@ class BatchOptions(_Spec):
                 "compute='actors' needs num_actors: the size of the pool "
                 "(num_actors=2 with num_gpus=1 reserves 2 GPUs)"
             )
+        for limit in ("max_error_rows", "max_error_fraction"):
+            if getattr(self, limit) is not None and self.on_error != "record":
+                raise ValueError(
+                    f"{limit} needs on_error='record': otherwise the first failing row ends the job"
+                )
         if self.batch_budget is not None and self.bucket_by is not None:
             raise ValueError(
                 "batch_budget already makes batches of rows of like size; leave bucket_by out"

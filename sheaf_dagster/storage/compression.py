@@ -9,7 +9,7 @@ from typing import IO, Any, Literal
 from sheaf_dagster.errors import SourceError
 from sheaf_dagster.protocols import version_in
 
-__all__ = ["Codec", "codec_of", "compress", "open_text"]
+__all__ = ["Codec", "codec_of", "compress", "decompress", "open_text"]
 
 Codec = Literal["gzip", "zstd"]
 
@@ -38,6 +38,17 @@ def compress(data: bytes, codec: Codec | None) -> bytes:
         import zstandard
 
         return zstandard.ZstdCompressor(level=3).compress(data)
+    return data
+
+
+def decompress(data: bytes, codec: Codec | None) -> bytes:
+    """What ``compress`` was given."""
+    if codec == "gzip":
+        return gzip.decompress(data)
+    if codec == "zstd":
+        import zstandard
+
+        return zstandard.ZstdDecompressor().decompress(data)
     return data
 
 

@@ -1,0 +1,86 @@
+"""How many rows of a file may fail before that file is given up."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import orjson
+
+from sheaf_dagster.batch.messages import shortened
+from sheaf_dagster.batch.spec import BatchOptions
+from sheaf_dagster.errors import TooManyErrorsError
+from sheaf_dagster.storage import Chunk, Part, PartStore, ScannedSource
+from sheaf_dagster.storage.chunks import split_rows
+from sheaf_dagster.storage.compression import decompress
+
+__all__ = ["most_error_rows", "too_many_errors"]
+
+_SHOWN = 3
+_SHOWN_CHARS = 200
+
+
+def most_error_rows(options: BatchOptions, rows: int) -> float:
+    """The error rows that a file may have: the smaller of what both limits allow, or infinity.
+
+    Args:
+        options: With the limits.
+        rows: Of the file.
+    """
+    most = math.inf if options.max_error_rows is None else options.max_error_rows
+    if options.max_error_fraction is None:
+        return most
+    # 0.29 * 100 is 28.999…: a row more or less is decided by the numbers as they are written.
+    return min(most, math.floor(rows * options.max_error_fraction + 1e-9))
+
+
+def too_many_errors(
+    options: BatchOptions,
+    source: ScannedSource,
+    chunks: Sequence[Chunk],
+    store: PartStore,
+    parts: Mapping[int, Part],
+) -> TooManyErrorsError:
+    """The error of a file with more error rows than it may have; names the first ones by line.
+
+    Args:
+        options: With the limits.
+        source: The file, as it was scanned.
+        chunks: All of its chunks.
+        store: Where the parts lie.
+        parts: What is answered so far, by chunk.
+    """
+    errors = (
+        f"{source.files[chunk.file].stored.uri}, line {line}: {shortened(said, _SHOWN_CHARS)}"
+        for chunk in chunks
+        if chunk.index in parts and parts[chunk.index].error_rows
+        for line, said in _errors_of(source, chunk, store, parts[chunk.index])
+    )
+    shown = list(itertools.islice(errors, _SHOWN))
+    limits = " and ".join(
+        f"{name}={value:g}"
+        for name in ("max_error_rows", "max_error_fraction")
+        if (value := getattr(options, name)) is not None
+    )
+    failed = sum(p.error_rows for p in parts.values())
+    done = sum(p.rows for p in parts.values())
+    return TooManyErrorsError(
+        f"{failed:,} of the {done:,} rows run so far have failed; {limits} allows "
+        f"{most_error_rows(options, source.rows):,.0f} of {source.rows:,}. The first: "
+        f"{'; '.join(shown)}. Mend these rows or the model, or raise the limit: a rerun goes on from "
+        "here"
+    )
+
+
+def _errors_of(
+    source: ScannedSource, chunk: Chunk, store: PartStore, part: Part
+) -> Iterator[tuple[int, str]]:
+    """The error rows of a part: the line of each request, and what its answer says."""
+    asked = source.files[chunk.file].text.read_range(chunk.start, chunk.end)
+    answers = decompress(store.stored(part).read(), store.codec).splitlines()
+    for (line, _), answer in zip(split_rows(asked, chunk.first_line), answers, strict=True):
+        record = orjson.loads(answer)
+        error = record.get("error") if isinstance(record, dict) else None
+        if error:
+            yield line, f"{error.get('type') or error.get('code')}: {error.get('message')}"
