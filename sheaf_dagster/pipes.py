@@ -18,8 +18,8 @@ from dagster_pipes import PipesContext, open_dagster_pipes
 
 from sheaf_dagster.batch.logs import logs_told_to
 from sheaf_dagster.batch.messages import ErrorMessage
+from sheaf_dagster.batch.orders import FileOutcome, StepOrder
 from sheaf_dagster.batch.progress import progress_lines
-from sheaf_dagster.batch.work import StepOrder, run_files
 
 __all__ = ["ENTRYPOINT", "ORDER", "main"]
 
@@ -58,10 +58,10 @@ def _run(order: StepOrder, answers: _Answers) -> int:
         runner = order.runner(say)
         answers.send({"began": runner.model_identity() if order.identify else None})
         # Closed at once, wherever SIGTERM finds us: sinks are given free before Ray goes.
-        with closing(run_files(runner, order.files, len(order.files))) as outcomes:  # type: ignore[type-var]
+        with closing(runner.run_many(order.files, committed=order.committed)) as outcomes:  # type: ignore[type-var]
             for outcome in outcomes:
-                failed |= outcome.error is not None
-                answers.send({"file": outcome.to_message()})
+                failed |= not outcome.ok
+                answers.send({"file": FileOutcome.of(outcome, order.model).to_message()})
     answers.send({"ended": None})
     return int(failed)
 

@@ -2,9 +2,9 @@
 
 ::
 
-    feeder ── Prepared, Failed, AllFed, Broke ──▶ ┌───────┐
-    workforce ── Reported, Failed, Ended ───────▶ │ inbox │ ──▶ loop ──▶ outcomes, progress
-    commits ── Committed, Failed ───────────────▶ └───────┘
+    feeder ── Settled, Prepared, Failed, AllFed, Broke ──▶ ┌───────┐
+    workforce ── Reported, WorkFailed, Waiting, Ended ───▶ │ inbox │ ──▶ loop ──▶ outcomes, progress
+    commits ── Committed, Failed ────────────────────────▶ └───────┘
 
 The feeder, a thread, takes the caller's files one after the other, scans and validates each, and
 submits its chunks. The workforce runs them: on Ray, or in this process. A file whose last chunk
@@ -29,6 +29,7 @@ from sheaf_dagster.batch.events import (
     Failed,
     Prepared,
     Reported,
+    Settled,
     WorkFailed,
 )
 from sheaf_dagster.batch.file_run import FileRun
@@ -52,7 +53,7 @@ _LEAVE_SECONDS = 60.0
 
 def run_job(
     context: ModelContext,
-    specs: Iterable[BatchSpec],
+    files: Iterable[BatchSpec | BatchOutcome],
     workforce: Workforce,
     on_progress: Callable[[BatchProgress], None] | None,
 ) -> Iterator[BatchOutcome]:
@@ -60,11 +61,11 @@ def run_job(
 
     Args:
         context: The model.
-        specs: The files.
+        files: Those to run, and the outcomes of others, which are handed on in between.
         workforce: Who runs their chunks.
         on_progress: Called as the job goes on.
     """
-    driver = _Driver(context, specs, workforce, on_progress)
+    driver = _Driver(context, files, workforce, on_progress)
     with ExitStack() as stack:  # done from the last to the first
         stack.callback(driver.abandon)
         stack.callback(workforce.close)
@@ -79,12 +80,12 @@ class _Driver:
     def __init__(
         self,
         context: ModelContext,
-        specs: Iterable[BatchSpec],
+        files: Iterable[BatchSpec | BatchOutcome],
         workforce: Workforce,
         on_progress: Callable[[BatchProgress], None] | None,
     ) -> None:
         self._context = context
-        self._specs = specs
+        self._files = files
         self._workforce = workforce
         self._progress = ProgressMeter(on_progress)
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -103,11 +104,14 @@ class _Driver:
 
     def _feed(self) -> None:
         try:
-            for id, spec in enumerate(self._specs):
-                self._room.acquire()
-                if self._stop.is_set():
-                    return
-                self._feed_one(id, spec)
+            for id, file in enumerate(self._files):
+                if isinstance(file, BatchOutcome):
+                    self._inbox.put(Settled(file))
+                else:
+                    self._room.acquire()
+                    if self._stop.is_set():
+                        return
+                    self._feed_one(id, file)
                 if self._stop.is_set():
                     return
             self._open.wait()
@@ -162,6 +166,8 @@ class _Driver:
 
     def _after(self, event: Event) -> Iterator[BatchOutcome]:
         match event:
+            case Settled(outcome):
+                yield outcome
             case Prepared(run):
                 self._running[run.id] = run
                 self._commit_if_complete(run)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sheaf_dagster.batch.file_run import FileRun
 from sheaf_dagster.batch.messages import ChunkReport
-from sheaf_dagster.batch.results import BatchResult
+from sheaf_dagster.batch.results import BatchOutcome, BatchResult
 
 __all__ = [
     "AllFed",
@@ -18,10 +18,18 @@ __all__ = [
     "Failed",
     "Prepared",
     "Reported",
+    "Settled",
     "Tell",
     "Waiting",
     "WorkFailed",
 ]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A file has an outcome without being run: it can't work, or there is nothing to do."""
+
+    outcome: BatchOutcome
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,18 @@ class Broke:
     error: BaseException
 
 
-Event = Prepared | Reported | Committed | Failed | WorkFailed | AllFed | Waiting | Ended | Broke
+Event = (
+    Settled
+    | Prepared
+    | Reported
+    | Committed
+    | Failed
+    | WorkFailed
+    | AllFed
+    | Waiting
+    | Ended
+    | Broke
+)
 
 Tell = Callable[[Event], None]
 """Puts an event into the inbox; from any thread."""

@@ -215,7 +215,7 @@ class BatchResult(BaseModel):
 
 
 class BatchOutcome(BaseModel):
-    """How one file of a many-file job ended: a result, or the error that it ended with."""
+    """How one file of a many-file job ended: with a result, with an error, or with nothing to do."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -230,5 +230,10 @@ class BatchOutcome(BaseModel):
 
     @property
     def ok(self) -> bool:
-        """Whether the sink is committed."""
-        return self.result is not None
+        """Whether the sink is committed, by this job or by the earlier one that it was left to."""
+        return self.error is None
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether what an earlier job committed still holds, so that the file was not run."""
+        return self.result is None and self.error is None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
@@ -13,6 +12,7 @@ from typing import Literal
 
 from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.backends.base import shape_of
+from sheaf_dagster.batch.committed import CommittedSink
 from sheaf_dagster.batch.driver import run_job
 from sheaf_dagster.batch.file_run import job_fingerprint
 from sheaf_dagster.batch.progress import OnProgress, shown_progress
@@ -102,7 +102,11 @@ class BatchRunner:
         return outcome.result
 
     def run_many(
-        self, specs: Iterable[BatchSpec], files: int | None = None
+        self,
+        specs: Iterable[BatchSpec],
+        files: int | None = None,
+        *,
+        committed: Mapping[str, CommittedSink] | None = None,
     ) -> Iterator[BatchOutcome]:
         """Runs many source→sink pairs in one job, with the model loaded once in each worker.
 
@@ -114,6 +118,9 @@ class BatchRunner:
         Args:
             specs: The files; may be lazy.
             files: How many there are at most, where ``specs`` has no length of its own.
+            committed: By sink what an earlier run committed there. A file of which that still
+                holds is not run: its outcome is ``unchanged``. Where none is to run, nothing is
+                started.
 
         Yields:
             One outcome a file, as soon as it is committed or has failed. One bad file never
@@ -126,25 +133,27 @@ class BatchRunner:
         """
         if files is None and isinstance(specs, Sized):
             files = len(specs)
-        refused: deque[BatchOutcome] = deque()
-        checked = self._checked(specs, refused)
-        first = next(checked, None)
-        if first is not None:
-            for outcome in self._run(first, chain([first], checked), files):
-                yield from _drained(refused)
-                yield outcome
-        yield from _drained(refused)
+        identified = cache(self._identified)
+        sorted_out = self._sorted_out(specs, committed or {}, identified)
+        for file in sorted_out:
+            if isinstance(file, BatchOutcome):
+                yield file
+            else:  # the first one to run; the job takes the rest
+                yield from self._run(identified(), file, chain([file], sorted_out), files)
 
     def _run(
-        self, first: BatchSpec, specs: Iterable[BatchSpec], files: int | None
+        self,
+        context: ModelContext,
+        first: BatchSpec,
+        rest: Iterable[BatchSpec | BatchOutcome],
+        files: int | None,
     ) -> Iterator[BatchOutcome]:
-        context = self._identified()
         with (
             shown_progress(self.model_spec.name, files=files)
             if self._on_progress == "auto"
             else nullcontext(self._on_progress)
         ) as on_progress:
-            yield from run_job(context, specs, self._workforce(context, first, files), on_progress)
+            yield from run_job(context, rest, self._workforce(context, first, files), on_progress)
 
     def _workforce(self, context: ModelContext, first: BatchSpec, files: int | None) -> Workforce:
         if first.compute == "local":
@@ -164,8 +173,7 @@ class BatchRunner:
         Raises:
             SourceError: The source is missing or can't be read.
         """
-        digest = source_digest(spec.sources, spec.storage_options)
-        return job_fingerprint(self._identified(), spec, digest)
+        return _fingerprint(self._identified(), spec)
 
     def model_identity(self) -> tuple[str | None, str]:
         """The identity of the weights that the model has now, and the model's version.
@@ -180,12 +188,19 @@ class BatchRunner:
         context = self._identified()
         return context.identity, context.version
 
-    def _checked(
-        self, specs: Iterable[BatchSpec], refused: deque[BatchOutcome]
-    ) -> Iterator[BatchSpec]:
-        """The specs that can work; the others are failed files like any other."""
+    def _sorted_out(
+        self,
+        specs: Iterable[BatchSpec],
+        committed: Mapping[str, CommittedSink],
+        identified: Callable[[], ModelContext],
+    ) -> Iterator[BatchSpec | BatchOutcome]:
+        """The files to run; outcomes of those that can't work or have nothing to do."""
         first = None
         for spec in specs:
+            earlier = committed.get(spec.sink)
+            if earlier and earlier.still_holds(spec, lambda s: _fingerprint(identified(), s)):
+                yield BatchOutcome(spec=spec)
+                continue
             check_limits(WorkerPlan.of(self.model_spec.resources, spec), self.cluster)
             asked = (spec.compute, spec.num_actors)
             if first is not None and asked != (first.compute, first.num_actors):
@@ -197,7 +212,7 @@ class BatchRunner:
             try:
                 self._check_files(spec)
             except SheafError as e:
-                refused.append(BatchOutcome(spec=spec, error=e))
+                yield BatchOutcome(spec=spec, error=e)
                 continue
             first = first or spec
             yield spec
@@ -228,6 +243,5 @@ def _require_size(backend: type[ModelBackend]) -> None:
         )
 
 
-def _drained(waiting: deque[BatchOutcome]) -> Iterator[BatchOutcome]:
-    while waiting:
-        yield waiting.popleft()
+def _fingerprint(context: ModelContext, spec: BatchSpec) -> str:
+    return job_fingerprint(context, spec, source_digest(spec.sources, spec.storage_options))

@@ -3,27 +3,21 @@
 # No postponed annotations here: Dagster reads those of the step function as they are.
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from functools import partial
 from typing import Any, Literal
 
 import dagster as dg
 
-from sheaf_dagster.batch.logs import logs_told_to
-from sheaf_dagster.batch.progress import progress_lines
-from sheaf_dagster.batch.runner import BatchRunner
 from sheaf_dagster.batch.spec import BatchOptions, Compute, ModelSpec
-from sheaf_dagster.batch.work import run_files
 from sheaf_dagster.definitions.capacity import BUILT_METADATA, built_metadata
 from sheaf_dagster.definitions.checks import check_specs
-from sheaf_dagster.definitions.clusters import cluster_config, cluster_limits, jobs_address
 from sheaf_dagster.definitions.config import BatchConfig, run_config
 from sheaf_dagster.definitions.inside import LOGGED_ITS_OWN_EVENTS
-from sheaf_dagster.definitions.interrupts import interrupts_wait
 from sheaf_dagster.definitions.options import ReportOptions, StepOptions, changed_options
 from sheaf_dagster.definitions.places import Places
 from sheaf_dagster.definitions.sources import SourcePartitions
-from sheaf_dagster.definitions.step import SpecOf, Step
+from sheaf_dagster.definitions.step import Step
+from sheaf_dagster.definitions.step_plan import SpecOf
 from sheaf_dagster.errors import SheafError, SpecError
 
 __all__ = ["build_batch_inference_asset"]
@@ -140,19 +134,13 @@ def build_batch_inference_asset(
             raise dg.Failure(str(e), allow_retries=False) from e
         keys: list[str | None] = list(context.partition_keys) if partitioned else [None]
         execution = Step(context, spec.key, model_spec, model_key, step, report)
-        run = _run_as_ray_job if step.launch == "ray_job" else _run_here
         try:
-            run(execution, getattr(context.resources, ray_cluster), keys, spec_of)
+            plan = execution.plan(keys, spec_of)
+            recorder = execution.run(plan, getattr(context.resources, ray_cluster))
         except SheafError as e:
             raise dg.Failure(str(e), allow_retries=e.retryable) from e
-        yield from execution.ledger.results(spec.key)
-        execution.raise_if_failed()
-        if execution.ledger.blocking:
-            raise dg.Failure(
-                f"checks failed: {', '.join(execution.ledger.blocking)}; see them on the asset's "
-                "page",
-                allow_retries=False,
-            )
+        yield from recorder.check_results()
+        recorder.raise_if_failed()
         yield dg.MaterializeResult(asset_key=spec.key, metadata={LOGGED_ITS_OWN_EVENTS: True})
 
     with warnings.catch_warnings():
@@ -190,40 +178,3 @@ def _described(places: Places, model: str) -> str:
         f"One answer to each row of `{places.source}`, by the model in resource `{model}`, in the "
         f"same order in `{places.sink}`. Every row is checked before the model runs."
     )
-
-
-def _run_here(step: Step, cluster: Any, keys: Sequence[str | None], spec_of: SpecOf) -> None:
-    """Runs the partitions with this process as the driver."""
-    say = progress_lines(
-        interrupts_wait()(step.context.log.info),
-        every_s=step.progress_every_s,
-        files=len(keys),
-        noun="partitions",
-    )
-    config = cluster_config(cluster, step.holder)
-    runner = BatchRunner(step.model, config, say, redact_rows=step.redact_rows).for_one_step()
-    step.began(keys, None if step.model_key is None else runner.model_identity())
-    with (
-        logs_told_to(interrupts_wait()(step.context.log.log)),
-        closing(  # type: ignore[type-var]
-            run_files(runner, step.files(keys, spec_of), len(keys))
-        ) as outcomes,
-    ):
-        for outcome in outcomes:
-            step.take(outcome)
-
-
-def _run_as_ray_job(step: Step, cluster: Any, keys: Sequence[str | None], spec_of: SpecOf) -> None:
-    """Runs the partitions with a Ray job as the driver."""
-    from sheaf_dagster.definitions.ray_jobs import run_as_ray_job
-
-    where, limits = jobs_address(cluster), cluster_limits(cluster, step.holder)
-    files = list(step.files(keys, spec_of))
-    if files:
-        run_as_ray_job(
-            step.context,
-            where,
-            step.order(limits, files),
-            began=lambda model: step.began(keys, model),
-            take=step.take,
-        )

@@ -18,7 +18,7 @@ from sheaf_dagster.errors import (
     WorkerCrashError,
 )
 
-__all__ = ["CHECKS", "CheckLedger", "check_specs", "severities_of"]
+__all__ = ["CHECKS", "CheckLedger", "blocking", "check_specs", "severities_of"]
 
 ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 
@@ -61,6 +61,12 @@ def severities_of(
             f"check_severities: no check is called {unknown[0]!r}; there are {', '.join(CHECKS)}"
         )
     return {name: changed.get(name, WARN if name in _WARNS else ERROR) for name in CHECKS}
+
+
+def blocking(failed: Iterable[str], severities: Mapping[str, dg.AssetCheckSeverity]) -> list[str]:
+    """Those of some failed checks that hold downstream assets back."""
+    failed = set(failed)
+    return [name for name in CHECKS if name in failed and severities[name] == ERROR]
 
 
 def check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
@@ -115,10 +121,6 @@ class CheckLedger:
         for name in failed:
             self._add(name, partition, "as an earlier run of this chain has found")
 
-    def would_block(self, failed: Iterable[str]) -> bool:
-        """Whether one of some failed checks holds downstream assets back."""
-        return any(self.severities.get(name) == ERROR for name in failed)
-
     def failed(self, partition: str, error: BaseException) -> None:
         """Notes a file that failed."""
         self._failed.add(partition)
@@ -137,7 +139,7 @@ class CheckLedger:
     @property
     def blocking(self) -> list[str]:
         """The failed checks that hold downstream assets back."""
-        return [name for name in CHECKS if name in self.problems and self.severities[name] == ERROR]
+        return blocking(self.problems, self.severities)
 
     def results(self, key: dg.AssetKey) -> Iterator[dg.AssetCheckResult]:
         """One result a check; a check that nothing was looked at for is left out."""

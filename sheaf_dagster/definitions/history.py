@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from sheaf_dagster.batch.work import Committed
+from sheaf_dagster.batch.committed import CommittedSink
 from sheaf_dagster.definitions.metadata import (
     FAILED_CHECKS,
     FINGERPRINT,
@@ -28,13 +28,13 @@ class EarlierMaterialization:
     in_this_run: bool
 
     @property
-    def committed(self) -> Committed | None:
+    def committed(self) -> CommittedSink | None:
         """The sink that it stands for, where the materialisation says enough of it."""
         md = self.materialization.metadata
         fingerprint, size = md.get(FINGERPRINT), md.get(OUTPUT_BYTES)
         if fingerprint is None or size is None:
             return None
-        return Committed(str(fingerprint.value), int(size.value))  # type: ignore[arg-type]
+        return CommittedSink(str(fingerprint.value), int(size.value))  # type: ignore[arg-type]
 
     @property
     def rows(self) -> int:

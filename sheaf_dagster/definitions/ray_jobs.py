@@ -13,12 +13,15 @@ from dagster_pipes import PipesParams, encode_param
 from dagster_ray import PipesRayJobClient, PipesRayJobMessageReader
 
 from sheaf_dagster.batch.messages import ErrorMessage
-from sheaf_dagster.batch.work import FileOutcome, StepOrder
+from sheaf_dagster.batch.orders import FileOutcome, StepOrder
 from sheaf_dagster.definitions.clusters import JobsAddress
+from sheaf_dagster.definitions.recorder import StepRecorder
 from sheaf_dagster.errors import ClusterError, SpecError
 from sheaf_dagster.pipes import ENTRYPOINT, ORDER
 
 __all__ = ["run_as_ray_job"]
+
+Began = Callable[[tuple[str | None, str] | None], StepRecorder]
 
 _POLL_SECONDS = 0.5
 
@@ -31,9 +34,8 @@ def run_as_ray_job(
     where: JobsAddress,
     order: StepOrder,
     *,
-    began: Callable[[tuple[str | None, str] | None], None],
-    take: Callable[[FileOutcome], None],
-) -> None:
+    began: Began,
+) -> StepRecorder:
     """Runs a step's files as one Ray job.
 
     If the step is cancelled, the job is stopped; finished chunks stay for a rerun.
@@ -43,14 +45,14 @@ def run_as_ray_job(
         where: The cluster.
         order: The files.
         began: Called once; with the identity of the weights and the model's version, if the order
-            asks for them.
-        take: Called with each outcome as it comes in, from the thread that reads the job's log.
+            asks for them. The recorder that it gives takes each outcome as it comes in, in the
+            thread that reads the job's log.
 
     Raises:
         ClusterError: The job could not be submitted, or ended without a word.
         SheafError: What the whole job failed with.
     """
-    answers = _Answers(began, take)
+    answers = _Answers(began)
     headers = dict(where.headers)
     reader = _LiveReader(answers, {"headers": headers})
     client = PipesRayJobClient(
@@ -80,7 +82,7 @@ def run_as_ray_job(
     if not answers.complete:
         # A line that was tailed while it was half written is lost to the reader.
         answers.read(client.client.get_job_logs(reader.submitted))
-    answers.raise_if_failed(reader.submitted, ended)
+    return answers.recorded(reader.submitted, ended)
 
 
 def _submission_id(context: dg.AssetExecutionContext) -> str:
@@ -104,14 +106,10 @@ def _check_size(message: dict[str, Any], files: int) -> None:
 class _Answers:
     """What the job says: outcomes, and how it ended."""
 
-    def __init__(
-        self,
-        began: Callable[[tuple[str | None, str] | None], None],
-        take: Callable[[FileOutcome], None],
-    ) -> None:
+    def __init__(self, began: Began) -> None:
         self._began = began
-        self._take = take
-        self._early: list[FileOutcome] | None = []
+        self._recorder: StepRecorder | None = None
+        self._early: list[FileOutcome] = []
         self._seen: set[int] = set()
         self._lock = threading.Lock()
         self._problem: Exception | None = None
@@ -144,14 +142,13 @@ class _Answers:
         if "ended" in body:
             self.ended, self._last, self._error = True, number, body["ended"]
         elif "began" in body:
-            self._began(body["began"])
-            early, self._early = self._early or (), None
-            for outcome in early:
-                self._take(outcome)
-        elif self._early is not None:  # the first message was lost, and will be found
+            self._recorder = self._began(body["began"])
+            for outcome in self._early:
+                self._recorder.take(outcome)
+        elif self._recorder is None:  # the first message was lost, and will be found
             self._early.append(FileOutcome.from_message(body["file"]))
         else:
-            self._take(FileOutcome.from_message(body["file"]))
+            self._recorder.take(FileOutcome.from_message(body["file"]))
 
     def read(self, log: str) -> None:
         """Takes in what a job's whole log holds."""
@@ -164,18 +161,19 @@ class _Answers:
                 if isinstance(message, dict) and message.get("method") == "report_custom_message":
                     self.hear(message["params"]["payload"])
 
-    def raise_if_failed(self, job: str, ended: Exception | None) -> None:
-        """Raises what the job as a whole failed with."""
+    def recorded(self, job: str, ended: Exception | None) -> StepRecorder:
+        """What was recorded of the job; raises what it as a whole failed with."""
         if self._problem is not None:
             raise self._problem
         if self._error is not None:
             raise ErrorMessage.from_dict(self._error).rebuilt()
-        if not self.complete:
+        if not self.complete or self._recorder is None:
             raise ClusterError(
                 f"Ray job {job} ended before all files were done: "
                 f"{ended or 'its log is cut short'}; look at the job's log in the Ray dashboard "
                 "and run again (finished chunks are kept)"
             ) from ended
+        return self._recorder
 
 
 class _LiveReader(PipesRayJobMessageReader):

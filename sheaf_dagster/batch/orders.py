@@ -1,16 +1,15 @@
-"""The files of one step: what to run, and what came of each, as data that can travel."""
+"""What a step's driver is told to run, and what it tells of each file, as data that can travel."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from sheaf_dagster.batch.committed import CommittedSink
 from sheaf_dagster.batch.messages import ErrorMessage
 from sheaf_dagster.batch.progress import EVERY_SECONDS
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
@@ -20,51 +19,13 @@ from sheaf_dagster.batch.runner import BatchRunner
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import SheafError, SpecError
-from sheaf_dagster.storage import Location
 
-__all__ = [
-    "Committed",
-    "FileOutcome",
-    "FileWork",
-    "StepOrder",
-    "run_files",
-]
+__all__ = ["FileOutcome", "StepOrder"]
 
 log = logging.getLogger(__name__)
 
 _SAMPLE_BYTES = 48 * 1024
 """About what the shown rows of one file may take in a message."""
-
-
-@dataclass(frozen=True)
-class Committed:
-    """A sink that an earlier run committed.
-
-    Attributes:
-        fingerprint: The job's, or its first digits.
-        output_bytes: Size of the sink.
-    """
-
-    fingerprint: str
-    output_bytes: int
-
-    def still_holds(self, runner: BatchRunner, spec: BatchSpec) -> bool:
-        """Whether the sink is what running the job again would write."""
-        try:
-            state = Location.of(spec.sink, spec.storage_options).state()
-            if state is None or state.size != self.output_bytes:
-                return False
-            return runner.fingerprint(spec).startswith(self.fingerprint)
-        except SheafError:
-            return False  # running it will say what is wrong
-
-
-@dataclass(frozen=True)
-class FileWork:
-    """One file to run, unless what an earlier run committed still holds."""
-
-    spec: BatchSpec
-    committed: Committed | None = None
 
 
 @dataclass(frozen=True)
@@ -76,9 +37,24 @@ class FileOutcome:
     sample: OutputSample | None = None
     error: Exception | None = None
 
+    @classmethod
+    def of(cls, outcome: BatchOutcome, model: ModelSpec) -> FileOutcome:
+        """An outcome of a job of that model, with the first rows of what it committed."""
+        spec = outcome.spec
+        if outcome.result is None:
+            return cls(spec.sink, error=outcome.error)
+        try:
+            sample = sample_output(model, spec)
+        except Exception as e:  # the file is committed: that it can't be shown is no failure
+            # What isn't ours may quote rows: of a source, say, that has been written anew meanwhile.
+            why = e if isinstance(e, SheafError) else type(e).__name__
+            log.warning("%s: no preview, and the order was not compared: %s", spec.sink, why)
+            sample = OutputSample([], in_order=True, compared=0)
+        return cls(spec.sink, outcome.result, sample)
+
     @property
     def unchanged(self) -> bool:
-        """Whether it was passed over."""
+        """Whether what an earlier job committed still holds, so that the file was not run."""
         return self.result is None and self.error is None
 
     def to_message(self) -> dict[str, Any]:
@@ -104,52 +80,6 @@ class FileOutcome:
         )
 
 
-def run_files(
-    runner: BatchRunner, files: Iterable[FileWork], count: int | None = None
-) -> Iterator[FileOutcome]:
-    """Runs the files as one job; yields what came of each as it is committed or has failed.
-
-    Args:
-        runner: One made ``for_one_step``, or each file that was committed has the weights looked
-            at again.
-        files: The files; may be lazy.
-        count: How many they are, where that is known.
-    """
-    passed_over: deque[FileOutcome] = deque()  # filled by the thread that reads the specs
-
-    def specs() -> Iterator[BatchSpec]:
-        for file in files:
-            if file.committed is not None and file.committed.still_holds(runner, file.spec):
-                passed_over.append(FileOutcome(file.spec.sink))
-            else:
-                yield file.spec
-
-    with closing(runner.run_many(specs(), count)) as outcomes:  # type: ignore[type-var]
-        for outcome in outcomes:
-            yield from _drained(passed_over)
-            yield _finished(runner, outcome)
-    yield from _drained(passed_over)
-
-
-def _drained(waiting: deque[FileOutcome]) -> Iterator[FileOutcome]:
-    while waiting:
-        yield waiting.popleft()
-
-
-def _finished(runner: BatchRunner, outcome: BatchOutcome) -> FileOutcome:
-    spec = outcome.spec
-    if outcome.result is None:
-        return FileOutcome(spec.sink, error=outcome.error)
-    try:
-        sample = sample_output(runner.model_spec, spec)
-    except Exception as e:  # the file is committed: that it can't be shown is no failure
-        # What isn't ours may quote rows: of a source, say, that has been written anew meanwhile.
-        why = e if isinstance(e, SheafError) else type(e).__name__
-        log.warning("%s: no preview, and the order was not compared: %s", spec.sink, why)
-        sample = OutputSample([], in_order=True, compared=0)
-    return FileOutcome(spec.sink, outcome.result, sample)
-
-
 def _trimmed(sample: OutputSample) -> OutputSample:
     kept, size = [], 0
     for pair in sample.pairs:
@@ -169,7 +99,8 @@ class StepOrder:
         cluster: Limits, and what the job is called.
         spec: What the specs of all files have in common; ``storage_options`` name environment
             variables (``{"env": NAME}``) in place of their values.
-        files: Of each file its source, its sink, and what an earlier run committed.
+        files: The files; of each its source and its sink travel, besides ``spec``.
+        committed: By sink what an earlier run committed.
         imports: Modules that register the model's contract and backend.
         redact_rows: Keep row values out of errors and messages.
         progress_every_s: Seconds between two lines of progress.
@@ -179,7 +110,8 @@ class StepOrder:
     model: ModelSpec
     cluster: ClusterConfig
     spec: dict[str, Any]
-    files: list[FileWork]
+    files: list[BatchSpec]
+    committed: Mapping[str, CommittedSink] = field(default_factory=dict)
     imports: list[str] = field(default_factory=list)
     redact_rows: bool = False
     progress_every_s: float = EVERY_SECONDS
@@ -191,21 +123,18 @@ class StepOrder:
             "model": self.model.model_dump(mode="json"),
             "cluster": self.cluster.model_dump(mode="json"),
             "spec": self.spec,
-            "files": [
-                [
-                    f.spec.source,
-                    f.spec.sink,
-                    # 32 bits and the size tell two versions of one file apart, and a retry over
-                    # ten years of partitions must fit an environment variable.
-                    f.committed and [f.committed.fingerprint[:8], f.committed.output_bytes],
-                ]
-                for f in self.files
-            ],
+            "files": [[f.source, f.sink, self._committed_at(f.sink)] for f in self.files],
             "imports": self.imports,
             "redact_rows": self.redact_rows,
             "progress_every_s": self.progress_every_s,
             "identify": self.identify,
         }
+
+    def _committed_at(self, sink: str) -> tuple[str, int] | None:
+        # 32 bits and the size tell two versions of one file apart, and a retry over ten years of
+        # partitions must fit an environment variable.
+        committed = self.committed.get(sink)
+        return (committed.fingerprint[:8], committed.output_bytes) if committed else None
 
     @classmethod
     def from_message(cls, message: dict[str, Any]) -> StepOrder:
@@ -220,13 +149,8 @@ class StepOrder:
             ModelSpec.model_validate(message["model"]),
             ClusterConfig.model_validate(message["cluster"]),
             spec,
-            [
-                FileWork(
-                    BatchSpec(**spec, source=source, sink=sink),
-                    Committed(*committed) if committed else None,
-                )
-                for source, sink, committed in message["files"]
-            ],
+            [BatchSpec(**spec, source=source, sink=sink) for source, sink, _ in message["files"]],
+            {sink: CommittedSink(*told) for _, sink, told in message["files"] if told},
             message["imports"],
             message["redact_rows"],
             message["progress_every_s"],

@@ -1,0 +1,164 @@
+"""What is recorded of a step: one outcome after the other, then the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from sheaf_dagster.batch.messages import shortened
+from sheaf_dagster.batch.orders import FileOutcome
+from sheaf_dagster.batch.spec import ModelSpec
+from sheaf_dagster.definitions.checks import CheckLedger, severities_of
+from sheaf_dagster.definitions.history import Provenance
+from sheaf_dagster.definitions.interrupts import interrupts_wait
+from sheaf_dagster.definitions.metadata import FAILED_CHECKS, result_metadata
+from sheaf_dagster.definitions.model_asset import version_tag
+from sheaf_dagster.definitions.options import ReportOptions
+from sheaf_dagster.definitions.step_plan import PlannedFile, StepPlan
+
+__all__ = ["StepRecorder"]
+
+_SHOWN = 20
+"""Failed partitions that the step's failure names."""
+
+_REASON = 2000
+_EXCERPT = 500
+
+
+class StepRecorder:
+    """Turns what came of a step's files into Dagster's events.
+
+    What has been materialised upstream counts as of now: make it when the job begins.
+
+    Args:
+        context: The step.
+        key: The asset.
+        plan: The step's files; what can't be a file is recorded as failed at once.
+        model: The model that runs.
+        model_key: The asset that stands for the model, if any.
+        report: What is shown, and how severe the checks are.
+    """
+
+    def __init__(
+        self,
+        context: dg.AssetExecutionContext,
+        key: dg.AssetKey,
+        plan: StepPlan,
+        model: ModelSpec,
+        model_key: dg.AssetKey | None,
+        report: ReportOptions,
+    ) -> None:
+        self._context = context
+        self._key = key
+        self._plan = plan
+        self._model = model
+        self._report = report
+        self._checks = CheckLedger(severities_of(report.check_severities))
+        self._provenance = Provenance(context, key, plan.keys, model_key)
+        deps = context.assets_def.specs_by_key[key].deps
+        self._upstream = [dep.asset_key for dep in deps if dep.asset_key != model_key]
+        self._failed: dict[str, Exception] = {}
+        self._reused: list[dg.AssetMaterialization] = []
+        for partition, error in plan.errors.items():
+            self._fail(partition, error)
+
+    @interrupts_wait()
+    def take(self, outcome: FileOutcome) -> None:
+        """Records what came of one file."""
+        file = self._plan.files[outcome.sink]
+        if outcome.unchanged:
+            self._pass_over(file)
+        elif outcome.error is not None:
+            self._fail(file.partition, outcome.error)
+        else:
+            self._materialize(file, outcome)
+
+    def _materialize(self, file: PlannedFile, outcome: FileOutcome) -> None:
+        result, sample, partition = outcome.result, outcome.sample, file.partition
+        assert result is not None and sample is not None
+        actuals = self._report.actuals
+        md = result_metadata(
+            result,
+            file.spec,
+            self._model,
+            sample,
+            partitioned=partition is not None,
+            preview=not self._report.redact_rows,
+            upstream=self._upstream,
+            actuals=(lambda request: actuals(partition, request)) if actuals else None,
+        )
+        if failed := self._checks.committed(partition or "", result, sample):
+            md[FAILED_CHECKS] = ", ".join(failed)
+        tags = self._provenance.tags(
+            partition, result.fingerprint[:32], version_tag(result.model_version)
+        )
+        self._context.log_event(
+            dg.AssetMaterialization(self._key, partition=partition, metadata=md, tags=tags)
+        )
+
+    def _pass_over(self, file: PlannedFile) -> None:
+        name, earlier = file.partition or "", file.earlier
+        assert earlier is not None, "a file is unchanged only against what was committed"
+        self._context.log.info(
+            f"{name or 'asset'}: committed by an earlier run of this chain, and its source, "
+            "model and layout are unchanged; not run again"
+        )
+        self._checks.passed_over(name, earlier.rows, earlier.failed_checks)
+        if not earlier.in_this_run:
+            self._reused.append(earlier.materialization)
+
+    def _fail(self, partition: str | None, error: Exception) -> None:
+        self._failed[partition or ""] = error
+        self._checks.failed(partition or "", error)
+        self._context.log.error(f"{partition or 'asset'}: {error}")
+
+    def check_results(self) -> Iterator[dg.AssetCheckResult]:
+        """One result a check, over all files of the step."""
+        return self._checks.results(self._key)
+
+    def raise_if_failed(self) -> None:
+        """Ends the step where a partition failed, or a check that holds downstream assets back.
+
+        Raises:
+            dg.Failure: The summary; retried where that may help.
+        """
+        if self._failed:
+            self._raise_failed()
+        if blocking := self._checks.blocking:
+            raise dg.Failure(
+                f"checks failed: {', '.join(blocking)}; see them on the asset's page",
+                allow_retries=False,
+            )
+
+    def _raise_failed(self) -> None:
+        # Dagster counts a key of a failed run as failed unless that run has materialised it.
+        for materialization in self._reused:
+            self._context.log_event(materialization)
+        # Our own errors know whether retrying helps; an unknown one is left to the policy.
+        retryable = any(getattr(e, "retryable", True) for e in self._failed.values())
+        if list(self._failed) == [""]:
+            (error,) = self._failed.values()
+            raise dg.Failure(str(error), allow_retries=retryable) from error
+        # A message or metadata of megabytes is an event that Dagster's database and pages choke on.
+        first = list(self._failed.items())[:_SHOWN]
+        failed = "\n".join(f"{k}: {shortened(str(e), _REASON)}" for k, e in first)
+        if more := len(self._failed) - len(first):
+            failed += (
+                f"\n… and {more:,} more: each is an error in this run's log, by its partition, and "
+                "the asset's page lists the failed partitions"
+            )
+        total = len(self._plan.keys)
+        if total > 1:
+            others = "; the others are materialised" if len(self._failed) < total else ""
+            failed = f"{len(self._failed)} of {total} partitions failed{others}:\n{failed}"
+        raise dg.Failure(
+            failed,
+            metadata={
+                "failed_partitions": dg.MetadataValue.json(
+                    {k: shortened(str(e), _EXCERPT) for k, e in first}
+                ),
+                "failed_partitions_count": len(self._failed),
+            },
+            allow_retries=retryable,
+        ) from next(iter(self._failed.values()))
