@@ -72,6 +72,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "SourceError",
         "SourceNotFoundError",
         "SpecError",
+        "SpendingLimitError",
         "TooManyErrorsError",
         "UnknownBackendError",
         "UnknownContractError",

@@ -24,6 +24,7 @@
     │   │   └── TooManyErrorsError    for more rows than the job tolerates
     │   ├── BatchTimeoutError         batch_predict() took longer than batch_timeout
     │   └── ResponseMismatchError     wrong number, order or type of responses
+    ├── SpendingLimitError            max_cost or max_tokens_total is reached
     └── WorkerCrashError              a chunk killed its worker process again and again
 
 Each message says what is wrong, where, and what to do, in that order, with the credentials of any
@@ -61,6 +62,7 @@ __all__ = [
     "SourceError",
     "SourceNotFoundError",
     "SpecError",
+    "SpendingLimitError",
     "TooManyErrorsError",
     "UnknownBackendError",
     "UnknownContractError",
@@ -220,6 +222,13 @@ class ResponseMismatchError(BackendError):
     """A backend answered with another number, order or type of responses than it was asked for.
 
     Cure: ``batch_predict`` must return one response for each request, in the same order.
+    """
+
+
+class SpendingLimitError(SheafError):
+    """A job's answers have cost as much as they may.
+
+    Cure: raise ``max_cost`` or ``max_tokens_total``, then run again: what is answered is kept.
     """
 
 

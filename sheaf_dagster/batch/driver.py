@@ -37,6 +37,7 @@ from sheaf_dagster.batch.messages import ChunkReport
 from sheaf_dagster.batch.progress import ProgressMeter
 from sheaf_dagster.batch.results import BatchOutcome, BatchProgress
 from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.batch.spending import Spending
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.batch.workforce import Workforce
 
@@ -88,6 +89,7 @@ class _Driver:
         self._files = files
         self._workforce = workforce
         self._progress = ProgressMeter(on_progress)
+        self._spending = Spending()
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._feeder = threading.Thread(target=self._feed, daemon=True, name="sheaf-feeder")
         self._room = threading.Semaphore(workforce.files_ahead)
@@ -125,6 +127,8 @@ class _Driver:
         run = FileRun(id, spec, self._context)
         self._progress.files_total += 1
         try:
+            if (over := self._spending.over(spec)) is not None:
+                raise over
             job, chunks = run.prepare(
                 lambda contract, source: self._workforce.check(contract, source, self._stop),
                 self._stop,
@@ -132,9 +136,10 @@ class _Driver:
         except Exception as e:
             self._inbox.put(Failed(run, e))
             return
+        self._spending.add(spec, run.parts.values())  # those of a killed run
         self._inbox.put(Prepared(run))  # before the first report of it can come in
         self._open.wait()
-        if not self._stop.is_set() and chunks:
+        if not self._stop.is_set() and chunks and not self._spending.over(spec):
             self._workforce.submit(job, chunks)
 
     # -- the caller's thread ---------------------------------------------------------------
@@ -171,6 +176,7 @@ class _Driver:
             case Prepared(run):
                 self._running[run.id] = run
                 self._commit_if_complete(run)
+                yield from self._end_if_spent()
             case Reported(report):
                 if report.job in self._running:  # else a late chunk of a file that failed
                     yield from self._take(self._running[report.job], report)
@@ -196,8 +202,18 @@ class _Driver:
             self._workforce.cancel(run.id)
             yield self._failed(run, e)
         else:
+            assert report.part is not None
+            self._spending.add(run.spec, [report.part])
             self._tick()  # before the commit, while the caller can still see what is to come
             self._commit_if_complete(run)
+            yield from self._end_if_spent()
+
+    def _end_if_spent(self) -> Iterator[BatchOutcome]:
+        """Ends files that are not complete once the job has spent what it may."""
+        for run in list(self._running.values()):
+            if (over := self._spending.over(run.spec)) is not None:
+                self._workforce.cancel(run.id)
+                yield self._failed(run, over)
 
     def _commit_if_complete(self, run: FileRun) -> None:
         if run.complete:

@@ -19,11 +19,11 @@ from sheaf_dagster.batch.results import (
 )
 from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.batch.spending import cost_of, tokens_in
 from sheaf_dagster.batch.tolerance import most_error_rows, too_many_errors
 from sheaf_dagster.batch.validation import validate_source
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.contracts import DEVIATIONS, schema_of
-from sheaf_dagster.contracts.tokens import TOKEN_KINDS
 from sheaf_dagster.errors import (
     InputValidationError,
     ModelChangedError,
@@ -244,6 +244,9 @@ class FileRun:
         reports = self._reports
         predict_seconds = sum(r.predict_seconds for r in reports)
         made = {r.chunk for r in reports}
+        tokens = tokens_in(parts)
+        new_tokens = tokens_in(p for i, p in self.parts.items() if i in made)
+        prices = self.spec.price_per_million
         return BatchResult(
             source=self._validation.source,
             sink=self.sink.location.uri,
@@ -256,8 +259,10 @@ class FileRun:
             error_rows=sum(p.error_rows for p in parts),
             non_finite=sum(p.non_finite for p in parts),
             deviations=_deviations(parts),
-            tokens=_tokens(parts),
-            new_tokens=_tokens([p for i, p in self.parts.items() if i in made]),
+            tokens=tokens,
+            new_tokens=new_tokens,
+            cost=cost_of(tokens, prices),
+            new_cost=cost_of(new_tokens, prices),
             chunks=len(parts),
             output_bytes=size,
             validation=self._validation,
@@ -314,12 +319,6 @@ def _deviations(parts: Sequence[Part]) -> dict[str, int]:
     """Rows that are answered otherwise than asked, by kind; parts name a kind by its first letter."""
     counts = {kind: sum(p.counts.get(kind[0], 0) for p in parts) for kind in DEVIATIONS}
     return {kind: n for kind, n in counts.items() if n}
-
-
-def _tokens(parts: Sequence[Part]) -> dict[str, int]:
-    """Tokens by kind; empty where no answer said how many it took."""
-    counts = {kind: sum(p.counts.get(kind[0], 0) for p in parts) for kind in TOKEN_KINDS}
-    return counts if any(counts.values()) else {}
 
 
 def _busy_fraction(reports: Sequence[ChunkReport]) -> float | None:

@@ -146,6 +146,8 @@ class BatchResult(BaseModel):
         tokens: Tokens that the answers say they took: ``prompt``, ``output``, and ``hit``, those of
             the prompts that the engine had in its cache. Empty where no answer says.
         new_tokens: Those of this run alone, without what it resumed.
+        cost: What ``tokens`` cost by ``price_per_million``; None where that is not known.
+        new_cost: What ``new_tokens`` cost.
         chunks: Number of chunks the file was cut into.
         output_bytes: Size of the sink.
         validation: The up-front check.
@@ -187,6 +189,8 @@ class BatchResult(BaseModel):
     deviations: dict[str, int] = Field(default_factory=dict)
     tokens: dict[str, int] = Field(default_factory=dict)
     new_tokens: dict[str, int] = Field(default_factory=dict)
+    cost: float | None = None
+    new_cost: float | None = None
     chunks: int = 0
     output_bytes: int = 0
     validation: ValidationReport

@@ -23,6 +23,7 @@ from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.batch.validation import validate_files
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.batch.workforce import Workforce
+from sheaf_dagster.contracts import contract_for
 from sheaf_dagster.errors import SheafError, SpecError
 from sheaf_dagster.storage import Location, source_digest
 
@@ -226,6 +227,8 @@ class BatchRunner:
                 )
         if spec.batch_budget is not None:
             _require_size(self._context.backend_cls)
+        if spec.max_cost is not None or spec.max_tokens_total is not None:
+            _require_tokens(self.model_spec.model_type)
         if spec.bucket_by is not None:
             fields = self._context.rows.request.model_fields
             if spec.bucket_by not in fields:
@@ -233,6 +236,15 @@ class BatchRunner:
                     f"bucket_by={spec.bucket_by!r} is no field of "
                     f"{self._context.rows.request.__name__}; its fields: {', '.join(fields)}"
                 )
+
+
+def _require_tokens(model_type: str) -> None:
+    response = contract_for(model_type).response
+    if not callable(getattr(response, "token_usage", None)):
+        raise SpecError(
+            f"max_cost, max_tokens_total: answers of model type {model_type!r} don't say how many "
+            "tokens they took, so no limit could hold; leave it out"
+        )
 
 
 def _require_size(backend: type[ModelBackend]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -20,6 +21,9 @@ __all__ = [
     "ResourceConfig",
     "problems_of",
 ]
+
+PRICES = ("prompt", "completion", "cached")
+"""Tokens that may have a price."""
 
 Compute = Literal["tasks", "actors", "local"]
 OnError = Literal["fail", "record"]
@@ -190,6 +194,36 @@ class BatchOptions(_Spec):
         default=None, gt=0, description="Run the first rows only (for trying things out)."
     )
 
+    price_per_million: dict[str, float] | None = Field(
+        default=None,
+        description="What a million tokens cost, in any currency: prompt, completion, and cached, "
+        "those of the prompts that the engine had in its cache (by default as prompt). With it the "
+        "cost is told.",
+    )
+    max_cost: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Cost at which the job ends, by price_per_million: of all its files together, "
+        "with what it resumes. It is looked at after each chunk, so what is under way comes on "
+        "top. What is answered is kept for a run with a higher limit.",
+    )
+    max_tokens_total: int | None = Field(
+        default=None,
+        gt=0,
+        description="Tokens, of prompts and answers, at which the job ends, as at max_cost.",
+    )
+
+    @field_validator("price_per_million")
+    @classmethod
+    def _known_prices(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for name, price in (value or {}).items():
+            if name not in PRICES:
+                raise ValueError(f"{name!r} is no kind of token; known: {', '.join(PRICES)}")
+            if not 0 <= price < math.inf:
+                raise ValueError(f"the price of {name!r} must be 0 or more (got {price})")
+        return value
+
     @field_validator("batch_size")
     @classmethod
     def _some_rows(cls, value: int | str) -> int | str:
@@ -205,7 +239,7 @@ class BatchOptions(_Spec):
         return value
 
     @model_validator(mode="after")
-    def _actors_need_a_number(self) -> BatchOptions:
+    def _fit_together(self) -> BatchOptions:
         if self.compute == "actors" and self.num_actors is None:
             raise ValueError(
                 "compute='actors' needs num_actors: the size of the pool "
@@ -220,6 +254,8 @@ class BatchOptions(_Spec):
             raise ValueError(
                 "batch_budget already makes batches of rows of like size; leave bucket_by out"
             )
+        if self.max_cost is not None and not self.price_per_million:
+            raise ValueError("max_cost needs price_per_million, by which the cost is known")
         return self
 
     @property

@@ -139,6 +139,7 @@ def build_batch_inference_asset(
             recorder = execution.run(plan, getattr(context.resources, ray_cluster))
         except SheafError as e:
             raise dg.Failure(str(e), allow_retries=e.retryable) from e
+        recorder.tell_spent()
         yield from recorder.check_results()
         recorder.raise_if_failed()
         yield dg.MaterializeResult(asset_key=spec.key, metadata={LOGGED_ITS_OWN_EVENTS: True})

@@ -244,6 +244,12 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     strict: Annotated[bool, _option("strict")] = False
     bucket_by: Annotated[str | None, _option("bucket_by", "horizon")] = None
     resume: Annotated[bool, _option("resume")] = True
+    price_per_million: Annotated[
+        dict[str, float] | None,
+        _option("price_per_million", {"prompt": 0.5, "completion": 1.5}),
+    ] = None
+    max_cost: Annotated[float | None, _option("max_cost", 20.0)] = None
+    max_tokens_total: Annotated[int | None, _option("max_tokens_total", 50_000_000)] = None
     launch: Annotated[
         Literal["step", "ray_job"],
         _says("step: the step drives Ray itself; ray_job: it submits a Ray job.", "step"),

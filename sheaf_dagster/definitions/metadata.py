@@ -114,6 +114,9 @@ def _tokens(result: BatchResult) -> dict[str, Any]:
     if result.new_tokens and result.inference_seconds > 0:
         rate = result.new_tokens["output"] / result.inference_seconds
         md["completion_tokens_per_second"] = round(rate, 1)
+    if result.cost is not None:
+        md["cost"] = round(result.cost, 6)
+        md["run_cost"] = round(result.new_cost or 0.0, 6)
     return md
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import dagster as dg
@@ -60,6 +61,8 @@ class StepRecorder:
         self._upstream = [dep.asset_key for dep in deps if dep.asset_key != model_key]
         self._failed: dict[str, Exception] = {}
         self._reused: list[dg.AssetMaterialization] = []
+        self._spent = Counter[str]()
+        self._cost: float | None = None
         for partition, error in plan.errors.items():
             self._fail(partition, error)
 
@@ -77,6 +80,9 @@ class StepRecorder:
     def _materialize(self, file: PlannedFile, outcome: FileOutcome) -> None:
         result, sample, partition = outcome.result, outcome.sample, file.partition
         assert result is not None and sample is not None
+        self._spent.update(result.new_tokens)
+        if result.new_cost is not None:
+            self._cost = (self._cost or 0.0) + result.new_cost
         actuals = self._report.actuals
         md = result_metadata(
             result,
@@ -112,6 +118,17 @@ class StepRecorder:
         self._failed[partition or ""] = error
         self._checks.failed(partition or "", error)
         self._context.log.error(f"{partition or 'asset'}: {error}")
+
+    def tell_spent(self) -> None:
+        """Says what the answers of this run took, where they say so."""
+        if not self._spent:
+            return
+        cost = "" if self._cost is None else f", and cost {self._cost:.6g}"
+        self._context.log.info(
+            f"the answers of this run took {self._spent['prompt']:,} tokens of prompts "
+            f"({self._spent['hit']:,} of them cached) and {self._spent['output']:,} of their "
+            f"own{cost}"
+        )
 
     def check_results(self) -> Iterator[dg.AssetCheckResult]:
         """One result a check, over all files of the step."""

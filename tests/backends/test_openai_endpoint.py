@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from sheaf_dagster import (
     ModelSpec,
     ServiceDownError,
     SpecError,
+    SpendingLimitError,
 )
 from sheaf_dagster.backends.language.refusal import RefusedError
 from sheaf_dagster.backends.openai_endpoint import OpenAIEndpointBackend
@@ -347,3 +349,52 @@ def test_tokens_are_counted_those_of_finished_parts_too(server, tmp_path):
     assert result.tokens == {"prompt": wanted, "output": wanted, "hit": 0}
     assert result.resumed_rows > 0
     assert 0 < result.new_tokens["output"] < wanted
+
+
+LIMITS = [
+    ({"max_tokens_total": 90}, r"max_tokens_total=90 is reached: .* took \d+ tokens"),
+    ({"price_per_million": {"prompt": 1e6}, "max_cost": 45.0}, r"max_cost=45 is reached: .* cost"),
+]
+
+
+@pytest.mark.parametrize(("limit", "message"), LIMITS)
+def test_a_limit_ends_all_files_of_a_job_which_go_on_once_it_is_higher(
+    limit, message, server, tmp_path
+):
+    rows = [line(i, "ab") for i in range(20)]  # of four tokens each
+    files = [
+        {"source": write(tmp_path / f"{i}.jsonl", rows), "sink": str(tmp_path / f"out{i}.jsonl")}
+        for i in range(3)
+    ]
+    common = {"compute": "local", "batch_size": 2}
+    runner = BatchRunner(spec(server.url, max_in_flight=2))
+
+    outcomes = list(runner.run_many([BatchSpec(**f, **common, **limit) for f in files]))
+    asked = len(server.bodies)
+    again = list(runner.run_many([BatchSpec(**f, **common, **limit) for f in files]))
+    asked_again = len(server.bodies)
+    rest = list(runner.run_many([BatchSpec(**f, **common) for f in files]))
+
+    assert [o.ok for o in outcomes] == [True, False, False]  # 80 tokens, then 10 more
+    for outcome in outcomes[1:]:
+        assert isinstance(outcome.error, SpendingLimitError)
+        assert re.search(message, str(outcome.error))
+        assert not outcome.error.retryable
+    assert 23 <= asked <= 30
+    # The first file is done over, as any committed one; the second is where it was.
+    assert [o.ok for o in again] == [True, False, False]
+    assert all(o.ok for o in rest)
+    assert rest[1].result.resumed_rows >= 4
+    assert asked_again - asked <= 30
+
+
+def test_cost_is_that_of_the_tokens_by_their_prices(server, tmp_path):
+    prices = {"prompt": 2.0, "completion": 8.0}
+    job = BatchSpec(
+        source=write(tmp_path / "in.jsonl", [line(i, "abcd") for i in range(3)]),
+        sink=str(tmp_path / "out.jsonl"), compute="local", price_per_million=prices,
+    )  # fmt: skip
+
+    result = BatchRunner(spec(server.url)).run(job)
+
+    assert result.cost == result.new_cost == pytest.approx(12 * (2.0 + 8.0) / 1e6)
