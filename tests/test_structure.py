@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "testing": {"backends", "contracts"},
     "pipes": {"batch"},
     "definitions": {"errors", "environment", "contracts", "batch", "storage", "pipes"},
-    "cli": {"errors", "contracts", "backends", "batch"},
+    "cli": {"errors", "contracts", "backends", "batch", "definitions"},
 }
 
 

@@ -13,6 +13,7 @@ from sheaf_dagster.backends.common.libraries import require
 from sheaf_dagster.backends.language.bodies import body_of, response_of, seeded
 from sheaf_dagster.backends.language.refusal import RefusedError
 from sheaf_dagster.contracts import OPENAI_BATCH, TEXT
+from sheaf_dagster.contracts.prompt_size import prompt_tokens
 from sheaf_dagster.errors import BackendError, ServiceDownError, SheafError, SpecError
 
 __all__ = ["OpenAIEndpointBackend"]
@@ -42,8 +43,8 @@ class OpenAIEndpointBackend(ModelBackend):
             workers read where they run.
         max_in_flight: Rows that are under way at a time.
         requests_per_minute: At most so many, retries among them, evenly spread; of each worker.
-        tokens_per_minute: At most so many, by an estimate (a token is four characters of a body,
-            and its limit of an answer); of each worker.
+        tokens_per_minute: At most so many, by an estimate (a token is four characters of a text,
+            a picture is a thousand, an answer is as long as it may be); of each worker.
         max_retries: Further attempts at a row.
         timeout_s: Seconds that one attempt may take.
         max_failures: Rows in a row that may fail by the server's fault before the job ends.
@@ -248,6 +249,5 @@ class OpenAIEndpointBackend(ModelBackend):
 
 
 def _estimated_tokens(body: Mapping[str, Any]) -> float:
-    asked = body.get("messages") or body.get("prompt") or body.get("input") or ""
     limit = body.get("max_completion_tokens") or body.get("max_tokens") or 0
-    return len(str(asked)) / 4 + limit * (body.get("n") or 1) + 1
+    return prompt_tokens(body) + limit * (body.get("n") or 1) + 1

@@ -1,4 +1,4 @@
-"""The commands: validate, run, backends, contracts."""
+"""The commands: validate, estimate, run, backends, contracts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import click
 
 from sheaf_dagster import __version__
 from sheaf_dagster.backends import known_backends, resolve_backend
+from sheaf_dagster.batch.estimate import Past, estimate_job
 from sheaf_dagster.batch.job_file import JobFile
 from sheaf_dagster.batch.progress import OnProgress, progress_bar, progress_lines
 from sheaf_dagster.batch.results import BatchProgress
@@ -28,6 +29,7 @@ from sheaf_dagster.cli.output import (
     OK,
     TERMINATED,
     code_of,
+    estimate_rows,
     print_json,
     print_table,
     report_fields,
@@ -203,6 +205,42 @@ def _check(runner: BatchRunner, job: JobFile, *, as_json: bool) -> int:
         else:
             click.echo(valid_line(report) if report.ok else report.summary(20))
     return code
+
+
+@main.command()
+@click.argument("spec", metavar="SPEC.yaml")
+@click.option(
+    "--asset", metavar="KEY",
+    help="Asset whose last materialisations say how fast its rows are answered, and with how many "
+    "tokens; in the Dagster instance of DAGSTER_HOME.",
+)  # fmt: skip
+@click.option(
+    "--set", "changes", multiple=True, metavar="PATH=VALUE",
+    help="Value in place of the spec's, such as batch.source=today.jsonl.",
+)  # fmt: skip
+@_imports
+@_json_option
+@_command
+def estimate(spec: str, asset: str | None, changes: tuple[str, ...], as_json: bool) -> int:
+    """Say what the job of a YAML file would take: rows, tokens, time and cost; run nothing.
+
+    Tokens of prompts are counted by their characters. Time, and the length of answers, are those of
+    the asset's last materialisations; the cost is by batch.price_per_million.
+    """
+    job = JobFile.read(spec, dict(_assignment("--set", c, typed=False) for c in changes))
+    _import(job.imports)
+    past: Sequence[Past] = ()
+    if asset is not None:
+        from sheaf_dagster.definitions.past_jobs import past_jobs  # loads dagster
+
+        past = past_jobs(asset)
+    contract = RowContract.of(contract_for(job.model.model_type))
+    found = estimate_job(contract, job.batches, past)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        print_table(("WHAT", "ABOUT"), estimate_rows(found, asset))
+    return INVALID if found.invalid_rows else OK
 
 
 class _Done:

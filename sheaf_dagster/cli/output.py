@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from sheaf_dagster.batch.estimate import Estimate
 from sheaf_dagster.batch.results import BatchOutcome, ValidationReport
 from sheaf_dagster.errors import (
     ClusterCapacityError,
@@ -37,6 +38,7 @@ __all__ = [
     "TERMINATED",
     "USAGE",
     "code_of",
+    "estimate_rows",
     "print_json",
     "print_table",
     "report_fields",
@@ -110,6 +112,35 @@ def report_fields(report: ValidationReport, shown: int) -> dict[str, Any]:
 def valid_line(report: ValidationReport) -> str:
     """A report without violations, in words."""
     return f"{report.source}: all {report.rows:,} rows are valid ({report.seconds:.1f} s)"
+
+
+def estimate_rows(found: Estimate, asset: str | None) -> list[tuple[str, str]]:
+    """An estimate in words; what can't be known says what it takes to know it."""
+
+    def said(number: float | None, form: str, otherwise: str) -> str:
+        return otherwise if number is None else format(number, form)
+
+    rows = [("rows", f"{found.rows:,} in {found.files:,} file{'s' * (found.files != 1)}")]
+    if found.invalid_rows:
+        rows.append(("invalid rows", f"{found.invalid_rows:,}; `validate` names them"))
+    no_past = "not known: " + (
+        f"{asset} has no materialisation that says" if asset else "name an asset with --asset"
+    )
+    if found.prompt_tokens is not None:
+        unpriced = "not known: give batch.price_per_million"
+        priced = found.cost is not None or found.most_cost is not None
+        rows += [
+            ("prompt tokens", f"{found.prompt_tokens:,}"),
+            ("completion tokens", said(found.completion_tokens, ",", no_past)),
+            ("at most", said(found.most_completion_tokens, ",", "not known: a row has no limit")),
+            ("cost", said(found.cost, ".4g", no_past if priced else unpriced)),
+        ]
+        if found.most_cost is not None:
+            rows.append(("cost at most", f"{found.most_cost:.4g}"))
+    rows.append(("seconds", said(found.seconds, ",.0f", no_past)))
+    if found.based_on:
+        rows.append(("based on", f"{found.based_on} materialisations of {asset}"))
+    return rows
 
 
 def print_json(value: Any) -> None:
