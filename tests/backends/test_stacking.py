@@ -138,10 +138,13 @@ def test_a_shape_that_the_model_does_not_take_is_its_own_rows_error():
         ("int64", {"dtype": "float32"}, r"inputs: x\.dtype: float32 can't be the model's int64"),
         ("float32", {"dtype": "float13"}, "inputs: x: .*float13"),
         ("float8_e4m3fn", {}, "inputs: x: JSON has no form for its type"),
+        ("int4", {}, "inputs: x: JSON has no form for its type"),
         ("float32", {"mask": "m"}, r"inputs: x\.mask: no input 'm'; the model has x"),
     ],
 )
 def test_settings_that_can_not_work_are_refused_before_a_row_runs(dtype, settings, message):
+    import ml_dtypes  # noqa: F401  (registers types with numpy, whoever imports it)
+
     with pytest.raises(SpecError, match=message):
         stacker(dtype, **settings)
     with pytest.raises(SpecError, match=r"outputs: y\.trim_to: no input 'ids'"):

@@ -9,6 +9,9 @@ __all__ = ["cast", "numpy_type"]
 _BFLOAT16_OVERFLOWS_AT = 3.3961775292304957e38
 """From here on rounding to bfloat16, of which numpy knows nothing, gives infinity."""
 
+_REGISTERED = 2
+"""What ``numpy.dtype.isbuiltin`` says of types that aren't numpy's own, such as float8 or int4."""
+
 
 def numpy_type(dtype: Any) -> Any:
     """The numpy type that ``cast`` gives for a type, or a type's name, of a model.
@@ -20,7 +23,10 @@ def numpy_type(dtype: Any) -> Any:
     """
     import numpy as np
 
-    return np.dtype({"str": "object", "bfloat16": "float32"}.get(str(dtype), dtype))
+    made = np.dtype({"str": "object", "bfloat16": "float32"}.get(str(dtype), dtype))
+    if made.isbuiltin == _REGISTERED:  # a package that some other library has imported brought it
+        raise TypeError(f"data type {str(dtype)!r} is none of numpy's own")
+    return made
 
 
 def cast(value: Any, dtype: Any) -> Any:
