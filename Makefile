@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Processes that share the tests out; 0 runs them here, one after the other.
-TEST_WORKERS ?= 2
+TEST_WORKERS ?= 3
 PYTHONS ?= 3.11 3.12 3.13
-FAST := not ray and not daemon and not s3 and not model and not browser
+FAST := not long and not ray and not daemon and not s3 and not model and not browser
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 export DAGSTER_HOME := $(CURDIR)/.dagster_home
 export HF_HUB_OFFLINE ?= 1
@@ -55,8 +55,12 @@ texts: $(VENV)/.texts $(DAGSTER_HOME)/dagster.yaml  ## Embed this library's docu
 ui: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## The Dagster UI on the example project
 	$(BIN)/dagster dev -w workspace.yaml
 
-test: $(VENV)/.dev  ## The whole test suite, in two processes (TEST_WORKERS=0: in one)
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+# Much of a test's time is spent waiting for Ray or a daemon, so there is one process more than cores.
+test: $(VENV)/.dev  ## The test suite, in three processes (TEST_WORKERS=0: in one)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m 'not long'
+
+test-long: $(VENV)/.dev  ## The tests that "make test" leaves out for their length
+	$(BIN)/python -m pytest -n 2 --dist load -m long
 
 test-fast: $(VENV)/.dev  ## The tests that need no cluster, daemon or model library
 	$(BIN)/python -m pytest -m '$(FAST)'

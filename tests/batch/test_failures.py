@@ -131,7 +131,7 @@ def test_rows_that_kill_their_worker_are_reported_not_retried_for_ever(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("engine", ["ray_core", "ray_data"])
+@pytest.mark.parametrize("engine", ["ray_core", pytest.param("ray_data", marks=pytest.mark.long)])
 def test_a_worker_whose_place_is_taken_when_it_dies_comes_back(
     ray_cluster, write_rows, tmp_path, engine
 ):
@@ -155,7 +155,10 @@ def test_a_worker_whose_place_is_taken_when_it_dies_comes_back(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("compute", "engine"), [("tasks", "ray_core"), ("actors", "ray_data")])
+@pytest.mark.parametrize(
+    ("compute", "engine"),
+    [("tasks", "ray_core"), pytest.param("actors", "ray_data", marks=pytest.mark.long)],
+)
 def test_a_worker_that_dies_once_costs_nothing(ray_cluster, write_rows, tmp_path, compute, engine):
     fields = {"batch_size": 4, "compute": compute, "num_actors": 2 if compute == "actors" else None}
     model = doubler(exit_on=50, exit_once=str(tmp_path / "died"))

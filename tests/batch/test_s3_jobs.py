@@ -337,6 +337,7 @@ def test_a_store_that_fails_after_the_commit_does_not_unmake_it(s3, proxy, quick
     assert "is committed, but" in caplog.text
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_job_on_ray_gets_over_random_faults_with_the_default_retries(
     s3, tmp_path, proxy, ray_cluster

@@ -63,6 +63,7 @@ def test_small_jobs_in_this_process_leave_nothing_behind(write_rows, tmp_path):
     assert late["memory_mb"] - early["memory_mb"] < MAX_GROWTH_MB
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("engine", ["ray_core", "ray_data"])

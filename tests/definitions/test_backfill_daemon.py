@@ -123,6 +123,7 @@ def launched(dagster) -> dict[str, str]:
     return {a: dagster.launch(a, **(retried if a == "cut_short" else {})) for a in ASSETS}
 
 
+@pytest.mark.long
 def test_one_bad_day_is_shown_failed_and_alone_redone(dagster, launched):
     keys = keys_of("at_once")
 

@@ -180,6 +180,7 @@ def test_the_same_on_s3(kind, compression, s3):
     assert not s3.uploads()
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.s3
 def test_ray_datasets_go_out_and_come_in(ray_cluster, s3, tmp_path):

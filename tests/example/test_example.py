@@ -66,6 +66,7 @@ def test_the_demo_forecasts_three_days_and_prints_them(place, tmp_path):
         assert all(len(r["mean"]) == HORIZON for r in rows)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.model
 def test_a_backfill_of_a_month_is_one_run(place):

@@ -30,6 +30,7 @@ REQUESTS = "".join(
 )
 
 
+@pytest.mark.long
 @pytest.mark.daemon
 @pytest.mark.model
 @pytest.mark.timeout(240)

@@ -249,6 +249,7 @@ def test_a_deletion_whose_answer_was_lost_is_not_repeated_on_the_next_ones_lock(
     assert told(sink)["lease"] == "theirs"
 
 
+@pytest.mark.long
 def test_a_store_that_hangs_on_one_lock_keeps_none_of_the_others_from_being_renewed(
     s3, proxy, through
 ):

@@ -255,6 +255,7 @@ def short_leaves(ray_cluster, monkeypatch):
     monkeypatch.setattr(pool_watch, "TELL_EVERY_SECONDS", 0.5)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.parametrize("engine", ["ray_core", "ray_data"])
 def test_a_job_whose_place_was_taken_between_two_leaves_does_not_wait_for_ever(

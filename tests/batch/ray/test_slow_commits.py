@@ -35,7 +35,7 @@ def slow_commits(monkeypatch) -> list[str]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("engine", ["ray_core", "ray_data"])
+@pytest.mark.parametrize("engine", ["ray_core", pytest.param("ray_data", marks=pytest.mark.long)])
 def test_a_commit_may_outlast_the_workers(
     ray_cluster, s3, write_rows, tmp_path, monkeypatch, engine
 ):
