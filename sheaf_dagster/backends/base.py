@@ -161,6 +161,21 @@ class ModelBackend(ABC):
         """
         return 1
 
+    def padded_size(self, sizes: Sequence[int]) -> int:
+        """What the device had in all, for rows of these sizes; for ``padding_fraction``.
+
+        By default the rows times the largest of them: override it where ``infer`` pads less.
+        """
+        return len(sizes) * max(sizes)
+
+    window_rows: ClassVar[int | None] = None
+    """Rows of the file out of which batches are taken by ``size``, so that little is padding.
+
+    With ``batch_budget`` they always are, by default out of 512. With ``batch_size`` they are where
+    this is set: where rows differ a lot in size. A chunk, the least that a worker takes on, holds
+    as many rows.
+    """
+
     def infer(self, prepared: Sequence[Any]) -> Sequence[Any]:
         """The model's outputs for prepared rows, one for each, in their order.
 

@@ -11,10 +11,16 @@ from pydantic import BaseModel
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.common.digest import weights_digest
 from sheaf_dagster.backends.common.libraries import check_dtype, require, use_own_threads
-from sheaf_dagster.backends.language.lengths import tokens_at_most
 from sheaf_dagster.backends.language.prompts import embeddings_body
+from sheaf_dagster.backends.language.text_encoder import (
+    Encoded,
+    Encoder,
+    dimension_of,
+    encoder_of,
+)
 from sheaf_dagster.contracts import (
     OPENAI_BATCH,
+    BaseResponse,
     EmbeddingRequest,
     EmbeddingResponse,
     ModelType,
@@ -30,7 +36,10 @@ _MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 class SentenceTransformersBackend(ModelBackend):
-    """Embeds the texts of a whole batch in one pass, whatever number each row has.
+    """Embeds texts, whatever number each row has.
+
+    Texts are tokenised ahead of the network. Rows are taken by length within a window of the file,
+    so that little is padding: with ``batch_size`` as with ``batch_budget``, which counts tokens.
 
     Rows are those of the ``embedding`` contract, or lines for ``/v1/embeddings`` of a file of the
     OpenAI batch form, whose vectors have length 1 as that API's have.
@@ -54,6 +63,7 @@ class SentenceTransformersBackend(ModelBackend):
     """
 
     model_type = (ModelType.EMBEDDING, OPENAI_BATCH)
+    window_rows = 2048
 
     @classmethod
     def identify(
@@ -90,6 +100,7 @@ class SentenceTransformersBackend(ModelBackend):
         self._encode_batch_size = encode_batch_size
         self._trust_remote_code = trust_remote_code
         self._model: Any = None
+        self._encoder: Encoder
 
     def load(self) -> None:
         torch, library = require(_NAME, "sentence-transformers", "torch", "sentence_transformers")
@@ -105,6 +116,8 @@ class SentenceTransformersBackend(ModelBackend):
             },
         )
         self._settle()
+        self._model.eval()
+        self._encoder = encoder_of(self._model, self._prompt, self._encode_batch_size)
 
     def _settle(self) -> None:
         """Takes over what was asked of the loaded model, as far as it has it."""
@@ -130,78 +143,62 @@ class SentenceTransformersBackend(ModelBackend):
     def warmup_requests(self) -> Sequence[Any]:
         return [EmbeddingRequest(model_name="warm-up", texts=["a", "a longer text"])]
 
-    def batch_predict(self, requests: Sequence[Any]) -> list[BaseModel]:
+    def prepare(self, request: Any) -> Sequence[Any]:
+        if isinstance(request, OpenAIBatchRequest):
+            _check_line(request)
+        elif request.texts is None:
+            raise ValueError(
+                f"request {request.request_id} has images, but this model embeds text; "
+                "give 'texts', or use an image backend"
+            )
+        return self._encoder.prepared(request.texts or ())
+
+    def size(self, prepared: Sequence[Any]) -> int:
+        return self._encoder.size(prepared)
+
+    def padded_size(self, sizes: Sequence[int]) -> int:
+        return self._encoder.padded_size(sizes)
+
+    def infer(self, prepared: Sequence[Sequence[Any]]) -> list[Encoded]:
+        return self._encoder.encoded(prepared)
+
+    def respond(self, requests: Sequence[Any], outputs: Sequence[Encoded]) -> list[BaseModel]:
+        return [self._answer(r, out) for r, out in zip(requests, outputs, strict=True)]
+
+    def _answer(self, request: Any, found: Encoded) -> BaseModel:
         import numpy as np
 
-        for request in requests:
-            if isinstance(request, OpenAIBatchRequest):
-                _check_line(request)
-            elif request.texts is None:
-                raise ValueError(
-                    f"request {request.request_id} has images, but this model embeds text; "
-                    "give 'texts', or use an image backend"
-                )
-        texts = [text for request in requests for text in request.texts or ()]
-        vectors = np.zeros((0, self._dimension()), dtype=np.float32)
-        if texts:
-            vectors = self._model.encode(
-                texts,
-                prompt=self._prompt,
-                batch_size=self._encode_batch_size,
-                convert_to_numpy=True,
-                normalize_embeddings=False,
-                show_progress_bar=False,
-            ).astype(np.float32)
-        responses: list[BaseModel] = []
-        at = 0
-        for request in requests:
-            own = vectors[at : at + len(request.texts or ())]
-            at += len(own)
-            line = isinstance(request, OpenAIBatchRequest)
-            if not np.isfinite(own).all():
-                raise ValueError(
-                    f"{_name(request)}: its embedding isn't finite in {self._dtype}; use dtype "
-                    "'bfloat16' or 'float32'"
-                )
-            if line:
-                own = own[:, : self._asked_dimension(request)]
-            if len(own) and (line or request.normalize):
-                own = own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
-            limit = self._model.max_seq_length
-            if line:
-                lengths = self._tokens(request.texts)
-                tokens = sum(min(n, limit or n) for n in lengths)
-                base64_asked = request.body.get("encoding_format") == "base64"
-                told = [b64encode(v.astype("<f4").tobytes()).decode() for v in own]
-                body = embeddings_body(request, told if base64_asked else own.tolist(), tokens)
-                answer = request.answer(body)
-                if limit and any(n > limit for n in lengths):
-                    answer.deviates("truncated")
-                responses.append(answer)
-                continue
-            response = EmbeddingResponse(
+        line = isinstance(request, OpenAIBatchRequest)
+        vectors = found.vectors
+        if not np.isfinite(vectors).all():
+            raise ValueError(
+                f"{_name(request)}: its embedding isn't finite in {self._dtype}; use dtype "
+                "'bfloat16' or 'float32'"
+            )
+        if line:
+            vectors = vectors[:, : self._asked_dimension(request)]
+        if len(vectors) and (line or request.normalize):
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        answer: BaseResponse
+        if line:
+            base64_asked = request.body.get("encoding_format") == "base64"
+            told = [b64encode(v.astype("<f4").tobytes()).decode() for v in vectors]
+            answer = request.answer(
+                embeddings_body(request, told if base64_asked else vectors.tolist(), found.tokens)
+            )
+        else:
+            answer = EmbeddingResponse(
                 request_id=request.request_id,
                 model_name=request.model_name,
-                embeddings=own.tolist(),
+                embeddings=vectors.tolist(),
                 dim=int(vectors.shape[1]),
             )
-            prompt = self._prompt or ""
-            long = [t for t in request.texts if limit and tokens_at_most(prompt + t) > limit]
-            if any(n > limit for n in self._tokens(long)):
-                response.deviates("truncated")
-            responses.append(response)
-        return responses
-
-    def _tokens(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens each text has with its prompt, read whole."""
-        if not texts:
-            return []
-        whole = [(self._prompt or "") + text for text in texts]
-        found = self._model.tokenizer(whole, truncation=False, padding=False, verbose=False)
-        return [len(ids) for ids in found["input_ids"]]
+        if found.truncated:
+            answer.deviates("truncated")
+        return answer
 
     def _asked_dimension(self, request: OpenAIBatchRequest) -> int:
-        own = self._dimension()
+        own = dimension_of(self._model)
         asked = request.body.get("dimensions")
         if asked is None or asked == own:
             return own
@@ -217,13 +214,9 @@ class SentenceTransformersBackend(ModelBackend):
         model = self._model
         kept, model.truncate_dim = model.truncate_dim, None
         try:
-            return self._dimension()
+            return dimension_of(model)
         finally:
             model.truncate_dim = kept
-
-    def _dimension(self) -> int:
-        get = getattr(self._model, "get_embedding_dimension", None)
-        return int((get or self._model.get_sentence_embedding_dimension)())
 
 
 def _name(request: Any) -> str:

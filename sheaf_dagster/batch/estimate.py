@@ -14,6 +14,7 @@ from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.spending import cost_of
 from sheaf_dagster.batch.validation import validate_source
+from sheaf_dagster.batch.worker.sizing import AUTO_LAYOUT_ROWS
 from sheaf_dagster.contracts.prompt_size import asked_tokens
 from sheaf_dagster.storage import Location, ScannedSource, read_ranges, scan_source, split_rows
 
@@ -125,7 +126,7 @@ class _Counted:
         with tempfile.TemporaryDirectory(prefix="sheaf-") as folder:
             source = scan_source(
                 locations,
-                spec.layout_rows,
+                AUTO_LAYOUT_ROWS,  # any: nothing is run
                 row_limit=spec.row_limit,
                 spool=Location.of(folder),
             )

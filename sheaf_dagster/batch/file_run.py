@@ -12,6 +12,7 @@ from dataclasses import replace
 from statistics import median_low
 
 import sheaf_dagster
+from sheaf_dagster.batch.layout import layout_of
 from sheaf_dagster.batch.messages import ChunkReport, FileJob
 from sheaf_dagster.batch.results import (
     BatchResult,
@@ -69,6 +70,8 @@ def job_fingerprint(context: ModelContext, spec: BatchSpec, source_digest: str) 
     }
     if spec.batch_budget is not None:
         identity |= {"batch_budget": spec.batch_budget, "batch_size": None}
+    if (window := layout_of(spec, context.backend_cls).window) is not None:
+        identity["window"] = window
     if spec.on_error == "record":  # what decides which rows become error rows, and their text
         identity |= {"batch_timeout": spec.batch_timeout, "redact": context.rows.redact}
     text = json.dumps(identity, sort_keys=True, default=str)
@@ -83,6 +86,7 @@ class FileRun:
         self.spec = spec
         self.context = context
         self.started = time.perf_counter()
+        self._layout = layout_of(spec, context.backend_cls)
         self.sink = Sink(Location.of(spec.sink, spec.storage_options))
         self._held: HeldSink | None = None
         self.parts: dict[int, Part] = {}
@@ -150,6 +154,7 @@ class FileRun:
             on_error=self.spec.on_error,
             bucket_by=self.spec.bucket_by,
             batch_budget=self.spec.batch_budget,
+            window=self._layout.window,
             batch_timeout=self.spec.batch_timeout,
             redact=self.context.rows.redact,
         )
@@ -170,7 +175,7 @@ class FileRun:
             spool = self._hold().spool()
         return scan_source(
             locations,
-            self.spec.layout_rows,
+            self._layout.rows,
             row_limit=self.spec.row_limit,
             spool=spool,
             stop=stop,

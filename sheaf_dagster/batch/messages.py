@@ -69,6 +69,8 @@ class FileJob:
     on_error: OnError
     bucket_by: str | None
     batch_budget: int | Literal["auto"] | None = None
+    window: int | None = None
+    """Rows of the file out of which batches are taken by size; None: batches are as in the file."""
     batch_timeout: float | None = None
     redact: bool = False
     hangs: dict[int, Hangs] = field(default_factory=dict)

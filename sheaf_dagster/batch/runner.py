@@ -15,6 +15,7 @@ from sheaf_dagster.backends.base import shape_of
 from sheaf_dagster.batch.committed import CommittedSink
 from sheaf_dagster.batch.driver import run_job
 from sheaf_dagster.batch.file_run import job_fingerprint
+from sheaf_dagster.batch.layout import layout_of
 from sheaf_dagster.batch.progress import OnProgress, shown_progress
 from sheaf_dagster.batch.ray.capacity import WorkerPlan
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, check_limits
@@ -83,7 +84,7 @@ class BatchRunner:
             replace(self._context.rows, strict=spec.strict),
             spec.sources,
             spec.storage_options,
-            batch_size=spec.layout_rows,
+            batch_size=layout_of(spec, self._context.backend_cls).rows,
             row_limit=spec.row_limit,
         )
 

@@ -10,8 +10,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from sheaf_dagster.batch.worker.sizing import AUTO_LAYOUT_ROWS
-
 __all__ = [
     "BatchOptions",
     "BatchSpec",
@@ -257,13 +255,6 @@ class BatchOptions(_Spec):
         if self.max_cost is not None and not self.price_per_million:
             raise ValueError("max_cost needs price_per_million, by which the cost is known")
         return self
-
-    @property
-    def layout_rows(self) -> int:
-        """What each chunk of the source holds a whole multiple of."""
-        if self.batch_budget is not None or self.batch_size == "auto":
-            return AUTO_LAYOUT_ROWS
-        return self.batch_size
 
 
 class BatchSpec(BatchOptions):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import json
 from pathlib import Path
 from uuid import UUID
 
 import numpy as np
 import pytest
 
-from sheaf_dagster import SpecError
+from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec, SpecError
+from sheaf_dagster.backends.language.text_encoder import encoder_of, passes
 from sheaf_dagster.backends.text_embedder import SentenceTransformersBackend
 from sheaf_dagster.contracts import EmbeddingRequest, OpenAIBatchRequest, deviations_of
+from tests.backends.small_llama import save_small_llama
 
 pytestmark = pytest.mark.model
 
@@ -94,6 +97,7 @@ def test_a_text_that_grows_when_it_is_normalised_is_counted(minilm):
     backend = loaded(minilm)
     inner = backend._model.tokenizer.backend_tokenizer
     inner.normalizer = normalizers.Sequence([normalizers.NFKC(), inner.normalizer])
+    backend._encoder = encoder_of(backend._model, None, 64)
 
     cut, whole = backend.batch_predict([row("\ufdfa" * 30), row("\ufdfa")])
 
@@ -135,3 +139,109 @@ def test_batch_lines_are_answered_as_the_api_does(minilm):
 def test_arguments_that_cannot_work_are_refused(minilm, arguments, match):
     with pytest.raises(SpecError, match=match):
         loaded(minilm, **arguments)
+
+
+ODD = [
+    "",
+    " leading and trailing ",
+    "[SEP] [MASK] marks",
+    "e\u0301 Ü 長い 👩🏽\u200d🚀",
+    "word " * 300,
+    "UPPER lower " * 40,
+    "<|im_end|><|pad|>",
+]
+
+
+def test_what_is_tokenised_ahead_is_what_the_library_reads(minilm):
+    backend = loaded(minilm, prompt="query: ")
+    rows = [row(*ODD[i : i + 2], normalize=False) for i in range(len(ODD) - 1)]
+
+    answers = backend.batch_predict(rows)
+
+    prepared = [backend.prepare(r) for r in rows]
+    tokens = backend._model.preprocess(ODD, prompt="query: ")["attention_mask"].sum(1).tolist()
+    assert [backend.size(p) for p in prepared] == [sum(tokens[i : i + 2]) for i in range(6)]
+    expected = backend._model.encode(ODD, prompt="query: ")
+    for i, answer in enumerate(answers):
+        np.testing.assert_allclose(answer.embeddings, expected[i : i + 2], atol=1e-5)
+    assert [bool(deviations_of(a)) for a in answers] == [False, False, False, True, True, False]
+
+
+@pytest.mark.parametrize(("side", "chat"), [("left", False), ("right", False), ("right", True)])
+def test_models_that_pad_or_read_otherwise_are_as_with_the_library(tmp_path, side, chat):
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    llama = save_small_llama(tmp_path / "llama", length=64)
+    if not chat:
+        (tmp_path / "llama" / "chat_template.jinja").unlink()
+    network = Transformer(llama, tokenizer_args={"padding_side": side})
+    pooling = Pooling(network.get_embedding_dimension(), pooling_mode="lasttoken")
+    SentenceTransformer(modules=[network, pooling], device="cpu").save(str(tmp_path / "model"))
+    backend = loaded(str(tmp_path / "model"))
+    texts = [text for text in ODD if text]
+
+    (answer,) = backend.batch_predict([row(*texts, normalize=False)])
+
+    # Characters, where only the library knows how a chat template has it read.
+    assert backend.size(backend.prepare(row("a b a b"))) == (7 if chat else 4)
+    exact = {"dtype": torch.float32}
+    library = SentenceTransformer(str(tmp_path / "model"), device="cpu", model_kwargs=exact)
+    np.testing.assert_allclose(answer.embeddings, library.encode(texts), atol=1e-4)
+    assert deviations_of(answer) == ("truncated",)
+
+
+def test_a_model_without_a_network_is_left_to_the_library(minilm, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    tokenizer = loaded(minilm)._model.tokenizer.backend_tokenizer
+    static = StaticEmbedding(tokenizer, embedding_dim=16)
+    SentenceTransformer(modules=[static], device="cpu").save(str(tmp_path / "static"))
+    backend = loaded(str(tmp_path / "static"))
+
+    answer, told = backend.batch_predict([row("a cat", "", normalize=False), line("two words")])
+
+    expected = SentenceTransformer(str(tmp_path / "static"), device="cpu").encode(["a cat", ""])
+    np.testing.assert_allclose(answer.embeddings, expected, atol=1e-5)
+    assert told.response.body["usage"]["prompt_tokens"] == 2
+    assert backend.size(backend.prepare(row("a cat"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("lengths", "cut"),
+    [
+        ([], []),
+        ([5], [(0, 1)]),
+        ([9, 9, 9, 9], [(0, 3), (3, 4)]),
+        ([100, 95, 95, 20, 19, 1], [(0, 3), (3, 5), (5, 6)]),
+        ([100, 1, 1], [(0, 1), (1, 3)]),
+    ],
+)
+def test_a_pass_ends_where_padding_would_cost_more_than_another(lengths, cut):
+    assert list(passes(lengths, most=3, cost=10)) == cut
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 3}, {"batch_budget": 64}])
+def test_a_file_is_answered_as_the_library_does_whatever_makes_the_batches(
+    minilm, tmp_path, options
+):
+    texts = [" ".join(["word"] * (7 * i % 23 + 1)) for i in range(40)]
+    rows = [row(t, normalize=False).model_copy(update={"request_id": None}) for t in texts]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(r.model_dump_json(exclude_none=True) + "\n" for r in rows))
+    model = ModelSpec(
+        name="minilm",
+        model_type="embedding",
+        backend="sentence_transformers",
+        backend_kwargs={"model_id": minilm, "device": "cpu"},
+    )
+
+    result = BatchRunner(model).run(
+        BatchSpec(source=str(source), sink=str(tmp_path / "out.jsonl"), compute="local", **options)
+    )
+
+    found = [json.loads(line)["embeddings"][0] for line in open(result.sink)]
+    np.testing.assert_allclose(found, loaded(minilm)._model.encode(texts), atol=1e-5)
+    assert result.padding_fraction < 0.25

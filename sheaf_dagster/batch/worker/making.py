@@ -56,7 +56,7 @@ class ChunkInMaking:
         self.chunk = chunk
         self._lines: list[bytes] = [b""] * chunk.rows
         self._left = chunk.rows
-        self._in_order = job.bucket_by is None and job.batch_budget is None
+        self._in_order = job.bucket_by is None and job.window is None
         self._tally = Tally()
         self._non_finite = 0
         self._counts: Counter[str] = Counter()

@@ -12,7 +12,7 @@ from sheaf_dagster.batch.messages import FileJob
 from sheaf_dagster.batch.rows.requests import Row
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.batch.worker.making import Batch, ChunkInMaking
-from sheaf_dagster.batch.worker.sizing import AUTO_LAYOUT_ROWS, BatchSizer, spans
+from sheaf_dagster.batch.worker.sizing import BatchSizer, spans
 from sheaf_dagster.batch.worker.visibility import require_visible
 from sheaf_dagster.errors import SourceChangedError
 from sheaf_dagster.storage import Chunk, read_ranges, rows_in
@@ -28,7 +28,7 @@ def read_batches(
 ) -> Iterator[Batch]:
     """The batches of some chunks, in order; of a chunk that can't be read, what was wrong.
 
-    Where there is a ``batch_budget`` they are windows, out of which batches are taken by size.
+    Where a job has a ``window``, each is one, out of which batches are taken by size.
 
     Args:
         context: The model's contract.
@@ -74,8 +74,8 @@ def _batches(
         sizer.make_room(chunk.rows)
 
     def size() -> int:
-        if job.batch_budget is not None:
-            return AUTO_LAYOUT_ROWS
+        if job.window is not None:
+            return job.window
         return sizer.size if job.batch_size is None else job.batch_size
 
     if job.bucket_by is None:

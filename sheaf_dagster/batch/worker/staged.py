@@ -47,7 +47,7 @@ def run_in_stages(
 
     Args:
         jobs: The files.
-        batches: Their batches, or windows where a job has a ``batch_budget``.
+        batches: Their batches, or windows where batches are taken by size.
         stop: Whether to end early.
         threads: Threads that prepare.
     """
@@ -124,17 +124,21 @@ class _Device:
             return
         if not rows:
             return
-        if making.job.batch_budget is None:
+        job, budgets = making.job, jobs.loaded.budgets
+        if job.window is None:
             self._infer(making, rows, ready)
             yield
             return
-        budgets = jobs.loaded.budgets
         # The largest come first: whether they fit is known at once. Equal ones are as in the file.
         rows.sort(key=lambda row: -ready[row.position].size)
-        budgets.make_room(ready[rows[0].position].size, len(rows))
-        while rows and not jobs.has_failed(making.job):
-            budget = budgets.of(making.job.batch_budget)
-            count = max(1, budget // ready[rows[0].position].size)
+        if job.batch_budget is not None:
+            budgets.make_room(ready[rows[0].position].size, len(rows))
+        while rows and not jobs.has_failed(job):
+            if job.batch_budget is None:
+                count = job.batch_size or len(rows)
+            else:
+                budget = budgets.of(job.batch_budget)
+                count = max(1, budget // ready[rows[0].position].size)
             self._infer(making, rows[:count], ready)
             del rows[:count]
             yield
@@ -179,7 +183,7 @@ class _Device:
         sizes = [ready.pop(row.position).size for row in rows]
         padded = max(sizes) * len(sizes)
         if type(loaded.backend).size is not ModelBackend.size:
-            tally.size, tally.padded = sum(sizes), padded
+            tally.size, tally.padded = sum(sizes), loaded.backend.padded_size(sizes)
         _learn(loaded, predictor, len(rows), padded)
         self._writer.hand(partial(self._respond, making, rows, outputs, tally))
 

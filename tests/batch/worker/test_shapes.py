@@ -10,6 +10,8 @@ import pytest
 
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner
+from sheaf_dagster.batch.layout import Layout, layout_of
+from sheaf_dagster.batch.spec import BatchOptions
 from tests.batch.jobs import MODES, leftovers, spec
 from tests.conftest import read_rows
 from tests.toys import SHAPES, InFlight, InOneCall, InStages, NumberResponse, shaped
@@ -405,3 +407,68 @@ def test_a_budget_is_a_layout_of_its_own(write_rows, tmp_path):
         spec("in.jsonl", tmp_path, batch_budget=1, bucket_by="group")
     with pytest.raises(ValueError, match='greater than 0, or "auto"'):
         spec("in.jsonl", tmp_path, batch_budget=0)
+
+
+class Windows(Sizes):
+    """Takes batches by size out of eight rows, whatever sets their size."""
+
+    window_rows = 8
+
+
+def test_batches_of_so_many_rows_are_taken_by_size_where_a_backend_asks_for_it(
+    write_rows, tmp_path
+):
+    calls = tmp_path / "calls"
+    values = [5.0, 1, 9, 1, 7, 3, 9, 2, 4, 8]
+    model = shaped("stages", call_log=str(calls)).model_copy(
+        update={"backend": f"{__name__}:Windows"}
+    )
+
+    result = BatchRunner(model).run(
+        spec(write_rows(values), tmp_path, batch_size=3, compute="local")
+    )
+
+    assert [json.loads(line) for line in calls.read_text().splitlines()] == [
+        [10, 10, 8],
+        [6, 5, 4],
+        [3, 2, 2],
+        [9],
+    ]
+    assert [r["value"] for r in read_rows(result.sink)] == [2 * v for v in values]
+    assert (result.chunks, result.batch_size) == (2, 3)
+
+
+class Unpadded(Sizes):
+    """Pads nothing."""
+
+    def padded_size(self, sizes):
+        return sum(sizes)
+
+
+def test_a_backend_may_know_better_how_much_it_pads(write_rows, tmp_path):
+    model = shaped("stages", call_log=str(tmp_path / "calls")).model_copy(
+        update={"backend": f"{__name__}:Unpadded"}
+    )
+
+    result = BatchRunner(model).run(
+        spec(write_rows([1.0, 50.0]), tmp_path, batch_size=2, compute="local")
+    )
+
+    assert result.padding_fraction == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "layout"),
+    [
+        ({}, Layout(32, 32)),
+        ({"batch_size": 3}, Layout(9, 9)),
+        ({"batch_size": 100}, Layout(100, 100)),
+        ({"batch_size": "auto"}, Layout(512)),
+        ({"batch_size": 3, "bucket_by": "group"}, Layout(3)),
+        ({"batch_budget": 50}, Layout(8, 8)),
+    ],
+)
+def test_a_window_holds_whole_batches_and_a_chunk_whole_windows(options, layout):
+    assert layout_of(BatchOptions(**options), Windows) == layout
+    assert layout_of(BatchOptions(batch_size=3), Sizes) == Layout(3)
+    assert layout_of(BatchOptions(batch_budget=50), Sizes) == Layout(512, 512)
