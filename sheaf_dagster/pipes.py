@@ -27,7 +27,7 @@ ENTRYPOINT = "python -m sheaf_dagster.pipes"
 """What a Ray job of a step runs."""
 
 ORDER = "sheaf_dagster"
-"""Key of the order among the extras of the Pipes session, and of its answers."""
+"""Key of the order among the extras of the Pipes session, and of what is sent back."""
 
 _WRITE_BYTES = 4 * 2**20
 
@@ -38,31 +38,31 @@ def main() -> int:
     # A message must reach the job's log in one write, or a line of Ray's could cut it in two.
     sys.stdout = os.fdopen(os.dup(1), "w", _WRITE_BYTES)
     with open_dagster_pipes() as pipes:
-        answers = _Answers(pipes)
+        sender = _Sender(pipes)
         try:
-            return _run(StepOrder.from_message(pipes.get_extra(ORDER)), answers)
+            return _run(StepOrder.from_message(pipes.get_extra(ORDER)), sender)
         except Exception as e:
-            answers.send({"ended": ErrorMessage.of(e).briefly().to_dict()})
+            sender.send({"ended": ErrorMessage.of(e).briefly().to_dict()})
             return 1
 
 
-def _run(order: StepOrder, answers: _Answers) -> int:
+def _run(order: StepOrder, sender: _Sender) -> int:
     failed = False
     say = progress_lines(
-        lambda text: answers.log("info", text),
+        lambda text: sender.log("info", text),
         every_s=order.progress_every_s,
         files=len(order.files),
         noun="partitions",
     )
-    with logs_told_to(lambda level, text: answers.log(_level(level), text)):
+    with logs_told_to(lambda level, text: sender.log(_level(level), text)):
         runner = order.runner(say)
-        answers.send({"began": runner.model_identity() if order.identify else None})
+        sender.send({"began": runner.model_identity() if order.identify else None})
         # Closed at once, wherever SIGTERM finds us: sinks are given free before Ray goes.
         with closing(runner.run_many(order.files, committed=order.committed)) as outcomes:  # type: ignore[type-var]
             for outcome in outcomes:
                 failed |= not outcome.ok
-                answers.send({"file": FileOutcome.of(outcome, order.model).to_message()})
-    answers.send({"ended": None})
+                sender.send({"file": FileOutcome.of(outcome, order.model).to_message()})
+    sender.send({"ended": None})
     return int(failed)
 
 
@@ -74,7 +74,7 @@ def _interrupt(*_: Any) -> NoReturn:
     raise KeyboardInterrupt  # the job ends as by Ctrl-C: sinks are given free, parts stay
 
 
-class _Answers:
+class _Sender:
     """Messages of one process; several threads send them, a line at a time."""
 
     def __init__(self, pipes: PipesContext) -> None:

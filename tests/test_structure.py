@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "sheaf_dagster"
 MAY_IMPORT = {
+    "version": set(),
     "masking": set(),
     "errors": {"masking"},
     "environment": {"errors"},
@@ -19,11 +20,20 @@ MAY_IMPORT = {
     "contracts": {"errors"},
     "backends": {"errors", "masking", "environment", "protocols", "contracts"},
     "storage": {"errors", "masking", "protocols"},
-    "batch": {"errors", "masking", "environment", "protocols", "contracts", "backends", "storage"},
+    "batch": {
+        "errors",
+        "masking",
+        "environment",
+        "protocols",
+        "contracts",
+        "backends",
+        "storage",
+        "version",
+    },
     "testing": {"backends", "contracts"},
     "pipes": {"batch"},
-    "definitions": {"errors", "environment", "contracts", "batch", "storage", "pipes"},
-    "cli": {"errors", "contracts", "backends", "batch", "definitions"},
+    "definitions": {"errors", "environment", "contracts", "batch", "storage", "pipes", "version"},
+    "cli": {"errors", "contracts", "backends", "batch", "definitions", "version"},
 }
 
 

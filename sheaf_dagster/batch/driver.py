@@ -34,7 +34,7 @@ from sheaf_dagster.batch.events import (
 )
 from sheaf_dagster.batch.file_run import FileRun
 from sheaf_dagster.batch.messages import ChunkReport
-from sheaf_dagster.batch.progress import ProgressMeter
+from sheaf_dagster.batch.meter import ProgressMeter
 from sheaf_dagster.batch.results import BatchOutcome, BatchProgress
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.spending import Spending
@@ -130,7 +130,7 @@ class _Driver:
             if (over := self._spending.over(spec)) is not None:
                 raise over
             job, chunks = run.prepare(
-                lambda contract, source: self._workforce.check(contract, source, self._stop),
+                lambda contract, source: self._workforce.validate(contract, source, self._stop),
                 self._stop,
             )
         except Exception as e:

@@ -10,7 +10,7 @@ from statistics import median
 from pydantic import BaseModel
 
 from sheaf_dagster.batch.results import ValidationReport
-from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
+from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.spending import cost_of
 from sheaf_dagster.batch.validation import validate_source
@@ -130,18 +130,18 @@ class _Counted:
                 row_limit=spec.row_limit,
                 spool=Location.of(folder),
             )
-            return validate_source(source, self._checks(contract, source))[0]
+            return validate_source(source, self._findings(contract, source))[0]
 
-    def _checks(self, contract: RowContract, source: ScannedSource) -> Iterator[ChunkCheck]:
+    def _findings(self, contract: RowContract, source: ScannedSource) -> Iterator[ChunkFindings]:
         texts = [f.text for f in source.files]
         ranges = read_ranges([(texts[c.file], c.start, c.end) for c in source.chunks])
         for chunk, read in zip(source.chunks, ranges, strict=True):
             data = read()
-            check = contract.check(data, chunk.first_line)
-            if not check.invalid_rows:
+            findings = contract.validate(data, chunk.first_line)
+            if not findings.invalid_rows:
                 rows = contract.parse(split_rows(data, chunk.first_line), chunk.first_row)
                 self._count(row.request for row in rows)
-            yield check
+            yield findings
 
     def _count(self, requests: Iterable[object]) -> None:
         for request in requests:

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from statistics import median_low
 
-import sheaf_dagster
 from sheaf_dagster.batch.layout import layout_of
-from sheaf_dagster.batch.messages import ChunkReport, FileJob
+from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.results import (
     BatchResult,
     ValidationReport,
 )
-from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
+from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.spending import cost_of, tokens_in
 from sheaf_dagster.batch.tolerance import most_error_rows, too_many_errors
@@ -39,13 +38,14 @@ from sheaf_dagster.storage import (
     scan_source,
 )
 from sheaf_dagster.storage.compression import codec_of
+from sheaf_dagster.version import __version__
 
-__all__ = ["CheckMany", "FileRun", "job_fingerprint"]
+__all__ = ["FileRun", "ValidateChunks", "job_fingerprint"]
 
 log = logging.getLogger(__name__)
 
-CheckMany = Callable[[RowContract, ScannedSource], Iterable[ChunkCheck]]
-"""Checks all chunks of a source; yields the findings in order."""
+ValidateChunks = Callable[[RowContract, ScannedSource], Iterable[ChunkFindings]]
+"""Validates all chunks of a source; yields the findings in order."""
 
 _JOIN_BYTES = 64 * 2**20
 """Parts of a killed run that are joined at a time, while workers wait to be heard."""
@@ -66,7 +66,7 @@ def job_fingerprint(context: ModelContext, spec: BatchSpec, source_digest: str) 
         "on_error": spec.on_error,
         "row_limit": spec.row_limit,
         "codec": codec_of(spec.sink),
-        "version": sheaf_dagster.__version__,
+        "version": __version__,
     }
     if spec.batch_budget is not None:
         identity |= {"batch_budget": spec.batch_budget, "batch_size": None}
@@ -107,12 +107,12 @@ class FileRun:
         return sum(p.rows for p in self.parts.values())
 
     def prepare(
-        self, check: CheckMany, stop: threading.Event | None = None
-    ) -> tuple[FileJob, list[Chunk]]:
+        self, validate: ValidateChunks, stop: threading.Event | None = None
+    ) -> tuple[FileWork, list[Chunk]]:
         """Scans and validates the source, takes the sink, and finds what is left to do.
 
         Args:
-            check: Checks the rows.
+            validate: Validates the rows.
             stop: Ends the scan early.
 
         Raises:
@@ -123,7 +123,7 @@ class FileRun:
         source = self._scan(stop)
         self._source, self.rows = source, source.rows
         contract = replace(self.context.rows, strict=self.spec.strict)
-        report, self._chunks = validate_source(source, check(contract, source))
+        report, self._chunks = validate_source(source, validate(contract, source))
         report.seconds = time.perf_counter() - self.started
         self._validation = report
         if not report.ok:
@@ -145,7 +145,7 @@ class FileRun:
             self.parts, self._models = {}, set()
         self.resumed_rows = self.rows_done
         self._count_errors(self.parts.values())
-        job = FileJob(
+        job = FileWork(
             id=self.id,
             texts=tuple(f.text for f in source.files),
             names=tuple(f.stored.uri for f in source.files),

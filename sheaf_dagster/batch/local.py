@@ -10,10 +10,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
 from sheaf_dagster.batch.events import Reported, Tell, Waiting, WorkFailed
-from sheaf_dagster.batch.messages import ChunkReport, FileJob
+from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.ray.capacity import amounts, demand_of
-from sheaf_dagster.batch.rows.requests import ChunkCheck, Row, RowContract
-from sheaf_dagster.batch.validation import check_chunks
+from sheaf_dagster.batch.rows.requests import ChunkFindings, Row, RowContract
+from sheaf_dagster.batch.validation import validate_chunks
 from sheaf_dagster.batch.worker.hanging import TimeLimit, took_too_long
 from sheaf_dagster.batch.worker.loading import LoadedBackend, ModelContext
 from sheaf_dagster.batch.worker.local_model import LocalModel, local_model
@@ -42,12 +42,12 @@ class LocalWorkforce:
     def __init__(self, context: ModelContext) -> None:
         self._context = context
         self._tell: Tell = lambda event: None
-        self._waiting: queue.SimpleQueue[tuple[FileJob, list[Chunk]]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[FileWork, list[Chunk]]] = queue.SimpleQueue()
         self._running: tuple[int, Generator[ChunkReport, None, None]] | None = None
 
     def open(self) -> None:
         """Says what isn't reserved."""
-        demand = demand_of(self._context.spec)
+        demand = demand_of(self._context.spec.resources)
         demand.pop("CPU", None)  # one by default, and the process has it
         if demand:
             log.warning(
@@ -62,16 +62,16 @@ class LocalWorkforce:
         """Nobody needs to be waited for."""
         self._tell = tell
 
-    def check(
+    def validate(
         self, contract: RowContract, source: ScannedSource, stop: threading.Event
-    ) -> Iterator[ChunkCheck]:
+    ) -> Iterator[ChunkFindings]:
         """Validates one chunk after the other."""
-        for check in check_chunks(contract, [f.text for f in source.files], source.chunks):
+        for found in validate_chunks(contract, [f.text for f in source.files], source.chunks):
             if stop.is_set():
                 raise InterruptedError("the job was stopped")
-            yield check
+            yield found
 
-    def submit(self, job: FileJob, chunks: list[Chunk]) -> None:
+    def submit(self, job: FileWork, chunks: list[Chunk]) -> None:
         """Has a file's chunks run when the driver looks next."""
         self._waiting.put((job, chunks))
         self._tell(Waiting())
@@ -111,10 +111,10 @@ class LocalWorkforce:
     def close(self) -> None:
         """Nothing was taken."""
 
-    def _run(self, job: FileJob, chunks: list[Chunk]) -> Generator[ChunkReport, None, None]:
+    def _run(self, job: FileWork, chunks: list[Chunk]) -> Generator[ChunkReport, None, None]:
         with local_model(self._context) as model:
 
-            def limit_for(loaded: LoadedBackend, job: FileJob, chunk: Chunk) -> TimeLimit:
+            def limit_for(loaded: LoadedBackend, job: FileWork, chunk: Chunk) -> TimeLimit:
                 return _LocalLimit(model, type(loaded.backend).__name__, job, chunk)
 
             work = [[(job, chunk) for chunk in chunks]]
@@ -132,7 +132,7 @@ def _available_cpus() -> int:
 class _LocalLimit:
     """Makes the calls for a chunk from the model's own thread, within ``batch_timeout``."""
 
-    def __init__(self, model: LocalModel, backend: str, job: FileJob, chunk: Chunk) -> None:
+    def __init__(self, model: LocalModel, backend: str, job: FileWork, chunk: Chunk) -> None:
         self._model = model
         self._backend = backend
         self._seconds = job.batch_timeout

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ChunkReport",
     "ErrorMessage",
-    "FileJob",
+    "FileWork",
     "Hangs",
     "RemoteError",
     "RemoteTraceback",
@@ -55,7 +55,7 @@ class Hangs:
 
 
 @dataclass(frozen=True)
-class FileJob:
+class FileWork:
     """One source→sink pair as a worker sees it."""
 
     id: int

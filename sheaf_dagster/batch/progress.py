@@ -1,11 +1,11 @@
-"""How far a job is, and how long it will take: measured, in words, and as a bar."""
+"""How far a job is, and how long it will take: in words, and as a bar."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,9 @@ from sheaf_dagster.batch.results import BatchProgress
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sheaf_dagster.batch.file_run import FileRun
-
 __all__ = [
     "EVERY_SECONDS",
     "OnProgress",
-    "ProgressMeter",
     "progress_bar",
     "progress_lines",
     "progress_text",
@@ -31,63 +28,7 @@ OnProgress = Callable[[BatchProgress], None]
 EVERY_SECONDS = 10.0
 """Seconds between two progress lines in a log, unless told otherwise."""
 
-_TICK_SECONDS = 0.5
-
 _log = logging.getLogger("sheaf_dagster")
-
-
-class ProgressMeter:
-    """Counts what a job has done and tells a callback, a few times a second at most."""
-
-    def __init__(self, callback: OnProgress | None) -> None:
-        self._callback = callback
-        self._started = time.monotonic()
-        self._first: tuple[float, int] | None = None
-        self._next = self._started + _TICK_SECONDS
-        self.files_total = 0
-        self.files_done = 0
-        self._ended_rows = 0
-        self._ended_total = 0
-        self._ended_resumed = 0
-
-    def ended(self, task: FileRun) -> None:
-        """A file is committed or has failed."""
-        self.files_done += 1
-        self._ended_rows += task.rows_done
-        self._ended_total += task.rows_done
-        self._ended_resumed += task.resumed_rows
-
-    def tick(self, running: Iterable[FileRun], *, force: bool = False) -> None:
-        """Tells the callback, if it is time to."""
-        if self._callback is None or (not force and time.monotonic() < self._next):
-            return
-        now = time.monotonic()
-        self._next = now + _TICK_SECONDS
-        tasks = list(running)
-        done = self._ended_rows + sum(t.rows_done for t in tasks)
-        total = self._ended_total + sum(t.rows for t in tasks)
-        resumed = self._ended_resumed + sum(t.resumed_rows for t in tasks)
-        rate = self._rate(now, done - resumed)
-        self._callback(
-            BatchProgress(
-                rows_done=done,
-                rows_total=total,
-                files_done=self.files_done,
-                files_total=self.files_total,
-                rows_per_second=rate,
-                eta_seconds=(total - done) / rate if rate > 0 else None,
-                elapsed_seconds=now - self._started,
-                rows_resumed=resumed,
-            )
-        )
-
-    def _rate(self, now: float, fresh: int) -> float:
-        # Counted from the first rows on: what it took to start says nothing of the rest.
-        if fresh and self._first is None:
-            self._first = (now, fresh)
-        if self._first is not None and fresh > self._first[1]:
-            return (fresh - self._first[1]) / max(now - self._first[0], 1e-9)
-        return fresh / max(now - self._started, 1e-9)
 
 
 def progress_text(p: BatchProgress, *, files: int | None = None, noun: str = "files") -> str:

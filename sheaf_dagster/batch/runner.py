@@ -18,7 +18,8 @@ from sheaf_dagster.batch.file_run import job_fingerprint
 from sheaf_dagster.batch.layout import layout_of
 from sheaf_dagster.batch.progress import OnProgress, shown_progress
 from sheaf_dagster.batch.ray.capacity import WorkerPlan
-from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, check_limits
+from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, verify_limits
+from sheaf_dagster.batch.ray.engine_choice import engine_for
 from sheaf_dagster.batch.results import BatchOutcome, BatchResult, ValidationReport
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.batch.validation import validate_files
@@ -164,7 +165,9 @@ class BatchRunner:
             return LocalWorkforce(context)
         from sheaf_dagster.batch.ray.workforce import RayWorkforce
 
-        return RayWorkforce(context, first, self.cluster, files)
+        plan = WorkerPlan.of(self.model_spec.resources, first)
+        engine = engine_for(first, files, self.cluster)
+        return RayWorkforce(context, plan, engine, self.cluster)
 
     def fingerprint(self, spec: BatchSpec) -> str:
         """Identity of the output that a job would write: source, model, batch layout, policy.
@@ -203,7 +206,7 @@ class BatchRunner:
             if earlier and earlier.still_holds(spec, lambda s: _fingerprint(identified(), s)):
                 yield BatchOutcome(spec=spec)
                 continue
-            check_limits(WorkerPlan.of(self.model_spec.resources, spec), self.cluster)
+            verify_limits(WorkerPlan.of(self.model_spec.resources, spec), self.cluster)
             asked = (spec.compute, spec.num_actors)
             if first is not None and asked != (first.compute, first.num_actors):
                 raise SpecError(

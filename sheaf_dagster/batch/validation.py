@@ -1,4 +1,4 @@
-"""Checking files against a contract alone: no backend, no cluster, nothing written."""
+"""Validating files against a contract alone: no backend, no cluster, nothing written."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from sheaf_dagster.batch.results import (
     ValidationReport,
     Violation,
 )
-from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
+from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
 from sheaf_dagster.batch.rows.unique import SeenKeys
 from sheaf_dagster.batch.rows.unknown import count_rows
 from sheaf_dagster.errors import SourceChangedError
 from sheaf_dagster.storage import Chunk, Location, ScannedSource, read_ranges, scan_source
 
-__all__ = ["check_chunks", "validate_files", "validate_source"]
+__all__ = ["validate_chunks", "validate_files", "validate_source"]
 
 _BATCH_SIZE = 64
 
 
-def check_chunks(
+def validate_chunks(
     contract: RowContract, texts: Sequence[Location], chunks: Sequence[Chunk]
-) -> Iterator[ChunkCheck]:
-    """Checks chunks one after the other, in this process."""
+) -> Iterator[ChunkFindings]:
+    """Validates chunks one after the other, in this process."""
     ranges = read_ranges([(texts[c.file], c.start, c.end) for c in chunks])
     for chunk, read in zip(chunks, ranges, strict=True):
-        yield contract.check(read(), chunk.first_line)
+        yield contract.validate(read(), chunk.first_line)
 
 
 def validate_source(
-    source: ScannedSource, checks: Iterable[ChunkCheck]
+    source: ScannedSource, findings: Iterable[ChunkFindings]
 ) -> tuple[ValidationReport, tuple[Chunk, ...]]:
-    """The report over all chunks, and the chunks with the checksums of what was checked."""
+    """The report over all chunks, and the chunks with the checksums of what was validated."""
     report = ValidationReport(
         source=", ".join(f.stored.uri for f in source.files),
         rows=source.rows,
@@ -48,23 +48,23 @@ def validate_source(
     validated = []
     seen = SeenKeys()
     several = len(source.files) > 1
-    for chunk, check in zip(source.chunks, checks, strict=True):
-        if check.rows != chunk.rows:
+    for chunk, found in zip(source.chunks, findings, strict=True):
+        if found.rows != chunk.rows:
             source.check_unchanged()
             raise SourceChangedError(
                 f"{source.files[chunk.file].stored.uri} changed while it was validated (from line "
                 f"{chunk.first_line}); run again once its writer has finished"
             )
-        for violation in check.violations[: MAX_VIOLATIONS_SHOWN - len(report.violations)]:
+        for violation in found.violations[: MAX_VIOLATIONS_SHOWN - len(report.violations)]:
             if several:
                 violation.file = source.files[chunk.file].stored.uri
             report.violations.append(violation)
-        report.total_violations += check.total_violations
-        report.invalid_rows += check.invalid_rows
-        count_rows(report.unknown_fields, check.unknown_fields)
-        report.meant.update({n: m for n, m in check.meant.items() if n in report.unknown_fields})
-        seen.add(chunk.file, check.key, check.keys)
-        validated.append(chunk.validated(check.crc))
+        report.total_violations += found.total_violations
+        report.invalid_rows += found.invalid_rows
+        count_rows(report.unknown_fields, found.unknown_fields)
+        report.meant.update({n: m for n, m in found.meant.items() if n in report.unknown_fields})
+        seen.add(chunk.file, found.key, found.keys)
+        validated.append(chunk.validated(found.crc))
     _note_duplicates(report, source, seen)
     return report, tuple(validated)
 
@@ -95,16 +95,16 @@ def validate_files(
     row_limit: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> ValidationReport:
-    """Checks every row of some files, read as one, against a contract.
+    """Validates every row of some files, read as one, against a contract.
 
-    The check streams: its memory doesn't grow with the files.
+    It streams: its memory doesn't grow with the files.
 
     Args:
         contract: What rows must be.
         sources: Paths or URIs, ``.gz`` and ``.zst`` by suffix.
         storage_options: Arguments of their fsspec file system.
         batch_size: Rows of a batch, by which the files are cut into chunks.
-        row_limit: Check the first rows only.
+        row_limit: Validate the first rows only.
         on_progress: Called after each chunk.
 
     Raises:
@@ -114,23 +114,23 @@ def validate_files(
     locations = [Location.of(uri, dict(storage_options or {})) for uri in sources]
     with tempfile.TemporaryDirectory(prefix="sheaf-") as folder:
         source = scan_source(locations, batch_size, row_limit=row_limit, spool=Location.of(folder))
-        checks: Iterable[ChunkCheck] = check_chunks(
+        findings: Iterable[ChunkFindings] = validate_chunks(
             contract, [f.text for f in source.files], source.chunks
         )
         if on_progress is not None:
-            checks = _telling(checks, source, on_progress, started)
-        report, _ = validate_source(source, checks)
+            findings = _telling(findings, source, on_progress, started)
+        report, _ = validate_source(source, findings)
     report.seconds = time.perf_counter() - started
     return report
 
 
 def _telling(
-    checks: Iterable[ChunkCheck], source: ScannedSource, tell: OnProgress, started: float
-) -> Iterator[ChunkCheck]:
+    findings: Iterable[ChunkFindings], source: ScannedSource, tell: OnProgress, started: float
+) -> Iterator[ChunkFindings]:
     began, done = time.perf_counter(), 0
-    for check in checks:
-        yield check
-        done += check.rows
+    for found in findings:
+        yield found
+        done += found.rows
         now = time.perf_counter()
         rate = done / max(now - began, 1e-9)
         tell(

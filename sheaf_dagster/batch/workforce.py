@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from sheaf_dagster.batch.events import Tell
-from sheaf_dagster.batch.messages import FileJob
-from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
+from sheaf_dagster.batch.messages import FileWork
+from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
 from sheaf_dagster.storage import Chunk, ScannedSource
 
 __all__ = ["Workforce"]
@@ -42,12 +42,12 @@ class Workforce(Protocol):
             tell: Hears of each chunk that is done, and of the end of all workers after the last.
         """
 
-    def check(
+    def validate(
         self, contract: RowContract, source: ScannedSource, stop: threading.Event
-    ) -> Iterable[ChunkCheck]:
+    ) -> Iterable[ChunkFindings]:
         """Validates all chunks of a source, in order; in the feeder's thread, open or not."""
 
-    def submit(self, job: FileJob, chunks: list[Chunk]) -> None:
+    def submit(self, job: FileWork, chunks: list[Chunk]) -> None:
         """Adds a validated file's chunks; in the feeder's thread."""
 
     def no_more_files(self) -> None:

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import click
 
-from sheaf_dagster import __version__
 from sheaf_dagster.backends import known_backends, resolve_backend
 from sheaf_dagster.batch.estimate import Past, estimate_job
 from sheaf_dagster.batch.job_file import JobFile
@@ -41,6 +40,7 @@ from sheaf_dagster.contracts import contract_for, known_model_types, schema_of
 from sheaf_dagster.errors import (
     SheafError,
 )
+from sheaf_dagster.version import __version__
 
 __all__ = ["main"]
 

@@ -2,7 +2,6 @@
 
 from dagster_shared.libraries import DagsterLibraryRegistry
 
-from sheaf_dagster import __version__
 from sheaf_dagster.definitions.asset import build_batch_inference_asset
 from sheaf_dagster.definitions.capacity import check_definitions
 from sheaf_dagster.definitions.component import BatchInferenceComponent
@@ -18,6 +17,7 @@ from sheaf_dagster.definitions.resources import (
 from sheaf_dagster.definitions.row_views import RowStream
 from sheaf_dagster.definitions.sensor import build_jsonl_arrival_sensor
 from sheaf_dagster.definitions.sources import SourcePartitions
+from sheaf_dagster.version import __version__
 
 __all__ = [
     "BatchConfig",

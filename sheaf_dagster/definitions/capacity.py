@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 from sheaf_dagster.batch.ray.capacity import WorkerPlan
-from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, check_limits
+from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, verify_limits
 from sheaf_dagster.batch.spec import BatchOptions, ResourceConfig
 from sheaf_dagster.definitions.resources import ModelResource, RayClusterResource
 from sheaf_dagster.errors import ClusterCapacityError
@@ -58,7 +58,7 @@ def _check(asset: str, built: Mapping[str, Any], resources: Mapping[str, Any]) -
         return
     options = BatchOptions(compute=built["compute"], num_actors=built["num_actors"])
     try:
-        check_limits(
+        verify_limits(
             WorkerPlan.of(
                 ResourceConfig(num_cpus=model.num_cpus, num_gpus=model.num_gpus), options
             ),

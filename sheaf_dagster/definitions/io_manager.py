@@ -192,7 +192,7 @@ class JsonlIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
             for lines in _blocks(lines_of(obj, self.storage.options)):
                 block = b"\n".join(lines) + b"\n"
                 if contract is not None:
-                    check = contract.check(block, report.rows + 1)
+                    check = contract.validate(block, report.rows + 1)
                     _add(report, check.violations, check.total_violations, check.invalid_rows)
                 report.rows += len(lines)
                 if report.ok:

@@ -52,9 +52,9 @@ def run_as_ray_job(
         ClusterError: The job could not be submitted, or ended without a word.
         SheafError: What the whole job failed with.
     """
-    answers = _Answers(began)
+    heard = _Heard(began)
     headers = dict(where.headers)
-    reader = _LiveReader(answers, {"headers": headers})
+    reader = _LiveReader(heard, {"headers": headers})
     client = PipesRayJobClient(
         address=where.url, headers=headers, message_reader=reader, poll_interval=_POLL_SECONDS
     )
@@ -79,10 +79,10 @@ def run_as_ray_job(
             "that the cluster is up, and, where it asks for a token, that RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) are set for the step"
         ) from ended
-    if not answers.complete:
+    if not heard.complete:
         # A line that was tailed while it was half written is lost to the reader.
-        answers.read(client.client.get_job_logs(reader.submitted))
-    return answers.recorded(reader.submitted, ended)
+        heard.read(client.client.get_job_logs(reader.submitted))
+    return heard.recorded(reader.submitted, ended)
 
 
 def _submission_id(context: dg.AssetExecutionContext) -> str:
@@ -103,8 +103,8 @@ def _check_size(message: dict[str, Any], files: int) -> None:
         )
 
 
-class _Answers:
-    """What the job says: outcomes, and how it ended."""
+class _Heard:
+    """What the job has said: outcomes, and how it ended."""
 
     def __init__(self, began: Began) -> None:
         self._began = began
@@ -179,9 +179,9 @@ class _Answers:
 class _LiveReader(PipesRayJobMessageReader):
     """Hands our messages on as they come in; Dagster's own go to Dagster."""
 
-    def __init__(self, answers: _Answers, job_submission_client_kwargs: dict[str, Any]) -> None:
+    def __init__(self, heard: _Heard, job_submission_client_kwargs: dict[str, Any]) -> None:
         super().__init__(job_submission_client_kwargs)
-        self._answers = answers
+        self._heard = heard
 
     @property
     def submitted(self) -> str | None:
@@ -193,16 +193,16 @@ class _LiveReader(PipesRayJobMessageReader):
 
     @contextmanager
     def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[PipesParams]:
-        with super().read_messages(_Sorter(handler, self._answers)) as params:  # type: ignore[arg-type]
+        with super().read_messages(_Sorter(handler, self._heard)) as params:  # type: ignore[arg-type]
             yield params
 
 
 class _Sorter:
     """A message handler before the message handler."""
 
-    def __init__(self, handler: dg.PipesMessageHandler, answers: _Answers) -> None:
+    def __init__(self, handler: dg.PipesMessageHandler, heard: _Heard) -> None:
         self._handler = handler
-        self._answers = answers
+        self._heard = heard
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._handler, name)
@@ -210,5 +210,5 @@ class _Sorter:
     def handle_message(self, message: Any) -> None:
         """One message of the job."""
         custom = message["method"] == "report_custom_message"
-        if not (custom and self._answers.hear(message["params"]["payload"])):
+        if not (custom and self._heard.hear(message["params"]["payload"])):
             self._handler.handle_message(message)

@@ -324,7 +324,7 @@ def _typed_rows(file: Location, row_type: type[BaseModel]) -> Iterator[Any]:
         if any_type:
             contract = _contract_of(f"{file.uri}, line {number}", line, row_type, contracts)
         try:
-            (row,) = contract.parse([(number, line)], position, checked=False)
+            (row,) = contract.parse([(number, line)], position, validated=False)
         except (ValidationError, RecursionError) as e:
             raise _invalid(file, contract, single=line if any_type else None, number=number) from e
         yield row.request
@@ -363,7 +363,7 @@ def _invalid(
     report = ValidationReport(source=file.uri)
     blocks = [(number, single + b"\n")] if single is not None else _numbered_blocks(file)
     for first_line, block in blocks:
-        check = contract.check(block, first_line)
+        check = contract.validate(block, first_line)
         report.rows += check.rows
         report.invalid_rows += check.invalid_rows
         report.total_violations += check.total_violations

@@ -13,7 +13,7 @@ from sheaf_dagster.batch.logs import logs_told_to
 from sheaf_dagster.batch.orders import FileOutcome, StepOrder
 from sheaf_dagster.batch.progress import progress_lines
 from sheaf_dagster.batch.ray.capacity import WorkerPlan
-from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, check_limits
+from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, verify_limits
 from sheaf_dagster.batch.runner import BatchRunner
 from sheaf_dagster.batch.spec import ModelSpec
 from sheaf_dagster.batch.worker.loading import ModelContext
@@ -127,7 +127,7 @@ class Step:
                 "is read on the cluster"
             )
         first = plan.specs[0]
-        check_limits(WorkerPlan.of(self.model.resources, first), limits)
+        verify_limits(WorkerPlan.of(self.model.resources, first), limits)
         model = ModelContext.of(self.model)
         classes = (model.backend_cls, model.rows.request)
         return StepOrder(

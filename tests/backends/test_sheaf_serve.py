@@ -56,7 +56,7 @@ def test_every_request_type_of_its_union_validates_as_there(model_type):
 
     for row in [good, *broken]:
         text = json.dumps(row).encode()
-        found = rows.check(text + b"\n", 1)
+        found = rows.validate(text + b"\n", 1)
         try:
             expected = THEIRS.validate_json(text)
         except ValidationError:
@@ -74,7 +74,7 @@ def test_the_rows_of_this_test_are_of_all_types():
 
 def test_a_row_of_another_type_is_refused_with_its_line():
     rows = RowContract.of(contract_for("depth"))
-    found = rows.check(line("depth") + b"\n" + line("pose") + b"\n", 1)
+    found = rows.validate(line("depth") + b"\n" + line("pose") + b"\n", 1)
     assert [str(v) for v in found.violations] == [
         "line 2, field 'model_type': is 'pose', but the model serves 'depth'"
     ]

@@ -10,7 +10,7 @@ import pytest
 
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner, ClusterConfig
-from sheaf_dagster.batch.validation import check_chunks, validate_source
+from sheaf_dagster.batch.validation import validate_chunks, validate_source
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.storage import Location, scan_source
 from tests.batch.jobs import leftovers, spec
@@ -69,7 +69,7 @@ def test_a_source_rewritten_between_scan_and_validation_is_an_error_even_if_it_l
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     contract = ModelContext.of(doubler()).rows
 
-    checks = check_chunks(contract, [f.text for f in source.files], source.chunks)
+    checks = validate_chunks(contract, [f.text for f in source.files], source.chunks)
 
     source.check_unchanged()
     with pytest.raises(sd.SourceChangedError, match=r"in.jsonl changed .* \(from line 16\)"):

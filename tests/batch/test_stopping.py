@@ -173,7 +173,7 @@ def test_nothing_reads_on_when_ray_goes_down(write_rows, tmp_path, monkeypatch):
 
     monkeypatch.setattr(workforce, "surely_fits_here", lambda *_: True)
     monkeypatch.setattr(workforce, "ray_session", session)
-    monkeypatch.setattr(workforce, "check_capacity", no_room)
+    monkeypatch.setattr(workforce, "verify_capacity", no_room)
     spec = BatchSpec(source=write_rows([1]), sink=str(tmp_path / "out.jsonl"))
 
     with pytest.raises(ClusterCapacityError, match="no room"):

@@ -68,7 +68,7 @@ def _check_text(text: bytes, batch_size: int, cut: int) -> None:
         data = text[chunk.start : chunk.end]
         lines = split_rows(data, chunk.first_line)
         found += lines
-        check = contract.check(data, chunk.first_line)
+        check = contract.validate(data, chunk.first_line)
         assert check.rows == chunk.rows == len(lines)
         invalid += check.invalid_rows
         if not check.invalid_rows:

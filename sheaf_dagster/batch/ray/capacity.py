@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sheaf_dagster.batch.spec import BatchOptions, Compute, ModelSpec, ResourceConfig
+from sheaf_dagster.batch.spec import BatchOptions, Compute, ResourceConfig
 
-__all__ = ["WorkerPlan", "amounts", "demand_of", "places", "shortage", "spell_demand", "workers_of"]
+__all__ = ["WorkerPlan", "amounts", "demand_of", "places", "shortage", "spell_demand"]
 
 Resources = Mapping[str, float]
 
@@ -32,21 +32,16 @@ class WorkerPlan:
     @classmethod
     def of(cls, resources: ResourceConfig, options: BatchOptions) -> WorkerPlan:
         """The plan of a model that reserves so much, in jobs that run so."""
-        demand = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.custom}
-        if resources.memory_gb:
-            demand["memory"] = float(int(resources.memory_gb * 2**30))
-        reserved = {name: value for name, value in demand.items() if value > 0}
-        return cls(options.compute, workers_of(options), reserved)
+        workers = (options.num_actors or 1) if options.compute == "actors" else 1
+        return cls(options.compute, workers, demand_of(resources))
 
 
-def demand_of(model: ModelSpec) -> dict[str, float]:
-    """What one worker of a model reserves, in Ray's names; bytes for ``memory``."""
-    return dict(WorkerPlan.of(model.resources, BatchOptions()).demand)
-
-
-def workers_of(spec: BatchOptions) -> int:
-    """Workers that must fit at the same time: the whole pool of actors, or one task."""
-    return (spec.num_actors or 1) if spec.compute == "actors" else 1
+def demand_of(resources: ResourceConfig) -> dict[str, float]:
+    """What one worker reserves, in Ray's names; bytes for ``memory``."""
+    demand = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.custom}
+    if resources.memory_gb:
+        demand["memory"] = float(int(resources.memory_gb * 2**30))
+    return {name: value for name, value in demand.items() if value > 0}
 
 
 def places(demand: Resources, node: Resources) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import ray
 
-from sheaf_dagster.batch.messages import ChunkReport, FileJob
+from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.ray.coordinator import Coordinator
 from sheaf_dagster.batch.ray.records import ChunkWork, ValidationWork
 from sheaf_dagster.batch.ray.roster import Presence
@@ -89,7 +89,7 @@ class DriverClient:
         """The workers' end; travels to them."""
         return WorkerClient(self._actor)
 
-    def add(self, job: FileJob, chunks: Sequence[Chunk]) -> None:
+    def add(self, job: FileWork, chunks: Sequence[Chunk]) -> None:
         """Adds a validated file's chunks and lets the workers load the model."""
         Pending[None](self._actor.add.remote(job, chunks)).get()
 

@@ -8,18 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sheaf_dagster.batch.ray.capacity import WorkerPlan, demand_of, places, shortage, workers_of
-from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, check_limits, refuse_ray_client
+from sheaf_dagster.batch.ray.capacity import WorkerPlan, places, shortage
+from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, refuse_ray_client, verify_limits
 from sheaf_dagster.batch.ray.inside import LOGGER_OF_TOKENS, cluster_behind, cpus_counted
 from sheaf_dagster.batch.ray.reaching import require_answer
-from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.errors import ClusterCapacityError, ClusterError, SheafError, SpecError
 
 __all__ = [
     "alive_nodes",
-    "check_capacity",
     "ray_session",
     "surely_fits_here",
+    "verify_capacity",
     "worker_slots",
 ]
 
@@ -144,7 +143,7 @@ def _limits(config: ClusterConfig) -> dict[str, float]:
     return {k: v for k, v in limits.items() if v is not None}
 
 
-def check_capacity(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> None:
+def verify_capacity(plan: WorkerPlan, config: ClusterConfig) -> None:
     """Refuses a job that can't fit the limits or the live cluster.
 
     A cluster that grows on demand is trusted up to the limits; what it can't bring up in
@@ -153,10 +152,10 @@ def check_capacity(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> 
     Raises:
         ClusterCapacityError: With the sum spelled out.
     """
-    check_limits(WorkerPlan.of(model.resources, spec), config)
-    if spec.compute == "local" or config.autoscaling:
+    verify_limits(plan, config)
+    if plan.compute == "local" or config.autoscaling:
         return
-    problem = shortage(demand_of(model), workers_of(spec), alive_nodes(), spec.compute)
+    problem = shortage(plan.demand, plan.workers, alive_nodes(), plan.compute)
     if problem is not None:
         raise ClusterCapacityError(problem)
 
@@ -168,7 +167,7 @@ def alive_nodes() -> list[dict[str, float]]:
     return [n["Resources"] for n in ray.nodes() if n["Alive"]]
 
 
-def surely_fits_here(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> bool:
+def surely_fits_here(plan: WorkerPlan, config: ClusterConfig) -> bool:
     """Whether a local Ray, still to be started, is bound to have room for the job.
 
     Only then may work begin before Ray is up; any other job is checked against the cluster
@@ -179,16 +178,15 @@ def surely_fits_here(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -
     elsewhere = config.address or os.environ.get("RAY_ADDRESS")
     if ray.is_initialized() or elsewhere or os.environ.get("RAY_OVERRIDE_RESOURCES"):
         return False
-    demand = demand_of(model)
-    cpus = demand.pop("CPU", 0.0) * workers_of(spec)
-    return not demand and cpus <= cpus_counted()
+    besides_cpus = plan.demand.keys() - {"CPU"}
+    return not besides_cpus and plan.demand.get("CPU", 0.0) * plan.workers <= cpus_counted()
 
 
-def worker_slots(model: ModelSpec, spec: BatchSpec, config: ClusterConfig) -> int:
+def worker_slots(plan: WorkerPlan, config: ClusterConfig) -> int:
     """How many workers can run at once."""
-    if spec.compute == "actors":
-        return workers_of(spec)
-    demand = demand_of(model) or {"CPU": 1.0}
+    if plan.compute == "actors":
+        return plan.workers
+    demand = plan.demand or {"CPU": 1.0}
     limits = {k: v for k, v in _limits(config).items() if k in demand}
     allowed = min((int((v + 1e-6) // demand[k]) for k, v in limits.items()), default=None)
     room = sum(places(demand, node) for node in alive_nodes())

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sheaf_dagster.batch.ray.capacity import WorkerPlan, spell_demand
 from sheaf_dagster.errors import ClusterCapacityError, SpecError
 
-__all__ = ["ClusterConfig", "check_limits", "refuse_ray_client"]
+__all__ = ["ClusterConfig", "refuse_ray_client", "verify_limits"]
 
 
 class ClusterConfig(BaseModel):
@@ -78,7 +78,7 @@ def refuse_ray_client(address: str | None) -> None:
         )
 
 
-def check_limits(plan: WorkerPlan, config: ClusterConfig) -> None:
+def verify_limits(plan: WorkerPlan, config: ClusterConfig) -> None:
     """Refuses a job that can't fit the configured limits; needs no cluster.
 
     Raises:

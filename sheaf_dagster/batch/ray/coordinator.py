@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from sheaf_dagster.batch.messages import ChunkReport, FileJob
+from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.ray.ledger import Later, Ledger
 from sheaf_dagster.batch.ray.records import ChunkWork, ValidationWork
 from sheaf_dagster.batch.ray.roster import Presence, Roster
@@ -48,7 +48,7 @@ class Coordinator:
 
     # -- the driver ------------------------------------------------------------------------
 
-    async def add(self, job: FileJob, chunks: Sequence[Chunk]) -> None:
+    async def add(self, job: FileWork, chunks: Sequence[Chunk]) -> None:
         """Adds a validated file's chunks."""
         self.ledger.add(job, chunks)
         self._pass_on()

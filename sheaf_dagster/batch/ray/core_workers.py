@@ -35,7 +35,7 @@ def run_on_ray_core(workers: Workers, stop: threading.Event) -> None:
     As Ray Data does it, Ray starts a worker that died again and again: attempts are counted by
     the coordinator.
     """
-    if workers.spec.compute == "actors":
+    if workers.compute == "actors":
         _run_actors(workers, stop)
     else:
         _run_tasks(workers, stop)

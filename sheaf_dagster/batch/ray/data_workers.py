@@ -40,7 +40,7 @@ def _dataset(workers: Workers) -> Any:
         **workers.reserved,
     }
     with _quiet_context():
-        actors = workers.spec.compute == "actors"
+        actors = workers.compute == "actors"
         work = [asdict(leave) for leave in leaves(workers.slots, actors=actors)]
         # One block each. (from_arrow would need a free CPU to look at them.)
         feed = ray.data.from_items(work, override_num_blocks=len(work))

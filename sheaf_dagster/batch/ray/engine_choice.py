@@ -9,16 +9,16 @@ from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.errors import SheafError
 from sheaf_dagster.storage import Location
 
-__all__ = ["RAY_DATA_FROM_BYTES", "engine_for"]
+__all__ = ["RAY_DATA_FROM_BYTES", "Engine", "engine_for"]
+
+Engine = Literal["ray_data", "ray_core"]
 
 RAY_DATA_FROM_BYTES = 2 * 2**30
 """Of smaller jobs Ray Data's start takes a tenth and more, with a model that costs nothing, and
 its processes twice the memory (benchmarks: throughput, memory)."""
 
 
-def engine_for(
-    first: BatchSpec, files: int | None, config: ClusterConfig
-) -> Literal["ray_data", "ray_core"]:
+def engine_for(first: BatchSpec, files: int | None, config: ClusterConfig) -> Engine:
     """The engine of a job: as configured, or by the size of what there is to do.
 
     Args:

@@ -36,7 +36,7 @@ from dataclasses import replace
 from math import ceil
 from typing import Final
 
-from sheaf_dagster.batch.messages import ChunkReport, ErrorMessage, FileJob, Hangs
+from sheaf_dagster.batch.messages import ChunkReport, ErrorMessage, FileWork, Hangs
 from sheaf_dagster.batch.ray.records import ChunkWork, OpenChunk, OpenFile, Seat, ValidationWork
 from sheaf_dagster.errors import BatchTimeoutError, SheafError
 from sheaf_dagster.storage import Chunk
@@ -100,7 +100,7 @@ class Ledger:
 
     # -- what the driver does --------------------------------------------------------------
 
-    def add(self, job: FileJob, chunks: Sequence[Chunk]) -> None:
+    def add(self, job: FileWork, chunks: Sequence[Chunk]) -> None:
         """Adds a validated file's chunks; from the first file on workers may load the model."""
         if self._closed:
             return

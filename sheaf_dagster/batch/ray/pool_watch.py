@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 
-from sheaf_dagster.batch.ray.capacity import amounts
+from sheaf_dagster.batch.ray.capacity import WorkerPlan, amounts
 from sheaf_dagster.batch.ray.client import DriverClient, Pending
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
 from sheaf_dagster.batch.ray.reservation import TELL_EVERY_SECONDS, describe_capacity
@@ -35,8 +34,7 @@ class PoolWatch:
 
     Args:
         coordinator: The job's.
-        compute: ``tasks`` or ``actors``.
-        demand: What one worker reserves.
+        plan: Of what kind they are, and what each reserves.
         wanted: Workers that are to come up.
         config: How long to wait while none of them has a place.
     """
@@ -44,14 +42,13 @@ class PoolWatch:
     def __init__(
         self,
         coordinator: DriverClient,
-        compute: str,
-        demand: Mapping[str, float],
+        plan: WorkerPlan,
         wanted: int,
         config: ClusterConfig,
     ) -> None:
         self._coordinator = coordinator
-        self._demand = demand
-        self._actors = compute == "actors"
+        self._demand = plan.demand
+        self._actors = plan.compute == "actors"
         self._wanted = wanted
         self._patience = config.wait_for_capacity_s
         now = time.monotonic()

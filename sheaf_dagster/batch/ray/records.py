@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sheaf_dagster.batch.messages import FileJob
+from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.errors import WorkerCrashError
 from sheaf_dagster.storage import Chunk
 
@@ -27,7 +27,7 @@ MAX_LOSSES = 20
 is taken away is none of the chunk's doing; but one that brings machines down must not go on so."""
 
 
-ChunkWork = list[tuple[FileJob, Chunk]]
+ChunkWork = list[tuple[FileWork, Chunk]]
 """Chunks to run, each with its file."""
 
 
@@ -42,7 +42,7 @@ class ValidationWork(NamedTuple):
 class OpenFile:
     """A file that is under way."""
 
-    job: FileJob
+    job: FileWork
     open: int
     """Chunks that are not done."""
 

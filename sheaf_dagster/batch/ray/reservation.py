@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sheaf_dagster.batch.ray.capacity import amounts, demand_of, workers_of
+from sheaf_dagster.batch.ray.capacity import WorkerPlan, amounts
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
-from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.batch.ray.engine_choice import Engine
 from sheaf_dagster.errors import ClusterBusyError
 
 __all__ = ["describe_capacity", "placement", "reserved_pool"]
@@ -52,7 +52,7 @@ class _Group:
 
 @contextmanager
 def reserved_pool(
-    model: ModelSpec, spec: BatchSpec, config: ClusterConfig, engine: str = "ray_core"
+    plan: WorkerPlan, config: ClusterConfig, engine: Engine = "ray_core"
 ) -> Iterator[Any]:
     """The capacity of a whole pool of actors, as a Ray placement group; None where none is needed.
 
@@ -64,14 +64,13 @@ def reserved_pool(
     Raises:
         ClusterBusyError: ``wait_for_capacity_s`` passed; the message says who holds what.
     """
-    demand = demand_of(model)
-    pooled = spec.compute == "actors" and bool(demand)
+    pooled = plan.compute == "actors" and bool(plan.demand)
     if not pooled or (engine == "ray_data" and not _pools_can_be_placed()):
         yield None
         return
     from ray.util.placement_group import remove_placement_group
 
-    place = _Place(demand, workers_of(spec), config)
+    place = _Place(plan.demand, plan.workers, config)
     try:
         while True:
             group = place.take()
@@ -113,7 +112,7 @@ def _pools_can_be_placed() -> bool:
 class _Place:
     """One job's place in the queue for capacity."""
 
-    def __init__(self, demand: dict[str, float], workers: int, config: ClusterConfig) -> None:
+    def __init__(self, demand: Mapping[str, float], workers: int, config: ClusterConfig) -> None:
         self._demand = demand
         self._workers = workers
         self._patience = config.wait_for_capacity_s

@@ -29,7 +29,7 @@ def warm_up(context: ModelContext, workers: int) -> list[Any]:
     Returns:
         References to keep until the job's own workers are up.
     """
-    cpus = demand_of(context.spec).get("CPU", 0.0) or 1.0
+    cpus = demand_of(context.spec.resources).get("CPU", 0.0) or 1.0
     # Tasks without a demand stay here, and a cluster's head may have no CPU to give.
     here = ray.get_runtime_context().get_node_id()
     own = sum(n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["NodeID"] == here)

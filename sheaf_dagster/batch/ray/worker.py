@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from sheaf_dagster.batch.checking import check_group
-from sheaf_dagster.batch.messages import ChunkReport, ErrorMessage, FileJob, worker_name
+from sheaf_dagster.batch.messages import ChunkReport, ErrorMessage, FileWork, worker_name
+from sheaf_dagster.batch.parallel_validation import validate_group
 from sheaf_dagster.batch.ray.client import Sitting, WorkerClient
 from sheaf_dagster.batch.ray.records import ChunkWork, ValidationWork
 from sheaf_dagster.batch.rows.requests import Row
@@ -129,7 +129,7 @@ class _BackendActor:
 def _pass_gate(coordinator: WorkerClient) -> bool:
     """Waits for the first valid file, and helps to validate it; False where none will come."""
     while isinstance(word := coordinator.gate(), ValidationWork):
-        coordinator.validated(word, check_group(word.chunks))
+        coordinator.validated(word, validate_group(word.chunks))
     return word
 
 
@@ -154,7 +154,7 @@ class _Pulled:
 
         threading.Thread(target=wait, daemon=True, name="sheaf-abort").start()
 
-    def limit_for(self, loaded: LoadedBackend, job: FileJob, chunk: Chunk) -> TimeLimit:
+    def limit_for(self, loaded: LoadedBackend, job: FileWork, chunk: Chunk) -> TimeLimit:
         """Bounds the calls for a chunk by the life of this process."""
         seconds = job.batch_timeout
         if seconds is None:
@@ -172,7 +172,7 @@ class _Pulled:
         started = time.monotonic()
         while (work := self._sitting.take()) is not None:
             if isinstance(work, ValidationWork):
-                self._coordinator.validated(work, check_group(work.chunks))
+                self._coordinator.validated(work, validate_group(work.chunks))
                 continue
             yield work
             if 0 <= self._seconds < time.monotonic() - started:
@@ -207,12 +207,12 @@ def _reports(
     first = next(pulled, None)
     if first is None:
         return
-    grabs = chain([first], pulled)
+    handed = chain([first], pulled)
     try:
         loaded = backend()
     except Exception as e:
         # Every file learns why, and the next one gets the next try.
-        for job, chunk in chain.from_iterable(grabs):
+        for job, chunk in chain.from_iterable(handed):
             yield ChunkReport(
                 job.id,
                 chunk.index,
@@ -221,4 +221,4 @@ def _reports(
                 failure=ErrorMessage.of(e, job.names[chunk.file]),
             )
     else:
-        yield from run_chunks(context, loaded, grabs, work.aborted.is_set, work.limit_for)
+        yield from run_chunks(context, loaded, handed, work.aborted.is_set, work.limit_for)

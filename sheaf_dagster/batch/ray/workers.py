@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
-from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.batch.spec import Compute
 from sheaf_dagster.batch.worker.loading import ModelContext
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Workers:
 
     Attributes:
         context: Their model.
-        spec: How they run it.
+        compute: Whether they are tasks or actors.
         config: The cluster and its limits.
         slots: How many there are at most.
         coordinator: The job's, as they speak with it.
@@ -29,7 +29,7 @@ class Workers:
     """
 
     context: ModelContext
-    spec: BatchSpec
+    compute: Compute
     config: ClusterConfig
     slots: int
     coordinator: WorkerClient

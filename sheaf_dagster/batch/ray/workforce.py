@@ -8,22 +8,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from sheaf_dagster.batch.checking import check_in_parallel
 from sheaf_dagster.batch.events import Ended, Reported, Tell
-from sheaf_dagster.batch.messages import FileJob
-from sheaf_dagster.batch.ray.capacity import demand_of
+from sheaf_dagster.batch.messages import FileWork
+from sheaf_dagster.batch.parallel_validation import validate_in_parallel
+from sheaf_dagster.batch.ray.capacity import WorkerPlan
 from sheaf_dagster.batch.ray.cluster import (
-    check_capacity,
     ray_session,
     surely_fits_here,
+    verify_capacity,
     worker_slots,
 )
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
-from sheaf_dagster.batch.ray.engine_choice import engine_for
+from sheaf_dagster.batch.ray.engine_choice import Engine
 from sheaf_dagster.batch.ray.reservation import reserved_pool
 from sheaf_dagster.batch.ray.workers import Workers
-from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
-from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.errors import ClusterError
 from sheaf_dagster.storage import Chunk, ScannedSource
@@ -50,23 +49,22 @@ class RayWorkforce:
 
     Args:
         context: The model.
-        first: The job's first file: all share its ``compute`` and ``num_actors``.
+        plan: What they need.
+        engine: Who starts them: Ray Data, or Ray itself.
         config: Which Ray, and how much of it.
-        files: How many files there are, where that is known.
     """
 
     files_ahead = 32
 
     def __init__(
-        self, context: ModelContext, first: BatchSpec, config: ClusterConfig, files: int | None
+        self, context: ModelContext, plan: WorkerPlan, engine: Engine, config: ClusterConfig
     ) -> None:
         self._context = context
-        self._first = first
+        self._plan = plan
+        self._engine = engine
         self._config = config
-        self._files = files
         self._cleanup = ExitStack()
         self._shared = False
-        self._engine = "ray_core"
         self._slots = 1
         self._coordinator: DriverClient | None = None
         self._watch: PoolWatch | None = None
@@ -77,7 +75,7 @@ class RayWorkforce:
     @property
     def surely_opens(self) -> bool:
         """Whether a Ray that is started here is bound to have room for the job."""
-        return surely_fits_here(self._context.spec, self._first, self._config)
+        return surely_fits_here(self._plan, self._config)
 
     def open(self) -> None:
         """Finds or starts Ray, and starts the coordinator.
@@ -86,17 +84,15 @@ class RayWorkforce:
             ClusterError: The cluster can't be reached.
             ClusterCapacityError: The job can't fit it.
         """
-        model, first = self._context.spec, self._first
         self._shared = self._cleanup.enter_context(ray_session(self._config))
-        check_capacity(model, first, self._config)
-        self._engine = engine_for(first, self._files, self._config)
-        self._slots = worker_slots(model, first, self._config)
+        verify_capacity(self._plan, self._config)
+        self._slots = worker_slots(self._plan, self._config)
         from sheaf_dagster.batch.ray.client import start_coordinator
         from sheaf_dagster.batch.ray.startup import warm_up
 
-        tasks = first.compute == "tasks"
+        tasks = self._plan.compute == "tasks"
         self._coordinator = start_coordinator(
-            self._slots, model.backend, idle_seconds=_IDLE_SECONDS if tasks else None
+            self._slots, self._context.spec.backend, idle_seconds=_IDLE_SECONDS if tasks else None
         )
         # Ray gives actors processes of their own, and plain tasks are as early themselves.
         if tasks and self._engine == "ray_data":
@@ -113,12 +109,12 @@ class RayWorkforce:
         pool = None
         if self._shared:
             pool = self._cleanup.enter_context(
-                reserved_pool(self._context.spec, self._first, self._config, self._engine)
+                reserved_pool(self._plan, self._config, self._engine)
             )
         coordinator = self._opened
         workers = Workers(
             self._context,
-            self._first,
+            self._plan.compute,
             self._config,
             self._slots,
             coordinator.for_workers(),
@@ -126,8 +122,7 @@ class RayWorkforce:
         )
         self._watch = PoolWatch(
             coordinator,
-            self._first.compute,
-            demand_of(self._context.spec),
+            self._plan,
             self._slots,
             self._config,
         )
@@ -140,11 +135,11 @@ class RayWorkforce:
             self._threads.append(thread)
             thread.start()
 
-    def check(
+    def validate(
         self, contract: RowContract, source: ScannedSource, stop: threading.Event
-    ) -> Iterator[ChunkCheck]:
+    ) -> Iterator[ChunkFindings]:
         """Validates chunks here, and with workers that wait for their first file."""
-        return check_in_parallel(
+        return validate_in_parallel(
             contract,
             [f.text for f in source.files],
             source.chunks,
@@ -152,7 +147,7 @@ class RayWorkforce:
             stop,
         )
 
-    def submit(self, job: FileJob, chunks: list[Chunk]) -> None:
+    def submit(self, job: FileWork, chunks: list[Chunk]) -> None:
         """Adds a validated file's chunks."""
         self._opened.add(job, chunks)
 

@@ -33,7 +33,7 @@ from sheaf_dagster.masking import masked
 from sheaf_dagster.storage import is_blank
 
 __all__ = [
-    "ChunkCheck",
+    "ChunkFindings",
     "Row",
     "RowContract",
     "lines_of",
@@ -64,7 +64,7 @@ def lines_of(rows: Sequence[Row]) -> str:
 
 
 @dataclass
-class ChunkCheck:
+class ChunkFindings:
     """What validating one chunk found."""
 
     rows: int = 0
@@ -84,7 +84,7 @@ class ChunkCheck:
 
 @dataclass(frozen=True)
 class RowContract:
-    """Parses and checks the rows of one model type."""
+    """Parses and validates the rows of one model type."""
 
     model_type: str
     request: type[BaseModel]
@@ -98,9 +98,9 @@ class RowContract:
         """The parser of a contract's requests."""
         return cls(contract.model_type, contract.request, redact)
 
-    def check(self, data: bytes, first_line: int) -> ChunkCheck:
-        """Checks every row in a chunk's bytes; keeps none of them."""
-        check = ChunkCheck(crc=zlib.crc32(data))
+    def validate(self, data: bytes, first_line: int) -> ChunkFindings:
+        """Validates every row in a chunk's bytes; keeps none of them."""
+        findings = ChunkFindings(crc=zlib.crc32(data))
         validate = self.request.__pydantic_validator__.validate_json
         observe = observing(self.request)
         key = unique_key(self.request)
@@ -112,14 +112,14 @@ class RowContract:
         # Line by line: a chunk's lines all at once are more than a processor's cache holds.
         for number, ended_line in enumerate(io.BytesIO(data), first_line):
             if takes is not None and takes(ended_line):
-                check.rows += 1
+                findings.rows += 1
                 continue
             if is_blank(ended_line):
                 continue
             line = ended_line.rstrip(b"\n")
-            check.rows += 1
+            findings.rows += 1
             passed_on += 1
-            if passed_on >= _GIVE_UP_AFTER and 2 * passed_on > check.rows:
+            if passed_on >= _GIVE_UP_AFTER and 2 * passed_on > findings.rows:
                 takes = None
             found: list[Violation] = []
             try:
@@ -128,7 +128,7 @@ class RowContract:
                 else:
                     request, unknown = _observed(line, observe, validate)
                     if unknown:
-                        found = self._note_unknown(check, number, unknown)
+                        found = self._note_unknown(findings, number, unknown)
             except ValidationError as e:
                 found = self._violations(number, line, e)
             except RecursionError:
@@ -140,16 +140,16 @@ class RowContract:
                     found = [self._wrong_type(number, str(request.model_type))]
                 elif not found:
                     continue
-            check.invalid_rows += 1
-            check.total_violations += len(found)
-            if len(check.violations) < MAX_VIOLATIONS_SHOWN:
-                check.violations += found[: MAX_VIOLATIONS_SHOWN - len(check.violations)]
+            findings.invalid_rows += 1
+            findings.total_violations += len(found)
+            if len(findings.violations) < MAX_VIOLATIONS_SHOWN:
+                findings.violations += found[: MAX_VIOLATIONS_SHOWN - len(findings.violations)]
         if keys is not None:
-            check.key, check.keys = keys.field, keys.packed()
-        return check
+            findings.key, findings.keys = keys.field, keys.packed()
+        return findings
 
     def parse(
-        self, lines: Sequence[tuple[int, bytes]], first_position: int, *, checked: bool = True
+        self, lines: Sequence[tuple[int, bytes]], first_position: int, *, validated: bool = True
     ) -> list[Row]:
         """Rows of lines; a missing ``request_id`` is derived.
 
@@ -158,14 +158,14 @@ class RowContract:
         Args:
             lines: Line numbers and lines.
             first_position: Position of the first in the source.
-            checked: The lines were found valid before. If not, pydantic looks at each.
+            validated: The lines were found valid before. If not, pydantic looks at each.
 
         Raises:
             ValidationError, RecursionError: A line doesn't match the contract.
         """
         validate = self.request.__pydantic_validator__.validate_json
         has_id = "request_id" in self.request.model_fields
-        quick = quick_rows(self.request) if checked else None
+        quick = quick_rows(self.request) if validated else None
         read = None if quick is None else quick.read
         requests: list[Any] = []
         for _, line in lines:
@@ -188,7 +188,7 @@ class RowContract:
 
     @property
     def _takes(self) -> Callable[[bytes], bool] | None:
-        """A short cut for ``check``, where it can't miss a row of another model type."""
+        """A short cut for ``validate``, where it can't miss a row of another model type."""
         quick = quick_rows(self.request)
         field = self.request.model_fields.get("model_type")
         fixed = field is None or [*map(str, get_args(field.annotation))] == [self.model_type]
@@ -235,12 +235,14 @@ class RowContract:
         return ".".join(str(p) if isinstance(p, int) or p in known else "…" for p in location)
 
     def _note_unknown(
-        self, check: ChunkCheck, number: int, fields: Sequence[UnknownField]
+        self, findings: ChunkFindings, number: int, fields: Sequence[UnknownField]
     ) -> list[Violation]:
         """Counts a row's unknown fields; what is wrong with them where they are refused."""
         names = {REST: None} if self.redact else {_short(f.name): f.meant for f in fields}
-        count_rows(check.unknown_fields, dict.fromkeys(names, 1))
-        check.meant.update({n: m for n, m in names.items() if m and n in check.unknown_fields})
+        count_rows(findings.unknown_fields, dict.fromkeys(names, 1))
+        findings.meant.update(
+            {n: m for n, m in names.items() if m and n in findings.unknown_fields}
+        )
         if not self.strict:
             return []
         return [

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from sheaf_dagster.batch.messages import ChunkReport, FileJob
+from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.worker.hanging import TimeLimit
 from sheaf_dagster.batch.worker.loading import LoadedBackend
 from sheaf_dagster.batch.worker.making import Batch, ChunkInMaking, Finish
@@ -17,7 +17,7 @@ __all__ = ["Jobs", "LimitFor"]
 
 log = logging.getLogger(__name__)
 
-LimitFor = Callable[[LoadedBackend, FileJob, Chunk], TimeLimit]
+LimitFor = Callable[[LoadedBackend, FileWork, Chunk], TimeLimit]
 """Makes what makes the backend's calls for a chunk: within ``batch_timeout``, where there is one,
 and from the thread that they must come from."""
 
@@ -36,7 +36,7 @@ class Jobs:
         self._failed: set[int] = set()
         self._told: set[int] = set()
 
-    def has_failed(self, job: FileJob) -> bool:
+    def has_failed(self, job: FileWork) -> bool:
         """Whether one of a file's chunks has failed: the others are passed over."""
         return job.id in self._failed
 

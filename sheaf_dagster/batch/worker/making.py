@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from sheaf_dagster.batch.messages import (
     ChunkReport,
     ErrorMessage,
-    FileJob,
+    FileWork,
     said_by,
     worker_name,
 )
@@ -51,7 +51,7 @@ class ChunkInMaking:
     others hand on what they have found out.
     """
 
-    def __init__(self, job: FileJob, chunk: Chunk) -> None:
+    def __init__(self, job: FileWork, chunk: Chunk) -> None:
         self.job = job
         self.chunk = chunk
         self._lines: list[bytes] = [b""] * chunk.rows

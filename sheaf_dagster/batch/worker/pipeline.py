@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from sheaf_dagster.batch.messages import ChunkReport, FileJob
+from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.worker.flight import run_in_flight
 from sheaf_dagster.batch.worker.jobs import Jobs, LimitFor
 from sheaf_dagster.batch.worker.loading import LoadedBackend, ModelContext
@@ -41,7 +41,7 @@ _BATCHES_BEHIND = 4
 def run_chunks(
     context: ModelContext,
     loaded: LoadedBackend,
-    grabs: Iterable[Sequence[tuple[FileJob, Chunk]]],
+    work: Iterable[Sequence[tuple[FileWork, Chunk]]],
     stop: Callable[[], bool] = lambda: False,
     limit_for: LimitFor | None = None,
     cpus: float | None = None,
@@ -54,13 +54,13 @@ def run_chunks(
     Args:
         context: The model and its contract.
         loaded: Its backend.
-        grabs: Chunks with their files, a few at a time; the next are asked for when needed.
+        work: Chunks with their files, a few at a time; the next are asked for when needed.
         stop: Whether to end early.
         limit_for: Makes what makes the backend's calls; by default they are made where they stand.
         cpus: CPUs that this worker has; by default what its model reserves.
     """
     jobs = Jobs(loaded, limit_for)
-    batches = read_batches(context, loaded.sizer, grabs, jobs.has_failed)
+    batches = read_batches(context, loaded.sizer, work, jobs.has_failed)
     if loaded.shape == "flight":
         yield from run_in_flight(jobs, batches, stop)
     elif loaded.shape == "stages":

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from sheaf_dagster.batch.messages import FileJob
+from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.batch.rows.requests import Row
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.batch.worker.making import Batch, ChunkInMaking
@@ -23,8 +23,8 @@ __all__ = ["read_batches"]
 def read_batches(
     context: ModelContext,
     sizer: BatchSizer,
-    grabs: Iterable[Sequence[tuple[FileJob, Chunk]]],
-    failed: Callable[[FileJob], bool],
+    work: Iterable[Sequence[tuple[FileWork, Chunk]]],
+    failed: Callable[[FileWork], bool],
 ) -> Iterator[Batch]:
     """The batches of some chunks, in order; of a chunk that can't be read, what was wrong.
 
@@ -33,12 +33,12 @@ def read_batches(
     Args:
         context: The model's contract.
         sizer: Says how many rows a batch has where the job doesn't.
-        grabs: Chunks with their files, a few at a time.
+        work: Chunks with their files, a few at a time.
         failed: Whether a file has failed already: its chunks are passed over.
     """
-    for grab in grabs:
-        ranges = read_ranges([(job.texts[c.file], c.start, c.end) for job, c in grab])
-        for (job, chunk), read in zip(grab, ranges, strict=True):
+    for few in work:
+        ranges = read_ranges([(job.texts[c.file], c.start, c.end) for job, c in few])
+        for (job, chunk), read in zip(few, ranges, strict=True):
             if not failed(job):
                 yield from _read_chunk(context, sizer, ChunkInMaking(job, chunk), read)
 
@@ -66,7 +66,7 @@ def _read_chunk(
 def _batches(
     context: ModelContext,
     sizer: BatchSizer,
-    job: FileJob,
+    job: FileWork,
     chunk: Chunk,
     lines: Iterator[tuple[int, bytes]],
 ) -> Iterator[list[Row]]:

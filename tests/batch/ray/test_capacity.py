@@ -15,7 +15,7 @@ import pytest
 import sheaf_dagster as sd
 from sheaf_dagster.batch.ray import pool_watch
 from sheaf_dagster.batch.ray import worker as ray_worker
-from sheaf_dagster.batch.ray.capacity import demand_of, places, shortage
+from sheaf_dagster.batch.ray.capacity import WorkerPlan, demand_of, places, shortage
 from sheaf_dagster.batch.ray.cluster import _no_note_on_tokens
 from sheaf_dagster.batch.ray.reservation import describe_capacity, reserved_pool
 from tests.conftest import ROOT, read_rows
@@ -63,11 +63,13 @@ def test_work_begins_before_ray_is_up_only_where_the_cpus_that_ray_will_count_do
     code = """
 import multiprocessing, os
 multiprocessing.cpu_count, os.cpu_count = lambda: 3, lambda: 64
-from sheaf_dagster import BatchSpec, ClusterConfig
+from sheaf_dagster import BatchOptions, ClusterConfig
+from sheaf_dagster.batch.ray.capacity import WorkerPlan
 from sheaf_dagster.batch.ray.cluster import surely_fits_here
 from tests.toys import doubler
-spec = lambda n: BatchSpec(source="a", sink="b", compute="actors", num_actors=n)
-print([surely_fits_here(doubler(), spec(n), ClusterConfig()) for n in (1, 3, 4)])
+pool = lambda n: BatchOptions(compute="actors", num_actors=n)
+plan = lambda n: WorkerPlan.of(doubler().resources, pool(n))
+print([surely_fits_here(plan(n), ClusterConfig()) for n in (1, 3, 4)])
 """
     machine = {"RAY_USE_MULTIPROCESSING_CPU_COUNT": "1", "RAY_ADDRESS": "", **limit}
 
@@ -129,7 +131,8 @@ def test_ray_client_addresses_are_refused_by_name(monkeypatch, write_rows, tmp_p
 def test_pools_are_reserved_whole_and_in_turn(ray_cluster, caplog):
     def take(name: str, gpus: int) -> None:
         config = sd.ClusterConfig(holder=name)
-        with reserved_pool(doubler(num_cpus=0, num_gpus=1), pool(gpus), config):
+        plan = WorkerPlan.of(sd.ResourceConfig(num_cpus=0, num_gpus=1), pool(gpus))
+        with reserved_pool(plan, config):
             got.append(name)
             release[name].wait(60)
 
@@ -331,7 +334,7 @@ def test_a_job_says_what_it_waits_for_when_a_worker_died_and_its_place_was_taken
 def test_memory_and_custom_resources_are_part_of_the_sum(ray_cluster, tmp_path):
     model = doubler()
     model.resources = sd.ResourceConfig(memory_gb=10_000, custom={"tpu_slice": 2})
-    assert demand_of(model) == {"CPU": 1, "memory": 10_000 * 2**30, "tpu_slice": 2}
+    assert demand_of(model.resources) == {"CPU": 1, "memory": 10_000 * 2**30, "tpu_slice": 2}
     with pytest.raises(sd.ClusterCapacityError, match="1 actor × 10000 GiB memory|tpu_slice"):
         sd.BatchRunner(model).run(pool(1, source="nowhere", sink=str(tmp_path / "o")))
 

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from sheaf_dagster.batch.messages import ChunkReport, FileJob
+from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.ray.coordinator import Coordinator
 from sheaf_dagster.batch.ray.records import ValidationWork
 from sheaf_dagster.storage import Chunk, Location, Part, PartStore
 
 T = TypeVar("T")
 
-FILE = FileJob(0, (), ("in.jsonl",), PartStore(Location("/nowhere")), 4, "fail", None)
+FILE = FileWork(0, (), ("in.jsonl",), PartStore(Location("/nowhere")), 4, "fail", None)
 CHUNKS = [Chunk(i, 0, 0, 1, 4 * i, 4, 4 * i + 1) for i in range(2)]
 
 

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sheaf_dagster.batch.messages import ChunkReport, ErrorMessage, FileJob
+from sheaf_dagster.batch.messages import ChunkReport, ErrorMessage, FileWork
 from sheaf_dagster.batch.ray.ledger import LATER, Ledger
 from sheaf_dagster.batch.ray.records import MAX_ATTEMPTS, MAX_LOSSES, ValidationWork
 from sheaf_dagster.errors import WorkerCrashError
 from sheaf_dagster.storage import Chunk, Location, Part, PartStore
 
 
-def file(number: int = 0, on_error: str = "fail") -> FileJob:
+def file(number: int = 0, on_error: str = "fail") -> FileWork:
     store = PartStore(Location("/nowhere"))
-    return FileJob(number, (), (f"{number}.jsonl",), store, 4, on_error, None)
+    return FileWork(number, (), (f"{number}.jsonl",), store, 4, on_error, None)
 
 
 def chunks(count: int) -> list[Chunk]:
@@ -33,7 +33,7 @@ class Worker:
     ledger: Ledger
     seat: int
     turn: int = 0
-    held: list[tuple[FileJob, Chunk]] = field(default_factory=list)
+    held: list[tuple[FileWork, Chunk]] = field(default_factory=list)
     ended: bool = False
 
     def start(self, node: str = "") -> None:

@@ -342,7 +342,7 @@ def test_a_field_that_a_subclass_narrows_is_checked_as_the_subclass_has_it():
 
     assert short is not None and short.takes is None
     assert same is not None and same.takes is not None and same.takes(plain)
-    assert RowContract("time_series", Short).check(plain + b"\n", 1).total_violations == 1
+    assert RowContract("time_series", Short).validate(plain + b"\n", 1).total_violations == 1
 
 
 def rows(contract: type[BaseModel], *lines: bytes) -> tuple[RowContract, bytes]:
@@ -358,7 +358,7 @@ def test_rows_that_only_pydantic_takes_are_valid_beside_plain_ones():
     ]
     contract, data = rows(Everything, *[plain] * 3, *others * 20, *[plain] * 3)
 
-    check = contract.check(data, 1)
+    check = contract.validate(data, 1)
     parsed = contract.parse(split_rows(data, 1), 0)
 
     assert (check.rows, check.total_violations) == (46, 0)
@@ -373,7 +373,7 @@ def test_bad_rows_are_named_among_plain_ones():
         Everything, *[plain] * 40, b'{"model_name":"m","whole":[],"number":2}', plain
     )
 
-    check = contract.check(data, 1)
+    check = contract.validate(data, 1)
 
     assert [(v.line, v.field) for v in check.violations] == [(41, "whole")]
 
@@ -384,7 +384,7 @@ def test_a_row_of_another_model_type_is_found_where_the_contract_allows_any():
 
     contract, data = rows(Any_, b'{"model_name":"m","model_type":"theirs"}', b'{"model_name":"m"}')
 
-    check = contract.check(data, 1)
+    check = contract.validate(data, 1)
 
     assert [(v.line, v.field) for v in check.violations] == [(1, "model_type")]
 
@@ -394,4 +394,4 @@ def test_lines_that_nobody_has_checked_are_pydantics_to_judge():
     line = b'{"model_name":"m","whole":1,"number":2,"unknown":"\xff"}'
 
     with pytest.raises(ValidationError):
-        contract.parse([(1, line)], 0, checked=False)
+        contract.parse([(1, line)], 0, validated=False)

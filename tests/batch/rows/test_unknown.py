@@ -45,7 +45,7 @@ class Order(BaseModel):
 
 def checked(request: type[BaseModel], *rows: dict, **how) -> object:
     contract = RowContract(Contract("order", request, BaseModel).model_type, request, **how)
-    return contract.check(b"".join(json.dumps(r).encode() + b"\n" for r in rows), 1)
+    return contract.validate(b"".join(json.dumps(r).encode() + b"\n" for r in rows), 1)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,9 @@ def test_a_misspelt_field_of_a_built_in_contract_is_found(model_type):
     row = {"model_type": model_type, "model_name": "m", **BUILT_IN[model_type]}
     contract = RowContract.of(contract_for(model_type))
 
-    good, bad = (contract.check(json.dumps(r).encode(), 1) for r in (row, {**row, "modelname": 1}))
+    good, bad = (
+        contract.validate(json.dumps(r).encode(), 1) for r in (row, {**row, "modelname": 1})
+    )
 
     assert (good.invalid_rows, good.unknown_fields) == (0, {})
     assert (bad.invalid_rows, bad.unknown_fields) == (0, {"modelname": 1})

@@ -7,10 +7,10 @@ import threading
 
 import pytest
 
-from sheaf_dagster.batch import checking
-from sheaf_dagster.batch.checking import check_in_parallel
+from sheaf_dagster.batch import parallel_validation
+from sheaf_dagster.batch.parallel_validation import validate_in_parallel
 from sheaf_dagster.batch.ray.records import ValidationWork
-from sheaf_dagster.batch.validation import check_chunks
+from sheaf_dagster.batch.validation import validate_chunks
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.storage import Location, scan_source
 from tests.toys import doubler
@@ -40,27 +40,27 @@ def coordinator(ray_cluster):
 @pytest.fixture
 def brought_back(monkeypatch):
     """Always offers; notes which chunks came back from others."""
-    monkeypatch.setattr(checking, "_WORTH_SECONDS", 0.0)
-    monkeypatch.setattr(checking, "_MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(parallel_validation, "_WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(parallel_validation, "_MEASURE_SECONDS", 0.0)
     chunks: list[int] = []
-    taken = checking._Offers.taken
+    taken = parallel_validation._Offers.taken
 
     def noted(self):
         found = taken(self)
         chunks.extend(found)
         return found
 
-    monkeypatch.setattr(checking._Offers, "taken", noted)
+    monkeypatch.setattr(parallel_validation._Offers, "taken", noted)
     return chunks
 
 
 def check(source, coordinator):
     contract = ModelContext.of(doubler()).rows
     texts = [f.text for f in source.files]
-    shared = check_in_parallel(
+    shared = validate_in_parallel(
         contract, texts, source.chunks, lambda: (coordinator, 2), threading.Event()
     )
-    return list(shared), list(check_chunks(contract, texts, source.chunks))
+    return list(shared), list(validate_chunks(contract, texts, source.chunks))
 
 
 def test_waiting_workers_check_and_the_findings_are_the_same_in_order(
@@ -74,13 +74,13 @@ def test_waiting_workers_check_and_the_findings_are_the_same_in_order(
     nothing = [ray.put((ModelContext.of(doubler()).rows, [])), []]
     heard = coordinator.validate(ValidationWork(-1, nothing))
     assert heard.get() == [], "the worker is up and waits"
-    here = checking.check_chunks
+    here = parallel_validation.validate_chunks
 
     def slowly(contract, texts, chunks):  # so slow a driver that the worker must have its share
         threading.Event().wait(0.0 if brought_back else 0.3)
         return here(contract, texts, chunks)
 
-    monkeypatch.setattr(checking, "check_chunks", slowly)
+    monkeypatch.setattr(parallel_validation, "validate_chunks", slowly)
     shared, alone = check(source, coordinator)
     coordinator.close()
 
@@ -107,7 +107,7 @@ def test_a_stopped_job_stops_checking(source, coordinator):
 
     with pytest.raises(InterruptedError):
         list(
-            check_in_parallel(
+            validate_in_parallel(
                 contract,
                 [f.text for f in source.files],
                 source.chunks,
@@ -124,7 +124,7 @@ def test_no_more_violations_are_held_than_are_shown(tmp_path):
     contract = ModelContext.of(doubler()).rows
 
     checks = list(
-        check_in_parallel(
+        validate_in_parallel(
             contract,
             [f.text for f in source.files],
             source.chunks,

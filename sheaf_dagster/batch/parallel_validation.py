@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from sheaf_dagster.batch.ray.records import ValidationWork
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN
-from sheaf_dagster.batch.rows.requests import ChunkCheck, RowContract
-from sheaf_dagster.batch.validation import check_chunks
+from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
+from sheaf_dagster.batch.validation import validate_chunks
 from sheaf_dagster.storage import Chunk, Location
 
 if TYPE_CHECKING:
     from sheaf_dagster.batch.ray.client import DriverClient, Pending
 
-__all__ = ["check_group", "check_in_parallel"]
+__all__ = ["validate_group", "validate_in_parallel"]
 
 _WORTH_SECONDS = 0.5
 """Validation that the driver will have done alone in less than this is not offered."""
@@ -25,20 +25,20 @@ _WORTH_SECONDS = 0.5
 _MEASURE_SECONDS = 0.1
 
 _GROUP_BYTES = 16 * 2**20
-"""About what one worker checks at a time: an eighth of a second's work."""
+"""About what one worker validates at a time: an eighth of a second's work."""
 
 
-def check_in_parallel(
+def validate_in_parallel(
     contract: RowContract,
     texts: Sequence[Location],
     chunks: Sequence[Chunk],
     helpers: Callable[[], tuple[DriverClient, int] | None],
     stop: threading.Event,
-) -> Iterator[ChunkCheck]:
-    """Checks all chunks; yields the findings in order.
+) -> Iterator[ChunkFindings]:
+    """Validates all chunks; yields the findings in order.
 
     Chunks are offered to workers that wait for their first file. What they have not brought back
-    when the driver is through with the others, it checks itself: nothing depends on a worker
+    when the driver is through with the others, it validates itself: nothing depends on a worker
     that is slow, dies, or doesn't come up.
 
     Args:
@@ -46,7 +46,7 @@ def check_in_parallel(
         texts: Where the source's files can be read.
         chunks: All chunks.
         helpers: The job's coordinator and the number of its workers, once it is there.
-        stop: Ends the check early.
+        stop: Ends it early.
 
     Raises:
         ClusterError: Ray failed while it validated.
@@ -58,7 +58,7 @@ def check_in_parallel(
     left, done, started = sum(sizes), 0, time.perf_counter()
     offered: _Offers | None = None
     try:
-        while len(found.checks) < len(chunks):
+        while len(found.by_chunk) < len(chunks):
             if stop.is_set():
                 raise InterruptedError("the job was stopped")
             spent = time.perf_counter() - started
@@ -75,51 +75,51 @@ def check_in_parallel(
             if front < back:
                 mine, front = front, front + 1
             else:
-                mine = next((i for i in range(back, len(chunks)) if i not in found.checks), -1)
+                mine = next((i for i in range(back, len(chunks)) if i not in found.by_chunk), -1)
             if mine >= 0:
-                (check,) = check_chunks(contract, texts, [chunks[mine]])
-                found.add({mine: check})
+                (mine_found,) = validate_chunks(contract, texts, [chunks[mine]])
+                found.add({mine: mine_found})
                 done += sizes[mine]
                 left -= sizes[mine]
     finally:
         if offered is not None:
             offered.call_off()
     for i in range(len(chunks)):
-        yield found.checks[i]
+        yield found.by_chunk[i]
 
 
 class _Findings:
     """Findings by chunk, in any order; of their violations those that can still be shown."""
 
     def __init__(self) -> None:
-        self.checks: dict[int, ChunkCheck] = {}
-        self._listing: dict[int, ChunkCheck] = {}
+        self.by_chunk: dict[int, ChunkFindings] = {}
+        self._listing: dict[int, ChunkFindings] = {}
 
-    def add(self, checks: Mapping[int, ChunkCheck]) -> None:
+    def add(self, findings: Mapping[int, ChunkFindings]) -> None:
         """Takes in findings; lets go of violations that have enough others before them.
 
         A file that is wrong from beginning to end has a hundred in each chunk.
         """
-        self.checks.update(checks)
-        self._listing.update({i: c for i, c in checks.items() if c.violations})
+        self.by_chunk.update(findings)
+        self._listing.update({i: c for i, c in findings.items() if c.violations})
         if sum(len(c.violations) for c in self._listing.values()) <= 2 * MAX_VIOLATIONS_SHOWN:
             return
         left = MAX_VIOLATIONS_SHOWN
-        for i, check in sorted(self._listing.items()):
-            del check.violations[left:]
-            left -= len(check.violations)
-            if not check.violations:
+        for i, one in sorted(self._listing.items()):
+            del one.violations[left:]
+            left -= len(one.violations)
+            if not one.violations:
                 del self._listing[i]
 
 
-def check_group(group: Sequence[Any]) -> list[ChunkCheck] | None:
+def validate_group(group: Sequence[Any]) -> list[ChunkFindings] | None:
     """What a worker does with an offer; None where it can't (the driver will see why)."""
     import ray
 
     shared, chunks = group
     try:
         contract, texts = ray.get(shared)
-        return list(check_chunks(contract, texts, chunks))
+        return list(validate_chunks(contract, texts, chunks))
     except Exception:
         return None
 
@@ -163,14 +163,14 @@ class _Offers:
         work = ValidationWork(number, [self._shared, chunks])
         self._running[number] = self._coordinator.validate(work), group
 
-    def taken(self) -> dict[int, ChunkCheck]:
+    def taken(self) -> dict[int, ChunkFindings]:
         """What has come back since the last look."""
-        found: dict[int, ChunkCheck] = {}
+        found: dict[int, ChunkFindings] = {}
         for number in [n for n, (answer, _) in self._running.items() if answer.is_there]:
             answer, group = self._running.pop(number)
-            checks = answer.get()
-            if checks is not None:  # None: the worker could not, the driver will see why
-                found.update(zip(group, checks, strict=True))
+            findings = answer.get()
+            if findings is not None:  # None: the worker could not, the driver will see why
+                found.update(zip(group, findings, strict=True))
         return found
 
     def call_off(self) -> None:
