@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.errors import SheafError
-from sheaf_dagster.storage import Location
+from sheaf_dagster.storage import Location, store_at
 
 __all__ = ["CommittedSink"]
 
@@ -32,7 +32,7 @@ class CommittedSink:
             fingerprint: Its fingerprint now; asked only where the sink has the size that it had.
         """
         try:
-            state = Location.of(spec.sink, spec.storage_options).state()
+            state = store_at(Location.of(spec.sink, spec.storage_options)).state()
             if state is None or state.size != self.output_bytes:
                 return False
             return fingerprint(spec).startswith(self.fingerprint)

@@ -36,6 +36,7 @@ from sheaf_dagster.storage import (
     ScannedSource,
     Sink,
     scan_source,
+    store_at,
 )
 from sheaf_dagster.storage.compression import codec_of
 from sheaf_dagster.version import __version__
@@ -171,7 +172,7 @@ class FileRun:
         if any(codec_of(location.uri) for location in locations):
             # Unpacked copies lie beside the sink, where every worker can read them.
             for location in locations:
-                location.require_state()
+                store_at(location).require_state()
             spool = self._hold().spool()
         return scan_source(
             locations,

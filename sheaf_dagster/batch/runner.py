@@ -27,7 +27,7 @@ from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.batch.workforce import Workforce
 from sheaf_dagster.contracts import contract_for
 from sheaf_dagster.errors import SheafError, SpecError
-from sheaf_dagster.storage import Location, source_digest
+from sheaf_dagster.storage import Location, source_digest, store_at
 
 __all__ = ["BatchRunner"]
 
@@ -223,9 +223,9 @@ class BatchRunner:
             yield spec
 
     def _check_files(self, spec: BatchSpec) -> None:
-        sink = Location.of(spec.sink, spec.storage_options)
+        sink = store_at(Location.of(spec.sink, spec.storage_options))
         for uri in spec.sources:
-            if Location.of(uri, spec.storage_options).is_same_file(sink):
+            if store_at(Location.of(uri, spec.storage_options)).is_same_file(sink):
                 raise SpecError(
                     f"source and sink are the same file: {uri} and {spec.sink}; choose another sink"
                 )

@@ -11,8 +11,7 @@ import orjson
 from sheaf_dagster.batch.messages import shortened
 from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.errors import TooManyErrorsError
-from sheaf_dagster.storage import Chunk, Part, PartStore, ScannedSource
-from sheaf_dagster.storage.chunks import split_rows
+from sheaf_dagster.storage import Chunk, Part, PartStore, ScannedSource, split_rows, store_at
 from sheaf_dagster.storage.compression import decompress
 
 __all__ = ["most_error_rows", "too_many_errors"]
@@ -77,7 +76,7 @@ def _errors_of(
     source: ScannedSource, chunk: Chunk, store: PartStore, part: Part
 ) -> Iterator[tuple[int, str]]:
     """The error rows of a part: the line of each request, and what its answer says."""
-    asked = source.files[chunk.file].text.read_range(chunk.start, chunk.end)
+    asked = store_at(source.files[chunk.file].text).read_range(chunk.start, chunk.end)
     answers = decompress(store.stored(part).read(), store.codec).splitlines()
     for (line, _), answer in zip(split_rows(asked, chunk.first_line), answers, strict=True):
         record = orjson.loads(answer)

@@ -23,7 +23,7 @@ from sheaf_dagster.definitions.resources import StorageResource
 from sheaf_dagster.definitions.row_sources import lines_of
 from sheaf_dagster.definitions.row_views import view_for
 from sheaf_dagster.errors import InputValidationError, SheafError, SinkError
-from sheaf_dagster.storage import LineWriter, Location
+from sheaf_dagster.storage import LineWriter, Location, store_at
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -238,7 +238,7 @@ class JsonlIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
             return {key: obj for key, obj in loaded.items() if obj is not None}
         files = {key: self._location(path) for key, path in paths.items()}
         if (context.definition_metadata or {}).get("allow_missing_partitions", False):
-            for key in [k for k, file in files.items() if file.state() is None]:
+            for key in [k for k, file in files.items() if store_at(file).state() is None]:
                 context.log.warning(self.get_missing_partition_log_message(key))
                 del files[key]
             if not files:

@@ -23,7 +23,7 @@ from sheaf_dagster.batch.results import ValidationReport
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.contracts import BaseRequest, BaseResponse, contract_for
 from sheaf_dagster.errors import InputValidationError, SourceError, SpecError
-from sheaf_dagster.storage import Location, read_blocks, read_lines
+from sheaf_dagster.storage import Location, read_blocks, read_lines, store_at
 
 __all__ = ["RowStream", "view_for"]
 
@@ -185,10 +185,11 @@ def _scans(files: Sequence[Location]) -> list[Any]:
 
 def _polars_reads(file: Location) -> bool:
     """Whether polars itself can read a file: it takes ``*``, ``?`` and ``[`` for a pattern."""
-    size = file.require_state().size
-    if not file.is_local or glob.has_magic(file.uri):
+    store = store_at(file)
+    size = store.require_state().size
+    if store.local_path is None or glob.has_magic(store.local_path):
         return False
-    head = file.read_range(0, min(size, _HEAD_BYTES))
+    head = store.read_range(0, min(size, _HEAD_BYTES))
     return bool(head.strip()) and not head.startswith(codecs.BOM_UTF8)
 
 
@@ -238,12 +239,12 @@ class _RayDataset(_View):
 
         if not files:
             return ray.data.from_items([])
-        for file in files:
-            file.require_state()
-        filesystem = None if files[0].is_local else files[0].fs
+        stores = [store_at(file) for file in files]
+        for store in stores:
+            store.require_state()
         return ray.data.read_json(
-            [f.path for f in files],
-            filesystem=filesystem,
+            [store.path for store in stores],
+            filesystem=stores[0].filesystem,
             file_extensions=None,
         )
 
@@ -277,17 +278,18 @@ class _Place(_View):
 
     @staticmethod
     def _place(file: Location, kind: Any) -> Any:
-        file.require_state()
+        store = store_at(file)
+        store.require_state()
         if kind is str:
             return file.uri
         if kind is not Path:
             return kind(file.uri, **file.options)
-        if not file.is_local:
+        if store.local_path is None:
             raise SpecError(
                 f"{file.uri} is no local path; annotate the argument with UPath or str, or with "
                 "what you want to read it as"
             )
-        return Path(file.uri)
+        return Path(store.local_path)
 
 
 _VIEWS: tuple[_View, ...] = (

@@ -18,7 +18,7 @@ from sheaf_dagster.definitions.paths import (
 )
 from sheaf_dagster.definitions.seen_files import Cursor, SeenFiles
 from sheaf_dagster.errors import SpecError
-from sheaf_dagster.storage import Location, list_files
+from sheaf_dagster.storage import Location, store_at
 
 __all__ = ["build_jsonl_arrival_sensor"]
 
@@ -205,11 +205,12 @@ class _Watcher:
 
         where = FileTemplate.of(self.template, root, self.partitions_def)
         folder = Location.of(where.folder, options)
+        store = store_at(folder)
         found = Arrivals.sort(
-            list_files(folder, where.depth),
+            store.list_files(where.depth),
             where,
             self.partitions_def,
-            settle_seconds=self.settle_seconds if folder.has_folders else 0.0,
+            settle_seconds=self.settle_seconds if store.shows_unfinished else 0.0,
             run_empty=self.run_empty,
         )
         if self.skip_existing and not context.cursor:

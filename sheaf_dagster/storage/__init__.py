@@ -1,9 +1,8 @@
-"""Where rows live: locations over fsspec, line-aligned chunks, parts and atomic sinks."""
+"""Where rows live: locations and their stores, line-aligned chunks, parts and atomic sinks."""
 
 from sheaf_dagster.storage.chunks import Chunk, is_blank, rows_in, split_rows
 from sheaf_dagster.storage.lines import LineWriter, read_blocks, read_lines
-from sheaf_dagster.storage.listing import FoundFile, list_files
-from sheaf_dagster.storage.location import FileState, Location
+from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.parts import Part, PartStore
 from sheaf_dagster.storage.reader import read_ranges
 from sheaf_dagster.storage.sink import HeldSink, Sink
@@ -13,6 +12,7 @@ from sheaf_dagster.storage.source import (
     scan_source,
     source_digest,
 )
+from sheaf_dagster.storage.stores import FileState, FoundFile, Store, store_at
 
 __all__ = [
     "Chunk",
@@ -26,8 +26,8 @@ __all__ = [
     "ScannedSource",
     "Sink",
     "SourceFile",
+    "Store",
     "is_blank",
-    "list_files",
     "read_blocks",
     "read_lines",
     "read_ranges",
@@ -35,4 +35,5 @@ __all__ = [
     "scan_source",
     "source_digest",
     "split_rows",
+    "store_at",
 ]

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 
 from sheaf_dagster.errors import SinkBusyError
-from sheaf_dagster.storage.local import make_folder
+from sheaf_dagster.storage.folders import make_folder
 
 __all__ = ["FileLock"]
 

@@ -15,6 +15,7 @@ from sheaf_dagster.storage.compression import codec_of, open_text
 from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.parts import Part
 from sheaf_dagster.storage.sink import Sink
+from sheaf_dagster.storage.stores import store_at
 
 __all__ = ["LineWriter", "read_blocks", "read_lines"]
 
@@ -113,7 +114,7 @@ def read_blocks(location: Location) -> Iterator[bytes]:
     rest: list[bytes] = []
     rest_bytes = 0
     first = True
-    with location.open() as raw:
+    with store_at(location).open() as raw:
         stream: _Readable = (
             raw if codec is None else open_text(raw, codec, name=location.uri)  # type: ignore[assignment]
         )

@@ -10,26 +10,20 @@ the name holds a checksum, too, and a rerun compares it with the bytes before it
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from sheaf_dagster.errors import SinkError
-from sheaf_dagster.storage.checksum import checksum_of, is_md5
 from sheaf_dagster.storage.compression import Codec, compress
-from sheaf_dagster.storage.listing import list_files
 from sheaf_dagster.storage.location import Location, sink_errors
+from sheaf_dagster.storage.stores import StoredPart, store_at
 
-__all__ = ["Part", "PartStore", "StoredPart"]
-
-log = logging.getLogger(__name__)
+__all__ = ["Part", "PartStore"]
 
 _NAME = re.compile(
     r"part-(\d{8})-r(\d+)-e(\d+)-n(\d+)-b(\d+)-k([0-9a-f]*)-m([0-9a-f]*)(?:-d([a-z0-9]+))?\.jsonl"
 )
-_BLOCK_BYTES = 8 * 2**20
 _AT_A_TIME = 8
 
 _COUNT = re.compile(r"([a-z])(\d+)")
@@ -83,44 +77,6 @@ class Part:
 
 
 @dataclass(frozen=True)
-class StoredPart:
-    """The bytes of a part, where they lie."""
-
-    location: Location
-    size: int
-    checksum: str
-
-    def read(self) -> bytes:
-        """All of them.
-
-        Raises:
-            SinkError: They were damaged since they were written.
-        """
-        data = self.location.read_range(0, self.size)
-        if checksum_of([data], md5=is_md5(self.checksum)) != self.checksum:
-            raise SinkError(
-                f"{self.location.uri} was damaged since it was written; run again: its rows are "
-                "computed anew, and the other parts are used"
-            )
-        return data
-
-    def is_whole(self, version: str) -> bool:
-        """Whether they are those that were written.
-
-        Args:
-            version: What the store calls this version of the file.
-        """
-        if self.location.is_s3 and version == self.checksum:
-            return True  # S3 computes it from what it stores; encrypted objects have another tag
-        cuts = range(0, self.size, _BLOCK_BYTES)
-        blocks = (self.location.read_range(a, min(a + _BLOCK_BYTES, self.size)) for a in cuts)
-        if checksum_of(blocks, md5=is_md5(self.checksum)) == self.checksum:
-            return True
-        log.warning("%s is damaged; its rows are computed anew", self.location.uri)
-        return False
-
-
-@dataclass(frozen=True)
 class PartStore:
     """The parts of one job; pickles to workers, which write them."""
 
@@ -140,18 +96,18 @@ class PartStore:
     ) -> Part:
         """Stores a chunk's output; seen whole or not at all."""
         stored = compress(data, self.codec)
-        checksum = checksum_of([stored], md5=self.folder.is_s3)
+        checksum = store_at(self.folder).checksum(stored)
         size = len(stored)
         part = Part(chunk, rows, error_rows, non_finite, size, model, counts or {}, checksum)
         location = self.folder.child(part.name)
         with sink_errors(location):
-            location.write(stored, lasting=True)
+            store_at(location).write(stored, lasting=True)
         return part
 
     def existing(self) -> dict[int, Part]:
         """Whole parts by chunk; those whose bytes aren't what their name says are left out."""
         found = []
-        for file in list_files(self.folder, depth=1):
+        for file in store_at(self.folder).list_files(depth=1):
             part = Part.from_name(file.name)
             if part is not None and part.size == file.state.size:
                 found.append((part, file.state.version))
@@ -161,7 +117,7 @@ class PartStore:
 
     def stored(self, part: Part) -> StoredPart:
         """The bytes of a part."""
-        return StoredPart(self.location(part), part.size, part.checksum)
+        return StoredPart(store_at(self.location(part)), part.size, part.checksum)
 
     def location(self, part: Part) -> Location:
         """Where a part lies."""

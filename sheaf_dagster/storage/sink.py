@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,15 +12,11 @@ from typing_extensions import Self
 from sheaf_dagster.errors import SinkError, SourceError, SpecError
 from sheaf_dagster.protocols import version_in
 from sheaf_dagster.storage.compression import codec_of, compress
-from sheaf_dagster.storage.file_lock import FileLock
-from sheaf_dagster.storage.joining import abort_uploads, join
-from sheaf_dagster.storage.lease import Lease
-from sheaf_dagster.storage.local import sync_folder
-from sheaf_dagster.storage.local_join import LocalJoin
-from sheaf_dagster.storage.location import Location, describe, sink_errors
-from sheaf_dagster.storage.marker import marker_at
+from sheaf_dagster.storage.failures import describe
+from sheaf_dagster.storage.location import Location, sink_errors
 from sheaf_dagster.storage.options import scrub
 from sheaf_dagster.storage.parts import Part, PartStore
+from sheaf_dagster.storage.stores import Join, Lock, store_at
 
 __all__ = ["HeldSink", "Sink"]
 
@@ -60,15 +55,10 @@ class Sink:
             SinkBusyError: Another job is writing it: on this machine, or on any where the sink
                 is in a remote store.
         """
-        if self.location.is_local and os.path.isdir(self.location.uri):
-            raise SinkError(f"{self.location.uri} is a directory; name a file")
-        marker = self.aside.child("lock")
+        store_at(self.location).require_writable()
+        marker = store_at(self.aside.child("lock"))
         marker.make_parents()
-        lock: FileLock | Lease
-        if self.location.is_local:
-            lock = FileLock(marker.uri, self.location.uri)
-        else:
-            lock = Lease(marker_at(marker), self.location.uri)
+        lock = marker.lock(self.location.uri)
         with sink_errors(self.location):
             lock.take()
         return HeldSink(self, lock)
@@ -85,10 +75,9 @@ class Sink:
         Where another job holds the sink by now, it removes them.
         """
         folder = self.parts(fingerprint).folder
-        if folder.is_local:
-            return
         try:
-            if not folder.find_all() or "lock" in self.aside.list_names():
+            lock = self.aside.child("lock")
+            if not store_at(folder).list_files(depth=1) or store_at(lock).state() is not None:
                 return
             with self.hold() as held:
                 held.remove(folder)
@@ -117,10 +106,10 @@ class HeldSink:
         store: Where the parts of this job lie, once ``open_run`` has made the place.
     """
 
-    def __init__(self, sink: Sink, lock: FileLock | Lease) -> None:
+    def __init__(self, sink: Sink, lock: Lock) -> None:
         self.sink = sink
         self._lock = lock
-        self._join: LocalJoin | None = None
+        self._join: Join | None = None
         self._source = sink.aside.child(f"source-{uuid.uuid4().hex[:12]}")
         self._unpacked = False
         self._store: PartStore | None = None
@@ -157,12 +146,12 @@ class HeldSink:
         kept = ("lock", f"{self._source.name}/", *([f"{store.folder.name}/"] if resume else []))
         with sink_errors(self.sink.location):
             self.remove(self.sink.aside, keep=kept)
-        store.folder.child("x").make_parents()
+        store_at(store.folder.child("x")).make_parents()
         with sink_errors(self.sink.location):
             return store.existing() if resume else {}
 
     def join_ahead(self, parts: Sequence[Part]) -> None:
-        """Joins parts on a local disk while others are still being made.
+        """Joins parts while others are still being made, where the store doesn't by itself.
 
         So that the end of a large job isn't spent waiting for the disk. What is joined can't be
         seen at the sink, and ``commit`` begins anew where it isn't given these parts.
@@ -173,12 +162,8 @@ class HeldSink:
         Raises:
             SinkError: They can't be joined; the disk may be full.
         """
-        if not self.sink.location.is_local:
-            return  # a store joins by itself
         with sink_errors(self.sink.location):
-            if self._join is None:
-                self._join = LocalJoin(self.store)
-            self._join.extend(parts)
+            self._joined().ahead([self.store.stored(p) for p in parts])
 
     def commit(self, parts: Sequence[Part]) -> int:
         """Joins the parts in order and makes the sink appear; returns its size in bytes.
@@ -189,11 +174,8 @@ class HeldSink:
         """
         location, empty = self.sink.location, compress(b"", codec_of(self.sink.location.uri))
         with sink_errors(location):
-            if location.is_local:
-                self._commit_local(parts, empty)
-            else:
-                pieces = [self.store.stored(p) for p in parts]
-                join(location, pieces, empty, self.store.folder, self._lock.prove)
+            stored = [self.store.stored(p) for p in parts]
+            self._joined().commit(stored, empty, self._lock.prove)
         size = sum(p.size for p in parts) or len(empty)
         self._check_committed(size)
         self._clear(f"{location.uri} is committed, but ")
@@ -214,11 +196,12 @@ class HeldSink:
         try:
             # The lock goes last: whoever takes the sink next may have the same parts to write.
             self.remove(aside, keep=("lock",))
-            abort_uploads(aside, self._lock.prove)  # of large parts whose worker was killed
+            # Of large parts whose worker was killed.
+            store_at(aside).abort_uploads(self._lock.prove)
         except Exception as e:
             self.sink.say_left(e, but)
         self._lock.release()
-        aside.remove_if_empty()
+        store_at(aside).remove_if_empty()
 
     def release(self) -> None:
         """Gives the sink free; parts stay for a rerun."""
@@ -238,12 +221,12 @@ class HeldSink:
         Raises:
             SinkBusyError: Another job holds the sink.
         """
-        folder.remove_tree(keep, self._lock.prove)
+        store_at(folder).remove_tree(keep, self._lock.prove)
 
     def _check_committed(self, expected: int) -> None:
         location = self.sink.location
         try:
-            state = location.state()
+            state = store_at(location).state()
         except SourceError as e:
             # The store has confirmed the commit; that it can't be asked again changes nothing.
             log.warning("%s is committed, but could not be looked at: %s", location.uri, e)
@@ -254,22 +237,10 @@ class HeldSink:
                 f"expected {expected}; another job may be writing it. Run again"
             )
 
-    def _commit_local(self, parts: Sequence[Part], empty: bytes) -> None:
-        location, join = self.sink.location, self._join
-        if join is None or join.parts != list(parts[: len(join.parts)]):
-            self._let_go()  # a chunk was run again after its first part was joined
-            join = self._join = LocalJoin(self.store)
-        join.extend(parts[len(join.parts) :])
-        size, expected = join.finish(empty), sum(p.size for p in parts)
-        self._join = None
-        if size != (expected or len(empty)):
-            raise SinkError(
-                f"{location.uri} can't be written: its parts hold {size} bytes, expected "
-                f"{expected}; another process has changed {self.store.folder.uri}. Run again"
-            )
-        self._lock.prove()
-        os.replace(join.path, location.uri)
-        sync_folder(os.path.dirname(location.uri))
+    def _joined(self) -> Join:
+        if self._join is None:
+            self._join = store_at(self.sink.location).join(self.store.folder)
+        return self._join
 
     def _let_go(self) -> None:
         if self._join is not None:

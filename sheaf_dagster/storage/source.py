@@ -11,7 +11,9 @@ from typing import Any, cast
 from sheaf_dagster.errors import SourceChangedError, SourceError, SourceNotFoundError
 from sheaf_dagster.storage.chunks import Chunk, FileScan, scan_stream
 from sheaf_dagster.storage.compression import codec_of, open_text
-from sheaf_dagster.storage.location import FileState, Location, describe, sink_errors
+from sheaf_dagster.storage.failures import describe
+from sheaf_dagster.storage.location import Location, sink_errors
+from sheaf_dagster.storage.stores import FileState, store_at
 
 __all__ = ["ScannedSource", "SourceFile", "scan_source", "source_digest"]
 
@@ -44,7 +46,7 @@ class ScannedSource:
             SourceChangedError: One was written to, replaced or deleted since.
         """
         for file in self.files:
-            now = file.stored.state()
+            now = store_at(file.stored).state()
             if now != file.state:
                 raise SourceChangedError(
                     f"{file.stored.uri} {'was deleted' if now is None else 'changed'} while the "
@@ -81,9 +83,9 @@ def scan_source(
     rows = 0
     for i, location in enumerate(locations):
         left = None if row_limit is None else row_limit - rows
-        state = location.require_state()
+        state = store_at(location).require_state()
         text, scan = _scan_file(location, batch_size, left, spool, i, stop)
-        if location.state() != state:
+        if store_at(location).state() != state:
             raise SourceChangedError(
                 f"{location.uri} changed while it was read; run again once its writer has finished"
             )
@@ -124,7 +126,7 @@ def _scan_file(
     # A limit of no rows left still hashes the file; one row at least keeps the scanner simple.
     limit = None if row_limit is None else max(row_limit, 0)
     try:
-        with location.open() as raw:
+        with store_at(location).open() as raw:
             if codec is None:
                 stream = _UntilStopped(raw, stop)
                 return location, scan_stream(stream, batch_size, row_limit=limit)
@@ -133,8 +135,8 @@ def _scan_file(
             text = spool.child(f"source-{i:04d}.jsonl")
             digest = hashlib.sha256()
             with sink_errors(text):
-                text.make_parents()
-                target = open(text.uri, "wb") if text.is_local else text.fs.open(text.path, "wb")
+                store_at(text).make_parents()
+                target = store_at(text).create()
             with target:
                 unpacked = open_text(raw, codec, name=location.uri, digest=digest, spool=target)
                 stream = _UntilStopped(unpacked, stop)
@@ -162,7 +164,7 @@ def source_digest(
     digests = []
     for uri in uris:
         digest = hashlib.sha256()
-        with Location.of(uri, storage_options).open() as f:
+        with store_at(Location.of(uri, storage_options)).open() as f:
             while block := f.read(4 * 2**20):
                 digest.update(block)
         digests.append(f"sha256:{digest.hexdigest()}")

@@ -14,7 +14,8 @@ import moto.s3.models
 import pytest
 
 from sheaf_dagster import BatchRunner, BatchSpec, SheafError, SinkError, SourceChangedError
-from sheaf_dagster.storage import joining, retry
+from sheaf_dagster.storage import retry
+from sheaf_dagster.storage.stores import s3_join
 from tests.conftest import ROOT
 from tests.faults import KINDS, Faults, FaultyProxy
 from tests.object_store import ObjectStore
@@ -56,10 +57,10 @@ def proxy(s3):
 def quick(monkeypatch) -> dict:
     """Small pieces and short waits, so that a small job makes the requests of a large one."""
     monkeypatch.setattr(moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 3000)
-    monkeypatch.setattr(joining, "MIN_PIECE", 3000)
-    monkeypatch.setattr(joining, "ONE_PUT_BYTES", 3000)
+    monkeypatch.setattr(s3_join, "MIN_PIECE", 3000)
+    monkeypatch.setattr(s3_join, "ONE_PUT_BYTES", 3000)
     monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr("sheaf_dagster.storage.reader._BLOCK_BYTES", 4000)
+    monkeypatch.setattr("sheaf_dagster.storage.stores.range_reader._BLOCK_BYTES", 4000)
     return {"retries": {"total_max_attempts": 1}, "read_timeout": 0.3}
 
 
@@ -117,9 +118,9 @@ def test_many_files_of_which_one_is_missing(s3):
 CHILD = """
 import sys, json
 from sheaf_dagster import BatchRunner, BatchSpec
-from sheaf_dagster.storage import joining
+from sheaf_dagster.storage.stores import s3_join
 from tests.toys import doubler
-joining.MIN_PIECE = joining.ONE_PUT_BYTES = 3000
+s3_join.MIN_PIECE = s3_join.ONE_PUT_BYTES = 3000
 spec = BatchSpec(**json.load(sys.stdin))
 runner = BatchRunner(doubler(batch_seconds=0.1), on_progress=lambda p: print(p.rows_done, flush=True))
 runner.run(spec)

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from sheaf_dagster.storage import Location
+from sheaf_dagster.storage import Location, store_at
 
 
 @dataclass
@@ -26,14 +26,14 @@ class Place:
 
     def put(self, name: str, data: bytes) -> Location:
         location = self.at(name)
-        location.make_parents()
-        location.write(data)
+        store_at(location).make_parents()
+        store_at(location).write(data)
         return location
 
     def names(self) -> list[str]:
         """Files below it, at any depth."""
-        folder = self.at("x").parent
-        fs, path = folder.fs, folder.path
+        folder = store_at(self.at("x").parent)
+        fs, path = folder.filesystem or LocalFileSystem(), folder.path
         fs.invalidate_cache()
         base = path.strip("/") + "/"
         return sorted(f.strip("/").removeprefix(base) for f in fs.find(path))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sheaf_dagster import SourceChangedError, SourceError, SourceNotFoundError
-from sheaf_dagster.storage import Location, scan_source, source_digest, split_rows
+from sheaf_dagster.storage import Location, scan_source, source_digest, split_rows, store_at
 from sheaf_dagster.storage.chunks import LineScanner, scan_stream
 
 LINES = st.lists(
@@ -99,7 +99,8 @@ def test_compressed_files_give_the_text_and_the_digest_of_what_is_stored(place, 
     source = scan_source([location], 32, spool=place.at("spool"))
 
     chunks = source.chunks
-    got = b"".join(source.files[0].text.read_range(c.start, c.end) for c in chunks)
+    text_store = store_at(source.files[0].text)
+    got = b"".join(text_store.read_range(c.start, c.end) for c in chunks)
     assert got == text
     assert source.digest == source_digest(location.uri, place.options)
     assert source.digest == f"sha256:{hashlib.sha256(stored).hexdigest()}"
@@ -116,7 +117,7 @@ def test_a_truncated_compressed_file_is_an_error(place, suffix):
 
 
 def test_a_file_of_many_blocks_is_read_whole_and_in_order(place, monkeypatch):
-    monkeypatch.setattr("sheaf_dagster.storage.reader._BLOCK_BYTES", 1000)
+    monkeypatch.setattr("sheaf_dagster.storage.stores.range_reader._BLOCK_BYTES", 1000)
     text = b"".join(b'{"v": %d}\n' % i for i in range(1000))
     location = place.put("in.jsonl", text)
 
@@ -124,7 +125,7 @@ def test_a_file_of_many_blocks_is_read_whole_and_in_order(place, monkeypatch):
 
     assert (source.rows, source.files[0].state.size) == (1000, len(text))
     assert source.digest == f"sha256:{hashlib.sha256(text).hexdigest()}"
-    assert b"".join(location.read_range(c.start, c.end) for c in source.chunks) == text
+    assert b"".join(store_at(location).read_range(c.start, c.end) for c in source.chunks) == text
     assert scan_source([place.put("empty.jsonl", b"")], 7).rows == 0
 
 
@@ -137,7 +138,7 @@ def test_a_source_that_is_written_again_or_deleted_is_noticed(place):
     with pytest.raises(SourceChangedError, match="changed while the job ran"):
         source.check_unchanged()
 
-    location.fs.rm_file(location.path)
+    store_at(location).remove()
     with pytest.raises(SourceChangedError, match="was deleted"):
         source.check_unchanged()
 
@@ -145,8 +146,8 @@ def test_a_source_that_is_written_again_or_deleted_is_noticed(place):
 def test_a_range_beyond_the_end_is_an_error_and_never_a_short_answer(place):
     location = place.put("in.jsonl", b"{}\n")
     with pytest.raises(SourceError, match="in.jsonl"):
-        location.read_range(1, 10)
-    assert location.read_range(2, 2) == b""
+        store_at(location).read_range(1, 10)
+    assert store_at(location).read_range(2, 2) == b""
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):

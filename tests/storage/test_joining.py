@@ -11,11 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sheaf_dagster import SinkError
-from sheaf_dagster.storage import Location, Sink
-from sheaf_dagster.storage import joining as joining_module
-from sheaf_dagster.storage.checksum import checksum_of
-from sheaf_dagster.storage.joining import MAX_COPY, MIN_PIECE, abort_uploads, join, plan_pieces
-from sheaf_dagster.storage.parts import StoredPart
+from sheaf_dagster.storage import Location, Sink, store_at
+from sheaf_dagster.storage.stores import StoredPart
+from sheaf_dagster.storage.stores.s3_join import MAX_COPY, MIN_PIECE, S3Join, plan_pieces
 from tests.faults import Faults, FaultyProxy
 
 SIZES = st.one_of(
@@ -63,13 +61,13 @@ def test_a_huge_number_of_parts_stays_below_the_limit_of_pieces(count):
 def requests(monkeypatch) -> list[tuple[str, dict]]:
     """Every request that a commit makes."""
     made: list[tuple[str, dict]] = []
-    call = joining_module._S3Commit._call
+    call = S3Join._call
 
     def noted(self, method, **arguments):
         made.append((method, arguments))
         return call(self, method, **arguments)
 
-    monkeypatch.setattr(joining_module._S3Commit, "_call", noted)
+    monkeypatch.setattr(S3Join, "_call", noted)
     return made
 
 
@@ -77,13 +75,15 @@ def allowed() -> None:
     """The target is still ours."""
 
 
+def join(target: Location, parts: list[StoredPart]) -> None:
+    store_at(target).join(target.parent).commit(parts, b"", allowed)
+
+
 def stored(s3, sizes: list[int]) -> tuple[list[StoredPart], bytes]:
     data = [os.urandom(size) for size in sizes]
     uris = [s3.put(f"aside/part %{i}+[x]", d) for i, d in enumerate(data)]
-    parts = [
-        StoredPart(Location.of(u, s3.options()), len(d), checksum_of([d], md5=True))
-        for u, d in zip(uris, data)
-    ]
+    stores = [store_at(Location.of(u, s3.options())) for u in uris]
+    parts = [StoredPart(s, len(d), s.checksum(d)) for s, d in zip(stores, data)]
     return parts, b"".join(data)
 
 
@@ -102,7 +102,7 @@ def test_large_parts_are_copied_inside_the_store(s3, requests, sizes, copied, se
     parts, data = stored(s3, sizes)
     target = Location.of(s3.uri("out.jsonl"), s3.options())
 
-    join(target, parts, b"", target.parent, allowed)
+    join(target, parts)
 
     assert s3.get("out.jsonl") == data
     methods = [m for m, _ in requests]
@@ -118,7 +118,7 @@ def test_a_commit_that_fails_leaves_the_old_object_and_no_upload(s3):
     target = Location.of(s3.uri("out.jsonl"), s3.options())
 
     with pytest.raises(FileNotFoundError):
-        join(target, [*parts[:2], StoredPart(gone, MIN_PIECE, "")], b"", target.parent, allowed)
+        join(target, [*parts[:2], StoredPart(store_at(gone), MIN_PIECE, "")])
 
     assert (s3.get("out.jsonl"), s3.uploads()) == (b"old\n", [])
 
@@ -128,7 +128,7 @@ def test_a_commit_that_fails_leaves_the_old_object_and_no_upload(s3):
 def test_a_commit_whose_answer_was_lost_counts_as_done(s3, monkeypatch, sizes):
     parts, data = stored(s3, sizes)
     target = Location.of(s3.uri("out.jsonl"), s3.options())
-    call = joining_module._S3Commit._call
+    call = S3Join._call
 
     def lose_the_answer(self, method, **arguments):
         answer = call(self, method, **arguments)
@@ -136,8 +136,8 @@ def test_a_commit_whose_answer_was_lost_counts_as_done(s3, monkeypatch, sizes):
             raise ConnectionResetError("the connection broke")
         return answer
 
-    monkeypatch.setattr(joining_module._S3Commit, "_call", lose_the_answer)
-    join(target, parts, b"", target.parent, allowed)
+    monkeypatch.setattr(S3Join, "_call", lose_the_answer)
+    join(target, parts)
 
     assert (s3.get("out.jsonl"), s3.uploads()) == (data, [])
 
@@ -146,7 +146,7 @@ def test_a_commit_whose_answer_was_lost_counts_as_done(s3, monkeypatch, sizes):
 def test_someone_elses_object_is_not_taken_for_ours(s3, monkeypatch):
     parts, _ = stored(s3, [100])
     target = Location.of(s3.uri("out.jsonl"), s3.options())
-    call = joining_module._S3Commit._call
+    call = S3Join._call
 
     def fail(self, method, **arguments):
         if method == "put_object":
@@ -154,9 +154,9 @@ def test_someone_elses_object_is_not_taken_for_ours(s3, monkeypatch):
             raise ConnectionResetError("the connection broke")
         return call(self, method, **arguments)
 
-    monkeypatch.setattr(joining_module._S3Commit, "_call", fail)
+    monkeypatch.setattr(S3Join, "_call", fail)
     with pytest.raises(ConnectionResetError):
-        join(target, parts, b"", target.parent, allowed)
+        join(target, parts)
 
 
 @pytest.mark.s3
@@ -166,8 +166,8 @@ def test_uploads_of_killed_runs_are_aborted_and_those_of_others_are_not(s3):
     target = Location.of(s3.uri("dir/out.jsonl"), s3.options())
     parts, _ = stored(s3, [MIN_PIECE, 10])
 
-    join(target, parts, b"", target.parent, allowed)
-    abort_uploads(Sink(target).aside, allowed)
+    join(target, parts)
+    store_at(Sink(target).aside).abort_uploads(allowed)
 
     assert s3.uploads() == ["dir/out.jsonl2"]
 
@@ -207,7 +207,7 @@ def test_all_pages_of_unfinished_uploads_are_aborted(s3):
     proxy.faults = Faults(change=in_pages_of_three)
     try:
         place = Location.of(s3.uri(aside), s3.options(proxy.endpoint))
-        abort_uploads(place, allowed)
+        store_at(place).abort_uploads(allowed)
     finally:
         proxy.stop()
 

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 import pytest
 
 from sheaf_dagster import SinkBusyError, SinkError
-from sheaf_dagster.storage import Location, Sink, lease
-from sheaf_dagster.storage import marker as marker_module
+from sheaf_dagster.storage import Location, Sink, lease, store_at
+from sheaf_dagster.storage.stores.s3 import S3Store
+from sheaf_dagster.storage.stores.s3_marker import S3Marker
 from tests.conftest import ROOT
 from tests.faults import Faults, FaultyProxy
 from tests.storage.parts import filled
@@ -31,7 +32,7 @@ def short_times(monkeypatch):
     monkeypatch.setattr(lease, "WATCH_SECONDS", 0.1)
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.05)
     monkeypatch.setattr(lease._process, "silent", {})
-    monkeypatch.setattr(marker_module.S3Marker, "_heeds", {})
+    monkeypatch.setattr(S3Marker, "_heeds", {})
 
 
 @pytest.fixture
@@ -39,8 +40,8 @@ def sink(s3):
     return Sink(Location.of(s3.uri("out.jsonl"), s3.options()))
 
 
-def marker(sink: Sink) -> Location:
-    return sink.aside.child("lock")
+def marker(sink: Sink) -> S3Store:
+    return S3Store(sink.aside.child("lock"))
 
 
 def told(sink: Sink) -> dict:
@@ -193,7 +194,7 @@ def test_a_lock_that_is_taken_over_in_the_moment_of_a_write_stays_the_new_owners
     held.discard()
     held.release()
     assert told(sink)["lease"] == "theirs"
-    assert [n for n in sink.aside.find_all() if "part-" in n]
+    assert [f for f in store_at(sink.aside).list_files(depth=2) if "part-" in f.name]
 
 
 def test_a_lock_that_is_taken_over_between_the_last_write_and_the_deletion_is_not_deleted(
@@ -218,8 +219,8 @@ def test_a_renewal_whose_answer_was_lost_is_no_loss(sink, through, proxy):
 
     held.commit(parts)
 
-    assert sink.location.read() == b"a\n"
-    assert sink.aside.find_all() == []
+    assert store_at(sink.location).read() == b"a\n"
+    assert store_at(sink.aside).list_files(depth=2) == []
 
 
 def test_a_lock_whose_making_was_not_heard_of_is_held(sink, through, proxy):
@@ -229,7 +230,7 @@ def test_a_lock_whose_making_was_not_heard_of_is_held(sink, through, proxy):
         held.open_run("f" * 64, resume=True)
         assert proxy.faults.hit.total() == 1
         assert held.held
-    assert sink.aside.find_all() == []
+    assert store_at(sink.aside).list_files(depth=2) == []
 
 
 def test_a_deletion_whose_answer_was_lost_is_not_repeated_on_the_next_ones_lock(
@@ -292,7 +293,7 @@ def test_on_a_store_without_conditions_a_lock_is_looked_at_before_it_is_written(
 ):
     proxy.faults = Faults(conditions=conditions)
     held, parts = filled(through, [b"a\n"])
-    assert not marker_module.marker_at(marker(through)).exact
+    assert not marker(through).marker().exact
     with pytest.raises(SinkBusyError, match="written by another job"):
         through.hold()
     while told(sink)["beat"] < 3:
@@ -312,7 +313,7 @@ def test_on_a_store_without_conditions_a_lock_is_looked_at_before_it_is_written(
 def test_a_store_without_conditions_of_deletions_gets_a_plain_one(s3, through, proxy):
     proxy.faults = Faults(conditions="refused on DELETE")
     with through.hold():
-        assert marker_module.marker_at(marker(through)).exact
+        assert marker(through).marker().exact
     assert s3.names() == []
 
 
@@ -341,7 +342,7 @@ def test_of_jobs_that_take_a_stale_lock_together_one_has_it(s3, sink):
 OTHERS = """
 import json, os, sys, time
 from sheaf_dagster import SinkBusyError
-from sheaf_dagster.storage import Location, Sink, lease
+from sheaf_dagster.storage import Location, Sink, lease, store_at
 lease.BEAT_SECONDS, lease.STALE_SECONDS, lease.WATCH_SECONDS = 0.05, 60, 0.1
 how, options, *uris = json.loads(sys.argv[1])
 
@@ -357,7 +358,8 @@ if how == "hold":
 elif os.fork() == 0:
     take(uris[0])
 else:
-    while not Location.of(uris[0], options).parent.child(".out.jsonl.sheaf/lock").state():
+    lock = Location.of(uris[0], options).parent.child(".out.jsonl.sheaf/lock")
+    while not store_at(lock).state():
         time.sleep(0.05)
     if os.fork() == 0:
         try:

@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 from sheaf_dagster.errors import SinkBusyError, SourceError
-from sheaf_dagster.storage import LineWriter, Location, read_blocks, read_lines
+from sheaf_dagster.storage import LineWriter, Location, read_blocks, read_lines, store_at
 
 TEXTS = {
     "blank lines": (b"a\n\n  \nb\n", [(1, b"a"), (4, b"b")]),
@@ -28,19 +28,19 @@ def test_what_was_written_is_read_with_its_line_numbers(text, suffix, tmp_path):
         writer.write(data, rows=len(rows))
 
     assert list(read_lines(location)) == rows
-    assert writer.size == location.state().size
+    assert writer.size == store_at(location).state().size
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_writer_that_breaks_leaves_what_was_there(tmp_path):
     location = Location.of(str(tmp_path / "file.jsonl"))
-    location.write(b"old\n")
+    store_at(location).write(b"old\n")
 
     with pytest.raises(ZeroDivisionError), LineWriter(location) as writer:
         writer.write(b"new\n" * 10_000_000, rows=10_000_000)
         raise ZeroDivisionError
 
-    assert location.read() == b"old\n"
+    assert store_at(location).read() == b"old\n"
     assert [p.name for p in tmp_path.iterdir()] == ["file.jsonl"]
 
 
@@ -52,7 +52,7 @@ def test_two_writers_of_a_file_exclude_each_other(tmp_path):
         with pytest.raises(SinkBusyError), LineWriter(location):
             pass
 
-    assert location.read() == b"first\n"
+    assert store_at(location).read() == b"first\n"
 
 
 def test_neither_side_holds_the_file(tmp_path):
@@ -77,7 +77,7 @@ def test_a_damaged_file_is_named(tmp_path):
     location = Location.of(str(tmp_path / "file.jsonl.gz"))
     with LineWriter(location) as writer:
         writer.write(b"a\n" * 100_000, rows=100_000)
-    location.write(location.read()[:-20])
+    store_at(location).write(store_at(location).read()[:-20])
 
     with pytest.raises(SourceError, match=r"file\.jsonl\.gz is damaged or cut short"):
         list(read_lines(location))

@@ -21,7 +21,7 @@ from sheaf_dagster import (
     SpecError,
 )
 from sheaf_dagster.protocols import options_for
-from sheaf_dagster.storage import Location, Sink
+from sheaf_dagster.storage import Location, Sink, store_at
 from sheaf_dagster.storage.compression import compress
 from sheaf_dagster.storage.location import sink_errors
 from sheaf_dagster.storage.options import scrub
@@ -44,7 +44,8 @@ def test_a_protocol_whose_package_is_missing_says_what_to_install(uri, package):
         ):
             Location.of(uri)
     else:
-        assert not Location.of(uri, {"token": "anon", "account_name": "a"}).is_local
+        location = Location.of(uri, {"token": "anon", "account_name": "a"})
+        assert store_at(location).local_path is None
 
 
 def test_users_may_change_retries_and_timeouts_one_by_one():
@@ -58,8 +59,9 @@ def test_users_may_change_retries_and_timeouts_one_by_one():
 @pytest.mark.s3
 def test_options_reach_botocore(s3):
     location = Location.of(s3.uri("x"), s3.options(read_timeout=7))
-    location.state()
-    config = location.fs.s3.meta.config
+    store = store_at(location)
+    store.state()
+    config = store.filesystem.s3.meta.config
     assert (config.read_timeout, config.retries["total_max_attempts"]) == (7, 5)
 
 
@@ -67,8 +69,9 @@ def test_options_reach_botocore(s3):
 def test_one_file_system_serves_all_files_of_the_same_options(s3):
     options = s3.options(retries={"max_attempts": 2})
     first = Location.of(s3.uri("x"), options)
-    first.state()
-    assert Location.of(s3.uri("y"), options).fs is first.fs
+    store_at(first).state()
+    second = Location.of(s3.uri("y"), options)
+    assert store_at(second).filesystem is store_at(first).filesystem
     assert options == s3.options(retries={"max_attempts": 2})
 
 
@@ -249,7 +252,7 @@ def test_a_version_of_an_object_is_read_as_it_is_named(s3, suffix):
 
     assert result.rows == 1
     with pytest.raises(SourceNotFoundError, match="versionId=nosuch does not exist"):
-        Location.of(f"{s3.uri(key)}?versionId=nosuch", s3.options()).require_state()
+        store_at(Location.of(f"{s3.uri(key)}?versionId=nosuch", s3.options())).require_state()
 
 
 def test_a_version_of_an_object_is_no_sink():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sheaf_dagster import BatchRunner, BatchSpec, SinkError
-from sheaf_dagster.storage import HeldSink, Location, Part, PartStore, Sink
+from sheaf_dagster.storage import HeldSink, Location, Part, PartStore, Sink, store_at
 from tests.conftest import read_rows
 from tests.storage.parts import filled, written
 from tests.toys import doubler
@@ -32,7 +32,7 @@ def test_a_part_with_damaged_bytes_of_the_right_size_is_not_trusted(place, name,
     sink = Sink(place.at(name))
     held, parts = filled(sink, [b'{"row": 0}\n', b'{"row": 1}\n', b'{"row": 2}\n'])
     location = held.store.location(parts[1])
-    location.write(DAMAGES[damage](location.read()))
+    store_at(location).write(DAMAGES[damage](store_at(location).read()))
     held.release()
 
     with sink.hold() as again, caplog.at_level(logging.WARNING):
@@ -60,7 +60,7 @@ def test_a_part_whose_name_has_no_checksum_is_not_trusted(place):
     sink = Sink(place.at("out.jsonl"))
     held, (part,) = filled(sink, [b"a\n"])
     for name in (part.name.replace(f"-k{part.checksum}", ""), Part(1, 1, 0, 0, 2).name):
-        held.store.folder.child(name).write(b"a\n")
+        store_at(held.store.folder.child(name)).write(b"a\n")
     held.release()
     with sink.hold() as again:
         assert again.open_run("f" * 64, resume=True) == {0: part}
@@ -72,12 +72,12 @@ def test_a_part_whose_name_has_no_checksum_is_not_trusted(place):
 def test_a_part_that_is_damaged_before_it_is_joined_is_named_and_the_sink_untouched(place):
     place.put("out.jsonl", b"old\n")
     held, parts = filled(Sink(place.at("out.jsonl")), [b"aaaa\n", b"bbbb\n"])
-    held.store.location(parts[1]).write(b"\0" * 5)
+    store_at(held.store.location(parts[1])).write(b"\0" * 5)
 
     with pytest.raises(SinkError, match=r"part-00000001.* was damaged since it was written"):
         held.commit(parts)
 
-    assert place.at("out.jsonl").read() == b"old\n"
+    assert store_at(place.at("out.jsonl")).read() == b"old\n"
     held.release()
 
 

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from sheaf_dagster import SinkBusyError, SinkError
-from sheaf_dagster.storage import Location, Sink
+from sheaf_dagster.storage import Location, Sink, store_at
 from tests.storage.parts import commit, filled, written
 
 
@@ -17,11 +17,11 @@ from tests.storage.parts import commit, filled, written
 def test_parts_are_joined_in_order_and_nothing_else_stays(place, name, pieces):
     sink = Sink(place.at(f"deep/{name}"))
     held, parts = filled(sink, pieces)
-    assert sink.location.state() is None
+    assert store_at(sink.location).state() is None
 
     held.commit(parts)
 
-    data = sink.location.read()
+    data = store_at(sink.location).read()
     if name.endswith(".gz"):
         data = gzip.decompress(data)
     elif name.endswith(".zst"):
@@ -41,7 +41,7 @@ def test_any_name_is_taken_as_it_is(place, name):
 
     commit(sink, [b"a\n", b"b\n"])
 
-    assert sink.location.read() == b"a\nb\n"
+    assert store_at(sink.location).read() == b"a\nb\n"
     assert set(place.names()) == {*before, f"{name}.jsonl"}
 
 
@@ -52,9 +52,9 @@ def test_parts_that_are_joined_ahead_are_the_beginning_of_the_output(place):
     held.join_ahead(parts[:1])
     held.join_ahead(parts[1:3])
 
-    assert sink.location.state() is None
+    assert store_at(sink.location).state() is None
     held.commit(parts)
-    assert sink.location.read() == b"a\nb\nc\nd\n"
+    assert store_at(sink.location).read() == b"a\nb\nc\nd\n"
     assert place.names() == ["out.jsonl"]
 
 
@@ -66,7 +66,7 @@ def test_a_part_that_was_joined_ahead_and_made_again_counts_as_it_was_made_last(
 
     held.commit([again, last])
 
-    assert sink.location.read() == b"A, longer\nb\n"
+    assert store_at(sink.location).read() == b"A, longer\nb\n"
 
 
 def test_what_was_joined_ahead_is_not_taken_for_a_part_after_a_failure(place):
@@ -80,14 +80,14 @@ def test_what_was_joined_ahead_is_not_taken_for_a_part_after_a_failure(place):
         again.join_ahead([found[0]])
         again.commit([found[0], found[1]])
 
-    assert sink.location.read() == b"a\nb\n"
+    assert store_at(sink.location).read() == b"a\nb\n"
     assert place.names() == ["out.jsonl"]
 
 
 def test_parts_of_the_same_job_are_found_again_and_torn_ones_are_not(place):
     sink = Sink(place.at("out.jsonl"))
     held, parts = filled(sink, [b"a\n", b"b\n", b"c\n"])
-    held.store.location(parts[1]).write(b"b")
+    store_at(held.store.location(parts[1])).write(b"b")
     held.release()
 
     with sink.hold() as again:
@@ -130,8 +130,8 @@ def test_a_hold_ends_with_its_block_and_parts_stay_for_the_next_one(place):
     with pytest.raises(KeyError), sink.hold() as held:
         held.open_run("f" * 64, resume=True)
         written(held, 0, b"a\n")
-        held.spool().child("x").make_parents()
-        held.spool().child("source-0000.jsonl").write(b"unpacked")
+        store_at(held.spool().child("x")).make_parents()
+        store_at(held.spool().child("source-0000.jsonl")).write(b"unpacked")
         raise KeyError
 
     assert not held.held
@@ -170,13 +170,12 @@ def test_an_existing_sink_survives_a_failed_commit(place):
     place.put("out.jsonl", b"old\n")
     sink = Sink(place.at("out.jsonl"))
     held, parts = filled(sink, [b"a\n"])
-    lost = held.store.location(parts[0])
-    lost.fs.rm_file(lost.path)
+    store_at(held.store.location(parts[0])).remove()
 
     with pytest.raises(SinkError, match="an existing file there is untouched"):
         held.commit(parts)
 
-    assert sink.location.read() == b"old\n"
+    assert store_at(sink.location).read() == b"old\n"
     held.release()
 
 

@@ -10,8 +10,8 @@ import threading
 import pytest
 
 from sheaf_dagster import SinkBusyError
-from sheaf_dagster.storage import Location, Sink, joining
-from sheaf_dagster.storage.joining import MIN_PIECE
+from sheaf_dagster.storage import Location, Sink, store_at
+from sheaf_dagster.storage.stores.s3_join import MIN_PIECE, S3Join
 from tests.storage.parts import filled
 
 
@@ -67,7 +67,7 @@ def test_taking_and_giving_free_all_the_time_ends_in_no_error(tmp_path):
 def take_away(sink: Sink) -> None:
     """Another machine has taken the sink over."""
     theirs = {"lease": "theirs", "process": "p", "host": "elsewhere", "pid": 1, "beat": 0}
-    sink.aside.child("lock").write(json.dumps(theirs).encode())
+    store_at(sink.aside.child("lock")).write(json.dumps(theirs).encode())
 
 
 @pytest.mark.s3
@@ -75,7 +75,7 @@ def take_away(sink: Sink) -> None:
 def test_a_job_that_lost_its_sink_leaves_the_new_holders_files_alone(s3, heard):
     sink = Sink(Location.of(s3.uri("out.jsonl"), s3.options()))
     held, parts = filled(sink, [b"a\n"])
-    held.spool().child("source-0000.jsonl").write(b"{}\n")
+    store_at(held.spool().child("source-0000.jsonl")).write(b"{}\n")
     s3.client.create_multipart_upload(Bucket=s3.bucket, Key="out.jsonl")
     s3.client.create_multipart_upload(Bucket=s3.bucket, Key=".out.jsonl.sheaf/run-1/part")
     take_away(sink)
@@ -99,21 +99,21 @@ def test_a_job_that_lost_its_sink_leaves_the_new_holders_files_alone(s3, heard):
     assert not held.held
     assert s3.names() == before
     assert s3.uploads() == uploads
-    assert json.loads(sink.aside.child("lock").read())["lease"] == "theirs"
+    assert json.loads(store_at(sink.aside.child("lock")).read())["lease"] == "theirs"
 
 
 @pytest.mark.s3
 def test_a_job_that_loses_its_sink_while_it_joins_does_not_commit(s3, monkeypatch):
     sink = Sink(Location.of(s3.uri("out.jsonl"), s3.options()))
     held, parts = filled(sink, [b"a" * MIN_PIECE + b"\n", b"b\n"])
-    call = joining._S3Commit._call
+    call = S3Join._call
 
     def lose(self, method, **arguments):
         if method == "upload_part":
             take_away(sink)
         return call(self, method, **arguments)
 
-    monkeypatch.setattr(joining._S3Commit, "_call", lose)
+    monkeypatch.setattr(S3Join, "_call", lose)
     with pytest.raises(SinkBusyError, match="taken over by another job"):
         held.commit(parts)
 
@@ -144,7 +144,7 @@ def test_a_job_whose_folder_was_removed_under_it_leaves_the_next_ones_alone(tmp_
 def late(sink: Sink, fingerprint: str) -> str:
     """A part that a worker writes after the job has discarded all; its name."""
     part = sink.parts(fingerprint).write(7, b"a\n", rows=1, error_rows=0, non_finite=0)
-    return sink.parts(fingerprint).location(part).path.split("/", 1)[1]
+    return store_at(sink.parts(fingerprint).location(part)).path.split("/", 1)[1]
 
 
 @pytest.mark.s3

@@ -7,7 +7,7 @@ from typing import Literal
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.errors import SheafError
-from sheaf_dagster.storage import Location
+from sheaf_dagster.storage import Location, store_at
 
 __all__ = ["RAY_DATA_FROM_BYTES", "Engine", "engine_for"]
 
@@ -36,7 +36,7 @@ def engine_for(first: BatchSpec, files: int | None, config: ClusterConfig) -> En
 
 def _size(uri: str, spec: BatchSpec) -> int:
     try:
-        state = Location.of(uri, spec.storage_options).state()
+        state = store_at(Location.of(uri, spec.storage_options)).state()
     except SheafError:
         return 0  # whoever reads it will say what is wrong
     return state.size if state is not None else 0

@@ -12,7 +12,7 @@ import orjson
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.contracts import contract_for, row_identity
-from sheaf_dagster.storage import Location
+from sheaf_dagster.storage import Location, store_at
 from sheaf_dagster.storage.chunks import split_rows
 from sheaf_dagster.storage.compression import codec_of
 
@@ -59,9 +59,10 @@ def sample_output(model: ModelSpec, spec: BatchSpec, rows: int = 200) -> OutputS
 
 def _head(location: Location) -> list[tuple[int, bytes]]:
     """Whole rows at the start of a file."""
-    state = location.require_state()
+    store = store_at(location)
+    state = store.require_state()
     codec = codec_of(location.uri)
-    stored = location.read_range(0, min(state.size, _HEAD_BYTES))
+    stored = store.read_range(0, min(state.size, _HEAD_BYTES))
     text, whole = _unpacked(stored, codec), codec is None and state.size <= _HEAD_BYTES
     if not whole and not (codec and state.size <= _HEAD_BYTES and len(text) < _HEAD_BYTES):
         text = text[: text.rfind(b"\n") + 1]

@@ -26,7 +26,7 @@ from sheaf_dagster.batch.worker.making import Batch
 from sheaf_dagster.batch.worker.overlap import Behind, Prefetched
 from sheaf_dagster.batch.worker.reading import read_batches
 from sheaf_dagster.batch.worker.staged import run_in_stages
-from sheaf_dagster.storage import Chunk
+from sheaf_dagster.storage import Chunk, store_at
 
 __all__ = ["run_chunks"]
 
@@ -82,8 +82,8 @@ def _run_calls(
         if finish is not None:
             yield from jobs.heard([finish()])
         # A remote store takes longer than any handing over.
-        remote = not batch.making.job.store.folder.is_local
-        if remote or jobs.loaded.usual_seconds > _OVERLAP_FROM_SECONDS:
+        far = store_at(batch.making.job.store.folder).far
+        if far or jobs.loaded.usual_seconds > _OVERLAP_FROM_SECONDS:
             yield from _run_calls_beside(jobs, batches, stop)
             return
         if stop():

@@ -6,7 +6,7 @@ import os
 import socket
 
 from sheaf_dagster.errors import SourceError
-from sheaf_dagster.storage import Location
+from sheaf_dagster.storage import Location, store_at
 
 __all__ = ["require_visible"]
 
@@ -20,7 +20,8 @@ def require_visible(where: str, *locations: Location) -> None:
         SourceError: One can't be seen from here, or not any more.
     """
     for location in locations:
-        if location.is_local and not os.path.exists(location.uri):
+        path = store_at(location).local_path
+        if path is not None and not os.path.exists(path):
             raise SourceError(
                 f"{where}: a worker on {socket.gethostname()} (process {os.getpid()}) can't see "
                 f"{location.uri}, which was there for the driver. If it was deleted meanwhile, put "
