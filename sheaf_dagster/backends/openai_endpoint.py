@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.common.libraries import require
-from sheaf_dagster.backends.language.bodies import body_of, response_of, seeded
+from sheaf_dagster.backends.language.bodies import body_of, key_of, response_of, seeded
 from sheaf_dagster.backends.language.refusal import RefusedError
+from sheaf_dagster.backends.language.vendor_batches import BatchLimits, VendorBatches
 from sheaf_dagster.contracts import OPENAI_BATCH, TEXT
 from sheaf_dagster.contracts.prompt_size import prompt_tokens
 from sheaf_dagster.errors import BackendError, ServiceDownError, SheafError, SpecError
@@ -55,6 +56,14 @@ class OpenAIEndpointBackend(ModelBackend):
         seed: Gives rows that draw and have no seed one of their own, made of this and the row.
             Not every server knows seeds.
         headers: Further headers; values may be ``EnvVar``.
+        submit: ``requests``, each row by itself; ``batch``, many together through the server's own
+            batch API, which vendors answer within a day at a lower price. What is submitted is
+            noted beside the finished parts: after a kill the next run waits for it, and submits
+            nothing twice. Lines that come back unanswered are submitted again, alone.
+        batch_rows: Rows of such a batch, at most.
+        batch_bytes: Size of its file, at most.
+        batch_window: Time in which it is to be answered, as the server calls it.
+        poll_s: Seconds between two looks whether it has been.
 
     Raises:
         SpecError: ``base_url`` is no HTTP address, or a limit is not positive.
@@ -65,10 +74,15 @@ class OpenAIEndpointBackend(ModelBackend):
     tunables = frozenset(
         {
             "api_key",
+            "batch_bytes",
+            "batch_rows",
+            "batch_window",
             "max_failures",
             "max_in_flight",
             "max_retries",
+            "poll_s",
             "requests_per_minute",
+            "submit",
             "timeout_s",
             "tokens_per_minute",
         }
@@ -91,6 +105,11 @@ class OpenAIEndpointBackend(ModelBackend):
         top_k: int | None = None,
         seed: int | None = None,
         headers: Mapping[str, str] | None = None,
+        submit: Literal["requests", "batch"] = "requests",
+        batch_rows: int = 50_000,
+        batch_bytes: int = 100_000_000,
+        batch_window: str = "24h",
+        poll_s: float = 30.0,
     ) -> None:
         address = urlsplit(base_url)
         if address.scheme not in ("http", "https") or not address.hostname:
@@ -103,16 +122,24 @@ class OpenAIEndpointBackend(ModelBackend):
             "tokens_per_minute": tokens_per_minute,
             "timeout_s": timeout_s,
             "max_failures": max_failures,
+            "batch_rows": batch_rows,
+            "batch_bytes": batch_bytes,
+            "poll_s": poll_s,
         }.items():
             if limit is not None and not limit > 0:
                 raise SpecError(f"{name} must be greater than 0, got {limit}")
         if max_retries < 0:
             raise SpecError(f"max_retries must be 0 or more, got {max_retries}")
+        if submit not in ("requests", "batch"):
+            raise SpecError(f"submit must be 'requests' or 'batch', got {submit!r}")
         self._base_url = base_url.rstrip("/")
         self._server = address.netloc.rpartition("@")[2]
         self._model = model
         self._api_key = api_key
-        self.max_in_flight = max_in_flight
+        # Rows of a batch that isn't full yet, or that is at the server, wait in flight.
+        self.max_in_flight = max_in_flight if submit == "requests" else batch_rows
+        self._limits = BatchLimits(batch_rows, batch_bytes, poll_s, batch_window, max_retries + 1)
+        self._submits = submit
         self._requests_per_minute = requests_per_minute
         self._tokens_per_minute = tokens_per_minute
         self._max_retries = max_retries
@@ -128,6 +155,7 @@ class OpenAIEndpointBackend(ModelBackend):
         self._headers = dict(headers or {})
         self._openai: Any = None
         self._client: Any = None
+        self._batches: VendorBatches | None = None
         self._tokens: Any = None
         self._failures = 0
         self._in_flight = 0
@@ -158,6 +186,8 @@ class OpenAIEndpointBackend(ModelBackend):
             default_headers=self._headers,
             http_client=self._openai.DefaultAsyncHttpxClient(event_hooks={"request": hooks}),
         )
+        if self._submits == "batch":
+            self._batches = VendorBatches(self._client, self._limits)
 
     def close(self) -> None:
         if self._client is not None:
@@ -172,7 +202,11 @@ class OpenAIEndpointBackend(ModelBackend):
             body["model"] = self._model
         self._in_flight += 1
         try:
-            return response_of(request, url, await self._posted(url, body))
+            if self._batches is None:
+                answer = await self._posted(url, body)
+            else:
+                answer = await self._submitted(self._batches, key_of(request, url, body), url, body)
+            return response_of(request, url, answer)
         finally:
             self._in_flight -= 1
             if not self._in_flight:  # a later job may find the server up again
@@ -202,6 +236,32 @@ class OpenAIEndpointBackend(ModelBackend):
             raise self._failed(RefusedError(text, 502, "BadAnswer"))
         self._failures = 0
         return answer
+
+    async def _submitted(
+        self, batches: VendorBatches, key: str, url: str, body: dict[str, Any]
+    ) -> dict[str, Any]:
+        if self._down is not None:
+            raise self._down
+        openai = self._openai
+        try:
+            return await batches.answer(key, url, body)
+        except openai.APIConnectionError as e:
+            cause = e.__cause__ or e
+            raise self._is_down(f"can't be reached ({type(cause).__name__}: {cause})") from e
+        except openai.APIStatusError as e:
+            raise self._batch_refused(e) from e
+
+    def _batch_refused(self, error: Any) -> SheafError:
+        """What a server says of a batch as a whole is no row's error."""
+        found = self._refused(error)
+        if isinstance(found, SheafError):
+            return found
+        if error.status_code >= 500 or error.status_code in (408, 409):
+            return self._is_down(f"fails ({error.status_code}, {self._attempts}): {found}")
+        return BackendError(
+            f"{self._server} refuses a batch ({error.status_code}): {found}; does it have a batch "
+            'API? submit="requests" does without'
+        )
 
     @property
     def _attempts(self) -> str:

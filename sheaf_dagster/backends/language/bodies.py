@@ -6,6 +6,7 @@ For backends that pass a body on to an engine or a server that speaks that API.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel
 from sheaf_dagster.contracts import OpenAIBatchRequest, TextRequest, TextResponse, row_identity
 from sheaf_dagster.contracts.openai_bodies import CHAT, COMPLETIONS
 
-__all__ = ["body_of", "response_of", "seeded"]
+__all__ = ["body_of", "key_of", "response_of", "seeded"]
 
 
 def body_of(request: Any, defaults: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -52,6 +53,13 @@ def body_of(request: Any, defaults: Mapping[str, Any]) -> tuple[str, dict[str, A
         return COMPLETIONS, {**body, "prompt": request.text}
     told = [message.model_dump(exclude_none=True) for message in request.messages]
     return CHAT, {**body, "messages": told}
+
+
+def key_of(request: Any, url: str, body: Mapping[str, Any]) -> str:
+    """Names a row within its job, at each run alike (hex, 32 digits)."""
+    own = request.digest() if isinstance(request, OpenAIBatchRequest) else str(request.request_id)
+    text = json.dumps([own, url, body], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def seeded(url: str, body: Mapping[str, Any], request: Any, seed: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.backends.base import loop_of
+from sheaf_dagster.backends.common.notes import NOTES
 from sheaf_dagster.batch.messages import ChunkReport
 from sheaf_dagster.batch.rows.requests import Row
 from sheaf_dagster.batch.worker.counting import check_responses
@@ -21,6 +22,7 @@ from sheaf_dagster.batch.worker.hanging import MAX_IN_A_ROW, took_too_long
 from sheaf_dagster.batch.worker.jobs import Jobs
 from sheaf_dagster.batch.worker.making import Batch
 from sheaf_dagster.batch.worker.memory import is_out_of_memory
+from sheaf_dagster.batch.worker.notes import PartNotes
 from sheaf_dagster.batch.worker.overlap import TICK_SECONDS, Behind, Prefetched
 from sheaf_dagster.batch.worker.predict import Predictor
 from sheaf_dagster.batch.worker.tally import Tally
@@ -171,7 +173,8 @@ class _Flight:
                 continue
             self._count()
             request = opened.batch.rows[i].request
-            future = loop_of(backend).start(_answer(backend, request, job.batch_timeout))
+            notes = PartNotes(job.store.folder)
+            future = loop_of(backend).start(_answer(backend, request, job.batch_timeout, notes))
             if not self._under_way:
                 self._heard = perf_counter()
             self._under_way[future] = opened
@@ -291,13 +294,16 @@ def _ends_the_job(error: BaseException) -> bool:
     return isinstance(error, SheafError) and not isinstance(error, BatchTimeoutError)
 
 
-async def _answer(backend: ModelBackend, request: Any, seconds: float | None) -> Any:
+async def _answer(
+    backend: ModelBackend, request: Any, seconds: float | None, notes: PartNotes
+) -> Any:
     """One row's answer, within a time.
 
     Raises:
         BatchTimeoutError: It took longer; the call is cancelled, and left behind where it goes on
             nevertheless.
     """
+    NOTES.set(notes)
     if seconds is None:
         return await backend.predict_async(request)
     call = asyncio.ensure_future(backend.predict_async(request))
