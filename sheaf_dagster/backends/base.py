@@ -145,6 +145,10 @@ class ModelBackend(ABC):
 
     # -- stages -------------------------------------------------------------------------------
 
+    prepare_threads: int | None = None
+    """Threads in which ``prepare`` runs; by default as many as the worker has CPUs. More of them pay
+    where it waits for something, such as a store."""
+
     def prepare(self, request: Any) -> Any:
         """What ``infer`` takes for one row: tokens, a decoded picture. By default the request.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.common.digest import weights_digest
@@ -22,6 +22,18 @@ _DRAWS, _JOINT = "ChronosPipeline", "Chronos2Pipeline"
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
+class _Prepared(NamedTuple):
+    """What the model is asked of a row."""
+
+    history: Any
+    """Shape: variates × time."""
+    target: int
+    """The variate to forecast."""
+    horizon: int
+    paths: int
+    id: bytes
+
+
 class ChronosBackend(ModelBackend):
     """Forecasts with a pretrained Chronos model, from a local path or a hub id.
 
@@ -30,9 +42,9 @@ class ChronosBackend(ModelBackend):
     history together; the other two families see the target variate alone.
 
     What the families give: Bolt and Chronos-2 predict quantiles, of which the median is
-    reported as ``mean``, crossing levels are put in order, other levels are interpolated linearly (levels beyond the trained
-    ones are held at the outermost), and samples are drawn step by step from the interpolated
-    distribution. T5 draws paths, of which mean and quantiles are taken. Draws are seeded by the
+    reported as ``mean``, crossing levels are put in order, other levels are interpolated linearly
+    (levels beyond the trained ones are held at the outermost), and samples are drawn step by step
+    from the interpolated distribution. T5 draws paths, of which mean and quantiles are taken. Draws are seeded by the
     requests, so that a batch gives the same answer whenever it runs.
 
     Missing values are null or NaN. An infinite value, or one beyond float32, fails its row. Rows
@@ -97,15 +109,49 @@ class ChronosBackend(ModelBackend):
         self._family = type(self._pipeline).__name__
         self._context = int(self._pipeline.model_context_length)
 
-    def batch_predict(self, requests: Sequence[TimeSeriesRequest]) -> list[TimeSeriesResponse]:  # type: ignore[override]
-        histories = [self._history(request) for request in requests]
+    def prepare(self, request: TimeSeriesRequest) -> _Prepared:
+        """What the model reads of a row.
+
+        Raises:
+            ValueError: The row can't be forecast.
+        """
+        joint = self._family == _JOINT and request.n_variates > 1
+        target = request.target_index if joint else 0
+        history = self._history(request, joint, target)
+        return _Prepared(
+            history, target, request.horizon, self._paths(request), request.request_id.bytes
+        )
+
+    def size(self, prepared: _Prepared) -> int:
+        """Values of the history that the model reads."""
+        variates, steps = prepared.history.shape
+        return int(variates * min(steps, self._context))
+
+    def infer(self, prepared: Sequence[_Prepared]) -> list[Any]:
+        """One array a row (shape: paths, or trained levels, × horizon)."""
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for i, row in enumerate(prepared):
+            groups[row.horizon, row.paths].append(i)
+        found: dict[int, Any] = {}
+        for members in groups.values():
+            found.update(zip(members, self._forecasts([prepared[i] for i in members]), strict=True))
+        return [found[i] for i in range(len(prepared))]
+
+    def respond(  # type: ignore[override]
+        self, requests: Sequence[TimeSeriesRequest], outputs: Sequence[Any]
+    ) -> list[TimeSeriesResponse]:
+        """The responses.
+
+        Raises:
+            ValueError: The model has no finite answer to a row.
+        """
+        groups: dict[int, list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
-            groups[request.horizon, self._paths(request)].append(i)
+            groups[request.horizon].append(i)
         answers: dict[int, TimeSeriesResponse] = {}
-        for (horizon, paths), members in groups.items():
+        for members in groups.values():
             group = [requests[i] for i in members]
-            forecasts = self._forecasts(group, [histories[i] for i in members], horizon, paths)
+            forecasts = [_finite(requests[i], outputs[i]) for i in members]
             if self._family == _DRAWS:
                 made = [_from_paths(r, f) for r, f in zip(group, forecasts, strict=True)]
             else:
@@ -120,12 +166,8 @@ class ChronosBackend(ModelBackend):
         """Quantile levels that Bolt and Chronos-2 were trained for."""
         return [float(q) for q in self._pipeline.quantiles]
 
-    def _history(self, request: TimeSeriesRequest) -> Any:
-        """What the model reads of a row, NaN where a value is missing (shape: variates × time).
-
-        Raises:
-            ValueError: The row can't be forecast.
-        """
+    def _history(self, request: TimeSeriesRequest, joint: bool, target: int) -> Any:
+        """A row's values, NaN where one is missing (shape: variates × time)."""
         import numpy as np
 
         row = f"request {request.request_id}"
@@ -138,20 +180,20 @@ class ChronosBackend(ModelBackend):
         for q in request.quantile_levels:
             if request.output_mode is OutputMode.QUANTILES and not 0 <= q <= 1:
                 raise ValueError(f"{row}: quantile level {q:g} is not in 0..1")
-        joint = self._family == _JOINT and request.n_variates > 1
         with np.errstate(over="ignore"):
             values = np.array(
                 request.history if joint else request.target_history, dtype=np.float32
             )
         values = np.atleast_2d(values.T)
-        target = values[request.target_index if joint else 0]
+        if values.size and np.isfinite(values).all():
+            return values
         # One such value turns a batch's other answers to NaN, too.
         if (infinite := np.argwhere(np.isinf(values.T))).size:
             raise ValueError(
                 f"{row}: 'history' is infinite, or beyond float32, at step {infinite[0][0]}; "
                 "a missing value is null"
             )
-        if np.isnan(target).all():
+        if np.isnan(values[target]).all():
             raise ValueError(f"{row}: 'history' has no value to forecast from")
         return values
 
@@ -179,50 +221,45 @@ class ChronosBackend(ModelBackend):
             else (self._num_samples)
         )
 
-    def _forecasts(
-        self, group: list[TimeSeriesRequest], histories: list[Any], horizon: int, paths: int
-    ) -> list[Any]:
-        """One finite array a row (shape: paths, or trained levels, × horizon).
-
-        Raises:
-            ValueError: The model has no finite answer to a row.
-        """
+    def _forecasts(self, rows: list[_Prepared]) -> list[Any]:
+        """What the model predicts for rows of one horizon, each with its mates or else alone."""
         import numpy as np
 
-        made = self._run(group, histories, horizon, paths)
+        made = self._run(rows)
         for i, forecast in enumerate(made):
-            if np.isfinite(forecast).all():
-                continue
             # Chronos-2 attends across a batch: a row whose scale overflows spoils its mates.
-            alone = self._run(group[i : i + 1], histories[i : i + 1], horizon, paths)[0]
-            if not np.isfinite(alone).all():
-                raise ValueError(
-                    f"request {group[i].request_id}: the model has no finite answer to its "
-                    "'history'; are its values of an extraordinary size?"
-                )
-            made[i] = alone
+            if len(rows) > 1 and not np.isfinite(forecast).all():
+                made[i] = self._run(rows[i : i + 1])[0]
         return made
 
-    def _run(
-        self, group: list[TimeSeriesRequest], histories: list[Any], horizon: int, paths: int
-    ) -> list[Any]:
+    def _run(self, rows: list[_Prepared]) -> list[Any]:
         import torch
 
-        given = [torch.from_numpy(h) for h in histories]
+        given, horizon = [torch.from_numpy(row.history) for row in rows], rows[0].horizon
         if self._family == _JOINT:
             predicted = self._pipeline.predict(given, prediction_length=horizon)
             return [
-                p[r.target_index if len(h) > 1 else 0].float().cpu().numpy()
-                for r, h, p in zip(group, histories, predicted, strict=True)
+                p[row.target].float().cpu().numpy() for row, p in zip(rows, predicted, strict=True)
             ]
         options = {}
         if self._family == _DRAWS:
-            seed = hashlib.sha256(b"".join(r.request_id.bytes for r in group))
+            seed = hashlib.sha256(b"".join(row.id for row in rows))
             torch.manual_seed((int.from_bytes(seed.digest()[:6], "big") + self._seed) % 2**63)
-            options = {"num_samples": paths}
-        contexts = [h[0] for h in given]
+            options = {"num_samples": rows[0].paths}
+        contexts = [history[0] for history in given]
         predicted = self._pipeline.predict(contexts, prediction_length=horizon, **options)
         return list(predicted.float().cpu().numpy())
+
+
+def _finite(request: TimeSeriesRequest, forecast: Any) -> Any:
+    import numpy as np
+
+    if not np.isfinite(forecast).all():
+        raise ValueError(
+            f"request {request.request_id}: the model has no finite answer to its 'history'; are "
+            "its values of an extraordinary size?"
+        )
+    return forecast
 
 
 def _from_paths(request: TimeSeriesRequest, paths: Any) -> TimeSeriesResponse:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.common.digest import weights_digest
@@ -14,6 +15,7 @@ from sheaf_dagster.backends.common.files import read_uri, resolve_options
 from sheaf_dagster.backends.common.images import decode_image
 from sheaf_dagster.backends.common.libraries import (
     check_dtype,
+    own_cpus,
     pick_device,
     require,
     use_own_threads,
@@ -26,11 +28,26 @@ _NAME = "image_embedder"
 _MODEL_ID = "openai/clip-vit-base-patch32"
 
 
+@dataclass
+class _Prepared:
+    """A row's images as pixel values, or its texts as token ids."""
+
+    inputs: Sequence[Any]
+    are_texts: bool = False
+    is_cut: bool = False
+    """Whether a text is longer than the model reads."""
+
+
+class _Embedded(NamedTuple):
+    vectors: Any
+    is_cut: bool
+
+
 class ImageEmbedderBackend(ModelBackend):
     """Embeds images, and texts where the model has a text tower (CLIP, SigLIP).
 
-    Images come inline (``images_b64``) or by URI (``image_uris``), which are read, decoded and
-    resized by threads while the network runs. Rows may hold any number of images of any size and
+    Images come inline (``images_b64``) or by URI (``image_uris``). Threads read, decode and resize
+    those of the next batches while the network runs. Rows may hold any number of images of any size and
     mode. One that can't be read or decoded is its row's error. Models with a joint space give
     their projected features for both kinds, so that texts find images; others give the pooled
     output of their last layer. A text that is longer than the model reads is cut, which is noted
@@ -43,7 +60,7 @@ class ImageEmbedderBackend(ModelBackend):
         pooling: For models without a joint space: ``auto`` (the model's own pooler, else the
             first token), ``cls`` (the first token), or ``mean`` (of all but the first).
         encode_batch_size: Images or texts that go through the network at once.
-        read_threads: Images that are read and decoded at once.
+        read_threads: Images that are read at once. As many are decoded at once as there are CPUs.
         storage_options: Arguments of the fsspec file system of remote ``image_uris``; a value
             ``{"env": "NAME"}`` is read from the worker's environment.
         revision: Revision of a hub model.
@@ -76,7 +93,7 @@ class ImageEmbedderBackend(ModelBackend):
         self._dtype = check_dtype(dtype)
         self._pooling = pooling
         self._encode_batch_size = encode_batch_size
-        self._read_threads = read_threads
+        self.prepare_threads = read_threads
         self._storage_options = storage_options
         self._revision = revision
         self._options: dict[str, Any] = {}
@@ -84,6 +101,7 @@ class ImageEmbedderBackend(ModelBackend):
         self._processor: Any = None
         self._tokenizer: Any = None
         self._no_tokenizer: Exception | None = None
+        self._tokenizing = threading.Lock()  # a tokenizer's settings are those of its last call
         self._dim = 0
 
     def load(self) -> None:
@@ -91,6 +109,7 @@ class ImageEmbedderBackend(ModelBackend):
         use_own_threads(torch)
         self._options = resolve_options(self._storage_options)
         self._device = pick_device(torch, self._device)
+        self._decoding = threading.BoundedSemaphore(own_cpus())
         own = {} if self._revision is None else {"revision": self._revision}
         dtype = "auto" if self._dtype == "auto" else getattr(torch, self._dtype)
         self._model = transformers.AutoModel.from_pretrained(self._model_id, dtype=dtype, **own)
@@ -107,20 +126,45 @@ class ImageEmbedderBackend(ModelBackend):
         blank = self._pixels(Image.new("RGB", (64, 64)))
         self._dim = int(self._embed_pixels([blank]).shape[1])
 
-    def batch_predict(self, requests: Sequence[EmbeddingRequest]) -> list[EmbeddingResponse]:  # type: ignore[override]
+    def prepare(self, request: EmbeddingRequest) -> _Prepared:
+        """A row's images read, decoded and resized, or its texts as tokens."""
+        if request.texts is not None:
+            return self._tokens(request)
+        names = _inputs(request)
+        return _Prepared([self._image(request, j) for j in range(len(names))])
+
+    def size(self, prepared: _Prepared) -> int:
+        """Pixels, or tokens."""
+        if prepared.are_texts:
+            return sum(map(len, prepared.inputs))
+        return sum(int(image.shape[-2] * image.shape[-1]) for image in prepared.inputs)
+
+    def infer(self, prepared: Sequence[_Prepared]) -> list[_Embedded]:
+        """Each row's vectors (shape: its inputs × dimensions)."""
         import numpy as np
 
-        vectors: dict[tuple[int, int], Any] = {}
-        cut: set[int] = set()
-        for keys, found in self._text_vectors(requests, cut):
-            vectors.update(zip(keys, found, strict=True))
-        for keys, found in self._image_vectors(requests):
-            vectors.update(zip(keys, found, strict=True))
+        # Most processors give one size; where one doesn't, sizes don't mix.
+        groups: dict[tuple[int, ...] | None, list[tuple[int, int]]] = defaultdict(list)
+        for i, row in enumerate(prepared):
+            for j, one in enumerate(row.inputs):
+                groups[None if row.are_texts else one.shape].append((i, j))
+        found = [np.zeros((len(row.inputs), self._dim), dtype=np.float32) for row in prepared]
+        for shape, places in groups.items():
+            embed = self._embed_tokens if shape is None else self._embed_pixels
+            for start in range(0, len(places), self._encode_batch_size):
+                some = places[start : start + self._encode_batch_size]
+                vectors = embed([prepared[i].inputs[j] for i, j in some])
+                for (i, j), vector in zip(some, vectors, strict=True):
+                    found[i][j] = vector
+        return [_Embedded(v, row.is_cut) for v, row in zip(found, prepared, strict=True)]
+
+    def respond(  # type: ignore[override]
+        self, requests: Sequence[EmbeddingRequest], outputs: Sequence[_Embedded]
+    ) -> list[EmbeddingResponse]:
+        import numpy as np
+
         responses = []
-        for i, request in enumerate(requests):
-            n = len(_inputs(request))
-            own = np.array([vectors[i, j] for j in range(n)], dtype=np.float32)
-            own = own.reshape(n, self._dim)
+        for request, (own, is_cut) in zip(requests, outputs, strict=True):
             if not np.isfinite(own).all():
                 raise ValueError(
                     f"request {request.request_id}: its embedding isn't finite in {self._dtype}; "
@@ -134,40 +178,11 @@ class ImageEmbedderBackend(ModelBackend):
                 embeddings=own.tolist(),
                 dim=self._dim,
             )
-            responses.append(response.deviates("truncated") if i in cut else response)
+            responses.append(response.deviates("truncated") if is_cut else response)
         return responses
 
-    def _image_vectors(
-        self, requests: Sequence[EmbeddingRequest]
-    ) -> Iterator[tuple[list[tuple[int, int]], Any]]:
-        places = [
-            (i, j)
-            for i, request in enumerate(requests)
-            if request.texts is None
-            for j in range(len(_inputs(request)))
-        ]
-        if not places:
-            return
-        threads = max(1, min(self._read_threads, len(places)))
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="sheaf-images")
-        try:
-            ready = pool.map(lambda place: self._prepare(requests[place[0]], place[1]), places)
-            # Most processors give one size; where one doesn't, sizes don't mix.
-            groups: dict[tuple[int, ...], list[tuple[tuple[int, int], Any]]] = defaultdict(list)
-            for place, pixels in zip(places, ready, strict=True):
-                group = groups[pixels.shape]
-                group.append((place, pixels))
-                if len(group) == self._encode_batch_size:
-                    yield [p for p, _ in group], self._embed_pixels([x for _, x in group])
-                    group.clear()
-            for group in groups.values():
-                if group:
-                    yield [p for p, _ in group], self._embed_pixels([x for _, x in group])
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _prepare(self, request: EmbeddingRequest, j: int) -> Any:
-        """One image of a row as pixel values (runs in a thread)."""
+    def _image(self, request: EmbeddingRequest, j: int) -> Any:
+        """One image of a row as pixel values (shape: channels × height × width)."""
         if request.image_uris is not None:
             name = request.image_uris[j]
             try:
@@ -177,19 +192,43 @@ class ImageEmbedderBackend(ModelBackend):
         else:
             name = f"image {j}"
             data = base64.b64decode((request.images_b64 or ())[j])
-        try:
-            return self._pixels(decode_image(data))
-        except ValueError as e:
-            raise ValueError(f"request {request.request_id}: {name} {e}") from e
+        with self._decoding:
+            try:
+                return self._pixels(decode_image(data))
+            except ValueError as e:
+                raise ValueError(f"request {request.request_id}: {name} {e}") from e
 
     def _pixels(self, image: Any) -> Any:
         return self._processor(images=image, return_tensors="np")["pixel_values"][0]
 
+    def _tokens(self, request: EmbeddingRequest) -> _Prepared:
+        texts = list(request.texts or ())
+        if not texts:
+            return _Prepared([], are_texts=True)
+        if self._tokenizer is None:
+            why = f": {self._no_tokenizer}" if self._no_tokenizer else ""
+            raise ValueError(
+                f"request {request.request_id} has texts, but {self._model_id} embeds images only"
+                f"{why}; give 'images_b64' or 'image_uris', or a model with a text tower"
+            )
+        with self._tokenizing:
+            ids = self._tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+            is_cut = any(len(own) > self._text_length for own in ids)
+            if is_cut:
+                most = self._text_length
+                ids = self._tokenizer(texts, truncation=True, max_length=most)["input_ids"]
+        return _Prepared(ids, are_texts=True, is_cut=is_cut)
+
+    @property
+    def _text_length(self) -> int:
+        """Tokens that the model reads of a text."""
+        config = getattr(self._model.config, "text_config", self._model.config)
+        return int(getattr(config, "max_position_embeddings", 64))
+
     def _embed_pixels(self, pixels: list[Any]) -> Any:
-        import numpy as np
         import torch
 
-        values = torch.from_numpy(np.stack(pixels)).to(self._device, self._model.dtype)
+        values = self._on_device(pixels)
         with torch.inference_mode():
             if hasattr(self._model, "get_image_features"):
                 return _array(self._model.get_image_features(pixel_values=values))
@@ -202,42 +241,31 @@ class ImageEmbedderBackend(ModelBackend):
                 return _array(hidden[:, 1:].mean(dim=1))
             return _array(hidden[:, 0])
 
-    def _text_vectors(
-        self, requests: Sequence[EmbeddingRequest], cut: set[int]
-    ) -> Iterator[tuple[list[tuple[int, int]], Any]]:
-        """The texts' places and vectors; rows of which a text is cut are added to ``cut``."""
+    def _on_device(self, pixels: list[Any]) -> Any:
+        """Images of one size as a batch; from pinned memory the copy to a GPU waits for nothing."""
         import torch
 
-        places = [(i, j) for i, r in enumerate(requests) for j in range(len(r.texts or ()))]
-        if not places:
-            return
-        if self._tokenizer is None:
-            request = requests[places[0][0]]
-            why = f": {self._no_tokenizer}" if self._no_tokenizer else ""
-            raise ValueError(
-                f"request {request.request_id} has texts, but {self._model_id} embeds images only"
-                f"{why}; give 'images_b64' or 'image_uris', or a model with a text tower"
-            )
-        config = self._model.config
-        length = getattr(getattr(config, "text_config", config), "max_position_embeddings", 64)
+        on_gpu = self._device.startswith("cuda")
+        images = [torch.from_numpy(image) for image in pixels]
+        shape = (len(images), *images[0].shape)
+        batch = torch.empty(shape, dtype=images[0].dtype, pin_memory=on_gpu)
+        torch.stack(images, out=batch)
+        return batch.to(self._device, non_blocking=True).to(self._model.dtype)
+
+    def _embed_tokens(self, ids: list[list[int]]) -> Any:
+        import torch
+
         # SigLIP was trained on, and pools, texts that fill their whole length.
-        padding = "max_length" if "siglip" in str(config.model_type) else True
-        for start in range(0, len(places), self._encode_batch_size):
-            some = places[start : start + self._encode_batch_size]
-            texts = [(requests[i].texts or ())[j] for i, j in some]
-            whole = self._tokenizer(texts, truncation=False, padding=False, verbose=False)
-            lengths = map(len, whole["input_ids"])
-            cut.update(i for (i, _), n in zip(some, lengths, strict=True) if n > length)
-            tokens = self._tokenizer(
-                texts,
-                padding=padding,
-                truncation=True,
-                max_length=length,
-                return_tensors="pt",
-            ).to(self._device)
-            tokens = {k: v for k, v in tokens.items() if k in ("input_ids", "attention_mask")}
-            with torch.inference_mode():
-                yield some, _array(self._model.get_text_features(**tokens))
+        fill = "siglip" in str(self._model.config.model_type)
+        tokens = self._tokenizer.pad(
+            {"input_ids": ids},
+            padding="max_length" if fill else True,
+            max_length=self._text_length if fill else None,
+            return_tensors="pt",
+        ).to(self._device)
+        tokens = {k: v for k, v in tokens.items() if k in ("input_ids", "attention_mask")}
+        with torch.inference_mode():
+            return _array(self._model.get_text_features(**tokens))
 
 
 def _inputs(request: EmbeddingRequest) -> Sequence[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sheaf_dagster.errors import MissingDependencyError, SpecError
 
-__all__ = ["DTYPES", "check_dtype", "pick_device", "require", "use_own_threads"]
+__all__ = ["DTYPES", "check_dtype", "own_cpus", "pick_device", "require", "use_own_threads"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Precisions that backends over torch can be asked for; ``auto`` is that of the saved weights."""
@@ -54,6 +54,13 @@ def pick_device(torch: Any, device: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def own_cpus() -> int:
+    """CPUs that are this worker's: those that Ray reserved for it, or all of the process."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_own_threads(torch: Any) -> None:

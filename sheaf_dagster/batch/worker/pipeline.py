@@ -64,7 +64,8 @@ def run_chunks(
     if loaded.shape == "flight":
         yield from run_in_flight(jobs, batches, stop)
     elif loaded.shape == "stages":
-        threads = max(1, math.ceil(cpus or context.spec.resources.num_cpus))
+        asked = loaded.backend.prepare_threads
+        threads = asked or max(1, math.ceil(cpus or context.spec.resources.num_cpus))
         yield from run_in_stages(jobs, batches, stop, threads)
     else:
         yield from _run_calls(jobs, batches, stop)
