@@ -286,6 +286,8 @@ class FileRun:
             device_busy_fraction=_busy_fraction(reports),
             in_flight_mean=_in_flight_mean(reports),
             padding_fraction=_padding_fraction(reports),
+            gpu_utilisation=_gpu_utilisation(reports),
+            gpu_memory_bytes=max((r.gpu_memory_bytes for r in reports), default=0) or None,
             halved_batches=sum(r.halved for r in reports),
             batch_size=_batch_size(self.spec, reports),
             batch_budget=_batch_budget(self.spec, reports),
@@ -351,3 +353,8 @@ def _in_flight_mean(reports: Sequence[ChunkReport]) -> float | None:
 def _padding_fraction(reports: Sequence[ChunkReport]) -> float | None:
     padded = sum(r.padded for r in reports)
     return 1 - sum(r.size for r in reports) / padded if padded else None
+
+
+def _gpu_utilisation(reports: Sequence[ChunkReport]) -> float | None:
+    samples = sum(r.gpu_samples for r in reports)
+    return sum(r.gpu_utilisation for r in reports) / samples if samples else None

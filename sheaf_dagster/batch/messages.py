@@ -239,6 +239,12 @@ class ChunkReport:
     """Rows of a batch when the chunk ended."""
     batch_budget: int | None = None
     """The last batch's, where there was one."""
+    gpu_samples: int = 0
+    """Looks at the worker's GPUs since its report before this one."""
+    gpu_utilisation: float = 0.0
+    """The sum over the samples."""
+    gpu_memory_bytes: int = 0
+    """The most that was in use on a GPU."""
     shape: str = ""
     """How the backend takes its rows."""
     started: float = 0.0

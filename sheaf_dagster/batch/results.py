@@ -168,6 +168,9 @@ class BatchResult(BaseModel):
             any; None for other backends.
         padding_fraction: Share of what the device was given that was padding, in the measure of
             the backend's ``size``; None where it has none.
+        gpu_utilisation: Share of time in which the workers' GPUs ran something (0 to 1), as NVML
+            samples it; None where there is no GPU, or no ``nvidia-ml-py`` to ask.
+        gpu_memory_bytes: The most memory that was in use on one of them, whoever used it.
         halved_batches: Batches that ran out of memory and were halved.
         batch_size: Rows of a batch; with ``batch_size="auto"`` what the workers ended with (the
             median), None where nothing was computed or a budget was in its place.
@@ -204,6 +207,8 @@ class BatchResult(BaseModel):
     device_busy_fraction: float | None = None
     in_flight_mean: float | None = None
     padding_fraction: float | None = None
+    gpu_utilisation: float | None = None
+    gpu_memory_bytes: int | None = None
     halved_batches: int = 0
     batch_size: int | None = None
     batch_budget: int | None = None

@@ -91,6 +91,10 @@ def result_metadata(
         md["in_flight_mean"] = round(result.in_flight_mean, 2)
     if result.padding_fraction is not None:
         md["padding_fraction"] = round(result.padding_fraction, 4)
+    if result.gpu_utilisation is not None:
+        md["gpu_utilisation"] = round(result.gpu_utilisation, 4)
+    if result.gpu_memory_bytes is not None:
+        md["gpu_memory_peak_gib"] = round(result.gpu_memory_bytes / 2**30, 3)
     if result.batch_budget is not None:
         md["batch_budget"] = result.batch_budget
     if result.validation.unknown_fields:

@@ -16,6 +16,7 @@ from sheaf_dagster.backends import ModelBackend, resolve_backend
 from sheaf_dagster.backends.base import Shape, answered_in_shape, close_backend, shape_of
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import ModelSpec
+from sheaf_dagster.batch.worker.gpus import GpuSampler
 from sheaf_dagster.batch.worker.sizing import BatchSizer, BudgetSizer
 from sheaf_dagster.contracts import contract_for
 from sheaf_dagster.environment import from_environment
@@ -129,6 +130,8 @@ class LoadedBackend:
     """What it has found of the best batch size."""
     budgets: BudgetSizer = field(default_factory=BudgetSizer)
     """What it has found of the best ``batch_budget``."""
+    gpus: GpuSampler | None = None
+    """What looks at its GPUs while it has chunks."""
 
     @cached_property
     def shape(self) -> Shape:

@@ -21,6 +21,7 @@ from sheaf_dagster.batch.messages import (
 from sheaf_dagster.batch.rows.answers import error_line, response_lines
 from sheaf_dagster.batch.rows.repeatable import repeatable
 from sheaf_dagster.batch.rows.requests import Row
+from sheaf_dagster.batch.worker.gpus import GpuFigures
 from sheaf_dagster.batch.worker.loading import LoadedBackend
 from sheaf_dagster.batch.worker.predict import Answer, ErrorLine
 from sheaf_dagster.batch.worker.tally import Tally
@@ -105,6 +106,7 @@ class ChunkInMaking:
 
     def _report(self, loaded: LoadedBackend, **outcome: Any) -> ChunkReport:
         tally = self._tally
+        seen = loaded.gpus.take() if loaded.gpus else GpuFigures()
         return ChunkReport(
             job=self.job.id,
             chunk=self.chunk.index,
@@ -117,6 +119,9 @@ class ChunkInMaking:
             halved=tally.halved,
             batch_size=self.job.batch_size or loaded.sizer.size,
             batch_budget=loaded.budgets.used,
+            gpu_samples=seen.samples,
+            gpu_utilisation=seen.utilisation,
+            gpu_memory_bytes=seen.memory_bytes,
             started=max(self._started, loaded.ready_at),
             ended=time.time(),
             load_seconds=loaded.load_seconds,

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.worker.flight import run_in_flight
+from sheaf_dagster.batch.worker.gpus import GpuSampler
 from sheaf_dagster.batch.worker.jobs import Jobs, LimitFor
 from sheaf_dagster.batch.worker.loading import LoadedBackend, ModelContext
 from sheaf_dagster.batch.worker.making import Batch
@@ -59,16 +60,17 @@ def run_chunks(
         limit_for: Makes what makes the backend's calls; by default they are made where they stand.
         cpus: CPUs that this worker has; by default what its model reserves.
     """
-    jobs = Jobs(loaded, limit_for)
-    batches = read_batches(context, loaded.sizer, work, jobs.has_failed)
-    if loaded.shape == "flight":
-        yield from run_in_flight(jobs, batches, stop)
-    elif loaded.shape == "stages":
-        asked = loaded.backend.prepare_threads
-        threads = asked or max(1, math.ceil(cpus or context.spec.resources.num_cpus))
-        yield from run_in_stages(jobs, batches, stop, threads)
-    else:
-        yield from _run_calls(jobs, batches, stop)
+    with GpuSampler(reserved=context.spec.resources.num_gpus > 0) as loaded.gpus:
+        jobs = Jobs(loaded, limit_for)
+        batches = read_batches(context, loaded.sizer, work, jobs.has_failed)
+        if loaded.shape == "flight":
+            yield from run_in_flight(jobs, batches, stop)
+        elif loaded.shape == "stages":
+            asked = loaded.backend.prepare_threads
+            threads = asked or max(1, math.ceil(cpus or context.spec.resources.num_cpus))
+            yield from run_in_stages(jobs, batches, stop, threads)
+        else:
+            yield from _run_calls(jobs, batches, stop)
 
 
 def _run_calls(
