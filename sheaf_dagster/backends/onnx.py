@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.common.files import file_identity, local_file, resolve_options
 from sheaf_dagster.backends.common.libraries import require
 from sheaf_dagster.backends.tables.stacking import (
@@ -14,9 +13,9 @@ from sheaf_dagster.backends.tables.stacking import (
     ModelInput,
     OutputField,
     Stacker,
+    StackingBackend,
     parse_fields,
 )
-from sheaf_dagster.contracts import TENSORS, TensorsRequest, TensorsResponse
 from sheaf_dagster.errors import SpecError
 
 __all__ = ["OnnxBackend"]
@@ -26,7 +25,7 @@ _PATH = "model.onnx"
 _DTYPES = {"float": "float32", "double": "float64", "string": "str"}
 
 
-class OnnxBackend(ModelBackend):
+class OnnxBackend(StackingBackend):
     """Runs an ONNX model over rows of named arrays.
 
     Names and types come from the model. A row holds one example without the batch axis, which
@@ -51,8 +50,6 @@ class OnnxBackend(ModelBackend):
         MissingDependencyError: At load: onnxruntime is not installed.
     """
 
-    model_type = TENSORS
-
     @classmethod
     def identify(
         cls, *, path: str = _PATH, storage_options: dict[str, Any] | None = None, **_: Any
@@ -76,7 +73,6 @@ class OnnxBackend(ModelBackend):
         self._storage_options = storage_options
         self._session: Any = None
         self._wanted: list[str] = []
-        self._stacker: Any = None
 
     def load(self) -> None:
         (runtime,) = require(_NAME, "onnx", "onnxruntime")
@@ -96,23 +92,6 @@ class OnnxBackend(ModelBackend):
         fixed = given[0].shape[0] if given[0].shape else None
         fewest, most = (fixed, fixed) if isinstance(fixed, int) else (1, self._max_batch_size)
         self._stacker = Stacker(model, self._declared, self._outputs, self._run, fewest, most)
-
-    def warmup_requests(self) -> Sequence[Any]:
-        return self._stacker.examples()  # type: ignore[no-any-return]
-
-    def prepare(self, request: TensorsRequest) -> dict[str, Any]:
-        return self._stacker.prepare(request)  # type: ignore[no-any-return]
-
-    def size(self, prepared: dict[str, Any]) -> int:
-        return self._stacker.size(prepared)  # type: ignore[no-any-return]
-
-    def infer(self, prepared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        return self._stacker.infer(prepared)  # type: ignore[no-any-return]
-
-    def respond(  # type: ignore[override]
-        self, requests: Sequence[TensorsRequest], outputs: Sequence[dict[str, Any]]
-    ) -> list[TensorsResponse]:
-        return self._stacker.respond(requests, outputs)  # type: ignore[no-any-return]
 
     def _run(self, stacked: dict[str, Any]) -> dict[str, Any]:
         found = self._session.run(self._wanted, stacked)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.common.files import file_identity, local_file, resolve_options
 from sheaf_dagster.backends.common.libraries import pick_device, require, use_own_threads
 from sheaf_dagster.backends.tables.stacking import (
@@ -13,9 +11,9 @@ from sheaf_dagster.backends.tables.stacking import (
     ModelInput,
     OutputField,
     Stacker,
+    StackingBackend,
     parse_fields,
 )
-from sheaf_dagster.contracts import TENSORS, TensorsRequest, TensorsResponse
 from sheaf_dagster.errors import SpecError
 
 __all__ = ["TorchExportBackend"]
@@ -24,7 +22,7 @@ _NAME = "torch_export"
 _PATH = "model.pt2"
 
 
-class TorchExportBackend(ModelBackend):
+class TorchExportBackend(StackingBackend):
     """Runs an exported program over rows of named arrays.
 
     A row holds one example without the batch axis, which is the first one of every input and
@@ -51,8 +49,6 @@ class TorchExportBackend(ModelBackend):
         MissingDependencyError: At load: torch is not installed.
     """
 
-    model_type = TENSORS
-
     @classmethod
     def identify(
         cls, *, path: str = _PATH, storage_options: dict[str, Any] | None = None, **_: Any
@@ -75,7 +71,6 @@ class TorchExportBackend(ModelBackend):
         self._max_batch_size = max_batch_size
         self._storage_options = storage_options
         self._module: Any = None
-        self._stacker: Any = None
         self._dtypes: dict[str, Any] = {}
 
     def load(self) -> None:
@@ -105,23 +100,6 @@ class TorchExportBackend(ModelBackend):
             most = max(fewest, min(most or self._max_batch_size, self._max_batch_size))
         self._module = program.module()
         self._stacker = Stacker(model, self._inputs, self._outputs, self._run, fewest, most)
-
-    def warmup_requests(self) -> Sequence[Any]:
-        return self._stacker.examples()  # type: ignore[no-any-return]
-
-    def prepare(self, request: TensorsRequest) -> dict[str, Any]:
-        return self._stacker.prepare(request)  # type: ignore[no-any-return]
-
-    def size(self, prepared: dict[str, Any]) -> int:
-        return self._stacker.size(prepared)  # type: ignore[no-any-return]
-
-    def infer(self, prepared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        return self._stacker.infer(prepared)  # type: ignore[no-any-return]
-
-    def respond(  # type: ignore[override]
-        self, requests: Sequence[TensorsRequest], outputs: Sequence[dict[str, Any]]
-    ) -> list[TensorsResponse]:
-        return self._stacker.respond(requests, outputs)  # type: ignore[no-any-return]
 
     def _run(self, stacked: dict[str, Any]) -> dict[str, Any]:
         import torch

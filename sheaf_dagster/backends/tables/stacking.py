@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.tables.casting import cast, numpy_type
 from sheaf_dagster.backends.tables.records import plain
-from sheaf_dagster.contracts import TensorsRequest, TensorsResponse
+from sheaf_dagster.contracts import TENSORS, TensorsRequest, TensorsResponse
 from sheaf_dagster.errors import SpecError
 
-__all__ = ["InputField", "OutputField", "Stacker", "parse_fields"]
+__all__ = ["InputField", "OutputField", "Stacker", "StackingBackend", "parse_fields"]
 
 FieldT = TypeVar("FieldT", bound=BaseModel)
 
@@ -258,6 +259,30 @@ class Stacker:
         if settings is not None and settings.trim_to is not None:
             value = value[: len(row[settings.trim_to])]
         return value
+
+
+class StackingBackend(ModelBackend):
+    """A backend whose stages are a ``Stacker``'s, which its ``load()`` makes."""
+
+    model_type = TENSORS
+    _stacker: Stacker
+
+    def warmup_requests(self) -> Sequence[TensorsRequest]:
+        return self._stacker.examples()
+
+    def prepare(self, request: TensorsRequest) -> dict[str, Any]:
+        return self._stacker.prepare(request)
+
+    def size(self, prepared: dict[str, Any]) -> int:
+        return self._stacker.size(prepared)
+
+    def infer(self, prepared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return self._stacker.infer(prepared)
+
+    def respond(  # type: ignore[override]
+        self, requests: Sequence[TensorsRequest], outputs: Sequence[dict[str, Any]]
+    ) -> list[TensorsResponse]:
+        return self._stacker.respond(requests, outputs)
 
 
 def _fits(narrow: Any, wanted: Any) -> bool:
