@@ -139,6 +139,10 @@ class ImageEmbedderBackend(ModelBackend):
             return sum(map(len, prepared.inputs))
         return sum(int(image.shape[-2] * image.shape[-1]) for image in prepared.inputs)
 
+    def padded_size(self, sizes: Sequence[int]) -> int:
+        """All pixels of the rows' images, whatever number each has: none is padded."""
+        return sum(sizes)
+
     def infer(self, prepared: Sequence[_Prepared]) -> list[_Embedded]:
         """Each row's vectors (shape: its inputs × dimensions)."""
         import numpy as np
