@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.arrivals import arrivals
 from benchmarks.backfill import backfill
 from benchmarks.common import in_process, requests_file
+from benchmarks.images import images
 from benchmarks.real_model import real_model
 
 RESULTS = Path(__file__).parent / "results"
@@ -148,7 +149,7 @@ def main(names: list[str]) -> None:
     """Runs the named benchmarks, by default all."""
     known = {
         f.__name__: f
-        for f in (throughput, memory, overlap, small_jobs, real_model, backfill, arrivals)
+        for f in (throughput, memory, overlap, small_jobs, real_model, images, backfill, arrivals)
     }
     with tempfile.TemporaryDirectory(prefix="sheaf-bench-", dir=os.environ.get("BENCH_DIR")) as d:
         folder = Path(d)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import random
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from sheaf_dagster import ModelBackend, ModelSpec
@@ -160,3 +162,44 @@ def start_ray() -> None:
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+
+
+def in_turn(
+    ratio: str, rows: int, contenders: dict[str, Callable[[], object]], rounds: int = 7
+) -> dict[str, Any]:
+    """Two contenders, in turn: rates of the middle round, and the ratio of each.
+
+    Each runs once before the clock does. Which is first changes from round to round.
+
+    Args:
+        ratio: What to call the second one's rate over the first one's.
+        rows: What each of them answers.
+        contenders: Name and call of both.
+        rounds: How often both are measured.
+    """
+    names = list(contenders)
+    for call in contenders.values():
+        call()
+    found: list[dict[str, float]] = []
+    for i in range(rounds):
+        seconds = {}
+        for name in names if i % 2 else reversed(names):
+            started = time.perf_counter()
+            contenders[name]()
+            seconds[name] = time.perf_counter() - started
+        found.append(seconds)
+        print(f"    {ratio}: {seconds[names[0]] / seconds[names[1]]:.3f}", flush=True)
+    ratios = [each[names[0]] / each[names[1]] for each in found]
+    middle = found[sorted(range(rounds), key=ratios.__getitem__)[rounds // 2]]
+    return {
+        **{name: {"rows_per_second": rows / middle[name]} for name in names},
+        "ratios": {ratio: median(ratios)},
+        "each round": ratios,
+        "load": os.getloadavg()[0],
+        "machine": machine(),
+    }
+
+
+def machine() -> str:
+    """What this runs on, in a few words."""
+    return f"{os.cpu_count()} CPUs ({platform.machine()}), shared with others, no GPU"
