@@ -12,7 +12,8 @@ import io
 
 from pydantic import BaseModel, ValidationError
 
-from sheaf_dagster.batch.rows.quick import quick_rows
+from sheaf_dagster.batch.rows.fast import fast_codec
+from sheaf_dagster.batch.rows.general import GeneralCodec
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.contracts import contract_for
 from sheaf_dagster.errors import SourceError
@@ -82,16 +83,15 @@ def _check_text(text: bytes, batch_size: int, cut: int) -> None:
 
 
 def _check_short_cuts(request: type[BaseModel], lines: list[tuple[int, bytes]]) -> None:
-    quick = quick_rows(request)
-    assert quick is not None and quick.takes is not None
+    fast = fast_codec(request)
     for _, line in lines:
-        taken = quick.takes(line)
+        taken = fast.accepts(line)
         try:
-            by_pydantic = request.__pydantic_validator__.validate_json(line)
+            by_pydantic = GeneralCodec(request).read(line)
         except (ValidationError, RecursionError):
             assert not taken, line
             continue
-        read = quick.read(line)
+        read = fast.read(line)
         if read is not None:
             # A missing request_id is another one each time.
             given = read.__pydantic_fields_set__

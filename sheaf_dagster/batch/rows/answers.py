@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -11,8 +10,10 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from sheaf_dagster.batch.messages import shortened
+from sheaf_dagster.batch.rows.codec import RowCodec
+from sheaf_dagster.batch.rows.fast import fast_codec, may_hide_fields
+from sheaf_dagster.batch.rows.general import GeneralCodec
 from sheaf_dagster.batch.rows.repeatable import repeatable
-from sheaf_dagster.batch.rows.schemas import schemas_in
 from sheaf_dagster.errors import SheafError
 from sheaf_dagster.masking import masked
 
@@ -24,9 +25,9 @@ def response_lines(responses: Sequence[BaseModel]) -> tuple[list[bytes], int]:
 
     Those become ``null``. The lines have no newline yet.
     """
-    lines = _plain_lines(responses)
-    if lines is None:
-        lines = [r.__pydantic_serializer__.to_json(r) for r in responses]
+    if not responses:
+        return [], 0
+    lines = _lines(responses)
     # As many nulls as the responses have None fields means that no number became one: the common
     # case costs a few scans of bytes for the whole batch. Anything else is counted one by one.
     text = b"\n".join(lines)
@@ -52,95 +53,21 @@ def has_non_finite(response: BaseModel) -> bool:
         return False
 
 
-def _plain_lines(responses: Sequence[BaseModel]) -> list[bytes] | None:
-    """What pydantic would write, where that is each field's value as it is, in a third of the time.
-
-    None where a response has fields, or values, that pydantic and orjson may write differently. Of
-    values that nobody has validated (``model_construct``), whole numbers in a field of floats stay
-    whole.
-    """
-    if not all(map(_is_plain, {type(r) for r in responses})):
-        return None
-    dumps = orjson.dumps
-    try:
-        return [dumps(r.__dict__, None, _AS_PYDANTIC) for r in responses]
-    except TypeError:
-        return None
-
-
-_AS_PYDANTIC = (
-    orjson.OPT_PASSTHROUGH_DATACLASS
-    | orjson.OPT_PASSTHROUGH_DATETIME
-    | orjson.OPT_PASSTHROUGH_SUBCLASS
-)
-"""What pydantic writes in a form of its own, or as a field's type has it, is a TypeError."""
-
-
-@lru_cache(maxsize=32)
-def _is_plain(response: type[BaseModel]) -> bool:
-    """Whether the fields' values are all that is written, under the fields' names."""
-    schema: Any = response.__pydantic_core_schema__
-    while isinstance(schema, dict) and schema["type"] == "function-after":
-        if "serialization" in schema:
-            return False
-        schema = schema["schema"]
-    if not isinstance(schema, dict) or schema["type"] != "model" or schema.get("root_model"):
-        return False
-    fields = schema["schema"]
-    config = schema.get("config", {})
-    if (
-        fields["type"] != "model-fields"
-        or fields.get("computed_fields")
-        or config.get("extra_fields_behavior") == "allow"
-        or any(key.startswith(("ser", "json_")) for key in config)
-        or any("serialization_alias" in field for field in fields["fields"].values())
-    ):
-        return False
-    kinds = (node["type"] for field in fields["fields"].values() for node in schemas_in(field))
-    return _PLAIN_KINDS.issuperset(kinds) and not _may_hide_fields(response)
-
-
-_PLAIN_KINDS = frozenset(
-    {
-        "any",
-        "bool",
-        "default",
-        "dict",
-        "enum",
-        "float",
-        "int",
-        "list",
-        "literal",
-        "model-field",
-        "none",
-        "nullable",
-        "str",
-        "union",
-        "uuid",
-    }
-)
+def _lines(responses: Sequence[BaseModel]) -> list[bytes]:
+    kinds = {type(r) for r in responses}
+    if len(kinds) > 1:
+        return [line for response in responses for line in _lines([response])]
+    (kind,) = kinds
+    codecs: tuple[RowCodec, ...] = (fast_codec(kind), GeneralCodec(kind))
+    tried = (codec.write(responses) for codec in codecs)
+    return next(lines for lines in tried if lines is not None)
 
 
 def _nones(responses: Sequence[BaseModel]) -> int:
     """None fields of responses; -1 where they needn't be nulls in their lines."""
-    if any(map(_may_hide_fields, {type(r) for r in responses})):
+    if any(map(may_hide_fields, {type(r) for r in responses})):
         return -1
     return len([0 for r in responses for value in r.__dict__.values() if value is None])
-
-
-@lru_cache(maxsize=32)
-def _may_hide_fields(response: type[BaseModel]) -> bool:
-    """Whether a None in one of its fields may be written as something else, or left out."""
-    for node in schemas_in(response.__pydantic_core_schema__):
-        if "serialization_exclude" in node or "serialization_exclude_if" in node:
-            return True
-        # Of the ways to write a field that pydantic knows these write None as null.
-        if node.get("serialization", _AS_IT_IS)["type"] not in ("to-string", "format"):
-            return True
-    return False
-
-
-_AS_IT_IS = {"type": "to-string"}
 
 
 def _has_constants(data: bytes) -> bool:

@@ -8,9 +8,14 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
-from pydantic_core import SchemaValidator
 
-from sheaf_dagster.batch.rows.schemas import NO_SCHEMAS, schemas_in
+from sheaf_dagster.batch.rows.inside import (
+    NO_SCHEMAS,
+    core_schema_of,
+    extra_of,
+    json_reader_of_schema,
+    schemas_in,
+)
 
 __all__ = ["REST", "UnknownField", "count_rows", "observing", "unknown_fields"]
 
@@ -55,18 +60,10 @@ def observing(contract: type[BaseModel]) -> Callable[[bytes], Any] | None:
     """
     changed: list[type] = []
     try:
-        schema = _keeping(contract.__pydantic_core_schema__, changed)
-        return _validator(schema).validate_json if changed else None
+        schema = _keeping(core_schema_of(contract), changed)
+        return json_reader_of_schema(schema) if changed else None
     except Exception:  # its types aren't all defined yet, or a plugin of pydantic's has its own
         return None
-
-
-def _validator(schema: Any) -> SchemaValidator:
-    try:
-        # Since 2.13 pydantic puts a class's own validator in place of what the schema says of it.
-        return SchemaValidator(schema, _use_prebuilt=False)
-    except TypeError:
-        return SchemaValidator(schema)
 
 
 def _keeping(schema: Any, changed: list[type], model: Any = None) -> Any:
@@ -102,7 +99,7 @@ def _ignores(model: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
 def unknown_fields(request: BaseModel) -> list[UnknownField]:
     """The unknown fields of a row that was read by ``observing``."""
     kind = type(request)
-    if not request.__pydantic_extra__ and not _has_models(kind):
+    if not extra_of(request) and not _has_models(kind):
         return []
     return list(_found(request, (), ()))
 
@@ -110,7 +107,7 @@ def unknown_fields(request: BaseModel) -> list[UnknownField]:
 def _found(value: Any, path: tuple[str, ...], name: tuple[str, ...]) -> Iterator[UnknownField]:
     if isinstance(value, BaseModel):
         if _ignores_extra(type(value)):
-            for key in value.__pydantic_extra__ or ():
+            for key in extra_of(value):
                 yield UnknownField(".".join((*path, key)), ".".join((*name, key)), type(value))
         for key, part in value.__dict__.items():
             yield from _found(part, (*path, key), (*name, key))
@@ -130,7 +127,7 @@ def _ignores_extra(model: type[BaseModel]) -> bool:
 @lru_cache(maxsize=64)
 def _has_models(contract: type[BaseModel]) -> bool:
     """Whether a contract has parts that are models themselves."""
-    nodes = schemas_in(contract.__pydantic_core_schema__)
+    nodes = schemas_in(core_schema_of(contract))
     return sum(node["type"] in ("model", "definition-ref") for node in nodes) > 1
 
 

@@ -1,69 +1,42 @@
-"""Reading plain rows faster than pydantic does, with the same outcome.
+"""Models of plain types: what their core schemas say, and the types by which msgspec reads it.
 
-Pydantic decides what a row is; this is a short cut to its answer. Most rows use little of what a
-contract allows: a string is a string, a number is a number, no field is unknown. From the schema
-of a contract that is made of such types, decoders of msgspec are derived. They are stricter than
-pydantic (no conversions, no NaN, no unknown fields), so a line that they take is a row, and has
-the same values. Every other line is pydantic's to accept or to refuse.
-
-What a schema may hold is listed here kind by kind, with every word that may qualify it. A contract
-with anything else is read by pydantic alone.
+Most rows use little of what a contract allows: a string is a string, a number is a number, no field
+is unknown. What a schema may hold is listed here kind by kind, with every word that may qualify it;
+the types are stricter than pydantic's (no conversions, no NaN). A model with anything else, such as
+what a new version of pydantic adds, isn't plain.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache, reduce
+from functools import reduce
 from operator import or_
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
 from pydantic import BaseModel
-from typing_extensions import NotRequired, TypedDict
 
-from sheaf_dagster.contracts.base import PASSES
+from sheaf_dagster.batch.rows.inside import core_schema_of
 
-__all__ = ["QuickRows", "quick_rows"]
-
-
-@dataclass(frozen=True)
-class QuickRows:
-    """Short cuts for the rows of one contract.
-
-    Attributes:
-        takes: Whether a line is a row for certain; False where pydantic must look at it. None
-            where the contract's own validators must see each row.
-        read: The request of a line that is known to be a row; None where pydantic must read it.
-    """
-
-    takes: Callable[[bytes], bool] | None
-    read: Callable[[bytes], BaseModel | None]
+__all__ = ["NOTHING", "NotPlainError", "PlainModel"]
 
 
-@lru_cache(maxsize=64)
-def quick_rows(contract: type[BaseModel]) -> QuickRows | None:
-    """The short cuts for a contract's rows, or None where it has something unknown here."""
-    try:
-        plan = _Plan(contract)
-        return QuickRows(plan.takes(), plan.read())
-    except Exception:  # _NotPlainError, or what msgspec says of types and limits that it refuses
-        return None
-
-
-class _NotPlainError(Exception):
+class NotPlainError(Exception):
     """The schema holds something that isn't known here to mean the same to both."""
 
 
-class _Plan:
-    """What a contract's schema says of its fields."""
+class PlainModel:
+    """What a model's schema says of its fields.
 
-    def __init__(self, contract: type[BaseModel]) -> None:
-        self.contract = contract
+    Raises:
+        NotPlainError: It holds something that isn't known here.
+    """
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        self.model = model
         self.validators: list[Callable[[Any], Any]] = []
         self.types: dict[str, Any] = {}
         """Of each field, as far as a plain row may have it."""
@@ -77,31 +50,31 @@ class _Plan:
             self._add(name, field)
 
     def _fields(self) -> Mapping[str, Any]:
-        contract = self.contract
-        schema: Any = contract.__pydantic_core_schema__
+        model = self.model
+        schema: Any = core_schema_of(model)
         if not isinstance(schema, dict):  # its types aren't all defined yet
-            raise _NotPlainError
+            raise NotPlainError
         while schema["type"] == "function-after":
             _allow(schema, "function", "schema")
             if schema["function"]["type"] != "no-info":
-                raise _NotPlainError
+                raise NotPlainError
             self.validators.insert(0, schema["function"]["function"])
             schema = schema["schema"]
         _allow(schema, "cls", "schema", "config", "custom_init", "root_model", "frozen")
-        plain = schema["type"] == "model" and schema["cls"] is contract
+        plain = schema["type"] == "model" and schema["cls"] is model
         if not plain or schema.get("custom_init") or schema.get("root_model"):
-            raise _NotPlainError
-        if contract.__new__ is not object.__new__:
-            raise _NotPlainError
+            raise NotPlainError
+        if model.__new__ is not object.__new__:
+            raise NotPlainError
         config = schema.get("config", {})
         if not _HARMLESS.issuperset(config):
-            raise _NotPlainError
+            raise NotPlainError
         if config.get("extra_fields_behavior", "ignore") == "allow":
-            raise _NotPlainError
+            raise NotPlainError
         inner = schema["schema"]
         _allow(inner, "fields", "computed_fields", "model_name")
         if inner["type"] != "model-fields":
-            raise _NotPlainError
+            raise NotPlainError
         return inner["fields"]  # type: ignore[no-any-return]
 
     def _add(self, name: str, field: Any) -> None:
@@ -118,13 +91,13 @@ class _Plan:
             schema = {**schema, "expected": [_value(m) for m in schema["expected"]]}
         try:
             self.types[name] = _type_of(schema)
-        except _NotPlainError:
+        except NotPlainError:
             # A row without this field, or with a null in it, may still be a plain one.
             if schema["type"] == "nullable":
                 _allow(schema, "schema")
                 self.types[name] = None
             elif has_default:
-                self.types[name] = _NOTHING
+                self.types[name] = NOTHING
             else:
                 raise
         if not has_default:
@@ -133,90 +106,15 @@ class _Plan:
     def _add_default(self, name: str, schema: Any) -> None:
         if "default_factory" in schema:
             if schema.get("default_factory_takes_data"):
-                raise _NotPlainError
+                raise NotPlainError
             self.factories.append((name, schema["default_factory"]))
         elif isinstance(schema["default"], (str, int, float, bytes, UUID, Enum, type(None))):
             self.defaults[name] = schema["default"]
         elif type(schema["default"]) in (list, dict, set, tuple):
             self.factories.append((name, lambda: copy.deepcopy(schema["default"])))
         else:
-            raise _NotPlainError
+            raise NotPlainError
 
-    def takes(self) -> Callable[[bytes], bool] | None:
-        types, required = dict(self.types), set(self.required)
-        for validator in self.validators:
-            passed: Mapping[str, Any] | None = getattr(validator, PASSES, None)
-            if passed is None:
-                return None
-            for name, type_ in passed.items():
-                if not _includes(types.get(name, _NOTHING), type_):
-                    return None  # a subclass has narrowed the field
-                types[name] = type_
-                if type_ is not None:
-                    required.add(name)
-        columns = [
-            (name, type_) if name in required else (name, type_ | msgspec.UnsetType, msgspec.UNSET)
-            for name, type_ in types.items()
-        ]
-        row = msgspec.defstruct("Row", columns, kw_only=True, forbid_unknown_fields=True, gc=False)
-        decode = msgspec.json.Decoder(row).decode
-
-        def takes(line: bytes) -> bool:
-            try:
-                decode(line)
-            except _REFUSED:
-                return False
-            return True
-
-        return takes
-
-    def read(self) -> Callable[[bytes], BaseModel | None]:
-        columns = {
-            name: type_ if name in self.required else NotRequired[type_]
-            for name, type_ in self.types.items()
-        }
-        decode = msgspec.json.Decoder(TypedDict("Row", columns)).decode  # type: ignore[operator]
-        contract, defaults = self.contract, self.defaults
-        factories, members, validators = self.factories, self.members, self.validators
-        new, set_attribute = object.__new__, object.__setattr__
-
-        def read(line: bytes) -> BaseModel | None:
-            try:
-                given = decode(line)
-            except _REFUSED:
-                return None
-            values = {**defaults, **given}
-            for name, make in factories:
-                if name not in given:
-                    values[name] = make()
-            for name, by_value in members:
-                if name in given:
-                    values[name] = by_value[values[name]]
-            request = new(contract)
-            # What pydantic's validator sets, past the contract's own __setattr__ as it does.
-            set_attribute(request, "__dict__", values)
-            set_attribute(request, "__pydantic_fields_set__", set(given))
-            set_attribute(request, "__pydantic_extra__", None)
-            set_attribute(request, "__pydantic_private__", None)
-            try:
-                for validate in validators:
-                    request = validate(request)
-            except Exception:
-                return None  # pydantic will meet it, too, and say it as it does
-            return request
-
-        return read
-
-
-def _includes(own: Any, type_: Any) -> bool:
-    """Whether a field's own type is this one, or has it as a choice."""
-    choices = get_args(own) if get_origin(own) in (Union, UnionType) else (own,)
-    return (type(None) if type_ is None else type_) in (
-        type(None) if choice is None else choice for choice in choices
-    )
-
-
-_REFUSED = (msgspec.MsgspecError, ValueError, RecursionError)
 
 _COMMON = frozenset({"type", "ref", "metadata", "serialization"})
 _SERIALIZING = ("serialization_alias", "serialization_exclude", "serialization_exclude_if")
@@ -243,14 +141,14 @@ _HARMLESS = frozenset(
 def _allow(schema: Any, *words: str) -> None:
     """Raises where a schema has a word that isn't known."""
     if not _COMMON.union(words).issuperset(schema):
-        raise _NotPlainError
+        raise NotPlainError
 
 
 def _type_of(schema: Any) -> Any:
     """The type by which msgspec reads what a schema describes, or less than that."""
     make = _KINDS.get(schema["type"])
     if make is None:
-        raise _NotPlainError
+        raise NotPlainError
     return make(schema)
 
 
@@ -274,7 +172,7 @@ def _dict(schema: Any) -> Any:
     _allow(schema, "keys_schema", "values_schema", "min_length", "max_length", "fail_fast")
     keys = schema.get("keys_schema", _ANY)
     if keys["type"] != "str" or not _COMMON.issuperset(keys):
-        raise _NotPlainError
+        raise NotPlainError
     values = _type_of(schema.get("values_schema", _ANY))
     return _limited(dict[str, values], schema, "min_length", "max_length")  # type: ignore[valid-type]
 
@@ -293,14 +191,14 @@ def _literal(schema: Any) -> Any:
     _allow(schema, "expected")
     values = schema["expected"]
     if {type(v) for v in values} not in ({str}, {int}):
-        raise _NotPlainError
+        raise NotPlainError
     return Literal[tuple(values)]
 
 
 def _enum(schema: Any) -> Any:
     _allow(schema, "cls", "members", "sub_type")
     if {type(m.value) for m in schema["members"]} not in ({str}, {int}):
-        raise _NotPlainError
+        raise NotPlainError
     return schema["cls"]
 
 
@@ -309,15 +207,15 @@ def _union(schema: Any) -> Any:
     _allow(schema, "choices")
     choices: Sequence[Any] = schema["choices"]
     if any(not isinstance(c, dict) for c in choices):  # labelled
-        raise _NotPlainError
+        raise NotPlainError
     if all(c["type"] == "list" for c in choices):
         # A list of numbers is no list of lists to pydantic, and the empty one is the same in all.
         inner = [_items_of(c) for c in choices]
         if inner[0] not in ("str", "float", "int") or set(inner[1:]) != {"list"}:
-            raise _NotPlainError
+            raise NotPlainError
         return _type_of(choices[0])
     if any(c["type"] not in _SCALARS or not _COMMON.issuperset(c) for c in choices):
-        raise _NotPlainError
+        raise NotPlainError
     return reduce(or_, map(_type_of, choices))
 
 
@@ -337,11 +235,11 @@ def _exactly(type_: Any) -> Callable[[Any], Any]:
 
 def _value(member: Any) -> Any:
     if not isinstance(member, Enum):
-        raise _NotPlainError
+        raise NotPlainError
     return member.value
 
 
-_NOTHING = Annotated[int, msgspec.Meta(gt=0, lt=0)]
+NOTHING = Annotated[int, msgspec.Meta(gt=0, lt=0)]
 """The type of no value: a decoder that didn't know the field would pass it over."""
 
 _ANY = {"type": "any"}

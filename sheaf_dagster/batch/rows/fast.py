@@ -1,0 +1,215 @@
+"""The fast codec: msgspec reads and orjson writes the plain rows of a model of plain types.
+
+Pydantic decides what a row is; this is a short cut to its answer (see ``RowCodec``). A line that the
+stricter types of ``plain.py`` take is a row, and has the same values. Every other line is the
+general codec's to accept or to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import msgspec
+import orjson
+from pydantic import BaseModel
+from typing_extensions import NotRequired, TypedDict
+
+from sheaf_dagster.batch.rows.inside import core_schema_of, maker, schemas_in
+from sheaf_dagster.batch.rows.plain import NOTHING, PlainModel
+from sheaf_dagster.contracts.base import PASSES
+
+__all__ = ["FastCodec", "fast_codec", "may_hide_fields"]
+
+Accepts = Callable[[bytes], bool]
+Read = Callable[[bytes], BaseModel | None]
+
+
+class FastCodec:
+    """Short cuts for the rows of one model; each hands back what it isn't made for.
+
+    Attributes:
+        accepts: Whether a line is a row for certain, without making it; False: ask the general
+            codec.
+        read: The row of a line that is known to be one; None: ask the general codec.
+    """
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        self.accepts: Accepts = _never
+        self.read: Read = _not_read
+        self._writes = _is_plain(model)
+        try:
+            plain = PlainModel(model)
+            self.accepts, self.read = _acceptor(plain), _reader(plain)
+        except Exception:
+            pass
+
+    def write(self, rows: Sequence[BaseModel]) -> list[bytes] | None:
+        """What pydantic would write, where that is each field's value as it is.
+
+        None where a row has fields, or values, that pydantic and orjson may write differently. Of
+        values that nobody has validated (``model_construct``), whole numbers in a field of floats
+        stay whole.
+        """
+        if not self._writes:
+            return None
+        dumps = orjson.dumps
+        try:
+            return [dumps(row.__dict__, None, _AS_PYDANTIC) for row in rows]
+        except TypeError:
+            return None
+
+
+@lru_cache(maxsize=64)
+def fast_codec(model: type[BaseModel]) -> FastCodec:
+    """The fast codec of a model."""
+    return FastCodec(model)
+
+
+def _never(line: bytes) -> bool:
+    return False
+
+
+def _not_read(line: bytes) -> None:
+    return None
+
+
+def _acceptor(plain: PlainModel) -> Accepts:
+    """Accepts plain rows, unless a validator of the model's own must see each."""
+    types, required = dict(plain.types), set(plain.required)
+    for validator in plain.validators:
+        passed: Mapping[str, Any] | None = getattr(validator, PASSES, None)
+        if passed is None:
+            return _never
+        for name, type_ in passed.items():
+            if not _includes(types.get(name, NOTHING), type_):
+                return _never  # a subclass has narrowed the field
+            types[name] = type_
+            if type_ is not None:
+                required.add(name)
+    columns = [
+        (name, type_) if name in required else (name, type_ | msgspec.UnsetType, msgspec.UNSET)
+        for name, type_ in types.items()
+    ]
+    row = msgspec.defstruct("Row", columns, kw_only=True, forbid_unknown_fields=True, gc=False)
+    decode = msgspec.json.Decoder(row).decode
+
+    def accepts(line: bytes) -> bool:
+        try:
+            decode(line)
+        except _REFUSED:
+            return False
+        return True
+
+    return accepts
+
+
+def _reader(plain: PlainModel) -> Read:
+    columns = {
+        name: type_ if name in plain.required else NotRequired[type_]
+        for name, type_ in plain.types.items()
+    }
+    decode = msgspec.json.Decoder(TypedDict("Row", columns)).decode  # type: ignore[operator]
+    make, defaults = maker(plain.model), plain.defaults
+    factories, members, validators = plain.factories, plain.members, plain.validators
+
+    def read(line: bytes) -> BaseModel | None:
+        try:
+            given = decode(line)
+        except _REFUSED:
+            return None
+        values = {**defaults, **given}
+        for name, default in factories:
+            if name not in given:
+                values[name] = default()
+        for name, by_value in members:
+            if name in given:
+                values[name] = by_value[values[name]]
+        request = make(values, given)
+        try:
+            for validate in validators:
+                request = validate(request)
+        except Exception:
+            return None  # pydantic will meet it, too, and say it as it does
+        return request
+
+    return read
+
+
+def _includes(own: Any, type_: Any) -> bool:
+    """Whether a field's own type is this one, or has it as a choice."""
+    choices = get_args(own) if get_origin(own) in (Union, UnionType) else (own,)
+    return (type(None) if type_ is None else type_) in (
+        type(None) if choice is None else choice for choice in choices
+    )
+
+
+_REFUSED = (msgspec.MsgspecError, ValueError, RecursionError)
+
+_AS_PYDANTIC = (
+    orjson.OPT_PASSTHROUGH_DATACLASS
+    | orjson.OPT_PASSTHROUGH_DATETIME
+    | orjson.OPT_PASSTHROUGH_SUBCLASS
+)
+"""What pydantic writes in a form of its own, or as a field's type has it, is a TypeError."""
+
+
+def _is_plain(model: type[BaseModel]) -> bool:
+    """Whether the fields' values are all that is written, under the fields' names."""
+    schema: Any = core_schema_of(model)
+    while isinstance(schema, dict) and schema["type"] == "function-after":
+        if "serialization" in schema:
+            return False
+        schema = schema["schema"]
+    if not isinstance(schema, dict) or schema["type"] != "model" or schema.get("root_model"):
+        return False
+    fields = schema["schema"]
+    config = schema.get("config", {})
+    if (
+        fields["type"] != "model-fields"
+        or fields.get("computed_fields")
+        or config.get("extra_fields_behavior") == "allow"
+        or any(key.startswith(("ser", "json_")) for key in config)
+        or any("serialization_alias" in field for field in fields["fields"].values())
+    ):
+        return False
+    kinds = (node["type"] for field in fields["fields"].values() for node in schemas_in(field))
+    return _PLAIN_KINDS.issuperset(kinds) and not may_hide_fields(model)
+
+
+_PLAIN_KINDS = frozenset(
+    {
+        "any",
+        "bool",
+        "default",
+        "dict",
+        "enum",
+        "float",
+        "int",
+        "list",
+        "literal",
+        "model-field",
+        "none",
+        "nullable",
+        "str",
+        "union",
+        "uuid",
+    }
+)
+
+
+@lru_cache(maxsize=32)
+def may_hide_fields(model: type[BaseModel]) -> bool:
+    """Whether a None in one of its fields may be written as something else, or left out."""
+    for node in schemas_in(core_schema_of(model)):
+        if "serialization_exclude" in node or "serialization_exclude_if" in node:
+            return True
+        # Of the ways to write a field that pydantic knows these write None as null.
+        if node.get("serialization", _AS_IT_IS)["type"] not in ("to-string", "format"):
+            return True
+    return False
+
+
+_AS_IT_IS = {"type": "to-string"}
