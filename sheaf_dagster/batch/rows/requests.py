@@ -32,7 +32,7 @@ __all__ = [
     "ChunkFindings",
     "Row",
     "RowContract",
-    "lines_of",
+    "named_lines",
 ]
 
 _NAMESPACE = UUID("5f0c3f0e-6d5e-5b3a-9a43-7d2f8f1e3c11").bytes
@@ -48,7 +48,7 @@ class Row(NamedTuple):
     request: Any
 
 
-def lines_of(rows: Sequence[Row]) -> str:
+def named_lines(rows: Sequence[Row]) -> str:
     """Names the lines of rows: ``line 3``, ``lines 3–7``."""
     first, last = min(r.line for r in rows), max(r.line for r in rows)
     return f"line {first}" if first == last else f"lines {first}–{last}"

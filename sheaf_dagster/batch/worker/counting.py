@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sheaf_dagster.batch.rows.requests import Row, lines_of
+from sheaf_dagster.batch.rows.requests import Row, named_lines
 from sheaf_dagster.contracts import row_identity
 from sheaf_dagster.errors import ResponseMismatchError
 
@@ -33,12 +33,12 @@ def checked_outputs(
         found = list(outputs)
     except TypeError:
         raise ResponseMismatchError(
-            f"{where}, {lines_of(rows)}: {name}.{method} returned {type(outputs).__name__}; it must "
+            f"{where}, {named_lines(rows)}: {name}.{method} returned {type(outputs).__name__}; it must "
             "return one output for each prepared row"
         ) from None
     if len(found) != len(rows):
         raise ResponseMismatchError(
-            f"{where}, {lines_of(rows)}: {name}.{method} returned {len(found)} outputs for {len(rows)} "
+            f"{where}, {named_lines(rows)}: {name}.{method} returned {len(found)} outputs for {len(rows)} "
             "prepared rows; it must return one for each, in the same order"
         )
     return found
@@ -62,12 +62,12 @@ def check_responses(
     """
     if not isinstance(responses, (list, tuple)):
         raise ResponseMismatchError(
-            f"{where}, {lines_of(rows)}: {name}.{method} returned {type(responses).__name__}; it must "
+            f"{where}, {named_lines(rows)}: {name}.{method} returned {type(responses).__name__}; it must "
             "return a list with one response for each request"
         )
     if len(responses) != len(rows):
         raise ResponseMismatchError(
-            f"{where}, {lines_of(rows)}: {name}.{method} returned {len(responses)} responses for "
+            f"{where}, {named_lines(rows)}: {name}.{method} returned {len(responses)} responses for "
             f"{len(rows)} requests; it must return one for each, in the same order"
         )
     kind: type | None = None

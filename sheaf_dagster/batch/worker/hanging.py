@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
-from sheaf_dagster.batch.rows.requests import Row, lines_of
+from sheaf_dagster.batch.rows.requests import Row, named_lines
 
 __all__ = [
     "MAX_IN_A_ROW",
@@ -47,7 +47,7 @@ class TimeLimit(Protocol):
 def took_too_long(where: str, rows: Sequence[Row], backend: str, seconds: float) -> str:
     """What to tell of a batch that hung."""
     return (
-        f"{where}, {lines_of(rows)}: {backend} gave no answer within "
+        f"{where}, {named_lines(rows)}: {backend} gave no answer within "
         f"batch_timeout={seconds:g} s and was stopped; look at these rows, raise batch_timeout, "
         "or lower batch_size"
     )

@@ -15,7 +15,7 @@ from sheaf_dagster.backends.base import answered_in_shape
 from sheaf_dagster.batch.messages import Hangs, said_by
 from sheaf_dagster.batch.rows.answers import error_line, has_non_finite
 from sheaf_dagster.batch.rows.repeatable import repeatable
-from sheaf_dagster.batch.rows.requests import Row, lines_of
+from sheaf_dagster.batch.rows.requests import Row, named_lines
 from sheaf_dagster.batch.spec import OnError
 from sheaf_dagster.batch.worker.counting import check_responses, checked_outputs
 from sheaf_dagster.batch.worker.hanging import MAX_IN_A_ROW, TimeLimit
@@ -144,7 +144,7 @@ class Predictor:
         if not any(map(self._is_finite_alone, probes)):
             return answers
         self.on_halve(
-            f"{self.where}, {lines_of(rows)}: {self._name} answered no row of this batch with "
+            f"{self.where}, {named_lines(rows)}: {self._name} answered no row of this batch with "
             "finite numbers, though it does when they are alone; they are asked one at a time. "
             "Look for a row that spoils the others"
         )
@@ -177,7 +177,7 @@ class Predictor:
         self.halved += 1
         middle = len(rows) // 2
         self.on_halve(
-            f"{self.where}, {lines_of(rows)}: out of memory with {len(rows)} rows "
+            f"{self.where}, {named_lines(rows)}: out of memory with {len(rows)} rows "
             f"({type(error).__name__}); trying {middle}. Lower batch_size to avoid this"
         )
         torch = sys.modules.get("torch")
@@ -272,7 +272,7 @@ class Predictor:
         except Exception as e:
             place, cause, row = f"line {rows[low].line}", e, rows[low].request
         else:
-            place, cause = f"{lines_of(all_rows)} together (each half alone succeeds)", error
+            place, cause = f"{named_lines(all_rows)} together (each half alone succeeds)", error
             row = [r.request for r in all_rows]
         return self.failure(place, cause, row)
 
