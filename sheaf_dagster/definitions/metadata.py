@@ -17,7 +17,7 @@ from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.contracts import DEVIATIONS
 from sheaf_dagster.definitions.links import file_metadata
-from sheaf_dagster.definitions.plots import MAX_INLINE_CHARS, Actuals, plot_of
+from sheaf_dagster.definitions.plots import MAX_INLINE_CHARS, ForecastAxes, plot_of
 from sheaf_dagster.definitions.preview import preview_inline, preview_table
 
 __all__ = ["FAILED_CHECKS", "FINGERPRINT", "OUTPUT_BYTES", "ROW_COUNTS", "result_metadata"]
@@ -40,7 +40,7 @@ def result_metadata(
     partitioned: bool,
     preview: bool,
     upstream: Iterable[dg.AssetKey] = (),
-    actuals: Actuals | None = None,
+    axes: ForecastAxes | None = None,
 ) -> dict[str, Any]:
     """Metadata of one materialisation.
 
@@ -52,11 +52,11 @@ def result_metadata(
         preview: Show the first rows and a plot of them.
         partitioned: Selects ``dagster/partition_row_count`` over ``dagster/row_count``.
         upstream: The assets that wrote the source, to be linked.
-        actuals: Gives what happened, for the plot of forecasts.
+        axes: For the plot of forecasts.
     """
     md: dict[str, Any] = {
         "dagster/partition_row_count" if partitioned else "dagster/row_count": result.rows,
-        **(_pictures(sample, actuals) if preview else {}),
+        **(_pictures(sample, axes) if preview else {}),
         "rows_per_second": round(result.rows_per_second, 1),
         "seconds": round(result.seconds, 3),
         "validation": f"all {result.validation.rows:,} rows valid, checked in "
@@ -124,9 +124,9 @@ def _tokens(result: BatchResult) -> dict[str, Any]:
     return md
 
 
-def _pictures(sample: OutputSample, actuals: Actuals | None) -> dict[str, dg.MetadataValue]:
+def _pictures(sample: OutputSample, axes: ForecastAxes | None) -> dict[str, dg.MetadataValue]:
     try:
-        plot = plot_of(sample, actuals)
+        plot = plot_of(sample, axes)
         texts = {
             "plot": plot.small if plot else "",
             # One that the table shows in place says no more than the small one, and is cut there.

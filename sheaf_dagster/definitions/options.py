@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from sheaf_dagster.batch.progress import EVERY_SECONDS
 from sheaf_dagster.batch.spec import BatchOptions, problems_of
 from sheaf_dagster.definitions.checks import severities_of
-from sheaf_dagster.definitions.plots import ActualsOf
+from sheaf_dagster.definitions.plots import ActualsOf, ForecastAxes, StartOf
 from sheaf_dagster.errors import MissingDependencyError, SpecError
 
 __all__ = ["Launch", "ReportOptions", "StepOptions", "changed_options"]
@@ -73,15 +73,30 @@ class ReportOptions:
     Attributes:
         actuals: For forecasts: called with the partition key (None without partitions) and a
             request, as a dictionary, it gives what happened after the request's history, or
-            None where that isn't known. The plot shows it beside the forecast.
+            None where that isn't known. The plot shows it beside the forecast, and picks the
+            series to show by their errors.
+        forecast_start: For forecasts: called likewise, it gives the date (or datetime) of the
+            first forecast value, or None. The plot's axis then shows dates rather than steps.
+        unit: For forecasts: the unit of their values, which the plot's axis shows.
         redact_rows: Keep row values out of errors, metadata and previews.
         check_severities: Severity by check name, in place of the default. A check that fails
             with ERROR holds downstream assets back; with WARN it is only shown.
     """
 
     actuals: ActualsOf | None = None
+    forecast_start: StartOf | None = None
+    unit: str = ""
     redact_rows: bool = False
     check_severities: Mapping[str, dg.AssetCheckSeverity] = field(default_factory=dict)
+
+    def axes_for(self, partition: str | None) -> ForecastAxes:
+        """What the plot of a partition's forecasts is drawn with."""
+        actuals, start = self.actuals, self.forecast_start
+        return ForecastAxes(
+            actuals=(lambda request: actuals(partition, request)) if actuals else None,
+            start=(lambda request: start(partition, request)) if start else None,
+            unit=self.unit,
+        )
 
     def __post_init__(self) -> None:
         """Refuses the severity of a check that there isn't."""

@@ -17,6 +17,11 @@ MAX_PREVIEW_CHARS = 8_000
 _ROWS = 10
 _TEXT = 80
 _ITEMS = 3
+_WORD = 20
+"""Letters without a space that a column of the page takes; longer words widen it past the edge."""
+
+_PATH = 250
+"""Up to here, a word is taken for a path or URI, and keeps its end; else its length is told."""
 
 Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
 _NOISE = ("model_type", "metadata", "request_id")
@@ -28,8 +33,8 @@ def preview_inline(pairs: Sequence[Pair]) -> str:
     Fields that are the same in every row are left out: the column is narrow.
     """
     same = _same_everywhere(pairs)
-    for rows, fields, text, numbers in ((4, 3, 40, 2), (3, 3, 40, 2), (2, 3, 40, 2), (1, 3, 40, 2)):
-        table = _table(pairs[:rows], fields, text, numbers, leave_out=same)
+    for rows in (4, 3, 2, 1):
+        table = _table(pairs[:rows], 3, 40, 2, leave_out=same, longest_word=_WORD)
         if len(table) <= MAX_INLINE_CHARS:
             return table
     return ""
@@ -63,23 +68,34 @@ def _table(
     text: int,
     numbers: int,
     leave_out: frozenset[str] = frozenset(),
+    longest_word: int = _TEXT,
 ) -> str:
     lines = ["| request | response |", "|---|---|"]
     for request, response in pairs:
         asked = {k: v for k, v in request.items() if k not in leave_out}
         # What an answer only repeats of its request says nothing.
         own = {k: v for k, v in response.items() if k not in request or request[k] != v}
-        cells = (_cell(row, fields, text, numbers) for row in (asked, own))
+        cells = (_cell(row, fields, text, numbers, longest_word) for row in (asked, own))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(row: Mapping[str, Any], fields: int, text: int, numbers: int) -> str:
+def _cell(
+    row: Mapping[str, Any], fields: int, text: int, numbers: int, longest_word: int = _TEXT
+) -> str:
+    def shortened(words: str) -> str:
+        return _inert(" ".join(_middle_out(w, longest_word) for w in words.split(" ")))
+
     shown = [(k, v) for k, v in row.items() if v is not None and k not in _NOISE]
-    parts = [f"**{_inert(k)}** {_inert(brief(v, text, numbers))}" for k, v in shown[:fields]]
+    parts = [f"**{shortened(k)}** {shortened(brief(v, text, numbers))}" for k, v in shown[:fields]]
     if len(shown) > fields:
         parts.append(f"and {len(shown) - fields} more")
     return ", ".join(parts)
+
+
+def _middle_out(word: str, most: int) -> str:
+    """A word without its middle where it is too long: a path's end says more than its start."""
+    return word if len(word) <= most else f"{word[: most // 4]}…{word[1 + most // 4 - most :]}"
 
 
 def _inert(text: str) -> str:
@@ -97,6 +113,8 @@ def brief(value: Any, text: int = _TEXT, numbers: int = 4) -> str:
         return f"{value:.4g}"
     if isinstance(value, str):
         flat = " ".join(value.split())
+        if " " not in flat and len(flat) <= _PATH:
+            return _middle_out(flat, text)
         return flat if len(flat) <= text else f"{flat[: text - 1]}… {len(value):,} characters"
     if isinstance(value, (list, tuple)):
         plain = all(isinstance(v, (int, float, type(None))) for v in value)

@@ -83,7 +83,6 @@ class StepRecorder:
         self._spent.update(result.new_tokens)
         if result.new_cost is not None:
             self._cost = (self._cost or 0.0) + result.new_cost
-        actuals = self._report.actuals
         md = result_metadata(
             result,
             file.spec,
@@ -92,7 +91,7 @@ class StepRecorder:
             partitioned=partition is not None,
             preview=not self._report.redact_rows,
             upstream=self._upstream,
-            actuals=(lambda request: actuals(partition, request)) if actuals else None,
+            axes=self._report.axes_for(partition),
         )
         if failed := self._checks.committed(partition or "", result, sample):
             md[FAILED_CHECKS] = ", ".join(failed)

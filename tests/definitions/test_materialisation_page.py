@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+from datetime import date, datetime
 from xml.etree import ElementTree
 
 import dagster as dg
@@ -15,7 +16,14 @@ import pytest
 import sheaf_dagster as sd
 from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.definitions.links import file_metadata
-from sheaf_dagster.definitions.plots import MAX_INLINE_CHARS, MAX_PLOT_CHARS, plot_of
+from sheaf_dagster.definitions.plots import (
+    MAX_INLINE_CHARS,
+    MAX_PLOT_CHARS,
+    ForecastAxes,
+    line_chart,
+    plot_of,
+)
+from sheaf_dagster.definitions.plots.svg import COLOURS, GREY, ticks
 from sheaf_dagster.definitions.preview import MAX_PREVIEW_CHARS, preview_inline, preview_table
 from tests.definitions.project import DAYS, Project
 
@@ -91,7 +99,9 @@ def test_every_kind_of_answer_has_a_picture_of_bounded_size(kind):
 
 
 def test_a_forecast_is_drawn_from_where_its_history_ends_beside_what_happened():
-    plot = plot_of(sample([forecast(28, 7)]), actuals=lambda request: [0.5] * request["horizon"])
+    axes = ForecastAxes(actuals=lambda request: [0.5] * request["horizon"])
+
+    plot = plot_of(sample([forecast(28, 7)]), axes)
 
     drawing = svg_of(plot.large)
     lines = [points_of(p) for p in drawing.iter() if p.get("stroke-width", "1") in "12"]
@@ -108,10 +118,107 @@ def test_a_forecast_is_drawn_from_where_its_history_ends_beside_what_happened():
 def test_what_did_not_happen_yet_is_not_drawn():
     asked = []
 
-    plot = plot_of(sample([forecast(9, 3)]), actuals=lambda r: asked.append(r["horizon"]))
+    plot = plot_of(
+        sample([forecast(9, 3)]), ForecastAxes(actuals=lambda r: asked.append(r["horizon"]))
+    )
 
     assert asked == [3]
     assert "what happened" not in words(plot.large)
+
+
+def series(name: str, error: float, frequency: str = "1d"):
+    request = {"model_name": name, "history": [10.0] * 28, "horizon": 7, "frequency": frequency}
+    mean = [10.0 + error] * 7
+    bands = {"0.1": [v - error for v in mean], "0.9": [v + error for v in mean]}
+    return request, {"mean": mean, "quantiles": bands}
+
+
+@pytest.mark.parametrize(
+    ("axes", "by"),
+    [(ForecastAxes(actuals=lambda _: [10.0] * 7), "error"), (ForecastAxes(), "widest band")],
+)
+def test_the_worst_and_the_median_series_are_shown_wherever_they_stand(axes, by):
+    errors = {"a": 1, "b": 2, "worst one": 9, "c": 0.5, "median one": 3, "d": 4, "e": 5}
+    plot = plot_of(sample([series(name, e) for name, e in errors.items()]), axes)
+
+    factor = 1 if by == "error" else 2  # a band is twice as wide
+    assert f"worst: worst one, {by} {0.9 * factor:.1%}" in words(plot.large)
+    assert f"median: median one, {by} {0.3 * factor:.1%}" in words(plot.large)
+    assert words(plot.small).startswith("worst: worst one")
+    assert "best: c" in words(plot.large)
+
+
+@pytest.mark.parametrize(
+    ("frequency", "start", "shown"),
+    [
+        ("1d", date(2013, 7, 1), ("2013-06-03", "2013-07-01", "2013-07-07")),
+        ("1h", date(2013, 7, 1), ("2013-06-29 20:00", "2013-07-01 00:00", "2013-07-01 06:00")),
+        ("15min", datetime(2013, 7, 1, 12), ("2013-07-01 05:00", "2013-07-01 12:00")),
+        ("1W", date(2013, 7, 1), ("2012-12-17", "2013-07-01", "2013-08-12")),
+        ("1M", date(2013, 7, 1), ("2011-03", "2013-07", "2014-01")),
+        ("1d", None, ("-28 days", "start of the forecast", "+6 days")),
+        ("", date(2013, 7, 1), ("-28 steps", "+6 steps")),
+    ],
+)
+def test_the_axis_of_time_shows_dates_where_they_are_known(frequency, start, shown):
+    axes = ForecastAxes(start=lambda _: start, unit="minutes")
+
+    said = list(svg_of(plot_of(sample([series("a", 1, frequency)]), axes).large).itertext())
+
+    assert set(shown) <= set(said)
+    assert "minutes" in said
+    assert {"10", "11", "12"} & set(said), "round numbers on the other axis"
+
+
+def test_ticks_are_round_numbers_within_the_range():
+    for low, high in ((0, 1), (3.7, 211.4), (-0.02, 0.013), (9.99e5, 1.01e6), (1, 1)):
+        found = ticks(low, high)
+        assert 1 <= len(found) <= 3
+        assert all(low - 1e-9 <= t <= high + 1e-9 for t in found)
+
+
+def luminance(colour: str) -> float:
+    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+@pytest.mark.parametrize("colour", [*COLOURS, GREY])
+@pytest.mark.parametrize("page", ["#ffffff", "#12161b"])
+def test_colours_stand_out_on_a_white_and_on_a_dark_page(colour, page):
+    lighter, darker = sorted((luminance(colour), luminance(page)), reverse=True)
+    assert (lighter + 0.05) / (darker + 0.05) >= 3, "what WCAG asks of graphics"
+
+
+def test_lines_are_told_apart_by_a_legend_over_dates():
+    chart = line_chart({"AR(1)": [3.0, 4.0], "last week": [5.0, 6.0]}, "WAPE", ["May", "June"])
+    assert {"AR(1)", "last week", "WAPE", "May", "June"} <= set(svg_of(chart).itertext())
+
+
+@pytest.mark.parametrize("place", ["a field", "metadata"])
+def test_the_map_of_embeddings_is_coloured_by_a_field_with_few_values(place):
+    kinds = ["shoes", "lamps", "books"]
+    rows = [({"image_uris": [f"s3://b/{i}.png"]}, kinds[i % 3], i) for i in range(30)]
+    pairs = [
+        (
+            {**row, **({"kind": kind} if place == "a field" else {"metadata": {"kind": kind}})},
+            {"embeddings": [[float(kind == k) + chance.gauss(0, 0.01) for k in kinds]]},
+        )
+        for row, kind, _ in rows
+    ]
+
+    plot = plot_of(sample(pairs))
+
+    assert set(kinds) <= set(svg_of(plot.large).itertext())
+    assert "30 embeddings of length 3, coloured by kind" in words(plot.large)
+    clouds = [p for p in svg_of(plot.small).iter() if p.tag.endswith("path")]
+    assert [len(points_of(cloud)) for cloud in clouds] == [10, 10, 10]
+    assert len({cloud.get("stroke") for cloud in clouds}) == 3
+    near = [line for line in svg_of(plot.large).itertext() if "›" in line]
+    assert near
+    for line in near:  # rows of a kind are three apart
+        numbers = [int(n) for n in re.findall(r"(\d+)\.png", line)]
+        assert len({n % 3 for n in numbers}) == 1, line
 
 
 def test_the_map_of_embeddings_keeps_near_things_near_and_names_some():
@@ -180,6 +287,18 @@ def test_rows_of_any_size_are_previewed_within_bounds_and_cannot_become_markup(s
         assert 0 < len(text) <= bound
         assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in text.splitlines())
         assert not re.search(r"(?<!\\)[<`\[]", text)
+
+
+def test_no_word_of_the_short_preview_is_too_wide_for_its_column():
+    uri = "s3://a-bucket-of-pictures/2026/01/05/pictures/0001.png"
+    row = {"image_uris": [uri], "a_field_with_a_name_of_many_letters": "x" * 500, "note": "a b"}
+
+    shown, whole = preview_inline([(row, {"text": uri})]), preview_table([(row, {"text": uri})])
+
+    words_shown = shown.replace("\\", "").replace("*", "").split()
+    assert max(map(len, words_shown)) <= 22, "the words and the marks around them"
+    assert "tures/0001.png" in shown
+    assert f"**text** {uri}" in whole.replace("\\", "")
 
 
 def test_fields_that_never_change_are_left_to_the_long_preview():

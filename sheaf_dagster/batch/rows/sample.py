@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,12 +47,15 @@ def sample_output(model: ModelSpec, spec: BatchSpec, rows: int = 200) -> OutputS
     requests = requests[: len(responses)]
     parsed = contract.parse(requests, 0)
     pairs, in_order = [], True
-    for row, (_, line) in zip(parsed, responses, strict=True):
+    for row, (_, asked_line), (_, line) in zip(parsed, requests, responses, strict=True):
         answer = orjson.loads(line)
         asked = row_identity(row.request)
         if asked is not None and str(row_identity(answer)) != str(asked):
             in_order = False
         request = row.request.model_dump(mode="json", exclude_unset=True)
+        # What the contract doesn't know may still tell a person, or a plot, what a row is about.
+        with suppress(orjson.JSONDecodeError):  # NaN, which a contract may allow
+            request = {**orjson.loads(asked_line), **request}
         pairs.append((request, answer))
     sizes = [len(line) for _, line in responses]
     return OutputSample(pairs, in_order, len(pairs), sizes)

@@ -8,21 +8,27 @@ from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.definitions.plots import svg
 from sheaf_dagster.definitions.plots.counts import field_counts, histogram, prediction_counts
 from sheaf_dagster.definitions.plots.embeddings import embedding_map
-from sheaf_dagster.definitions.plots.forecasts import Actuals, ActualsOf, forecast_fans
+from sheaf_dagster.definitions.plots.forecasts import (
+    ActualsOf,
+    ForecastAxes,
+    StartOf,
+    forecast_fans,
+)
 from sheaf_dagster.definitions.plots.plot import MAX_INLINE_CHARS, MAX_PLOT_CHARS, Plot
 
 __all__ = [
     "MAX_INLINE_CHARS",
     "MAX_PLOT_CHARS",
-    "Actuals",
     "ActualsOf",
+    "ForecastAxes",
     "Plot",
+    "StartOf",
     "line_chart",
     "plot_of",
 ]
 
 
-def plot_of(sample: OutputSample, actuals: Actuals | None = None) -> Plot | None:
+def plot_of(sample: OutputSample, axes: ForecastAxes | None = None) -> Plot | None:
     """The plot that suits the answers; None where there is nothing to draw.
 
     Forecasts are drawn behind their histories, embeddings as a map, classes and numbers as
@@ -31,11 +37,11 @@ def plot_of(sample: OutputSample, actuals: Actuals | None = None) -> Plot | None
 
     Args:
         sample: The first rows.
-        actuals: Gives what happened, for forecasts.
+        axes: Of forecasts: what happened, their dates, and the unit of their values.
     """
     pairs = [(q, a) for q, a in sample.pairs if not a.get("error")]
     return (
-        forecast_fans(pairs, actuals)
+        forecast_fans(pairs, axes)
         or embedding_map(pairs)
         or prediction_counts(pairs)
         or field_counts(pairs)
@@ -43,18 +49,29 @@ def plot_of(sample: OutputSample, actuals: Actuals | None = None) -> Plot | None
     )
 
 
-def line_chart(series: dict[str, Sequence[float]], title: str) -> str:
-    """Markdown with one line a series over a common axis."""
+def line_chart(
+    series: dict[str, Sequence[float]], title: str, over: Sequence[str] | None = None
+) -> str:
+    """Markdown with one line a series over a common axis, from zero where that costs little.
+
+    Args:
+        series: Values by name.
+        title: What the values are, with their unit.
+        over: What each place of the axis is called, such as its date.
+    """
     values = [v for line in series.values() for v in line if svg.finite(v)]
     longest = max((len(line) for line in series.values()), default=0)
     if not values or longest < 2:
         return ""
     low, high = min(values), max(values)
-    frame = svg.Frame((8, 40, 304, 100), (0, longest - 1), (low, high))
-    body = [svg.label(8, 12, f"{title}: {low:.3g} to {high:.3g}")]
-    at = 8
-    for (name, drawn), colour in zip(series.items(), svg.COLOURS, strict=False):
-        body.append(svg.line(frame, 0, drawn, colour, width=2))
-        body.append(svg.label(at, 28, name, colour=colour))
-        at += 8 + 6 * len(name)
-    return svg.markdown_image(svg.picture(320, 150, body), title)
+    low = 0.0 if 0 < low < high / 2 else low
+    box = (40, 40, 432, 110)
+    frame = svg.Frame(box, (0, longest - 1), (low, high))
+    colours = dict(zip(series, svg.COLOURS, strict=False))
+    body = [svg.label(8, 12, title), *svg.legend(colours.items(), y=26)]
+    body += svg.value_axis(frame, box, (low, high))
+    if over:
+        body.append(svg.label(40, 166, over[0]))
+        body.append(svg.label(472, 166, over[-1], end=True))
+    body += [svg.line(frame, 0, series[name], colour, width=2) for name, colour in colours.items()]
+    return svg.markdown_image(svg.picture(480, 174, body), title)

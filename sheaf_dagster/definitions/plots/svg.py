@@ -10,22 +10,29 @@ from typing import Any
 __all__ = [
     "BLUE",
     "COLOURS",
-    "GREEN",
     "GREY",
+    "RED",
     "Frame",
     "bars",
     "dots",
     "escaped",
     "finite",
     "label",
+    "legend",
     "line",
     "markdown_image",
     "outline",
     "picture",
+    "ticks",
+    "value_axis",
 ]
 
-BLUE, GREEN, GREY = "#4f43dd", "#059669", "#6b7280"
-COLOURS = (BLUE, "#d97706", GREEN, "#dc2626")
+BLUE, RED, GREY = "#0072b2", "#d55e00", "#737880"
+COLOURS = (
+    BLUE, RED, "#009e73", "#b3619a", "#8a6d00", "#6a5acd", "#0088a0", "#a0522d", "#c2185b", "#5a7d2a",
+)  # fmt: skip
+"""The first four are Okabe and Ito's, which the colour-blind tell apart. All are dark enough for a
+white page and light enough for a dark one: pictures have no background of their own."""
 
 
 class Frame:
@@ -129,7 +136,7 @@ def outline(
     if len(there) < 2:
         return ""
     corners = [(x, high) for x, _, high in there] + [(x, low) for x, low, _ in reversed(there)]
-    return f'<path d="{frame.path(corners)}Z" fill="{colour}" fill-opacity=".18"/>'
+    return f'<path d="{frame.path(corners)}Z" fill="{colour}" fill-opacity=".25"/>'
 
 
 def dots(frame: Frame, points: Iterable[tuple[float, Any]], colour: str, *, size: float = 4) -> str:
@@ -152,14 +159,57 @@ def bars(frame: Frame, heights: Sequence[float], colour: str) -> str:
 
 
 def label(
-    x: float, y: float, text: str, *, size: int = 10, colour: str = GREY, end: bool = False
+    x: float,
+    y: float,
+    text: str,
+    *,
+    size: int = 10,
+    colour: str = GREY,
+    end: bool = False,
+    middle: bool = False,
 ) -> str:
-    """Words at a place in pixels; ``end`` puts their end there."""
-    anchor = ' text-anchor="end"' if end else ""
+    """Words at a place in pixels; ``end`` puts their end there, ``middle`` their middle."""
+    anchor = f' text-anchor="{"end" if end else "middle"}"' if end or middle else ""
     return (
         f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{colour}"{anchor}>'
         f"{escaped(text)}</text>"
     )
+
+
+def legend(entries: Iterable[tuple[str, str]], x: float = 8, y: float = 14) -> list[str]:
+    """A swatch and a name for each colour, in a row that starts at ``x``."""
+    body = []
+    for name, colour in entries:
+        body.append(f'<path d="M{x:g} {y:g}h14" stroke="{colour}" stroke-width="4"/>')
+        body.append(label(x + 19, y + 4, name))
+        x += 36 + 6 * len(name)
+    return body
+
+
+def value_axis(
+    frame: Frame, box: tuple[float, float, float, float], values: tuple[float, float]
+) -> list[str]:
+    """Faint lines across the box at round values, which stand left of it."""
+    left, _, width, _ = box
+    body = []
+    for value in ticks(*values):
+        y = frame.at(0, value)[1]
+        body.append(f'<path d="M{left:g} {y:g}h{width:g}" stroke="{GREY}" stroke-opacity=".25"/>')
+        body.append(label(left - 4, y + 3, f"{value:,.4g}", size=9, end=True))
+    return body
+
+
+def ticks(low: float, high: float, most: int = 3) -> list[float]:
+    """Round numbers between two, at most as many: multiples of 1, 2 or 5 times a power of ten."""
+    if not high > low:
+        return [low]
+    power = math.floor(math.log10((high - low) / most))
+    for step in (m * 10.0**p for p in (power, power + 1) for m in (1, 2, 5)):
+        first = math.ceil(low / step - 1e-9)
+        found = range(first, math.floor(high / step + 1e-9) + 1)
+        if len(found) <= most:
+            return [n * step for n in found]
+    return [low, high]
 
 
 def escaped(text: str) -> str:
@@ -170,11 +220,11 @@ def escaped(text: str) -> str:
 
 
 def picture(width: int, height: int, body: Iterable[str], *, words: bool = True) -> str:
-    """The whole SVG; white behind, so that it can be read in Dagster's dark theme too."""
+    """The whole SVG, on the page's own background."""
     font = ' font-family="sans-serif"' if words else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" fill="none"'
-        f'{font}><path d="M0 0h{width}v{height}H0z" fill="#fff"/>{"".join(body)}</svg>'
+        f"{font}>{''.join(body)}</svg>"
     )
 
 
