@@ -6,14 +6,14 @@ BIN := $(VENV)/bin
 TEST_WORKERS ?= 3
 PYTHONS ?= 3.11 3.12 3.13
 FAST := not long and not ray and not daemon and not s3 and not model and not browser
-PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 export DAGSTER_HOME := $(CURDIR)/.dagster_home
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo backfill digits texts ui test test-fast test-pythons test-faults test-crashes test-corpus test-cluster test-soak test-vllm fuzz audit lint format docs pictures bench clean
+.PHONY: help demo backfill choose-model digits texts ui test test-fast test-pythons test-faults test-crashes test-corpus test-cluster test-soak test-vllm fuzz audit lint format docs pictures bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -23,7 +23,8 @@ $(BIN)/python:
 
 # torch comes first and by its pinned version: a range could bring in the newest CUDA build.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -c constraints.txt -e '.[example]'
+	@echo 'Installing into $(VENV) …'
+	@$(PIP) install --no-compile -c constraints.txt -e '.[example]'
 	@touch $@
 
 $(VENV)/.texts: $(VENV)/.demo
@@ -40,11 +41,14 @@ $(DAGSTER_HOME)/dagster.yaml:
 	@mkdir -p $(DAGSTER_HOME) && printf 'telemetry:\n  enabled: false\nnux:\n  enabled: false\n' > $@
 
 demo: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## Forecast real series and embed pictures through real Dagster runs
-	$(BIN)/python -m example_project.demo
-	$(BIN)/python -m example_project.embed digits
+	@$(BIN)/python -m example_project.demo
+	@$(BIN)/python -m example_project.embed digits
 
 backfill: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## Backfill the year as one run, with a closing table
 	$(BIN)/python -m example_project.backfill
+
+choose-model: $(VENV)/.demo  ## Measure candidates for the forecaster on days before the demo's
+	@$(BIN)/python -m example_project.choose_model
 
 digits: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## Train a small network and embed 1,797 pictures with it
 	$(BIN)/python -m example_project.embed digits

@@ -1,1 +1,1 @@
-"""A year of New York departures by route, forecast a week ahead, day by day."""
+"""How long flights from New York are in the air, by route, forecast a week ahead, day by day."""

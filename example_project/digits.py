@@ -23,7 +23,7 @@ def digit_pictures(context: dg.AssetExecutionContext) -> None:
     """1,797 handwritten digits (Alpaydin and Kaynak, UCI) as PNG files, and one request each."""
     from PIL import Image
 
-    pixels, _ = load_pictures()
+    pixels, labels = load_pictures()
     (FOLDER / "pictures").mkdir(parents=True, exist_ok=True)
     lines = []
     for i, picture in enumerate(pixels):
@@ -33,6 +33,8 @@ def digit_pictures(context: dg.AssetExecutionContext) -> None:
             "model_type": "embedding",
             "model_name": f"digit-{i:04}",
             "image_uris": [str(path)],
+            # No field of the contract: the model doesn't see it, the map is coloured by it.
+            "digit": int(labels[i]),
         }
         lines.append(json.dumps(row))
     temporary = FOLDER / ".requests.tmp"

@@ -371,5 +371,5 @@ def test_the_example_has_an_asset_from_a_file():
 
     spec = spec_of(defs, "weekly_naive")
 
-    assert spec.group_name == "departures"
+    assert spec.group_name == "flights"
     assert [d.asset_key.to_user_string() for d in spec.deps] == ["forecast_requests"]
