@@ -113,6 +113,7 @@ def test_the_demo_goes_through_all_three_doors_and_beats_last_week(place, tmp_pa
 
 
 @pytest.mark.long
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.model
 @pytest.mark.timeout(900)
