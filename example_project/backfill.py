@@ -13,6 +13,7 @@ import dagster as dg
 from example_project.choose_model import HELD_OUT_FROM
 from example_project.demo import accuracy_table
 from example_project.runs import materialisations, materialise, quiet
+from example_project.series import load_series
 
 ASSETS = ("forecast_requests", "forecasts", "weekly_naive", "forecast_accuracy")
 
@@ -25,7 +26,7 @@ def main(first: str | None = None, last: str | None = None) -> int:
     keys = days.get_partition_keys()
     first, last = first or keys[0], last or keys[-1]
     count = keys.index(last) - keys.index(first) + 1
-    print(f"Backfilling {count} days × 80 routes as one run …")
+    print(f"Backfilling {count} days × {len(load_series().routes)} routes as one run …")
     started = time.perf_counter()
     with dg.DagsterInstance.get() as instance:
         result = materialise(instance, ASSETS, first, last, "INFO")

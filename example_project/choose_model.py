@@ -62,9 +62,8 @@ def main() -> None:
         rows.append(
             [name, f"{found.wape:.2%}", f"{found.quantile_loss:.2%}", f"{found.coverage:.1%}"]
         )
-    print(
-        f"{len(VALIDATION)} days from {VALIDATION[0]} to {VALIDATION[-1]}, 80 routes, 7 days ahead"
-    )
+    days = f"{len(VALIDATION)} days from {VALIDATION[0]} to {VALIDATION[-1]}"
+    print(f"{days}, {len(load_series().routes)} routes, 7 days ahead")
     print(table(["model", "WAPE", "quantile loss", "in 80 % band"], rows))
 
 

@@ -22,6 +22,7 @@ from example_project.runs import (
     relative,
     table,
 )
+from example_project.series import load_series
 
 __all__ = ["BROKEN", "FIRST", "LAST", "accuracy_table"]
 
@@ -32,16 +33,14 @@ BROKEN = "2013-07-13"
 """The day whose file is broken on purpose."""
 
 _BROKEN_LINE = 3
-_STORY = (
-    "How long will flights from New York be in the air next week? 80 routes, a forecast a day:",
-    "  a model chosen on March to June, reported on July, beside repeating last week.",
-)
+_STORY = """How long will flights from New York be in the air next week? {} routes, each day anew,
+by a model that was chosen on March to June and is reported on in July, beside repeating last week."""
 
 
 def main() -> int:
     """Materialises a day, backfills the month with a broken day, and takes a file that lands."""
     quiet()
-    print("\n".join(_STORY))
+    print(_STORY.format(len(load_series().routes)))
     with dg.DagsterInstance.get() as instance:
         try:
             _one_day(instance)
