@@ -26,7 +26,7 @@ def page() -> Iterator:
     expect.set_options(timeout=120_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=_FLAGS.split())
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page = browser.new_page(viewport={"width": 1600, "height": 1000}, device_scale_factor=2)
         page.set_default_timeout(120_000)
         yield page
         browser.close()
@@ -40,7 +40,8 @@ def keep_picture(page):
     def keep(name: str) -> None:
         if folder:
             page.wait_for_load_state("networkidle")
-            _save(page.screenshot(), Path(folder) / f"{name}.png")
+            # A dialog that fades in is half transparent until it is there.
+            _save(page.screenshot(animations="disabled"), Path(folder) / f"{name}.png")
 
     return keep
 
