@@ -145,13 +145,13 @@ class ChronosBackend(ModelBackend):
         Raises:
             ValueError: The model has no finite answer to a row.
         """
-        groups: dict[int, list[int]] = defaultdict(list)
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
-            groups[request.horizon].append(i)
+            groups[request.horizon, self._paths(request)].append(i)
         answers: dict[int, TimeSeriesResponse] = {}
         for members in groups.values():
             group = [requests[i] for i in members]
-            forecasts = [_finite(requests[i], outputs[i]) for i in members]
+            forecasts = _finite(group, [outputs[i] for i in members])
             if self._family == _DRAWS:
                 made = [_from_paths(r, f) for r, f in zip(group, forecasts, strict=True)]
             else:
@@ -170,16 +170,7 @@ class ChronosBackend(ModelBackend):
         """A row's values, NaN where one is missing (shape: variates × time)."""
         import numpy as np
 
-        row = f"request {request.request_id}"
-        if request.history is None:
-            raise ValueError(
-                f"{row}: 'feature_ref' must be looked up before a batch job; give 'history'"
-            )
-        if request.output_mode is OutputMode.SAMPLES and request.num_samples < 1:
-            raise ValueError(f"{row}: 'num_samples' must be at least 1")
-        for q in request.quantile_levels:
-            if request.output_mode is OutputMode.QUANTILES and not 0 <= q <= 1:
-                raise ValueError(f"{row}: quantile level {q:g} is not in 0..1")
+        _check(request)
         with np.errstate(over="ignore"):
             values = np.array(
                 request.history if joint else request.target_history, dtype=np.float32
@@ -187,6 +178,7 @@ class ChronosBackend(ModelBackend):
         values = np.atleast_2d(values.T)
         if values.size and np.isfinite(values).all():
             return values
+        row = f"request {request.request_id}"
         # One such value turns a batch's other answers to NaN, too.
         if (infinite := np.argwhere(np.isinf(values.T))).size:
             raise ValueError(
@@ -223,13 +215,12 @@ class ChronosBackend(ModelBackend):
 
     def _forecasts(self, rows: list[_Prepared]) -> list[Any]:
         """What the model predicts for rows of one horizon, each with its mates or else alone."""
-        import numpy as np
-
         made = self._run(rows)
-        for i, forecast in enumerate(made):
-            # Chronos-2 attends across a batch: a row whose scale overflows spoils its mates.
-            if len(rows) > 1 and not np.isfinite(forecast).all():
-                made[i] = self._run(rows[i : i + 1])[0]
+        # Chronos-2 attends across a batch: a row whose scale overflows spoils its mates.
+        if self._family == _JOINT and len(rows) > 1:
+            for i, is_finite in enumerate(_are_finite(made)):
+                if not is_finite:
+                    made[i] = self._run(rows[i : i + 1])[0]
         return made
 
     def _run(self, rows: list[_Prepared]) -> list[Any]:
@@ -251,15 +242,37 @@ class ChronosBackend(ModelBackend):
         return list(predicted.float().cpu().numpy())
 
 
-def _finite(request: TimeSeriesRequest, forecast: Any) -> Any:
+def _check(request: TimeSeriesRequest) -> None:
+    if request.history is None:
+        raise ValueError(
+            f"request {request.request_id}: 'feature_ref' must be looked up before a batch job; "
+            "give 'history'"
+        )
+    if request.output_mode is OutputMode.SAMPLES and request.num_samples < 1:
+        raise ValueError(f"request {request.request_id}: 'num_samples' must be at least 1")
+    if request.output_mode is OutputMode.QUANTILES:
+        for q in request.quantile_levels:
+            if not 0 <= q <= 1:
+                raise ValueError(
+                    f"request {request.request_id}: quantile level {q:g} is not in 0..1"
+                )
+
+
+def _are_finite(forecasts: Sequence[Any]) -> Any:
+    """Of each of some arrays of one size, whether all its values are finite."""
     import numpy as np
 
-    if not np.isfinite(forecast).all():
-        raise ValueError(
-            f"request {request.request_id}: the model has no finite answer to its 'history'; are "
-            "its values of an extraordinary size?"
-        )
-    return forecast
+    return np.isfinite(np.reshape(forecasts, (len(forecasts), -1))).all(axis=1)
+
+
+def _finite(requests: Sequence[TimeSeriesRequest], forecasts: list[Any]) -> list[Any]:
+    for request, is_finite in zip(requests, _are_finite(forecasts), strict=True):
+        if not is_finite:
+            raise ValueError(
+                f"request {request.request_id}: the model has no finite answer to its 'history'; "
+                "are its values of an extraordinary size?"
+            )
+    return forecasts
 
 
 def _from_paths(request: TimeSeriesRequest, paths: Any) -> TimeSeriesResponse:
