@@ -18,6 +18,8 @@ import yaml
 import sheaf_dagster as sd
 from tests.conftest import ROOT
 
+PACKAGE_FILES = sorted((ROOT / "sheaf_dagster").rglob("*.py"))
+
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS]
 
@@ -160,6 +162,28 @@ def test_every_public_name_is_in_the_reference():
 
     missing = set(sd.__all__) - shown - set(errors.__all__) - {"__version__"}
     assert not missing, f"add them to docs/reference: {sorted(missing)}"
+
+
+def test_the_walks_through_the_code_name_what_is_there():
+    page = (ROOT / "docs/architecture.md").read_text()
+    pictures = "\n".join(re.findall(r"^```\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    modules = {str(p.relative_to(ROOT / "sheaf_dagster")): p for p in PACKAGE_FILES}
+    defined = {
+        name
+        for path in PACKAGE_FILES
+        for name in re.findall(r"^ *(?:class|(?:async )?def) (\w+)", path.read_text(), re.MULTILINE)
+    }
+
+    files = set(re.findall(r"[\w/]+\.py\b", page))
+    pictures = re.sub(r"[\w/]+\.py\b", "", pictures)
+    names = set(re.findall(r"\b(?:[A-Z]+[a-z]+[A-Z]\w*|\w+_\w+)\b", pictures))
+    names |= {
+        part for dotted in re.findall(r"\b[A-Z]\w+\.\w+", pictures) for part in dotted.split(".")
+    }
+
+    assert len(files) > 20
+    assert [f for f in files if not any(m == f or m.endswith(f"/{f}") for m in modules)] == []
+    assert sorted(names - defined - {"AssetMaterialization", "ray_job"}) == []
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
