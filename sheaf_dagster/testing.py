@@ -28,10 +28,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel
-from typing_extensions import Self
 
 from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.backends.base import answered_in_shape, close_backend

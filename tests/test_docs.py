@@ -8,11 +8,11 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import dagster as dg
 import pytest
-import tomllib
 import yaml
 
 import sheaf_dagster as sd

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from functools import partial
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
-from typing_extensions import Self
 
 __all__ = [
     "DEVIATIONS",
@@ -39,7 +38,7 @@ PASSES = "__sheaf_passes__"
 """Where a validator carries what ``passes`` says of it."""
 
 
-class ModelType(str, Enum):
+class ModelType(StrEnum):
     """The kinds of model that have a built-in name; the values are sheaf-serve 0.13's."""
 
     TIME_SERIES = "time_series"
@@ -67,9 +66,6 @@ class ModelType(str, Enum):
     OPTICAL_FLOW = "optical_flow"
     MULTIMODAL_GENERATION = "multimodal_generation"
     POINT_CLOUD = "point_cloud"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class BaseRequest(BaseModel):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import field_validator, model_validator
-from typing_extensions import Self
 
 from sheaf_dagster.contracts.base import BaseRequest, BaseResponse, ModelType
 

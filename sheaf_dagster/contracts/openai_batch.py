@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -16,7 +16,6 @@ from pydantic import (
     field_validator,
 )
 from pydantic_core import PydanticCustomError
-from typing_extensions import Self
 
 from sheaf_dagster.contracts.base import Deviation
 from sheaf_dagster.contracts.openai_bodies import COMPLETIONS, EMBEDDINGS, URLS, check_body

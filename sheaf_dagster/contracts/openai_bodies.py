@@ -8,10 +8,9 @@ refuses those that it doesn't know.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from typing_extensions import Self
 
 __all__ = ["CHAT", "COMPLETIONS", "EMBEDDINGS", "URLS", "check_body"]
 

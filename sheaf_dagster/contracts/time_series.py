@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
-from typing_extensions import Self
 
 from sheaf_dagster.contracts.base import BaseRequest, BaseResponse, ModelType, passes
 
 __all__ = ["FeatureRef", "Frequency", "OutputMode", "TimeSeriesRequest", "TimeSeriesResponse"]
 
 
-class Frequency(str, Enum):
+class Frequency(StrEnum):
     """Spacing of a series."""
 
     MINUTELY = "1min"
@@ -24,19 +23,13 @@ class Frequency(str, Enum):
     WEEKLY = "1W"
     MONTHLY = "1M"
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class OutputMode(str, Enum):
+class OutputMode(StrEnum):
     """What a forecast consists of, beside its mean."""
 
     MEAN = "mean"
     QUANTILES = "quantiles"
     SAMPLES = "samples"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class FeatureRef(BaseModel):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, Self
 from uuid import uuid4
-
-from typing_extensions import Self
 
 from sheaf_dagster.errors import SourceError
 from sheaf_dagster.storage.chunks import MAX_LINE_BYTES, split_rows

@@ -6,8 +6,7 @@ import logging
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-
-from typing_extensions import Self
+from typing import Self
 
 from sheaf_dagster.errors import SinkError, SourceError, SpecError
 from sheaf_dagster.protocols import version_in

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import dagster as dg
 import pytest
@@ -14,7 +14,7 @@ from tests.toys import doubler
 UPSTREAM, ASSET = dg.AssetKey("requests"), dg.AssetKey("predictions")
 STATIONS = dg.StaticPartitionsDefinition(["north", "south"])
 DAYS = dg.DailyPartitionsDefinition("2026-01-01")
-NOON = datetime(2026, 1, 10, 12, tzinfo=timezone.utc)  # 9 January is the latest day
+NOON = datetime(2026, 1, 10, 12, tzinfo=UTC)  # 9 January is the latest day
 
 
 class Automation:

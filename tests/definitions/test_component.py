@@ -6,12 +6,12 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-import tomllib
 import yaml
 from dagster.components.testing import create_defs_folder_sandbox
 from dagster_shared.yaml_utils.sample_yaml import generate_sample_yaml

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import dagster as dg
 from dagster._core.test_utils import freeze_time
@@ -15,11 +15,11 @@ def test_a_late_file_runs_its_old_partition_and_tomorrows_waits_for_tomorrow(inb
     box = inbox(dg.DailyPartitionsDefinition("2026-01-01"))
     box.drop("2026-01-02.jsonl")
     box.drop("2026-03-05.jsonl")
-    with freeze_time(datetime(2026, 3, 5, 12, tzinfo=timezone.utc)):
+    with freeze_time(datetime(2026, 3, 5, 12, tzinfo=UTC)):
         assert box.asked() == ["2026-01-02"]
         assert box.asked() == []
     assert "no such partition (yet): 2026-03-05.jsonl" in box.reason
-    with freeze_time(datetime(2026, 3, 6, 0, 1, tzinfo=timezone.utc)):
+    with freeze_time(datetime(2026, 3, 6, 0, 1, tzinfo=UTC)):
         assert box.asked() == ["2026-03-05"]
         assert box.asked() == []
 

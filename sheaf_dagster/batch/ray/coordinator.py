@@ -184,7 +184,7 @@ class Coordinator:
         """Waits for news, or as long as a worker may idle; whether that passed without any."""
         try:
             await asyncio.wait_for(self._news.wait(), self._idle_seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return True
         return False
 

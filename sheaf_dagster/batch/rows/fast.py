@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, NotRequired, Union, get_args, get_origin
 
 import msgspec
 import orjson
 from pydantic import BaseModel
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from sheaf_dagster.batch.rows.inside import core_schema_of, maker, schemas_in
 from sheaf_dagster.batch.rows.plain import NOTHING, PlainModel

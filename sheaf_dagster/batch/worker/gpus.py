@@ -7,9 +7,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
-
-from typing_extensions import Self
+from typing import Any, NamedTuple, Self
 
 __all__ = ["GpuFigures", "GpuSampler"]
 

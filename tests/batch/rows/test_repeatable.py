@@ -7,7 +7,7 @@ import os
 import tempfile
 import threading
 import uuid
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import pytest
 
@@ -28,7 +28,7 @@ class Chatty(Doubler):
                     raise ValueError(
                         f"cannot identify image file {io.BytesIO()} in {f.name} or {tempfile.mktemp()}; "
                         f"{self.infer}, {threading.current_thread()!r}, pid {os.getpid()}, "
-                        f"{id(f):#x}, trace {uuid.uuid4()}, at {datetime.now(timezone.utc)}, after "
+                        f"{id(f):#x}, trace {uuid.uuid4()}, at {datetime.now(UTC)}, after "
                         f"{datetime.now().microsecond / 1e6:.4f} s: {request.note}"
                     )
         return super().batch_predict(requests)
