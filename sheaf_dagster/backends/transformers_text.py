@@ -18,7 +18,7 @@ from sheaf_dagster.backends.common.libraries import (
 )
 from sheaf_dagster.backends.language.generation import Generator
 from sheaf_dagster.backends.language.prompts import Sampling, answer, prompts_of
-from sheaf_dagster.backends.language.text_pipelines import PIPELINE_TASKS, TextPipeline
+from sheaf_dagster.backends.language.text_pipelines import PIPELINE_TASKS, Inputs, TextPipeline
 from sheaf_dagster.contracts import OPENAI_BATCH, TEXT, TextRequest
 from sheaf_dagster.errors import SpecError
 
@@ -36,6 +36,9 @@ class TransformersPipelineBackend(ModelBackend):
     Rows that generate may differ in everything: lengths, limits, temperatures, stop texts, seeds.
     A row's draws come from a stream of its own, so they are the same in any batch and at any
     run. Chats need a tokenizer with a chat template.
+
+    Rows are tokenised ahead of the network. A ``batch_budget`` counts tokens: those of a text, and
+    those that its answer may have.
 
     Args:
         model_id: A transformers model: local path or hub id.
@@ -113,7 +116,12 @@ class TransformersPipelineBackend(ModelBackend):
                 self._task, model=self._model_id, device=device, dtype=dtype, **own
             )
             self._pipeline = TextPipeline(
-                self._task, made, self._pipeline_kwargs, self._prefix, self._model_batch_size
+                self._task,
+                made,
+                transformers.Pipeline.__call__,
+                self._pipeline_kwargs,
+                self._prefix,
+                self._model_batch_size,
             )
             return
         kind = "CausalLM" if self._task in _CAUSAL else "Seq2SeqLM"
@@ -130,17 +138,35 @@ class TransformersPipelineBackend(ModelBackend):
         settings = {"model_name": "warm-up", "max_new_tokens": 2}
         return [TextRequest(text="a", **settings), TextRequest(text="a b", **settings)]
 
-    def batch_predict(self, requests: Sequence[Any]) -> list[BaseModel]:
+    def prepare(self, request: Any) -> Any:
         if self._pipeline is not None:
-            return [*self._pipeline.run(requests)]
+            return self._pipeline.prepare(request)
         assert self._generator is not None
-        prompts = [prompts_of(r, self._defaults, self._seed) for r in requests]
-        flat = [self._prefixed(p) for of_row in prompts for p in of_row]
-        completions = iter(self._generator.run(flat, self._model_batch_size))
-        return [
-            answer(request, [next(completions) for _ in of_row])
-            for request, of_row in zip(requests, prompts, strict=True)
-        ]
+        prompts = prompts_of(request, self._defaults, self._seed)
+        return [self._generator.tasks(self._prefixed(prompt)) for prompt in prompts]
+
+    def size(self, prepared: Any) -> int:
+        if isinstance(prepared, Inputs):
+            return prepared.size
+        return sum(task.size for tasks in prepared for task in tasks)
+
+    def infer(self, prepared: Sequence[Any]) -> Sequence[Any]:
+        if self._pipeline is not None:
+            return self._pipeline.infer(prepared)
+        assert self._generator is not None
+        flat = [task for row in prepared for tasks in row for task in tasks]
+        made = iter(self._generator.run(flat, self._model_batch_size))
+        return [[[next(made) for _ in tasks] for tasks in row] for row in prepared]
+
+    def respond(self, requests: Sequence[Any], outputs: Sequence[Any]) -> list[BaseModel]:
+        return [self._answer(r, out) for r, out in zip(requests, outputs, strict=True)]
+
+    def _answer(self, request: Any, output: Any) -> BaseModel:
+        if self._pipeline is not None:
+            return self._pipeline.respond(request, output)
+        assert self._generator is not None
+        completion = self._generator.completion
+        return answer(request, [[completion(made) for made in of_prompt] for of_prompt in output])
 
     def _prefixed(self, prompt: Any) -> Any:
         if not self._prefix or prompt.text is None:

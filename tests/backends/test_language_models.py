@@ -518,3 +518,74 @@ def test_a_text_longer_than_an_encoder_reads_is_that_rows_error(models, tmp_path
     with pytest.raises(ValueError, match="86 tokens are more than the 64 that the model reads"):
         backend.predict(row(0, LONG))
     assert backend.predict(row(0, "the blue dog")).completion_tokens
+
+
+BY_SIZE = [
+    ("text-generation", "causal", TEXTS),
+    (
+        "token-classification",
+        "tokens",
+        [row(i, t) for i, t in enumerate([*CASES["classes"], LONG])],
+    ),
+    ("text-classification", "moods", [row(i, t) for i, t in enumerate([*CASES["classes"], LONG])]),
+]
+
+
+@pytest.mark.parametrize(("task", "name", "rows"), BY_SIZE, ids=[case[0] for case in BY_SIZE])
+def test_rows_taken_by_size_are_answered_as_alone(task, name, rows, models, tmp_path):
+    backend = TransformersPipelineBackend(
+        models[name], task, device="cpu", dtype="float32", max_new_tokens=8
+    )
+    backend.load()
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(r.model_dump_json(exclude_none=True) + "\n" for r in rows))
+    model = ModelSpec(
+        name="tiny",
+        model_type="text",
+        backend="transformers_pipeline",
+        backend_kwargs={
+            "model_id": models[name],
+            "task": task,
+            "device": "cpu",
+            "dtype": "float32",
+            "max_new_tokens": 8,
+        },
+    )
+
+    result = BatchRunner(model).run(
+        BatchSpec(source=str(source), sink=str(tmp_path / "out"), compute="local", batch_budget=40)
+    )
+
+    for request, found in zip(rows, read_rows(result.sink), strict=True):
+        (alone,) = backend.batch_predict([request])
+        assert _rounded(found) == _rounded(json.loads(alone.model_dump_json()))
+    assert result.shape == "stages"
+    assert 0 < result.padding_fraction < 1
+
+
+def test_a_row_counts_as_many_tokens_as_it_may_come_to(models):
+    backend = causal(models)
+    backend.load()
+    words, labels = (
+        ["a", "cat"],
+        TransformersPipelineBackend(models["entails"], "zero-shot-classification", device="cpu"),
+    )
+    labels.load()
+
+    def size(of, request) -> int:
+        return of.size(of.prepare(request))
+
+    alone = size(backend, row(0, "cat", max_new_tokens=1))
+    assert size(backend, row(0, "cat", max_new_tokens=6)) == alone + 5
+    assert size(backend, row(0, "cat dog", max_new_tokens=1)) == alone + 1
+    assert size(backend, line(0, prompt="cat", max_tokens=1, n=3)) == 3 * alone
+    one = size(labels, row(0, "cat", candidate_labels=words[:1]))
+    assert size(labels, row(0, "cat", candidate_labels=words)) >= 2 * one
+
+
+def _rounded(value):
+    if isinstance(value, dict):
+        return {name: _rounded(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    return round(value, 4) if isinstance(value, float) else value

@@ -9,11 +9,34 @@ is distributed as the softmax says (Gumbel 1954; "Gumbel-max trick").
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sheaf_dagster.backends.language.prompts import Completion, Prompt
 
-__all__ = ["Generator"]
+__all__ = ["Generator", "Made", "Task"]
+
+
+class Task(NamedTuple):
+    """One completion that is to be generated."""
+
+    tokens: list[int]
+    """Of the prompt."""
+    prompt: Prompt
+    seed: int
+    limit: int
+    """Tokens that may be generated."""
+
+    @property
+    def size(self) -> int:
+        """Tokens that it may come to."""
+        return len(self.tokens) + self.limit
+
+
+class Made(NamedTuple):
+    """What the model has generated."""
+
+    task: Task
+    tokens: list[int]
 
 
 class Generator:
@@ -41,24 +64,24 @@ class Generator:
             model.config.get_text_config(), "max_position_embeddings", None
         )
 
-    def run(self, prompts: Sequence[Prompt], batch_size: int) -> list[list[Completion]]:
-        """For each prompt its completions, ``sampling.n`` of them.
+    def tasks(self, prompt: Prompt) -> list[Task]:
+        """What is to be generated for a prompt: ``sampling.n`` completions.
 
         Raises:
-            ValueError: A prompt leaves no room for an answer; its row is named.
+            ValueError: It leaves no room for an answer; its row is named.
         """
-        tasks = [
-            (i, self._tokens(prompt), prompt, seed)
-            for i, prompt in enumerate(prompts)
-            for seed in prompt.seeds
-        ]
-        made: list[list[Completion]] = [[] for _ in prompts]
-        for start in range(0, len(tasks), batch_size):
-            some = tasks[start : start + batch_size]
-            found = self._batch([t[1:] for t in some])
-            for (i, *_), completion in zip(some, found, strict=True):
-                made[i].append(completion)
-        return made
+        tokens = self._tokens(prompt)
+        limit = self._limit(tokens, prompt)
+        return [Task(tokens, prompt, seed, limit) for seed in prompt.seeds]
+
+    def run(self, tasks: Sequence[Task], batch_size: int) -> list[Made]:
+        """What the model generates, for each task; those of like length run together."""
+        order = sorted(range(len(tasks)), key=lambda i: -tasks[i].size)
+        made: dict[int, Made] = {}
+        for start in range(0, len(order), batch_size):
+            some = order[start : start + batch_size]
+            made |= zip(some, self._batch([tasks[i] for i in some]), strict=True)
+        return [made[i] for i in range(len(tasks))]
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         if prompt.messages is None:
@@ -107,19 +130,19 @@ class Generator:
             else min(asked, self._room - (len(tokens) if self._causal else 1))
         )
 
-    def _batch(self, tasks: list[tuple[list[int], Prompt, int]]) -> list[Completion]:
+    def _batch(self, tasks: list[Task]) -> list[Made]:
         import torch
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-        longest = max(len(tokens) for tokens, _, _ in tasks)
+        longest = max(len(task.tokens) for task in tasks)
         ids, mask = [], []
-        for tokens, _, _ in tasks:
+        for tokens in (task.tokens for task in tasks):
             fill, ones = [self._pad] * (longest - len(tokens)), [1] * len(tokens)
             zeros = [0] * len(fill)
             # A causal model continues at the right end.
             ids.append(fill + tokens if self._causal else tokens + fill)
             mask.append(zeros + ones if self._causal else ones + zeros)
-        limits = [self._limit(tokens, prompt) for tokens, prompt, _ in tasks]
+        limits = [task.limit for task in tasks]
         begin = longest if self._causal else 1
         draws = _row_draws(tasks, begin, self._device)
         stops = _row_stops(tasks, limits, begin, self._tokenizer)
@@ -139,14 +162,13 @@ class Generator:
                 stopping_criteria=StoppingCriteriaList([stops]),
             )
         return [
-            self._completion(sequence[begin:].tolist(), stops.ended[i] or limits[i], *task)
+            Made(task, sequence[begin:].tolist()[: stops.ended[i] or task.limit])
             for i, (sequence, task) in enumerate(zip(sequences, tasks, strict=True))
         ]
 
-    def _completion(
-        self, made: list[int], length: int, tokens: list[int], prompt: Prompt, _: int
-    ) -> Completion:
-        made = made[:length]
+    def completion(self, found: Made) -> Completion:
+        """The text of what was generated."""
+        tokens, prompt, made = found.task.tokens, found.task.prompt, found.tokens
         end = next((k for k, token in enumerate(made) if token in self._eos), None)
         reason = "length" if end is None else "stop"
         text = self._tokenizer.decode(made[:end], skip_special_tokens=True)
@@ -160,7 +182,7 @@ def _without_calls(message: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in message.items() if name != "tool_calls"}
 
 
-def _row_draws(tasks: list[tuple[list[int], Prompt, int]], begin: int, device: str) -> Any:
+def _row_draws(tasks: list[Task], begin: int, device: str) -> Any:
     import torch
     from transformers import LogitsProcessor
 
@@ -168,12 +190,12 @@ def _row_draws(tasks: list[tuple[list[int], Prompt, int]], begin: int, device: s
         """Turns each row's logits so that their largest is its draw."""
 
         def __init__(self) -> None:
-            self._random = [torch.Generator(device=device).manual_seed(t[2]) for t in tasks]
+            self._random = [torch.Generator(device=device).manual_seed(t.seed) for t in tasks]
 
         def __call__(self, input_ids: Any, scores: Any) -> Any:
             scores = scores.float().clone()
-            for i, (_, prompt, _) in enumerate(tasks):
-                s = prompt.sampling
+            for i, task in enumerate(tasks):
+                s = task.prompt.sampling
                 if s.presence_penalty or s.frequency_penalty:
                     said, times = input_ids[i, begin:].unique(return_counts=True)
                     scores[i, said] -= s.presence_penalty + s.frequency_penalty * times
@@ -195,9 +217,7 @@ def _row_draws(tasks: list[tuple[list[int], Prompt, int]], begin: int, device: s
     return RowDraws()
 
 
-def _row_stops(
-    tasks: list[tuple[list[int], Prompt, int]], limits: list[int], begin: int, tokenizer: Any
-) -> Any:
+def _row_stops(tasks: list[Task], limits: list[int], begin: int, tokenizer: Any) -> Any:
     import torch
     from transformers import StoppingCriteria
 
@@ -209,9 +229,9 @@ def _row_stops(
 
         def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
             done = input_ids.shape[1] - begin
-            for i, (_, prompt, _) in enumerate(tasks):
+            for i, task in enumerate(tasks):
                 if self.ended[i] is None and (
-                    done >= limits[i] or self._has_stop(input_ids[i], prompt.sampling.stop)
+                    done >= limits[i] or self._has_stop(input_ids[i], task.prompt.sampling.stop)
                 ):
                     self.ended[i] = done
             return torch.tensor([e is not None for e in self.ended], device=input_ids.device)

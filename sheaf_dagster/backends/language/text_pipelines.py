@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from copy import copy, deepcopy
+from inspect import isgeneratorfunction
+from threading import Lock
+from typing import Any, NamedTuple
 
 from sheaf_dagster.backends.language.lengths import tokens_at_most
 from sheaf_dagster.backends.tables.records import grouped, plain
 from sheaf_dagster.contracts import TextRequest, TextResponse
 from sheaf_dagster.contracts.text import Label, MaskLabel
 
-__all__ = ["PIPELINE_TASKS", "TextPipeline"]
+__all__ = ["PIPELINE_TASKS", "Inputs", "TextPipeline"]
 
 _CLASSES, _ZERO_SHOT = "text-classification", "zero-shot-classification"
 _TOKENS, _MASKS = "token-classification", "fill-mask"
@@ -19,8 +22,23 @@ PIPELINE_TASKS = (_CLASSES, _ZERO_SHOT, _TOKENS, _MASKS)
 _OF_GENERATION = ("max_new_tokens", "temperature", "top_p", "top_k", "stop", "seed")
 
 
+class Inputs(NamedTuple):
+    """A tokenised row."""
+
+    parts: list[dict[str, Any]]
+    """What goes through the network: one, or one for each label or window."""
+    size: int
+    """Tokens of all of them."""
+    windows: bool
+    """Whether it is too long, and read in windows."""
+    truncated: bool
+    """Whether it is too long, and was cut."""
+
+
 class TextPipeline:
-    """A loaded pipeline, whose answers to a row are the same in any batch.
+    """A loaded pipeline in steps, whose answers to a row are the same in any batch.
+
+    The steps are the library's own, each on its side of the device.
 
     A text that is longer than the model is cut, which is noted in its answer. Entities
     (``token-classification`` with an ``aggregation_strategy``) are looked for in overlapping
@@ -29,13 +47,20 @@ class TextPipeline:
     Args:
         task: One of ``PIPELINE_TASKS``.
         pipeline: Made by ``transformers.pipeline``.
+        call: ``transformers.Pipeline.__call__``.
         options: Further arguments of its calls.
         prefix: Put before each text.
         batch_size: Texts that go through the network at once.
     """
 
     def __init__(
-        self, task: str, pipeline: Any, options: dict[str, Any], prefix: str, batch_size: int
+        self,
+        task: str,
+        pipeline: Any,
+        call: Any,
+        options: dict[str, Any],
+        prefix: str,
+        batch_size: int,
     ) -> None:
         self._task = task
         self._pipeline = pipeline
@@ -46,32 +71,59 @@ class TextPipeline:
         self._batch_size = 1 if tokenizer.pad_token is None else batch_size
         self._limit = min(tokenizer.model_max_length, _positions(pipeline.model))
         tokenizer.model_max_length = self._limit
+        self._call = call
+        self._in_parts = isgeneratorfunction(pipeline.preprocess)
+        self._network = copy(pipeline)
+        self._reader = copy(pipeline)
+        # A fast tokenizer is set anew at each call, which can't be while another thread uses it.
+        self._reader.tokenizer = deepcopy(tokenizer)
+        self._tokenizing = Lock()
 
-    def run(self, requests: Sequence[Any]) -> list[TextResponse]:
-        """One answer a row.
+    def prepare(self, request: Any) -> Inputs:
+        """A row as the network takes it.
 
         Raises:
-            ValueError: A row is no text, or lacks what the task needs.
+            ValueError: It is no text, or lacks what the task needs.
         """
-        for request in requests:
-            if not isinstance(request, TextRequest) or request.text is None:
-                raise ValueError(
-                    f"task {self._task!r} takes rows of the contract 'text' with 'text'"
-                )
-            if self._task == _ZERO_SHOT and not request.candidate_labels:
-                raise ValueError(f"request {request.request_id}: needs 'candidate_labels'")
-        answers: dict[int, TextResponse] = {}
-        texts = [self._prefix + r.text for r in requests]
-        long = [self._is_long(t, r) for t, r in zip(texts, requests, strict=True)]
-        alike = [(*(r.candidate_labels or ()), cut) for r, cut in zip(requests, long, strict=True)]
-        for (*labels, cut), members in grouped(range(len(texts)), alike.__getitem__).items():
+        if not isinstance(request, TextRequest) or request.text is None:
+            raise ValueError(f"task {self._task!r} takes rows of the contract 'text' with 'text'")
+        if self._task == _ZERO_SHOT and not request.candidate_labels:
+            raise ValueError(f"request {request.request_id}: needs 'candidate_labels'")
+        text = self._prefix + request.text
+        with self._tokenizing:
+            cut = self._is_long(text, request)
             windows = cut and self._has_windows
-            found = self._call([texts[i] for i in members], labels, windows)
-            for i, one in zip(members, found, strict=True):
-                answers[i] = self._response(requests[i], plain(one))
-                if cut and not windows:
-                    answers[i].deviates("truncated")
-        return [answers[i] for i in range(len(requests))]
+            settings, _ = self._settings(request.candidate_labels, windows)
+            made = self._reader.preprocess(text, **settings)
+            parts = [dict(part) for part in (made if self._in_parts else [made])]
+        size = sum(int(part["input_ids"].shape[-1]) for part in parts)
+        return Inputs(parts, size, windows, cut and not windows)
+
+    def infer(self, rows: Sequence[Inputs]) -> list[Any]:
+        """What the network says of some rows, before it is made of it what the task asks."""
+        order = sorted(range(len(rows)), key=lambda i: -rows[i].size)
+
+        def inputs(i: int, **_: Any) -> Any:
+            # Copies: the library takes out of them what isn't the network's.
+            parts = [dict(part) for part in rows[i].parts]
+            return iter(parts) if self._in_parts else parts[0]
+
+        self._network.preprocess = inputs
+        self._network.postprocess = lambda found, **_: found
+        by_row: dict[int, Any] = {}
+        # Those in windows apart: beside them short ones would be padded to the model's length.
+        for some in grouped(order, lambda i: rows[i].windows).values():
+            # The call of the base: the tasks' own look into what they get, which is numbers here.
+            found = self._call(self._network, some, batch_size=self._batch_size)
+            by_row |= zip(some, found, strict=True)
+        return [(by_row[i], rows[i].truncated) for i in range(len(rows))]
+
+    def respond(self, request: Any, output: Any) -> TextResponse:
+        """A row's answer."""
+        found, truncated = output
+        _, settings = self._settings(request.candidate_labels, windows=False)
+        answer = self._response(request, plain(self._pipeline.postprocess(found, **settings)))
+        return answer.deviates("truncated") if truncated else answer
 
     def _is_long(self, text: str, request: TextRequest) -> bool:
         """Whether the model can't read it all."""
@@ -81,7 +133,7 @@ class TextPipeline:
         if self._task == _ZERO_SHOT:
             template = self._options.get("hypothesis_template", "This example is {}.")
             pairs = [template.format(label) for label in request.candidate_labels or ()]
-        tokenize = self._pipeline.tokenizer
+        tokenize = self._reader.tokenizer
         return any(
             len(tokenize(text, pair, truncation=False, verbose=False)["input_ids"]) > self._limit
             for pair in pairs
@@ -96,7 +148,8 @@ class TextPipeline:
             and bool(self._pipeline.tokenizer.is_fast)
         )
 
-    def _call(self, texts: list[str], labels: Sequence[str], windows: bool) -> list[Any]:
+    def _settings(self, labels: Any, windows: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the library's steps before and after the network are told."""
         options = dict(self._options)
         if self._task == _ZERO_SHOT:
             options["candidate_labels"] = list(labels)
@@ -107,11 +160,15 @@ class TextPipeline:
                 "truncation": True,
                 **options.get("tokenizer_kwargs", {}),
             }
-        elif windows:
-            options.setdefault("stride", self._limit // 4)
-        found = self._pipeline(texts, batch_size=self._batch_size, **options)
-        # This task unwraps a list of one.
-        return [found] if self._task == _MASKS and len(texts) == 1 else list(found)
+        else:
+            options.setdefault("is_split_into_words", False)
+            if windows:
+                options.setdefault("stride", self._limit // 4)
+        before, _, after = self._pipeline._sanitize_parameters(**options)
+        return (
+            {**self._pipeline._preprocess_params, **before},
+            {**self._pipeline._postprocess_params, **after},
+        )
 
     def _response(self, row: TextRequest, found: Any) -> TextResponse:
         labels: list[Any] | None = None
