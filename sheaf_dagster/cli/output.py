@@ -74,6 +74,7 @@ def tell_outcome(outcome: BatchOutcome, *, as_json: bool) -> None:
         f"{result.resumed_rows:,} resumed" if result.resumed_rows else "",
         f"{result.error_rows:,} error rows" if result.error_rows else "",
         f"{result.non_finite:,} numbers not finite" if result.non_finite else "",
+        f"cost {result.cost:.4g}" if result.cost is not None else "",
         *(f"{n:,} {kind.replace('_', ' ')}" for kind, n in result.deviations.items()),
     ]
     noted = "".join(f", {r}" for r in remarks if r)
