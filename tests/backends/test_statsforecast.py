@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec, SpecError
+from sheaf_dagster.backends.forecasting.statistical_models import StatisticalModel
 from sheaf_dagster.backends.statsforecast import StatsForecastBackend
 from sheaf_dagster.contracts import TimeSeriesRequest
 from sheaf_dagster.contracts.base import deviations_of
@@ -312,6 +313,28 @@ def test_arguments_that_cannot_work_are_refused_at_load(model, kwargs, says):
     with pytest.raises(SpecError, match=f"(?s){says}") as refused:
         StatsForecastBackend(model, model_kwargs=kwargs).load()
     assert model in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "season", "kwargs"),
+    [
+        ("AutoRegressive", 7, {"lags": 52}),
+        ("AutoRegressive", 7, {"lags": [1, 7, 364]}),
+        ("ARIMA", 52, {"order": [40, 0, 2], "seasonal_order": [1, 0, 1]}),
+        ("AutoARIMA", 12, {"stepwise": False}),
+        ("AutoETS", 288, {}),
+    ],
+)
+def test_a_model_is_proven_with_few_terms_and_keeps_its_own(model, season, kwargs):
+    # With all its terms each of these takes half a minute to three minutes.
+    made = StatisticalModel(models, model, kwargs)
+
+    made.prove(season)
+
+    assert made.has_intervals
+    seasonal = {} if model == "AutoRegressive" else {"season_length": season}
+    own = getattr(models, model)(**seasonal, **kwargs)
+    assert repr(vars(made.build(season))) == repr(vars(own))
 
 
 @pytest.mark.parametrize(
