@@ -23,11 +23,13 @@ class JobsAddress:
         url: Address of the cluster's dashboard.
         headers: HTTP headers of each request, such as those that a proxy asks for.
         runtime_env: Runtime environment of the jobs.
+        within_s: How long to try to reach the dashboard (seconds).
     """
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
+    within_s: float = 30.0
 
 
 def cluster_config(resource: Any, holder: str) -> ClusterConfig:
@@ -76,6 +78,7 @@ def jobs_address(resource: Any) -> JobsAddress:
             resource.dashboard,
             from_environment("ray_cluster: headers", named_variables(resource.headers)),
             resource.runtime_env,
+            resource.connect_timeout_s,
         )
     _client_address(resource)
     options = getattr(resource, "ray_init_options", {}) or {}

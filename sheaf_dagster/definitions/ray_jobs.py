@@ -15,6 +15,7 @@ from dagster_ray import PipesRayJobClient, PipesRayJobMessageReader
 from sheaf_dagster.batch.messages import ErrorMessage
 from sheaf_dagster.batch.orders import FileOutcome, StepOrder
 from sheaf_dagster.definitions.clusters import JobsAddress
+from sheaf_dagster.definitions.dashboard import Dashboard, DashboardLostError
 from sheaf_dagster.definitions.recorder import StepRecorder
 from sheaf_dagster.errors import ClusterError, SpecError
 from sheaf_dagster.pipes import ENTRYPOINT, ORDER
@@ -24,6 +25,9 @@ __all__ = ["run_as_ray_job"]
 Began = Callable[[tuple[str | None, str] | None], StepRecorder]
 
 _POLL_SECONDS = 0.5
+
+_JOB_ID = "ray_job_id"
+"""Under which dagster-ray tells of a job that it has submitted."""
 
 _ORDER_BYTES = 96_000
 """The order travels in an environment variable, of which one may hold 128 KiB."""
@@ -53,13 +57,15 @@ def run_as_ray_job(
         SheafError: What the whole job failed with.
     """
     heard = _Heard(began)
-    headers = dict(where.headers)
-    reader = _LiveReader(heard, {"headers": headers})
-    client = PipesRayJobClient(
-        address=where.url, headers=headers, message_reader=reader, poll_interval=_POLL_SECONDS
-    )
     message = order.to_message()
     _check_size(message, len(order.files))
+    try:
+        dashboard = Dashboard(where)
+    except (RuntimeError, OSError) as e:
+        raise _not_submitted(where, e) from e
+    reader = _LiveReader(heard, dashboard)
+    client = PipesRayJobClient(message_reader=reader, poll_interval=_POLL_SECONDS)
+    client.client = dashboard
     ended = None
     try:
         client.run(
@@ -71,18 +77,25 @@ def run_as_ray_job(
             },
             extras={ORDER: message},
         )
-    except (RuntimeError, ConnectionError, OSError) as e:  # how a job that exits with 1 is told
+    except (RuntimeError, OSError) as e:  # how a job that exits with 1 is told
         ended = e
     if reader.submitted is None:
-        raise ClusterError(
-            f"no Ray job could be submitted to {where.url}: {ended}; check the dashboard's address, "
-            "that the cluster is up, and, where it asks for a token, that RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) are set for the step"
-        ) from ended
-    if not heard.complete:
+        raise _not_submitted(where, ended) from ended
+    if not heard.complete and not isinstance(ended, DashboardLostError):
         # A line that was tailed while it was half written is lost to the reader.
-        heard.read(client.client.get_job_logs(reader.submitted))
+        try:
+            heard.read(dashboard.get_job_logs(reader.submitted))
+        except (RuntimeError, OSError) as e:
+            ended = ended or e
     return heard.recorded(reader.submitted, ended)
+
+
+def _not_submitted(where: JobsAddress, why: Exception | None) -> ClusterError:
+    return ClusterError(
+        f"no Ray job could be submitted to {where.url}: {why}; check the dashboard's address, "
+        "that the cluster is up, and, where it asks for a token, that RAY_AUTH_MODE=token and "
+        "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) are set for the step"
+    )
 
 
 def _submission_id(context: dg.AssetExecutionContext) -> str:
@@ -167,6 +180,11 @@ class _Heard:
             raise self._problem
         if self._error is not None:
             raise ErrorMessage.from_dict(self._error).rebuilt()
+        if not self.complete and isinstance(ended, DashboardLostError):
+            raise ClusterError(
+                f"Ray job {job} was lost sight of, and may still run: of the dashboard we hear that "
+                f"{ended}; look there before you run again (finished chunks are kept)"
+            ) from ended
         if not self.complete or self._recorder is None:
             raise ClusterError(
                 f"Ray job {job} ended before all files were done: "
@@ -179,9 +197,15 @@ class _Heard:
 class _LiveReader(PipesRayJobMessageReader):
     """Hands our messages on as they come in; Dagster's own go to Dagster."""
 
-    def __init__(self, heard: _Heard, job_submission_client_kwargs: dict[str, Any]) -> None:
-        super().__init__(job_submission_client_kwargs)
+    def __init__(self, heard: _Heard, dashboard: Dashboard) -> None:
+        super().__init__()
         self._heard = heard
+        self._dashboard = dashboard
+
+    def on_launched(self, launched_payload: dg.PipesLaunchedData) -> None:
+        """Takes up the job; the base class would make a client that waits for ever."""
+        self._client = self._dashboard
+        self._job_id = launched_payload["extras"][_JOB_ID]
 
     @property
     def submitted(self) -> str | None:

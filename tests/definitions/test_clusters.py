@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import threading
+
 import dagster as dg
 import pytest
+import ray
 from dagster_ray import Lifecycle, LocalRay
 
 import sheaf_dagster as sd
-from sheaf_dagster.definitions.clusters import cluster_config, cluster_limits, jobs_address
+from sheaf_dagster.definitions import dashboard
+from sheaf_dagster.definitions.clusters import (
+    JobsAddress,
+    cluster_config,
+    cluster_limits,
+    jobs_address,
+)
 from tests.definitions.cluster_project import Head
 from tests.definitions.project import Project, failure
 
@@ -87,12 +98,47 @@ def test_a_secret_of_the_models_arguments_does_not_travel(tmp_path):
     assert "ijklmnop" not in failure(result)
 
 
-def test_a_dashboard_that_is_not_there_is_an_error_that_can_be_retried(tmp_path):
+@pytest.mark.parametrize(
+    ("listening", "why"), [(True, "it doesn't answer"), (False, "it can't be reached")]
+)
+def test_a_dashboard_that_is_silent_or_not_there_is_an_error_that_can_be_retried(
+    listening, why, tmp_path
+):
     project = Project(tmp_path, launch="ray_job", compute="tasks")
-    project.defs.resources["ray_cluster"] = sd.RayClusterResource(dashboard="http://127.0.0.1:9")
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never answers
+        port = server.getsockname()[1] if listening else 9
+        project.defs.resources["ray_cluster"] = sd.RayClusterResource(
+            dashboard=f"http://127.0.0.1:{port}", connect_timeout_s=0.3
+        )
 
-    result = project.run()
+        result = project.run()
 
     assert not result.success
-    assert "no Ray job could be submitted to http://127.0.0.1:9" in failure(result)
+    expected = f"no Ray job could be submitted to http://127.0.0.1:{port}: {why} (tried for 0.3 s)"
+    assert expected in failure(result)
     assert "RAY_AUTH_TOKEN" in failure(result)
+
+
+def test_a_dashboard_that_falls_silent_later_is_waited_for_no_longer_than_its_patience(monkeypatch):
+    monkeypatch.setattr(dashboard, "PATIENCE_SECONDS", 0.3)
+    version = json.dumps({"ray_version": ray.__version__, "version": "4"}).encode()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        held = []
+
+        def say_the_version() -> None:
+            while True:
+                held.append(server.accept()[0])
+                if b"GET /api/version" not in held[-1].recv(65536):
+                    return
+                head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(version)}\r\n\r\n"
+                held[-1].sendall(head.encode() + version)
+
+        thread = threading.Thread(target=say_the_version)
+        thread.start()
+        jobs = dashboard.Dashboard(JobsAddress(f"http://127.0.0.1:{server.getsockname()[1]}"))
+        for request in (jobs.get_job_status, jobs.stop_job):
+            with pytest.raises(ConnectionError, match="doesn't answer"):
+                request("job")
+        thread.join()
+        for connection in held:
+            connection.close()
