@@ -110,6 +110,19 @@ class Doubler(ModelBackend):
         return answers[:-1] if self.drop_last else answers
 
 
+class Deviant(Doubler):
+    """Falls back on negative values and truncates above a hundred; fails once where told."""
+
+    def batch_predict(self, requests):
+        answers = super().batch_predict(requests)
+        for request, answer in zip(requests, answers, strict=True):
+            if request.value < 0:
+                answer.deviates("fell_back")
+            if abs(request.value) > 100:
+                answer.deviates("truncated")
+        return answers
+
+
 class InOneCall(Doubler):
     """Doubles; says nothing of the batch, so that answers compare over all shapes."""
 

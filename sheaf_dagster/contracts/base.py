@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import partial
 from typing import Any, Literal, Self, TypeVar, get_args
@@ -138,13 +138,18 @@ def deviations_of(response: Any) -> tuple[Deviation, ...]:
     """In which ways a response says that it deviates from what was asked; see ``deviates``.
 
     One of a form that has no place for metadata holds them in ``_deviations``, beside its line.
+
+    Args:
+        response: A response, or one as a dictionary.
     """
-    metadata = getattr(response, "metadata", None)
+    get = response.get if isinstance(response, Mapping) else partial(getattr, response)
+    metadata = get("metadata", None)
     if metadata and isinstance(metadata, dict):
         noted = metadata.get(_DEVIATIONS_KEY, ())
     else:
-        noted = getattr(response, "_deviations", ())
-    return tuple(kind for kind in DEVIATIONS if kind in noted)
+        noted = get("_deviations", ())
+    # A dictionary may be of anybody's making.
+    return tuple(k for k in DEVIATIONS if isinstance(noted, (list, tuple)) and k in noted)
 
 
 def row_identity(row: Any) -> Any:

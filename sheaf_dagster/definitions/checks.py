@@ -10,6 +10,7 @@ import dagster as dg
 
 from sheaf_dagster.batch.results import BatchResult, ValidationReport, Violation
 from sheaf_dagster.batch.rows.sample import OutputSample
+from sheaf_dagster.contracts import deviations_of
 from sheaf_dagster.errors import (
     InputValidationError,
     PredictError,
@@ -44,6 +45,7 @@ _WARNS = (
 )
 
 _SHOWN = 20
+_SHOWN_ROWS = 5
 _DESCRIPTION = 2000
 
 
@@ -108,7 +110,9 @@ class CheckLedger:
             )
         for kind, n in result.deviations.items():
             check = "no_row_fell_back" if kind == "fell_back" else "every_row_is_answered_as_asked"
-            text = f"{n:,} of {result.rows:,} rows {kind.replace('_', ' ')}"
+            text = (
+                f"{n:,} of {result.rows:,} rows {kind.replace('_', ' ')}{_first(kind, n, sample)}"
+            )
             earlier = self.problems.get(check, {}).get(partition)
             self._add(check, partition, f"{earlier}, {text}" if earlier else text)
         return [name for name in CHECKS if partition in self.problems.get(name, {})]
@@ -174,6 +178,16 @@ class CheckLedger:
         if bad and name == "input_rows_are_valid":
             md["violations"] = _table(self.violations)
         return md
+
+
+def _first(kind: str, n: int, sample: OutputSample) -> str:
+    """Which rows, as far as the first rows of the sink tell."""
+    found = [i for i, (_, a) in enumerate(sample.pairs, 1) if kind in deviations_of(a)]
+    if not found:
+        return ""
+    shown = ", ".join(map(str, found[:_SHOWN_ROWS]))
+    which = "row" if len(found) == 1 else "rows"
+    return f" ({which} {shown}{' …' if n > _SHOWN_ROWS or n > len(found) else ''})"
 
 
 def _invalid(report: ValidationReport, partition: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from sheaf_dagster.contracts import deviations_of
 from sheaf_dagster.definitions.plots import MAX_INLINE_CHARS
 
 __all__ = ["MAX_PREVIEW_CHARS", "brief", "preview_inline", "preview_table", "row_preview"]
@@ -34,16 +35,22 @@ def preview_inline(pairs: Sequence[Pair]) -> str:
     """
     same = _same_everywhere(pairs)
     for rows in (4, 3, 2, 1):
-        table = _table(pairs[:rows], 3, 40, 2, leave_out=same, longest_word=_WORD)
+        numbered = [*enumerate(pairs[:rows], 1)]
+        table = _table(numbered, 3, 40, 2, leave_out=same, longest_word=_WORD)
         if len(table) <= MAX_INLINE_CHARS:
             return table
     return ""
 
 
 def preview_table(pairs: Sequence[Pair]) -> str:
-    """A Markdown table of more rows and fields, at most ``MAX_PREVIEW_CHARS`` long."""
-    for rows in (_ROWS, 5, 2, 1):
-        table = _table(pairs[:rows], 20, _TEXT, 4)
+    """A Markdown table of more rows and fields, at most ``MAX_PREVIEW_CHARS`` long.
+
+    After the first rows come the next ones that are answered otherwise than asked.
+    """
+    numbered = [*enumerate(pairs, 1)]
+    for rows, more in ((_ROWS, _ROWS // 2), (5, 2), (2, 1), (1, 1), (1, 0)):
+        later = [(n, pair) for n, pair in numbered[rows:] if deviations_of(pair[1])]
+        table = _table([*numbered[:rows], *later[:more]], 20, _TEXT, 4)
         if len(table) <= MAX_PREVIEW_CHARS:
             return table
     return ""
@@ -63,7 +70,7 @@ def _same_everywhere(pairs: Sequence[Pair]) -> frozenset[str]:
 
 
 def _table(
-    pairs: Sequence[Pair],
+    pairs: Sequence[tuple[int, Pair]],
     fields: int,
     text: int,
     numbers: int,
@@ -71,13 +78,19 @@ def _table(
     longest_word: int = _TEXT,
 ) -> str:
     lines = ["| request | response |", "|---|---|"]
-    for request, response in pairs:
+    for number, (request, response) in pairs:
         asked = {k: v for k, v in request.items() if k not in leave_out}
         # What an answer only repeats of its request says nothing.
         own = {k: v for k, v in response.items() if k not in request or request[k] != v}
-        cells = (_cell(row, fields, text, numbers, longest_word) for row in (asked, own))
-        lines.append("| " + " | ".join(cells) + " |")
+        said, answered = (_cell(row, fields, text, numbers, longest_word) for row in (asked, own))
+        lines.append(f"| {said} | {_mark(number, response)}{answered} |")
     return "\n".join(lines)
+
+
+def _mark(number: int, response: Mapping[str, Any]) -> str:
+    """Says of an answer that deviates from what was asked how, and which row it answers."""
+    kinds = [kind.replace("_", " ") for kind in deviations_of(response)]
+    return f"⚠ row {number}: {', '.join(kinds)}. " if kinds else ""
 
 
 def _cell(

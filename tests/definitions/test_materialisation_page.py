@@ -395,6 +395,30 @@ def test_a_row_that_the_model_fails_on_is_named_by_its_check(tmp_path):
     assert "cannot double 2" in check.description
 
 
+def test_rows_that_are_answered_otherwise_than_asked_are_marked_and_named(tmp_path):
+    project = Project(tmp_path)
+    project.defs.resources["model"] = sd.ModelResource(
+        name="m", model_type="number", backend="tests.toys:Deviant"
+    )
+    values = [*range(3), -4, *range(5, 30), -200, *range(6)]
+    project.write("all", values)
+
+    result = project.run()
+
+    assert result.success
+    found = evaluations(result)
+    fell_back, otherwise = found["no_row_fell_back"], found["every_row_is_answered_as_asked"]
+    assert fell_back.description == "2 of 36 rows fell back (rows 4, 30)"
+    assert otherwise.description == "1 of 36 rows truncated (row 30)"
+    assert {fell_back.severity, otherwise.severity} == {dg.AssetCheckSeverity.WARN}
+    md = project.records()[-1].asset_materialization.metadata
+    assert (md["fell_back_rows"].value, md["truncated_rows"].value) == (2, 1)
+    assert "| ⚠ row 4: fell back. **value** -8," in md["preview"].value
+    *first, later = md["preview_rows"].value.splitlines()
+    assert [i for i, line in enumerate(first) if "⚠" in line] == [5], "the fourth below the head"
+    assert "⚠ row 30: fell back, truncated. **value** -400," in later
+
+
 @pytest.mark.parametrize(
     ("severity", "downstream_runs"),
     [(dg.AssetCheckSeverity.WARN, True), (dg.AssetCheckSeverity.ERROR, False)],

@@ -11,23 +11,7 @@ from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec
 from sheaf_dagster.storage import Part
 from tests.toys import Doubler
 
-
-class Deviant(Doubler):
-    """Falls back on negative values and truncates above a hundred; fails once where told."""
-
-    def batch_predict(self, requests):
-        answers = super().batch_predict(requests)
-        for request, answer in zip(requests, answers, strict=True):
-            if request.value < 0:
-                answer.deviates("fell_back")
-            if abs(request.value) > 100:
-                answer.deviates("truncated")
-        return answers
-
-
-MODEL = ModelSpec(
-    name="m", model_type="number", backend="tests.batch.worker.test_deviations:Deviant"
-)
+MODEL = ModelSpec(name="m", model_type="number", backend="tests.toys:Deviant")
 
 
 @pytest.mark.parametrize("bucket_by", [None, "group"])
