@@ -32,6 +32,10 @@ class SklearnBackend(ModelBackend):
     ``quantiles`` (quantile forests) or ``return_std`` (Gaussian processes, Bayesian regression:
     normal quantiles).
 
+    Dates are ISO 8601 text in a row, and what the estimator was fitted with in its table: the
+    columns of which an encoder has kept dates, and those of ``datetime_columns``. What a time zone
+    says is turned into UTC.
+
     Args:
         path: The saved estimator, a path or an fsspec URI: a ``.skops`` file, or one of joblib
             or pickle.
@@ -39,9 +43,11 @@ class SklearnBackend(ModelBackend):
         allow_pickle: Load a joblib or pickle file, which **runs any code that is in it**: for
             files that you wrote yourself.
         storage_options: Arguments of the file system of a remote path.
+        datetime_columns: Columns that were ``datetime64`` where the estimator was fitted, and of
+            which it keeps nothing that says so (a function of yours reads them, or a scaler).
 
     Raises:
-        SpecError: At load: the file holds types that aren't trusted, or is a pickle that isn't
+        SpecError: At load: there is no such column, the file holds types that aren't trusted, or is a pickle that isn't
             allowed.
         MissingDependencyError: At load: scikit-learn or skops is not installed.
     """
@@ -60,7 +66,9 @@ class SklearnBackend(ModelBackend):
         trusted: list[str] | None = None,
         allow_pickle: bool = False,
         storage_options: dict[str, Any] | None = None,
+        datetime_columns: list[str] | None = None,
     ) -> None:
+        self._datetime_columns = list(datetime_columns or ())
         self._path = path
         self._trusted = list(trusted or ())
         self._allow_pickle = allow_pickle
@@ -79,6 +87,14 @@ class SklearnBackend(ModelBackend):
             )
         self._names = column_names(self._model)
         self._fitted = fitted_columns(self._model)
+        for name in self._datetime_columns:
+            if name not in (self._names or ()):
+                known = ", ".join(self._names or ()) or "no names of columns"
+                raise SpecError(
+                    f"datetime_columns: {self._path} has no column {name!r}; it knows {known}"
+                )
+            position = (self._names or []).index(name)
+            self._fitted[position] = FittedColumn(dates="datetime64")
 
     def _load_skops(self, path: str) -> Any:
         (io,) = require(_NAME, "sklearn", "skops.io")

@@ -108,6 +108,61 @@ def test_an_optional_column_is_there_whatever_a_batch_holds(tmp_path):
         assert predictions(backend, [one]) == pytest.approx(expected[i : i + 1])
 
 
+def customers() -> pd.DataFrame:
+    """Missing values, a category, a flag, integers that floats don't have, and dates."""
+    n = 40
+    days = [pd.Timestamp(t) for t in ("2024-05-01", "2024-05-02T12:30:00", "2024-06-01")]
+    return pd.DataFrame(
+        {
+            "plan": pd.Series([("basic", "pro", np.nan)[i % 3] for i in range(n)], dtype=object),
+            "income": [float(i) if i % 4 else np.nan for i in range(n)],
+            "trial": pd.Series([(True, False)[i % 2] for i in range(n)]),
+            "account": [WIDE + i % 4 for i in range(n)],
+            "day": [days[i * 7 % 3] for i in range(n)],
+        }
+    )
+
+
+@pytest.mark.parametrize("signed", [True, False], ids=["signature", "no_signature"])
+def test_every_trait_of_a_table_answers_as_by_hand(signed, tmp_path):
+    table = customers()
+    cost = np.arange(40.0) % 11 + 9 * table["plan"].isna() + 100 * (table["account"] - WIDE)
+    cost += 40 * (table["day"].dt.month - 5)
+    encode = (OneHotEncoder(handle_unknown="ignore"), ["plan", "trial", "account", "day"])
+    estimator = make_pipeline(
+        make_column_transformer(encode, remainder="passthrough"),
+        HistGradientBoostingRegressor(min_samples_leaf=2),
+    ).fit(table, cost)
+    fields = {"signature": infer_signature(table, cost)} if signed else {}
+    backend = sklearn_model(tmp_path, estimator, **fields)
+    rows = [
+        {"plan": "pro", "income": 7, "trial": True, "account": WIDE + 1, "day": "2024-05-01"},
+        {"plan": None, "income": None, "trial": False, "account": WIDE + 2, "day": "2024-06-01"},
+        {"plan": "new", "income": 3.5, "trial": True, "account": WIDE + 3,
+         "day": "2024-05-02T14:30:00+02:00"},
+        {"plan": "basic", "income": 1, "trial": False, "account": WIDE, "day": "2024-05-02T12:30"},
+    ]  # fmt: skip
+    by_hand = pd.DataFrame(
+        {
+            "plan": pd.Series(["pro", np.nan, "new", "basic"], dtype=object),
+            "income": [7.0, np.nan, 3.5, 1.0],
+            "trial": [True, False, True, False],
+            "account": [WIDE + 1, WIDE + 2, WIDE + 3, WIDE],
+            "day": pd.to_datetime(
+                ["2024-05-01", "2024-06-01", "2024-05-02T12:30", "2024-05-02T12:30"],
+                format="ISO8601",
+            ),
+        }
+    )
+
+    expected = mlflow.pyfunc.load_model(str(tmp_path / "sklearn")).predict(by_hand)
+
+    assert len(set(expected)) == 4
+    assert predictions(backend, rows) == pytest.approx(expected)
+    for i, one in enumerate(rows):
+        assert predictions(backend, [one]) == pytest.approx(expected[i : i + 1])
+
+
 def test_an_optional_integer_is_left_out_where_it_is_missing(tmp_path):
     columns = Schema([ColSpec("long", "a"), ColSpec("long", "b", required=False)])
     backend = pyfunc_model(tmp_path, "return x['a'] + (x['b'] if 'b' in x else -1)", columns)

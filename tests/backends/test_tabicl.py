@@ -6,6 +6,7 @@ from uuid import UUID
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from sheaf_dagster import SpecError
 from sheaf_dagster.backends.tabicl import TabICLBackend
@@ -102,6 +103,14 @@ def test_null_is_missing_in_examples_and_queries(task, checkpoints):
     for i, query in enumerate(queries):  # a column that is missing in all queries is left out
         alone = library.predict(np.array([query], dtype=float))
         np.testing.assert_allclose(answers[i], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("field", ["context_X", "query_X"])
+def test_dates_are_no_numbers_and_refused_while_rows_are_validated(field):
+    given = row(0).model_dump(mode="json", include={"context_X", "context_y", "query_X"})
+    given[field][0][0] = "2024-06-05"
+    with pytest.raises(ValidationError, match=rf"{field}\.0\.0\n.*number"):
+        TabularRequest(model_name="m", **given)
 
 
 def test_a_value_that_the_library_refuses_is_its_own_rows_error(checkpoints):

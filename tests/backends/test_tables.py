@@ -23,6 +23,7 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEnc
 
 from sheaf_dagster.backends.sklearn import SklearnBackend
 from sheaf_dagster.contracts import FeaturesRequest
+from sheaf_dagster.errors import SpecError
 
 pytestmark = pytest.mark.model
 
@@ -177,6 +178,78 @@ def test_integers_beyond_53_bits_and_dates_reach_the_encoder_as_they_are(tmp_pat
     # Beside a gap or a fraction, pandas would make floats of a column of integers.
     found = predictions(load(encoder, tmp_path), [{"id": WIDE + 1}, {"id": None}, {"id": WIDE}])
     assert found == [1, -1, 0]
+
+
+DAYS = ["2024-05-01", "2024-05-02", "2024-06-01", "2024-05-02"] * 5
+
+
+def dated(kind: str, gaps: bool) -> pd.DataFrame:
+    column = pd.Series(pd.to_datetime(DAYS))
+    column = column.dt.tz_localize("UTC") if kind == "datetime" else column
+    column = column.dt.date if kind == "date" else column
+    table = pd.DataFrame({"seats": np.arange(20.0) % 3, "day": column})
+    if gaps:
+        table.loc[[3, 9], "day"] = None if kind == "date" else pd.NaT
+    return table
+
+
+@pytest.mark.parametrize(
+    ("encoder", "kind", "gaps"),
+    [
+        (encoder, kind, gaps)
+        for encoder in (encode(), OrdinalEncoder())
+        for kind in ("datetime64", "datetime", "date")
+        for gaps in (False, True)
+        # Of this library: its ordinal encoder doesn't know a missing datetime64 again.
+        if not (isinstance(encoder, OrdinalEncoder) and kind == "datetime64" and gaps)
+    ],
+)
+def test_iso_text_is_the_date_that_an_encoder_has_met(encoder, kind, gaps, tmp_path):
+    table = dated(kind, gaps)
+    estimator = make_pipeline(
+        make_column_transformer((encoder, ["day"]), remainder="passthrough"),
+        RandomForestClassifier(n_estimators=5, random_state=0)
+        if isinstance(encoder, OrdinalEncoder)
+        else LinearRegression(),
+    )
+    estimator.fit(table, np.arange(20) // 4)
+    backend = load(estimator, tmp_path)
+    days = [*DAYS[:3], None, DAYS[4]] if gaps else DAYS[:5]
+    asked = [{"day": d, "seats": float(i % 3)} for i, d in enumerate(days)]
+
+    expected = estimator.predict(table[:5])
+
+    assert len(set(expected)) > 1
+    assert predictions(backend, asked) == pytest.approx(list(expected))
+    for i, one in enumerate(asked):
+        assert predictions(backend, [one]) == pytest.approx(list(expected[i : i + 1]))
+    with pytest.raises(ValueError, match=r"'features.day': '05/06/2024' is no date"):
+        predictions(backend, [{"day": "05/06/2024", "seats": 1}])
+
+
+def month_and_weekday(x):
+    return np.column_stack([x["day"].dt.month, x["day"].dt.dayofweek, x["day"].isna()])
+
+
+def test_columns_that_only_a_function_reads_are_dates_where_the_spec_says_so(tmp_path):
+    table = dated("datetime64", gaps=False)
+    estimator = make_pipeline(
+        FunctionTransformer(month_and_weekday), HistGradientBoostingRegressor(min_samples_leaf=2)
+    ).fit(table, np.arange(20.0))
+    joblib.dump(estimator, tmp_path / "m.joblib")
+    path = str(tmp_path / "m.joblib")
+    backend = SklearnBackend(path, allow_pickle=True, datetime_columns=["day"])
+    backend.load()
+    days = ["2024-05-01", "2024-06-01T23:30:00-05:00", None, "20240502"]
+
+    expected = estimator.predict(
+        pd.DataFrame({"seats": 0.0, "day": pd.to_datetime(
+            ["2024-05-01", "2024-06-02T04:30:00", None, "2024-05-02"], format="ISO8601")})
+    )  # fmt: skip
+
+    assert predictions(backend, [{"seats": 0, "day": d} for d in days]) == list(expected)
+    with pytest.raises(SpecError, match="no column 'date'; it knows seats, day"):
+        SklearnBackend(path, allow_pickle=True, datetime_columns=["date"]).load()
 
 
 class Column(BaseEstimator):

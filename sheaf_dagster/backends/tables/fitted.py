@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sheaf_dagster.backends.tables.dates import date_kind
+
 __all__ = ["FittedColumn", "column_names", "fitted_columns"]
 
 
@@ -17,10 +19,12 @@ class FittedColumn:
         objects: It held texts or mixed values, in an array of Python objects. In such a column a
             missing value looks like any other cell, in one of numbers it is a float.
         none: Missing values were ``None`` in it, and not ``NaN``.
+        dates: It held dates of this kind (one of ``DATE_KINDS``).
     """
 
     objects: bool = False
     none: bool = False
+    dates: str | None = None
 
 
 def column_names(estimator: Any) -> list[str] | None:
@@ -41,6 +45,7 @@ def fitted_columns(estimator: Any) -> dict[int, FittedColumn]:
     objects: set[int] = set()
     none: set[int] = set()
     nan: set[int] = set()
+    dates: dict[int, str] = {}
     for part, columns in _readers(estimator, list(range(width)), column_names(estimator)):
         if hasattr(part, "vocabulary_"):
             objects.update(columns)
@@ -54,12 +59,17 @@ def fitted_columns(estimator: Any) -> dict[int, FittedColumn]:
             objects.update(c for c, is_one in zip(columns, mask, strict=True) if is_one)
         categories = getattr(part, "categories_", None)
         for column, known in zip(columns, () if categories is None else categories, strict=False):
-            if known.dtype.kind in "OU":
+            if kind := date_kind(known):
+                dates[column] = kind
+            elif known.dtype.kind in "OU":
                 objects.add(column)
             if known.dtype.kind == "O":
                 none.update({column} if any(v is None for v in known) else ())
                 nan.update({column} if any(v != v for v in known) else ())
-    return {c: FittedColumn(c in objects, c in none - nan) for c in sorted(objects | none)}
+    return {
+        c: FittedColumn(c in objects, c in none - nan, dates.get(c))
+        for c in sorted(objects | none | dates.keys())
+    }
 
 
 def _readers(

@@ -9,11 +9,11 @@ doesn't fit is its own row's error.
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sheaf_dagster.backends.tables.casting import cast
+from sheaf_dagster.backends.tables.dates import read_date
 from sheaf_dagster.backends.tables.fitted import FittedColumn
 from sheaf_dagster.backends.tables.records import values_of
 from sheaf_dagster.backends.tables.table import array_of, frame_of
@@ -24,8 +24,6 @@ __all__ = ["ColumnInputs", "TensorInputs", "UnsignedInputs"]
 _NUMBERS = {"double": "float64", "float": "float32", "long": "int64", "integer": "int32"}
 _NEVER_MISSING = frozenset({"long", "integer"})
 """Types of which MLflow takes no missing value: where the column is optional, it is left out."""
-
-_ISO_DATE = re.compile(r"\d{4}-\d\d(-\d\d([T ].+)?)?|\d{8}(T.+)?")
 
 
 class ColumnInputs:
@@ -204,13 +202,7 @@ def _bytes(value: Any, kind: str) -> Any:
 
 
 def _date(value: Any, kind: str) -> Any:
-    import pandas as pd
-
-    if not isinstance(value, str) or not _ISO_DATE.fullmatch(value):
-        raise ValueError(f"{value!r} is no date of the form 2024-06-05 or 2024-06-05T12:00:00Z")
-    found = pd.to_datetime(value, format="ISO8601")
-    # A signature's dates have no time zone.
-    return found if found.tzinfo is None else found.tz_convert(None)
+    return read_date(value)  # a signature's dates have no time zone
 
 
 def _text(value: Any, kind: str) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sheaf_dagster.backends.tables.dates import read_date
 from sheaf_dagster.backends.tables.fitted import FittedColumn
 
 __all__ = ["array_of", "frame_of"]
@@ -31,11 +32,17 @@ def frame_of(
         rows: One list of JSON values a row, in the order of the columns.
         names: The columns.
         known: What the model knows of columns, by position.
+
+    Raises:
+        ValueError: A value of a column of dates is none; it is named.
     """
     import pandas as pd
 
     fitted = known or {}
-    columns = [_column([row[i] for row in rows], fitted.get(i, _PLAIN)) for i in range(len(names))]
+    columns = [
+        _column([row[i] for row in rows], fitted.get(i, _PLAIN), name)
+        for i, name in enumerate(names)
+    ]
     frame = pd.DataFrame(dict(enumerate(columns)), index=range(len(rows)))
     return frame.set_axis(list(names), axis="columns")
 
@@ -50,6 +57,14 @@ def array_of(rows: Sequence[Sequence[Any]], known: Mapping[int, FittedColumn] | 
     import numpy as np
 
     fitted = known or {}
+    dates = {i: c.dates for i, c in fitted.items() if c.dates is not None}
+    if dates:
+        rows = [
+            [v if v is None or i not in dates else _date(v, dates[i], str(i))
+             for i, v in enumerate(row)] for row in rows
+        ]  # fmt: skip
+        if len(dates) == len(rows[0]) and set(dates.values()) == {"datetime64"}:
+            return np.array(rows, dtype="datetime64[ns]")
     objects = any(c.objects or c.none for c in fitted.values()) or not all(
         _is_number(v) for row in rows for v in row
     )
@@ -66,14 +81,27 @@ def array_of(rows: Sequence[Sequence[Any]], known: Mapping[int, FittedColumn] | 
     return table
 
 
-def _column(values: list[Any], fitted: FittedColumn) -> Any:
+def _column(values: list[Any], fitted: FittedColumn, name: str) -> Any:
     import numpy as np
     import pandas as pd
 
+    if fitted.dates is not None:
+        read = [None if v is None else _date(v, fitted.dates, name) for v in values]
+        if fitted.dates == "datetime64":
+            return pd.Series(read, dtype="datetime64[ns]")
+        missing = None if fitted.none else pd.NaT if fitted.dates == "datetime" else np.nan
+        return pd.Series([missing if v is None else v for v in read], dtype=object)
     filled = [np.nan if v is None and not fitted.none else v for v in values]
     if fitted.objects or fitted.none or _loses(filled):
         return pd.Series(filled, dtype=object)
     return pd.Series(filled)
+
+
+def _date(value: Any, kind: str, name: str) -> Any:
+    try:
+        return read_date(value, kind)
+    except (ValueError, OverflowError) as e:
+        raise ValueError(f"'features.{name}': {e}; the model was fitted to dates") from e
 
 
 def _loses(values: list[Any]) -> bool:
