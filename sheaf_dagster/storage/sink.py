@@ -110,6 +110,8 @@ class HeldSink:
         self._lock = lock
         self._join: Join | None = None
         self._source = sink.aside.child(f"source-{uuid.uuid4().hex[:12]}")
+        # A name for each hold: who has lost the sink unheard writes into nobody else's file.
+        self._growing = sink.aside.child(f"joined-{uuid.uuid4().hex[:12]}.tmp")
         self._unpacked = False
         self._store: PartStore | None = None
 
@@ -238,7 +240,7 @@ class HeldSink:
 
     def _joined(self) -> Join:
         if self._join is None:
-            self._join = store_at(self.sink.location).join(self.store.folder)
+            self._join = store_at(self.sink.location).join(self._growing)
         return self._join
 
     def _let_go(self) -> None:

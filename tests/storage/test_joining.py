@@ -76,7 +76,7 @@ def allowed() -> None:
 
 
 def join(target: Location, parts: list[StoredPart]) -> None:
-    store_at(target).join(target.parent).commit(parts, b"", allowed)
+    store_at(target).join(target).commit(parts, b"", allowed)
 
 
 def stored(s3, sizes: list[int]) -> tuple[list[StoredPart], bytes]:

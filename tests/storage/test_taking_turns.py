@@ -6,10 +6,11 @@ import json
 import os
 import shutil
 import threading
+from contextlib import suppress
 
 import pytest
 
-from sheaf_dagster import SinkBusyError
+from sheaf_dagster import SinkBusyError, SinkError
 from sheaf_dagster.storage import Location, Sink, store_at
 from sheaf_dagster.storage.stores.s3_join import MIN_PIECE, S3Join
 from tests.storage.parts import filled
@@ -139,6 +140,22 @@ def test_a_job_whose_folder_was_removed_under_it_leaves_the_next_ones_alone(tmp_
     assert next_one.held
     next_one.commit(theirs)
     assert (tmp_path / "out.jsonl").read_bytes() == b"b\n"
+
+
+def test_a_job_whose_folder_was_removed_joins_nothing_into_the_next_ones_output(tmp_path):
+    sink = Sink(Location.of(str(tmp_path / "out.jsonl")))
+    held, _ = filled(sink, [b"a\n", b"b\n"])
+    shutil.rmtree(sink.aside.uri)
+    next_one, theirs = filled(sink, [b"a\n", b"b\n"])
+    next_one.join_ahead(theirs[:1])
+
+    with suppress(SinkError):
+        held.join_ahead([])  # begins a file of its own
+
+    next_one.commit(theirs)
+    assert (tmp_path / "out.jsonl").read_bytes() == b"a\nb\n"
+    held.release()
+    assert os.listdir(tmp_path) == ["out.jsonl"]
 
 
 def late(sink: Sink, fingerprint: str) -> str:

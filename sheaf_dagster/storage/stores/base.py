@@ -236,11 +236,11 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def join(self, aside: Location) -> Join:
+    def join(self, unseen: Location) -> Join:
         """This file as one that is put together from parts.
 
         Args:
-            aside: Folder for what must not be seen yet.
+            unseen: Where it may grow, in the same store, where it must not show before it is whole.
         """
 
     def abort_uploads(self, prove: Callable[[], None]) -> None:

@@ -135,9 +135,9 @@ class LocalStore(Store):
         """A lock of the operating system, which ends with its process."""
         return FileLock(self.uri, what)
 
-    def join(self, aside: Location) -> Join:
-        """A file that grows in ``aside`` while parts are made, and is renamed at the end."""
-        return LocalJoin(self.uri, aside.child("joined.tmp").uri)
+    def join(self, unseen: Location) -> Join:
+        """A file that grows at ``unseen`` while parts are made, and is renamed at the end."""
+        return LocalJoin(self.uri, unseen.uri)
 
 
 def _walk(folder: str, prefix: str, depth: int) -> Iterator[FoundFile]:

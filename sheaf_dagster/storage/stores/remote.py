@@ -206,25 +206,24 @@ class RemoteStore(Store):
         """A lock that its holder renews: there are none that end with their process."""
         return Lease(self.marker(), what)
 
-    def join(self, aside: Location) -> Join:
+    def join(self, unseen: Location) -> Join:
         """A file that is put together in this process."""
-        return RemoteJoin(self, aside)
+        return RemoteJoin(self, RemoteStore(unseen))
 
 
 class RemoteJoin(Join):
     """A file of a store that can't put parts together by itself: their bytes pass through here."""
 
-    def __init__(self, target: RemoteStore, aside: Location) -> None:
+    def __init__(self, target: RemoteStore, unseen: RemoteStore) -> None:
         self._target = target
-        self._aside = aside
+        self._unseen = unseen
 
     def commit(self, parts: Sequence[StoredPart], empty: bytes, prove: Callable[[], None]) -> None:
         """Writes the parts, in order, as one file that appears when it is whole."""
         target = self._target
         if target.shows_unfinished:
-            unseen = RemoteStore(self._aside.child("joined.tmp"))
-            _stream(unseen, parts, empty, prove)
-            target.fs.mv(unseen.path, target.path)
+            _stream(self._unseen, parts, empty, prove)
+            target.fs.mv(self._unseen.path, target.path)
         elif sum(p.size for p in parts) <= ONE_PUT_BYTES:
             data = fetch_all(parts) or empty
             prove()

@@ -23,7 +23,7 @@ class S3Store(RemoteStore):
         """This object, changed under S3's own conditions."""
         return S3Marker(self)
 
-    def join(self, aside: Location) -> Join:
+    def join(self, unseen: Location) -> Join:
         """This object, put together inside the store."""
         return S3Join(self)
 
