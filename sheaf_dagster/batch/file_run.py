@@ -39,6 +39,7 @@ from sheaf_dagster.storage import (
     store_at,
 )
 from sheaf_dagster.storage.compression import codec_of
+from sheaf_dagster.storage.formats import is_plain
 from sheaf_dagster.version import __version__
 
 __all__ = ["FileRun", "ValidateChunks", "job_fingerprint"]
@@ -169,7 +170,7 @@ class FileRun:
     def _scan(self, stop: threading.Event | None) -> ScannedSource:
         locations = [Location.of(uri, self.spec.storage_options) for uri in self.spec.sources]
         spool = None
-        if any(codec_of(location.uri) for location in locations):
+        if not all(is_plain(location.uri) for location in locations):
             # Unpacked copies lie beside the sink, where every worker can read them.
             for location in locations:
                 store_at(location).require_state()

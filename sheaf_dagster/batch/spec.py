@@ -262,7 +262,7 @@ class BatchSpec(BatchOptions):
 
     source: str | list[str] = Field(
         min_length=1,
-        description="JSONL file of requests: a path or any fsspec URI; .gz and .zst by suffix. "
+        description="JSONL file of requests: a path or any fsspec URI; .gz, .zst and .parquet by suffix. "
         "A list of them is read as one file, in that order.",
     )
     sink: str = Field(

@@ -101,7 +101,7 @@ def validate_files(
 
     Args:
         contract: What rows must be.
-        sources: Paths or URIs, ``.gz`` and ``.zst`` by suffix.
+        sources: Paths or URIs, ``.gz``, ``.zst`` and ``.parquet`` by suffix.
         storage_options: Arguments of their fsspec file system.
         batch_size: Rows of a batch, by which the files are cut into chunks.
         row_limit: Validate the first rows only.

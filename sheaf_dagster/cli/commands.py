@@ -134,7 +134,7 @@ def validate(
 ) -> int:
     """Check every row of JSONL files; load no model, write nothing.
 
-    FILE is a path or an fsspec URI such as s3://bucket/key; .gz and .zst are unpacked.
+    FILE is a path or an fsspec URI such as s3://bucket/key; .gz, .zst and .parquet are unpacked.
     """
     contract = RowContract.of(contract_for(model_type), redact=redact)
     storage_options = dict(_assignment("--storage-option", o) for o in options)

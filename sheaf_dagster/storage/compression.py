@@ -9,7 +9,7 @@ from typing import IO, Any, Literal
 from sheaf_dagster.errors import SourceError
 from sheaf_dagster.protocols import version_in
 
-__all__ = ["Codec", "codec_of", "compress", "decompress", "open_text"]
+__all__ = ["Codec", "codec_of", "compress", "decompress", "unpacked"]
 
 Codec = Literal["gzip", "zstd"]
 
@@ -133,7 +133,7 @@ class _Text:
         return filled
 
 
-def open_text(
+def unpacked(
     raw: IO[bytes],
     codec: Codec,
     *,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 from uuid import uuid4
 
 from sheaf_dagster.errors import SourceError
 from sheaf_dagster.storage.chunks import MAX_LINE_BYTES, split_rows
-from sheaf_dagster.storage.compression import codec_of, open_text
+from sheaf_dagster.storage.formats import Text, open_text
 from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.parts import Part
 from sheaf_dagster.storage.sink import Sink
-from sheaf_dagster.storage.stores import store_at
 
 __all__ = ["LineWriter", "read_blocks", "read_lines"]
 
@@ -96,26 +95,18 @@ class LineWriter:
                 target.discard()  # where nothing was committed
 
 
-class _Readable(Protocol):
-    def readinto(self, buffer: memoryview, /) -> int | None: ...
-
-
 def read_blocks(location: Location) -> Iterator[bytes]:
-    """The text of a file in pieces of whole lines, about 4 MiB each; unpacked by suffix.
+    """The text of a file in pieces of whole lines, about 4 MiB each; whatever its suffix says that it is.
 
     Raises:
         SourceNotFoundError: There is no such file.
         SourceError: It can't be read, or holds a line of more than 512 MiB.
     """
-    codec = codec_of(location.uri)
     buffer = memoryview(bytearray(_BLOCK_BYTES))
     rest: list[bytes] = []
     rest_bytes = 0
     first = True
-    with store_at(location).open() as raw:
-        stream: _Readable = (
-            raw if codec is None else open_text(raw, codec, name=location.uri)  # type: ignore[assignment]
-        )
+    with open_text(location) as stream:
         while n := _fill(stream, buffer):
             block = bytes(buffer[:n])
             if first:
@@ -132,7 +123,7 @@ def read_blocks(location: Location) -> Iterator[bytes]:
         yield b"".join([*rest, b"\n"])
 
 
-def _fill(stream: _Readable, buffer: memoryview) -> int:
+def _fill(stream: Text, buffer: memoryview) -> int:
     filled = 0
     while filled < len(buffer):
         n = stream.readinto(buffer[filled:])

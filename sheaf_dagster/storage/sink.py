@@ -12,6 +12,7 @@ from sheaf_dagster.errors import SinkError, SourceError, SpecError
 from sheaf_dagster.protocols import version_in
 from sheaf_dagster.storage.compression import codec_of, compress
 from sheaf_dagster.storage.failures import describe
+from sheaf_dagster.storage.formats.parquet import is_parquet
 from sheaf_dagster.storage.location import Location, sink_errors
 from sheaf_dagster.storage.options import scrub
 from sheaf_dagster.storage.parts import Part, PartStore
@@ -42,6 +43,10 @@ class Sink:
             raise SpecError(
                 f"{location.uri}: a version of an object can't be written; name the object without "
                 "?versionId="
+            )
+        if is_parquet(location.uri):
+            raise SpecError(
+                f"{location.uri}: sinks are JSON lines, and the suffix says Parquet; name it .jsonl"
             )
         self.location = location
         self.aside = location.parent.child(f".{location.name}.sheaf")

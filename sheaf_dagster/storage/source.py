@@ -10,8 +10,8 @@ from typing import Any, cast
 
 from sheaf_dagster.errors import SourceChangedError, SourceError, SourceNotFoundError
 from sheaf_dagster.storage.chunks import Chunk, FileScan, scan_stream
-from sheaf_dagster.storage.compression import codec_of, open_text
 from sheaf_dagster.storage.failures import describe
+from sheaf_dagster.storage.formats import is_plain, open_text
 from sheaf_dagster.storage.location import Location, sink_errors
 from sheaf_dagster.storage.stores import FileState, store_at
 
@@ -24,7 +24,7 @@ class SourceFile:
 
     stored: Location
     text: Location
-    """Where ranges of its text can be read: the file itself, or its unpacked copy."""
+    """Where ranges of its text can be read: the file itself, or a copy that was unpacked."""
     state: FileState
     digest: str
 
@@ -71,7 +71,8 @@ def scan_source(
         locations: The files, in order.
         batch_size: Rows of a batch.
         row_limit: Rows that count, over all files.
-        spool: Folder for unpacked copies of compressed files; needed where there are any.
+        spool: Folder for copies of the text of compressed and Parquet files; needed where there are
+            any.
         stop: Ends the scan early.
 
     Raises:
@@ -122,25 +123,23 @@ def _scan_file(
     i: int,
     stop: threading.Event | None,
 ) -> tuple[Location, FileScan]:
-    codec = codec_of(location.uri)
     # A limit of no rows left still hashes the file; one row at least keeps the scanner simple.
     limit = None if row_limit is None else max(row_limit, 0)
     try:
-        with store_at(location).open() as raw:
-            if codec is None:
-                stream = _UntilStopped(raw, stop)
+        if is_plain(location.uri):
+            with open_text(location) as plain:
+                stream = _UntilStopped(plain, stop)
                 return location, scan_stream(stream, batch_size, row_limit=limit)
-            if spool is None:
-                raise SourceError(f"{location.uri}: no place to unpack it was given")
-            text = spool.child(f"source-{i:04d}.jsonl")
-            digest = hashlib.sha256()
-            with sink_errors(text):
-                store_at(text).make_parents()
-                target = store_at(text).create()
-            with target:
-                unpacked = open_text(raw, codec, name=location.uri, digest=digest, spool=target)
-                stream = _UntilStopped(unpacked, stop)
-                return text, scan_stream(stream, batch_size, row_limit=limit, digest=digest)
+        if spool is None:
+            raise SourceError(f"{location.uri}: no place to unpack it was given")
+        text = spool.child(f"source-{i:04d}.jsonl")
+        digest = hashlib.sha256()
+        with sink_errors(text):
+            store_at(text).make_parents()
+            target = store_at(text).create()
+        with target, open_text(location, digest=digest, spool=target) as unpacked:
+            stream = _UntilStopped(unpacked, stop)
+            return text, scan_stream(stream, batch_size, row_limit=limit, digest=digest)
     except SourceError as e:
         if location.uri in str(e):
             raise

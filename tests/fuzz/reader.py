@@ -19,7 +19,7 @@ from sheaf_dagster.contracts import contract_for
 from sheaf_dagster.errors import SourceError
 from sheaf_dagster.storage import split_rows
 from sheaf_dagster.storage.chunks import LineScanner, scan_stream
-from sheaf_dagster.storage.compression import codec_of, open_text
+from sheaf_dagster.storage.compression import codec_of, unpacked
 from tests import toys  # noqa: F401  (registers the contract)
 
 BOM = b"\xef\xbb\xbf"
@@ -46,7 +46,7 @@ def _unpacked(stored: bytes, suffix: str) -> bytes | None:
     spool, digest = io.BytesIO(), hashlib.sha256()
     codec = codec_of("x" + suffix)
     assert codec is not None
-    stream = open_text(io.BytesIO(stored), codec, name="x", digest=digest, spool=spool)
+    stream = unpacked(io.BytesIO(stored), codec, name="x", digest=digest, spool=spool)
     try:
         scan_stream(stream, 4, digest=digest)
     except SourceError:

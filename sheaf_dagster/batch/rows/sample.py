@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -13,9 +12,7 @@ import orjson
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.contracts import contract_for, row_identity
-from sheaf_dagster.storage import Location, store_at
-from sheaf_dagster.storage.chunks import split_rows
-from sheaf_dagster.storage.compression import codec_of
+from sheaf_dagster.storage import Location, read_lines
 
 __all__ = ["OutputSample", "sample_output"]
 
@@ -42,8 +39,8 @@ class OutputSample:
 def sample_output(model: ModelSpec, spec: BatchSpec, rows: int = 200) -> OutputSample:
     """Reads the first rows of both files again and compares their request ids."""
     contract = RowContract.of(contract_for(model.model_type))
-    requests = _head(Location.of(spec.sources[0], spec.storage_options))[:rows]
-    responses = _head(Location.of(spec.sink, spec.storage_options))[: len(requests)]
+    requests = _head(Location.of(spec.sources[0], spec.storage_options), rows)
+    responses = _head(Location.of(spec.sink, spec.storage_options), len(requests))
     requests = requests[: len(responses)]
     parsed = contract.parse(requests, 0)
     pairs, in_order = [], True
@@ -61,33 +58,12 @@ def sample_output(model: ModelSpec, spec: BatchSpec, rows: int = 200) -> OutputS
     return OutputSample(pairs, in_order, len(pairs), sizes)
 
 
-def _head(location: Location) -> list[tuple[int, bytes]]:
-    """Whole rows at the start of a file."""
-    store = store_at(location)
-    state = store.require_state()
-    codec = codec_of(location.uri)
-    stored = store.read_range(0, min(state.size, _HEAD_BYTES))
-    text, whole = _unpacked(stored, codec), codec is None and state.size <= _HEAD_BYTES
-    if not whole and not (codec and state.size <= _HEAD_BYTES and len(text) < _HEAD_BYTES):
-        text = text[: text.rfind(b"\n") + 1]
-    return split_rows(text.removeprefix(b"\xef\xbb\xbf"), 1)
-
-
-def _unpacked(data: bytes, codec: str | None) -> bytes:
-    if codec == "gzip":
-        out, rest = b"", data
-        while rest and len(out) < _HEAD_BYTES:
-            member = zlib.decompressobj(wbits=31)
-            out += member.decompress(rest, _HEAD_BYTES)
-            if not member.eof:
-                break
-            rest = member.unused_data
-        return out[:_HEAD_BYTES]
-    if codec == "zstd":
-        import zstandard
-
-        reader = zstandard.ZstdDecompressor().stream_reader(
-            io.BytesIO(data), read_across_frames=True
-        )
-        return reader.read(_HEAD_BYTES)  # type: ignore[no-any-return]
-    return data
+def _head(location: Location, rows: int) -> list[tuple[int, bytes]]:
+    """The first rows of a file, as far as they aren't too large to be shown."""
+    head, size = [], 0
+    for number, line in islice(read_lines(location), rows):
+        size += len(line)
+        if size > _HEAD_BYTES:
+            break
+        head.append((number, line))
+    return head

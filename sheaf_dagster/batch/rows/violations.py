@@ -168,7 +168,7 @@ def _code(value: Any) -> str:
 _HINTS = {
     b"\x1f\x8b": "this is a gzip file: give its name the suffix .gz",
     b"\x28\xb5\x2f\xfd": "this is a Zstandard file: give its name the suffix .zst",
-    b"PAR1": "this is a Parquet file; sources are JSONL",
+    b"PAR1": "this is a Parquet file: give its name the suffix .parquet",
     b"\xff\xfe": "this is UTF-16; JSON lines are UTF-8",
     b"\xfe\xff": "this is UTF-16; JSON lines are UTF-8",
     b"{\x00": "this is UTF-16 or UTF-32; JSON lines are UTF-8",
