@@ -9,9 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from statistics import median_low
 
 from sheaf_dagster.batch.layout import layout_of
+from sheaf_dagster.batch.measured import measured
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.results import (
     BatchResult,
@@ -249,7 +249,6 @@ class FileRun:
         parts = [self.parts[c.index] for c in self._chunks]
         size = self._hold().commit(parts)
         reports = self._reports
-        predict_seconds = sum(r.predict_seconds for r in reports)
         made = {r.chunk for r in reports}
         tokens = tokens_in(parts)
         new_tokens = tokens_in(p for i, p in self.parts.items() if i in made)
@@ -273,25 +272,11 @@ class FileRun:
             chunks=len(parts),
             output_bytes=size,
             validation=self._validation,
-            workers=len({r.worker for r in reports}),
             model_digest=next(
                 (r.model_digest for r in reports if r.model_digest), self.context.identity
             ),
             model_version=self.context.version,
-            load_seconds=max((r.load_seconds for r in reports), default=0.0),
-            inference_seconds=(
-                max(r.ended for r in reports) - min(r.started for r in reports) if reports else 0.0
-            ),
-            predict_seconds=predict_seconds,
-            shape=next((r.shape for r in reports), ""),
-            device_busy_fraction=_busy_fraction(reports),
-            in_flight_mean=_in_flight_mean(reports),
-            padding_fraction=_padding_fraction(reports),
-            gpu_utilisation=_gpu_utilisation(reports),
-            gpu_memory_bytes=max((r.gpu_memory_bytes for r in reports), default=0) or None,
-            halved_batches=sum(r.halved for r in reports),
-            batch_size=_batch_size(self.spec, reports),
-            batch_budget=_batch_budget(self.spec, reports),
+            **measured(self.spec, reports),
         )
 
     @property
@@ -305,57 +290,7 @@ class FileRun:
             self._held.release() if self.may_resume else self._held.discard()
 
 
-def _batch_size(spec: BatchSpec, reports: Sequence[ChunkReport]) -> int | None:
-    """Rows of a batch: as given, or the (lower) median of what the workers settled at."""
-    if spec.batch_budget is not None:
-        return None
-    if spec.batch_size != "auto":
-        return spec.batch_size
-    last = {r.worker: r.batch_size for r in sorted(reports, key=lambda r: r.ended)}
-    return median_low(last.values()) if last else None
-
-
-def _batch_budget(spec: BatchSpec, reports: Sequence[ChunkReport]) -> int | None:
-    """Padded size of a batch: the (lower) median of what the workers ended with."""
-    if spec.batch_budget is None:
-        return None
-    last = {r.worker: r.batch_budget for r in sorted(reports, key=lambda r: r.ended)}
-    used = [budget for budget in last.values() if budget is not None]
-    return median_low(used) if used else None
-
-
 def _deviations(parts: Sequence[Part]) -> dict[str, int]:
     """Rows that are answered otherwise than asked, by kind; parts name a kind by its first letter."""
     counts = {kind: sum(p.counts.get(kind[0], 0) for p in parts) for kind in DEVIATIONS}
     return {kind: n for kind, n in counts.items() if n}
-
-
-def _busy_fraction(reports: Sequence[ChunkReport]) -> float | None:
-    """Time in which the device had work over the time that the workers were up for this file.
-
-    None of a backend in one call: what it does in there besides can't be seen from outside.
-    """
-    if any(r.shape == "call" for r in reports):
-        return None
-    spans: dict[str, tuple[float, float]] = {}
-    for r in reports:
-        start, end = spans.get(r.worker, (r.started, r.ended))
-        spans[r.worker] = (min(start, r.started), max(end, r.ended))
-    up = sum(end - start for start, end in spans.values())
-    busy = sum(r.predict_seconds for r in reports)
-    return min(1.0, busy / up) if up > 0 else None
-
-
-def _in_flight_mean(reports: Sequence[ChunkReport]) -> float | None:
-    busy = sum(r.predict_seconds for r in reports if r.shape == "flight")
-    return sum(r.flight_seconds for r in reports) / busy if busy > 0 else None
-
-
-def _padding_fraction(reports: Sequence[ChunkReport]) -> float | None:
-    padded = sum(r.padded for r in reports)
-    return 1 - sum(r.size for r in reports) / padded if padded else None
-
-
-def _gpu_utilisation(reports: Sequence[ChunkReport]) -> float | None:
-    samples = sum(r.gpu_samples for r in reports)
-    return sum(r.gpu_utilisation for r in reports) / samples if samples else None
