@@ -30,6 +30,15 @@ def slowest_tick() -> str:
     return ORDINALS[round(60 / seconds)]
 
 
+def ratio(part: str, name: str) -> float:
+    return results(part)["ratios"][name]
+
+
+def of_encoder() -> float:
+    (figures,) = results("gpu_encoder").values()
+    return figures["ratio of rows per second, ours over the loop"]
+
+
 LOOPS = ("tasks over loop, 1M", "actors over loop, 1M")
 PEER_LOOPS = ("tasks over sheaf-serve's loop, 1M", "actors over sheaf-serve's loop, 1M")
 
@@ -54,6 +63,15 @@ PEER_LOOPS = ("tasks over sheaf-serve's loop, 1M", "actors over sheaf-serve's lo
             ),
         ),
         ("benchmarks/README.md", "{:.2f} and {:.2f} times one over ours".format(*ratios(*LOOPS))),
+        (
+            "benchmarks/README.md",
+            f"{ratio('real_model', 'ours over the loop'):.2f} times the loop",
+        ),
+        (
+            "benchmarks/README.md",
+            f"{ratio('images', 'ours over the DataLoader'):.2f} times the DataLoader",
+        ),
+        ("benchmarks/README.md", f"{of_encoder():.2f} on a CPU; **not run on a GPU yet**"),
         ("benchmarks/README.md", f"the slowest takes a {slowest_tick()} of them"),
         (
             "CHANGELOG.md",
