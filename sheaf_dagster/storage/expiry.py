@@ -12,7 +12,7 @@ EXPIRED = (
     "where it stopped"
 )
 
-# Of S3, of Azure, and of what Google's stores say without a code.
+# Of S3 and of Azure.
 _CODES = frozenset(
     {
         "ExpiredToken",
@@ -29,7 +29,16 @@ _TEXTS = (
     "token is expired",
     "token included in the request is expired",
     "signature not valid in the specified time frame",
+    # Azure's sign-in, of a secret and of an assertion that are out of date.
+    "aadsts7000222",
+    "aadsts700024",
+    # Google's sign-in: a grant or a session that is over, a token that nothing renews.
+    "invalid_grant",
+    "reauthentication is needed",
+    "fields need to refresh the access token",
 )
+_REFUSED_TOKEN = ("invalid credentials", "invalid authentication credentials")
+"""What Google's storage says, with a 401, to a token that was good before: not that it is over."""
 
 
 def expired(error: BaseException) -> bool:
@@ -40,7 +49,9 @@ def expired(error: BaseException) -> bool:
         code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
         if _CODES & {code, getattr(seen, "error_code", None), type(seen).__name__}:
             return True
-        if any(text in str(seen).lower() for text in _TEXTS):
+        said = str(seen).lower()
+        known = _TEXTS + _REFUSED_TOKEN if str(getattr(seen, "code", "")) == "401" else _TEXTS
+        if any(text in said for text in known):
             return True
         seen = seen.__cause__
     return False
