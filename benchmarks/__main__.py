@@ -16,6 +16,8 @@ from benchmarks.backfill import backfill
 from benchmarks.common import in_process, requests_file
 from benchmarks.images import images
 from benchmarks.real_model import real_model
+from benchmarks.stages import stages
+from benchmarks.text_embedder import text_embedder
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -149,7 +151,18 @@ def main(names: list[str]) -> None:
     """Runs the named benchmarks, by default all."""
     known = {
         f.__name__: f
-        for f in (throughput, memory, overlap, small_jobs, real_model, images, backfill, arrivals)
+        for f in (
+            throughput,
+            memory,
+            overlap,
+            stages,
+            small_jobs,
+            real_model,
+            text_embedder,
+            images,
+            backfill,
+            arrivals,
+        )
     }
     with tempfile.TemporaryDirectory(prefix="sheaf-bench-", dir=os.environ.get("BENCH_DIR")) as d:
         folder = Path(d)

@@ -72,6 +72,22 @@ PEER_LOOPS = ("tasks over sheaf-serve's loop, 1M", "actors over sheaf-serve's lo
             f"{ratio('images', 'ours over the DataLoader'):.2f} times the DataLoader",
         ),
         ("benchmarks/README.md", f"{of_encoder():.2f} on a CPU; **not run on a GPU yet**"),
+        (
+            "benchmarks/README.md",
+            "{:.2f} times its rate with the default settings, {:.2f} with a `batch_budget`".format(
+                *(
+                    results("text_embedder")["ratios"][f"ours ({name}) over encode"]
+                    for name in ("default", "batch_budget")
+                )
+            ),
+        ),
+        (
+            "benchmarks/README.md",
+            "runs for {:.3f} of the worker's time and {:.3f} of the whole job's".format(
+                results("stages")["ours, local"]["busy"],
+                results("stages")["ratios"]["time of the device stage over ours"],
+            ),
+        ),
         ("benchmarks/README.md", f"the slowest takes a {slowest_tick()} of them"),
         (
             "CHANGELOG.md",
