@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo backfill choose-model digits texts ui test test-fast test-pythons test-faults test-crashes test-corpus test-cluster test-soak test-vllm fuzz audit lint format docs pictures bench clean
+.PHONY: help demo backfill choose-model digits texts ui test test-fast test-pythons test-faults test-crashes test-corpus test-cluster test-soak test-vllm bench-language fuzz audit lint format docs pictures bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -101,7 +101,7 @@ test-soak: $(VENV)/.dev  ## Thousands of small jobs in one process, for minutes:
 
 $(VENV)-vllm/.done: tests/vllm_environment.py constraints.txt
 	$(PYTHON) -m venv $(VENV)-vllm
-	$(VENV)-vllm/bin/python -m pip --disable-pip-version-check -q install packaging pip
+	$(VENV)-vllm/bin/python -m pip --disable-pip-version-check -q install --upgrade packaging pip
 	$(VENV)-vllm/bin/python tests/vllm_environment.py
 	@touch $@
 
@@ -128,6 +128,9 @@ docs: $(VENV)/.dev  ## The documentation as a site, in site/
 
 pictures: $(VENV)/.dev  ## The pictures of the docs, from a browser on the example
 	SHEAF_SCREENSHOTS=$(CURDIR)/docs/images $(BIN)/python -m pytest tests/browser
+
+bench-language: $(VENV)-vllm/.done  ## Chats through vLLM against its own batch run, and a server against a loop
+	$(VENV)-vllm/bin/python -m benchmarks.language
 
 bench: $(VENV)/.dev  ## Benchmarks against the peers, printed and written to benchmarks/results
 	$(BIN)/python -m benchmarks

@@ -6,13 +6,17 @@ first two attempts; without ``*2`` at each.
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import socket
 import struct
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -24,12 +28,16 @@ _FAULT = re.compile(r"fault=(\w+)(?:\*(\d+))?")
 class ApiServer:
     """Runs from its construction to ``stop``.
 
+    With ``upstream``, another server's address, it is the faults alone: what meets none is passed on,
+    and answered as that server does.
+
     Attributes:
         bodies: What was posted and answered, in order of arrival.
         times: By text the times of its attempts.
         headers: Of the last request.
         connections: Connections that were opened.
         most_at_once: Requests that were under way together.
+        on_answer: Called with the number of requests answered so far, before each further one.
     """
 
     def __init__(self, port: int = 0, *, retry_after: str = "0.3", die_after: int | None = None):
@@ -41,6 +49,8 @@ class ApiServer:
         self.key: str | None = None
         self.retry_after, self.die_after = retry_after, die_after
         self.gate: threading.Barrier | None = None
+        self.upstream: str | None = None
+        self.on_answer: Callable[[int], None] = lambda answered: None
         self._seen: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._released = threading.Event()
@@ -88,6 +98,8 @@ class ApiServer:
         found = _FAULT.search(text)
         if found and self._seen[text] <= int(found[2] or 10**9):
             return self._fault(handler, found[1])
+        if self.upstream is not None:
+            return self._pass_on(handler, body)
         with self._lock:
             self.bodies.append(body)
             self.paths.append(handler.path)
@@ -106,6 +118,24 @@ class ApiServer:
                 "usage": {**usage, "total_tokens": 2 * len(text)},
             },
         )
+
+    def _pass_on(self, handler: Any, body: dict[str, Any]) -> None:
+        self.on_answer(len(self.bodies))
+        asked = urllib.request.Request(
+            f"{self.upstream}{handler.path}",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(asked) as answer:
+                status, said = answer.status, json.load(answer)
+        except urllib.error.HTTPError as e:
+            status, said = e.code, json.load(e)
+        except (OSError, http.client.HTTPException):
+            return self._reset(handler)
+        with self._lock:
+            self.bodies.append(body)
+        return self._send(handler, status, said)
 
     def _fault(self, handler: Any, kind: str) -> None:
         if kind == "reset":

@@ -112,6 +112,8 @@ def _repeatable(body: Mapping[str, Any], digest: str) -> dict[str, Any]:
         for call in (choice.get("message") or {}).get("tool_calls") or ()
     ]
     for i, item in enumerate([*calls, *(made.get("output") or ())]):
-        if isinstance(item.get("id"), str):
-            item["id"] = f"{'call' if item in calls else 'item'}_{digest}_{i}"
+        for name in ("id", "call_id"):
+            if isinstance(item.get(name), str):
+                kind = "call" if name == "call_id" or item in calls else "item"
+                item[name] = f"{kind}_{digest}_{i}"
     return made

@@ -7,6 +7,7 @@ between releases; these are those of the releases in ``KNOWN``.
 
 from __future__ import annotations
 
+import gc
 import json
 from contextlib import AsyncExitStack
 from typing import Any
@@ -135,8 +136,12 @@ class VllmEngine:
         return _body_of(response)
 
     async def close(self) -> None:
-        """Ends the engine and its processes."""
+        """Ends the engine and its processes, and gives its memory back."""
         await self._stack.aclose()
+        self._client, self._handlers = None, {}
+        # Engine and handlers hold each other: uncollected, they would keep their memory, and end
+        # with the interpreter, when vLLM's own modules are half gone.
+        gc.collect()
 
 
 def _parsed(cli: Any, options: dict[str, Any]) -> Any:
@@ -176,7 +181,7 @@ def _body_of(response: Any) -> dict[str, Any]:
     raw = getattr(response, "body", None)
     body: Any = json.loads(raw) if isinstance(raw, bytes) else None
     if body is None and hasattr(response, "model_dump"):
-        body = response.model_dump(mode="json")
+        body = response.model_dump(mode="json", by_alias=True)  # as its server does
     if not isinstance(body, dict):
         raise RefusedError(
             "a line of a batch can't be answered as a stream", 400, "BadRequestError"
