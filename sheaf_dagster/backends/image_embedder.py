@@ -21,6 +21,7 @@ from sheaf_dagster.backends.common.libraries import (
     use_own_threads,
 )
 from sheaf_dagster.contracts import EmbeddingRequest, EmbeddingResponse, ModelType
+from sheaf_dagster.errors import SpecError
 
 __all__ = ["ImageEmbedderBackend"]
 
@@ -66,6 +67,7 @@ class ImageEmbedderBackend(ModelBackend):
         revision: Revision of a hub model.
 
     Raises:
+        SpecError: ``encode_batch_size`` or ``read_threads`` is less than 1.
         MissingDependencyError: At load: transformers, torch or Pillow is not installed.
     """
 
@@ -88,6 +90,12 @@ class ImageEmbedderBackend(ModelBackend):
         storage_options: dict[str, Any] | None = None,
         revision: str | None = None,
     ) -> None:
+        for name, value in (
+            ("encode_batch_size", encode_batch_size),
+            ("read_threads", read_threads),
+        ):
+            if value < 1:
+                raise SpecError(f"{name!r} must be at least 1 (got {value})")
         self._model_id = model_id
         self._device = device
         self._dtype = check_dtype(dtype)

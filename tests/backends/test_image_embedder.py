@@ -222,6 +222,12 @@ def test_an_unset_variable_for_a_credential_is_named(models):
         backend.load()
 
 
+@pytest.mark.parametrize("name", ["encode_batch_size", "read_threads"])
+def test_numbers_that_can_not_work_are_refused_at_once(name):
+    with pytest.raises(SpecError, match=rf"'{name}' must be at least 1 \(got 0\)"):
+        ImageEmbedderBackend(**{name: 0})
+
+
 def test_a_photo_is_turned_upright():
     image = Image.new("RGB", (40, 20), "red")
     image.paste("blue", (0, 0, 20, 20))
