@@ -93,7 +93,7 @@ def test_what_is_no_secret_is_left_as_it_is(text):
     assert masked(text) == text
 
 
-@pytest.mark.parametrize("start", ["@=% ", "@=% a://", "a://b:", "@=% &", "http://x?@%"])
+@pytest.mark.parametrize("start", ["@=% a://", "a://b:", "http://x?@%"])
 @pytest.mark.parametrize(
     "unit",
     ["y", "a-", "a://", "a://b:", "&key", "&a_", "%25", "%3a%2f%2f", "u:p@", "pid ", "/tmp/"],
