@@ -127,7 +127,7 @@ docs: $(VENV)/.dev  ## The documentation as a site, in site/
 	$(BIN)/python -m mkdocs build --strict
 
 pictures: $(VENV)/.dev  ## The pictures of the docs, from a browser on the example
-	SHEAF_SCREENSHOTS=$(CURDIR)/docs/images $(BIN)/python -m pytest tests/browser
+	SHEAF_SCREENSHOTS=$(CURDIR)/docs/images $(BIN)/python -m pytest tests/browser/test_ui.py tests/browser/test_pictures.py
 
 bench-language: $(VENV)-vllm/.done  ## Chats through vLLM against its own batch run, and a server against a loop
 	$(VENV)-vllm/bin/python -m benchmarks.language

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser.pictures import DENSITY, HEIGHT, WIDTH, save
+
 _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
@@ -26,7 +28,9 @@ def page() -> Iterator:
     expect.set_options(timeout=120_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=_FLAGS.split())
-        page = browser.new_page(viewport={"width": 1600, "height": 1000}, device_scale_factor=2)
+        page = browser.new_page(
+            viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=DENSITY
+        )
         page.set_default_timeout(120_000)
         yield page
         browser.close()
@@ -41,18 +45,6 @@ def keep_picture(page):
         if folder:
             page.wait_for_load_state("networkidle")
             # A dialog that fades in is half transparent until it is there.
-            _save(page.screenshot(animations="disabled"), Path(folder) / f"{name}.png")
+            save(page.screenshot(animations="disabled"), Path(folder) / f"{name}.png")
 
     return keep
-
-
-def _save(png: bytes, path: Path) -> None:
-    """With a palette: a user interface needs no more, and the README loads fast."""
-    import io
-
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.open(io.BytesIO(png)).convert("RGB")
-    palette = image.quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    palette.save(path, optimize=True)
