@@ -51,11 +51,13 @@ def tags(*given: tuple[int, int, int, bytes]) -> bytes:
 def tiff(pixels: np.ndarray, *more: tuple[int, int, int, bytes]) -> bytes:
     """Grey pixels with further tags."""
     height, width = pixels.shape
-    numbers = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 277: 1, 278: height}
+    bits = 8 * pixels.itemsize
+    numbers = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 277: 1, 278: height}
 
     def head(offset: int) -> bytes:
-        own = {**numbers, 273: offset, 279: pixels.size}
-        return tags(*((n, 4, 1, struct.pack("<I", v)) for n, v in own.items()), *more)
+        numbered = {**numbers, 273: offset, 279: pixels.nbytes}
+        own = {n: (n, 4, 1, struct.pack("<I", v)) for n, v in numbered.items()}
+        return tags(*(own | {tag[0]: tag for tag in more}).values())
 
     return head(len(head(0))) + pixels.tobytes()
 
@@ -204,6 +206,32 @@ def test_deep_pictures_are_scaled_by_their_range(values):
     found = np.asarray(decode_image(stored(Image.fromarray(values), "TIFF")))
 
     assert np.abs(found.astype(float) - GREY[..., None]).max() <= 1
+
+
+WHITE_IS_0, SIGNED, FLOATS = (
+    (n, 3, 1, struct.pack("<H", v)) for n, v in ((262, 0), (339, 2), (339, 3))
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (tiff(np.array([[0, 65535]], np.uint16), WHITE_IS_0), [255, 0]),
+        (tiff(np.array([[0, 1]], np.float32), WHITE_IS_0, FLOATS), [255, 0]),
+        (tiff(np.array([[0, 32767]], np.int16), SIGNED), [0, 255]),
+        # Two values of 12 bits: 0 and 4095.
+        (
+            tiff(
+                np.array([[0x00, 0x0F, 0xFF]], np.uint8),
+                (256, 4, 1, struct.pack("<I", 2)),
+                (258, 3, 1, struct.pack("<H", 12)),
+            ),
+            [0, 255],
+        ),
+    ],
+)
+def test_deep_pictures_are_as_bright_as_their_tags_say(data, expected):
+    assert np.asarray(decode_image(data))[0, :, 0].tolist() == expected
 
 
 @pytest.mark.parametrize(

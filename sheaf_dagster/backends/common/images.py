@@ -19,6 +19,10 @@ _UPRIGHT = {
 }
 """How a picture is turned by each value of the EXIF tag; 1 is upright."""
 
+_PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339
+"""Tags of a TIFF: whether 0 is white (0) or black (1), bits of a value, and of what kind it is."""
+_SIGNED = 2
+
 _SCALES = {"L;2": 85, "L;4": 17}
 """By what Pillow multiplies grey of 2 and 4 bits."""
 
@@ -28,8 +32,8 @@ def decode_image(data: bytes) -> Any:
 
     A camera's rotation (EXIF) is applied, transparency becomes white, grey is repeated in the
     three channels, and of an animation the first frame is taken. Deeper values are scaled to 8
-    bits: of 16 bits by their type; of 32-bit integers by 255 or 65535, whichever holds them all;
-    of floats by 1 or 255.
+    bits: of up to 16 bits by their type; of 32-bit integers by 255 or 65535, whichever holds them
+    all; of floats by 1 or 255.
 
     Raises:
         ValueError: The bytes are no image that Pillow reads, it is cut short, it has more pixels
@@ -47,13 +51,14 @@ def decode_image(data: bytes) -> Any:
             _prepare(opened)
             opened.load()
             image = _upright(opened)
-            image_format = opened.format
+            is_deep = image.mode.startswith("I") or image.mode == "F"
+            tops, is_negative = _tops(opened) if is_deep else (), _is_negative(opened)
     except UnidentifiedImageError:  # its own text is an address in memory
         raise ValueError("is no readable image: its format is not known") from None
     except Exception as e:
         raise ValueError(f"is no readable image ({type(e).__name__}: {e})") from e
-    if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep(image, image_format)
+    if is_deep:
+        return _from_deep(image, tops, is_negative=is_negative)
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
@@ -88,19 +93,30 @@ def _upright(image: Any) -> Any:
     return image.copy() if way is None else image.transpose(Image.Transpose[way])
 
 
-def _from_deep(image: Any, image_format: str | None) -> Any:
+def _tops(opened: Any) -> tuple[int, ...]:
+    """What may be white in a picture of more than 8 bits, whose darkest value is 0."""
+    if opened.mode == "F":
+        return 1, 255
+    if opened.format == "TIFF":
+        bits = opened.tag_v2.get(_BITS, (1,))[0]
+        is_signed = opened.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED
+        return (2 ** (bits - is_signed) - 1,) if bits <= 16 else (255, 65535)
+    # A PPM's values are scaled to 16 bits as it is read.
+    return (255, 65535) if opened.mode == "I" and opened.format != "PPM" else (65535,)
+
+
+def _is_negative(opened: Any) -> bool:
+    """Whether 0 is white; Pillow turns pictures of 8 bits, and leaves deeper ones as stored."""
+    return opened.format == "TIFF" and bool(opened.tag_v2.get(_PHOTOMETRIC) == 0)
+
+
+def _from_deep(image: Any, tops: tuple[int, ...], *, is_negative: bool) -> Any:
     """A grey picture of more than 8 bits; a plain conversion would clip its values."""
     import numpy as np
     from PIL import Image
 
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
-    if image.mode == "F":
-        tops: tuple[float, ...] = (1, 255)
-    elif image.mode == "I" and image_format != "PPM":  # that one's are of 16 bits
-        tops = (255, 65535)
-    else:
-        tops = (65535,)
     top = next((top for top in tops if low >= 0 and high <= top), None)
     if top is None:
         raise ValueError(
@@ -108,6 +124,8 @@ def _from_deep(image: Any, image_format: str | None) -> Any:
             f"{' or to '.join(f'{top:g}' for top in tops)}"
         )
     shown = (values * (255 / top)).round().astype("uint8")
+    if is_negative:
+        shown = 255 - shown
     if (clear := image.info.get("transparency")) is not None:
         shown[values == clear] = 255
     return Image.fromarray(shown).convert("RGB")
