@@ -131,6 +131,17 @@ def test_a_shape_that_the_model_does_not_take_is_its_own_rows_error():
         made.prepare(row(1))
 
 
+def test_padding_fills_an_axis_of_fixed_length_whatever_the_batch_holds():
+    made = stacker("float32", (4, None), pad=9)
+
+    alone = [seen(made, x)[0].tolist() for x in ([[1], [2]], [[3]] * 4)]
+
+    assert alone == [[[1], [2], [9], [9]], [[3]] * 4]
+    assert [x.tolist() for x in seen(made, [[1], [2]], [[3]] * 4)] == alone
+    with pytest.raises(ValueError, match="its shape is 5 × 1, but the model takes 4 × any"):
+        made.prepare(row([[1]] * 5))
+
+
 @pytest.mark.parametrize(
     ("dtype", "settings", "message"),
     [

@@ -26,8 +26,9 @@ class InputField(BaseModel):
     Attributes:
         dtype: Type that a row's values must have, where that is narrower than the model's own
             (``uint8`` for pixels of a model that takes ``float32``).
-        pad: Value by which shorter rows are filled up at the end of each axis, so that rows of
-            different shapes share a batch. None: only rows of equal shapes do.
+        pad: Value by which shorter rows are filled up at the end of each axis, to the model's
+            length or else to the batch's longest, so that rows of different shapes share a batch.
+            None: only rows of equal shapes do.
         mask: Name of a further input that the model has, which is made here: 1 where the row had
             values along the first axis, 0 where it was padded.
     """
@@ -224,18 +225,17 @@ class Stacker:
         stacked = {}
         for name in self._given:
             settings, arrays = self._settings[name], [row[name] for row in filled]
+            shape = arrays[0].shape if settings.pad is None else self._padded_shape(name, arrays)
             if settings.mask is not None:
-                longest = max(len(a) for a in arrays)
                 stacked[settings.mask] = np.array(
-                    [[1] * len(a) + [0] * (longest - len(a)) for a in arrays],
+                    [[1] * len(a) + [0] * (shape[0] - len(a)) for a in arrays],
                     dtype=numpy_type(self.model[settings.mask].dtype),
                 )
             if settings.pad is not None:
-                shape = np.max([a.shape for a in arrays], axis=0) if arrays[0].ndim else ()
                 arrays = [
                     np.pad(
                         a,
-                        [(0, int(n) - have) for n, have in zip(shape, a.shape, strict=True)],
+                        [(0, n - have) for n, have in zip(shape, a.shape, strict=True)],
                         constant_values=settings.pad,
                     )
                     for a in arrays
@@ -253,6 +253,15 @@ class Stacker:
             {name: self._cut(name, values[i], row) for name, values in found.items()}
             for i, row in enumerate(rows)
         ]
+
+    def _padded_shape(self, name: str, arrays: Sequence[Any]) -> tuple[int, ...]:
+        """The model's own lengths, and where those are free the longest array's."""
+        wanted = self.model[name].shape or (None,) * arrays[0].ndim
+        longest = zip(*(a.shape for a in arrays), strict=True)
+        return tuple(
+            own if isinstance(own, int) else max(lengths)
+            for own, lengths in zip(wanted, longest, strict=True)
+        )
 
     def _cut(self, name: str, value: Any, row: dict[str, Any]) -> Any:
         settings = self.outputs.get(name)
@@ -299,9 +308,10 @@ def _check_shape(
 ) -> None:
     if wanted is None:
         return
-    same = len(shape) == len(wanted) and (
-        settings.pad is not None
-        or all(n == w for n, w in zip(shape, wanted, strict=True) if isinstance(w, int))
+    same = len(shape) == len(wanted) and all(
+        n == w or (settings.pad is not None and n < w)
+        for n, w in zip(shape, wanted, strict=True)
+        if isinstance(w, int)
     )
     if not same:
         text = " × ".join(str(w) if isinstance(w, int) else "any" for w in wanted) or "one value"
