@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psutil
 import pytest
 
 from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec, ResourceConfig, SpecError
@@ -243,11 +244,13 @@ def test_an_option_that_vllm_does_not_know_is_named_at_load(model):
 
 
 _JOB = """
-import os, signal, sys
+import os, psutil, signal, sys
 from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec
 
 def stop(progress):
     if progress.rows_done:
+        children = psutil.Process().children(recursive=True)
+        open(sys.argv[4], "w").write(" ".join(str(c.pid) for c in children))
         os.kill(os.getpid(), signal.SIGKILL)
 
 model = ModelSpec.model_validate_json(sys.argv[1])
@@ -261,10 +264,14 @@ def test_a_job_that_is_killed_goes_on_and_ray_answers_the_same(model, tmp_path, 
     rows = chats(24)
     source = str(write(tmp_path / "in.jsonl", rows))
     sinks = {name: str(tmp_path / f"{name}.jsonl") for name in ("local", "tasks", "actors")}
+    pids = tmp_path / "pids"
     killed = subprocess.run(
-        [sys.executable, "-c", _JOB, spec(model).model_dump_json(), source, sinks["local"]]
+        [sys.executable, "-c", _JOB, spec(model).model_dump_json(), source, sinks["local"], pids]
     )
     assert killed.returncode == -signal.SIGKILL
+    engine = [pid for pid in map(int, pids.read_text().split()) if psutil.pid_exists(pid)]
+    psutil.wait_procs([psutil.Process(pid) for pid in engine], timeout=60)
+    assert not any(map(psutil.pid_exists, engine))
     runner = BatchRunner(spec(model))
 
     resumed = runner.run(

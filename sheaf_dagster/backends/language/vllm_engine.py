@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from sheaf_dagster.backends.common.libraries import require
+from sheaf_dagster.backends.common.orphans import ChildWatch
 from sheaf_dagster.backends.language.refusal import RefusedError
 from sheaf_dagster.errors import ClusterError, MissingDependencyError, SpecError
 
@@ -83,7 +84,11 @@ class VllmEngine:
             )
         cli, entry, state_module = require(backend, "vllm", _CLI, _ENTRY, _STATE)
         args = _parsed(cli, options)
-        self._client = await self._stack.enter_async_context(entry.build_async_engine_client(args))
+        watch = ChildWatch()
+        self._stack.callback(watch.close)
+        with watch.over_new():  # a worker may be killed, and vLLM's processes have its GPU
+            engine = entry.build_async_engine_client(args)
+            self._client = await self._stack.enter_async_context(engine)
         from starlette.datastructures import State
 
         state = State()
