@@ -15,11 +15,22 @@ from uuid import UUID
 import psutil
 import pytest
 
-from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec, ResourceConfig, SpecError
+from sheaf_dagster import (
+    BatchRunner,
+    BatchSpec,
+    ModelSpec,
+    ResourceConfig,
+    ServiceDownError,
+    SpecError,
+)
 from sheaf_dagster.backends.language.refusal import RefusedError
 from sheaf_dagster.contracts import OpenAIBatchRequest, TextRequest, deviations_of
+from sheaf_dagster.contracts.tokens import tokens_of
+from tests.api_server import ApiServer
 from tests.backends.small_llama import PAGES, save_small_llama
 from tests.conftest import read_rows
+from tests.ports import free_ports
+from tests.vllm_server import ENVIRONMENT, served
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 pytest.importorskip("vllm")
@@ -40,15 +51,14 @@ TOOL = {
         },
     },
 }
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
 SCHEMA = TOOL["function"]["parameters"]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def small_engine() -> None:
     """What vLLM reads from the environment."""
-    wanted = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-              "OMP_NUM_THREADS": "2", "VLLM_NO_USAGE_STATS": "1"}  # fmt: skip
-    os.environ.update(wanted)
+    os.environ.update(ENVIRONMENT)
 
 
 @pytest.fixture(scope="session")
@@ -226,6 +236,8 @@ def test_draws_without_a_seed_are_the_same_at_each_run(backend):
         (line(0, temprature=0.3), 400, "'body' has temprature, which vLLM doesn't know"),
         (line(0, "/v1/embeddings", input="a"), 404, "doesn't answer /v1/embeddings"),
         (line(0, logprobs=True, top_logprobs=999), 400, "logprobs"),
+        (line(0, messages=[{"role": "user", "content": [PICTURE]}]), 400, "multimodal"),
+        (line(0, "/v1/responses", input="A", previous_response_id="resp_1"), 404, "resp_1"),
         (line(0, best_of_all={"a": 1}, response_format={"type": "poem"}), 400, "response_format"),
     ],
 )
@@ -234,6 +246,114 @@ def test_what_the_engine_refuses_is_that_rows_error(row, status, message, backen
         backend.predict(asked(row))
 
     assert caught.value.status_code == status
+
+
+def test_responses_are_answered_as_the_same_chats(backend):
+    function = {"type": "function", **TOOL["function"]}
+    rows = [
+        asked(line(0, "/v1/responses", input="Tell me of chunk 7", temperature=0,
+                   max_output_tokens=12)),
+        asked(line(1, "/v1/responses", input="Tell me of chunk 7", temperature=0, tools=[function],
+                   tool_choice="required", max_output_tokens=60)),
+    ]  # fmt: skip
+
+    said, called = backend.batch_predict(rows)
+    again = backend.batch_predict(rows)
+    chat = backend.predict(asked(line(7)))
+
+    (message,) = said.response.body["output"]
+    assert message["content"][0]["text"] == chat.response.body["choices"][0]["message"]["content"]
+    assert tokens_of(said) == tokens_of(chat)
+    assert any(item["type"] == "function_call" for item in called.response.body["output"])
+    assert [a.model_dump() for a in again] == [said.model_dump(), called.model_dump()]
+
+
+def test_texts_are_embedded_scored_and_ranked_as_by_hand(model):
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    from sheaf_dagster.backends.vllm import VllmBackend
+
+    texts = ["A chunk is a range of bytes", "a worker", "the sink"]
+    embedder = VllmBackend(
+        model,
+        dtype="float32",
+        engine_args={"enforce_eager": True, "max_model_len": LENGTH, "runner": "pooling",
+                     "convert": "embed"},
+    )  # fmt: skip
+    embedder.load()
+    try:
+        embedded, scored, ranked = embedder.batch_predict(
+            [
+                asked(line(0, "/v1/embeddings", input=texts)),
+                asked(line(1, "/score", text_1=texts[0], text_2=texts[1:])),
+                asked(line(2, "/rerank", query=texts[0], documents=texts[1:])),
+            ]
+        )
+        with pytest.raises(RefusedError, match="doesn't answer /v1/chat/completions"):
+            embedder.predict(asked(line(3)))
+    finally:
+        embedder.close()
+
+    tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model)
+    with torch.no_grad():
+        ids = [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
+        last = torch.stack([network.float()(i).last_hidden_state[0, -1] for i in ids])
+    by_hand = torch.nn.functional.normalize(last, dim=1)
+    vectors = torch.tensor([d["embedding"] for d in embedded.response.body["data"]])
+    likeness = (by_hand[1:] @ by_hand[0]).tolist()
+    assert torch.allclose(vectors, by_hand, atol=1e-4)
+    assert [d["score"] for d in scored.response.body["data"]] == pytest.approx(likeness, abs=1e-4)
+    found = {r["index"]: r["relevance_score"] for r in ranked.response.body["results"]}
+    assert [found[i] for i in range(2)] == pytest.approx(likeness, abs=1e-4)
+    assert tokens_of(embedded)["prompt"] == sum(i.shape[1] for i in ids)
+
+
+def test_a_server_with_faults_that_is_killed_half_way_answers_as_the_worker_does(
+    model, backend, tmp_path
+):
+    rows = chats(24)
+    faults = ["429*1", "500*1", "503*1", "reset*1", "stall*1"]
+    for row, fault in zip(rows[3:], faults, strict=False):
+        row["body"]["messages"][0]["content"] += f" fault={fault}"
+    wanted = [a.response.body["choices"][0] for a in backend.batch_predict([*map(asked, rows)])]
+    source = str(write(tmp_path / "in.jsonl", rows))
+    options = {"served_model_name": "small", "dtype": "float32", "enforce_eager": True,
+               "max_model_len": LENGTH}  # fmt: skip
+    proxy = ApiServer()
+    kwargs = {"base_url": proxy.url, "timeout_s": 60, "max_in_flight": 4, "max_retries": 2}
+    runner = BatchRunner(
+        ModelSpec(
+            name="small",
+            model_type="openai_batch",
+            backend="openai_endpoint",
+            backend_kwargs=kwargs,
+        )
+    )
+
+    def job(name: str) -> BatchSpec:
+        sink = str(tmp_path / f"{name}.jsonl")
+        return BatchSpec(source=source, sink=sink, batch_size=2, compute="local")
+
+    def choices(name: str) -> list[dict[str, Any]]:
+        return [
+            row["response"]["body"]["choices"][0] for row in read_rows(tmp_path / f"{name}.jsonl")
+        ]
+
+    with served(model, *free_ports(1), **options) as server:
+        proxy.upstream = server.url
+        runner.run(job("faults"))
+        proxy.on_answer = lambda answered: server.process.kill() if answered >= 36 else None
+        with pytest.raises(ServiceDownError, match="can't be reached"):
+            runner.run(job("killed"))
+    proxy.on_answer = lambda answered: None
+    with served(model, *free_ports(1), **options) as server:
+        proxy.upstream = server.url
+        result = runner.run(job("killed"))
+    proxy.stop()
+
+    assert choices("faults") == choices("killed") == wanted
+    assert 0 < result.resumed_rows < len(rows)
 
 
 def test_an_option_that_vllm_does_not_know_is_named_at_load(model):
