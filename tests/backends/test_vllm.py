@@ -364,18 +364,22 @@ def test_an_option_that_vllm_does_not_know_is_named_at_load(model):
 
 
 _JOB = """
-import os, psutil, signal, sys
+import os, pathlib, psutil, signal, sys, threading, time
 from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec
 
-def stop(progress):
-    if progress.rows_done:
-        children = psutil.Process().children(recursive=True)
-        open(sys.argv[4], "w").write(" ".join(str(c.pid) for c in children))
-        os.kill(os.getpid(), signal.SIGKILL)
+def kill_after_the_first_part():
+    folder = pathlib.Path(sys.argv[3]).parent
+    while not list(folder.rglob("part-*.jsonl")):
+        time.sleep(0.005)
+    children = psutil.Process().children(recursive=True)
+    open(sys.argv[4], "w").write(" ".join(str(c.pid) for c in children))
+    os.kill(os.getpid(), signal.SIGKILL)
 
 model = ModelSpec.model_validate_json(sys.argv[1])
+model.backend_kwargs["max_in_flight"] = 2  # so that the first part isn't the last one, too
 job = BatchSpec(source=sys.argv[2], sink=sys.argv[3], batch_size=4, compute="local")
-BatchRunner(model, on_progress=stop).run(job)
+threading.Thread(target=kill_after_the_first_part, daemon=True).start()
+BatchRunner(model).run(job)
 """
 
 
