@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.models import ModelSignature, infer_signature
-from mlflow.types.schema import ColSpec, Schema, TensorSpec
+from mlflow.types import DataType
+from mlflow.types.schema import Array, ColSpec, Map, Object, Property, Schema, TensorSpec
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import LinearRegression
@@ -277,6 +278,26 @@ def test_a_value_is_of_its_column_type_or_its_row_is_refused(kind, good, bad, tm
     for value in bad:
         with pytest.raises(ValueError, match=rf"{UUID(int=3)}: 'features\.v'"):
             predictions(backend, [{"v": v} for v in [*good, value]])
+
+
+def test_values_inside_lists_and_objects_are_read_by_the_signature_too(tmp_path):
+    inside = Object(
+        [Property("x", DataType.double), Property("y", DataType.string, required=False)]
+    )
+    columns = [Array(DataType.double), inside, Map(DataType.double)]
+    schema = Schema([ColSpec(kind, name) for kind, name in zip(columns, "abc", strict=True)])
+    code = "return [sum(a) + b['x'] + sum(c.values()) for a, b, c in zip(x.a, x.b, x.c)]"
+    backend = pyfunc_model(tmp_path, code, schema)
+    rows = [
+        {"a": [1, 2], "b": {"x": 10, "y": None}, "c": {"p": 100, "q": 0.5}},
+        {"a": [0.5], "b": {"x": 1.5, "y": "s"}, "c": {}},
+    ]
+
+    assert predictions(backend, rows) == [113.5, 2.0]
+    assert [predictions(backend, [one])[0] for one in rows] == [113.5, 2.0]
+    for field, bad in (("a", [1, "2"]), ("b", {"x": True}), ("c", [1])):
+        with pytest.raises(ValueError, match=rf"'features\.{field}'"):
+            predictions(backend, [rows[1] | {field: bad}])
 
 
 def test_unnamed_columns_are_taken_in_order(tmp_path):

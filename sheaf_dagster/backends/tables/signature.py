@@ -37,6 +37,7 @@ class ColumnInputs:
     def __init__(self, schema: Any, known: Mapping[int, FittedColumn]) -> None:
         self._named = bool(schema.has_input_names())
         self._names = [str(name) for name in schema.input_names()]
+        self._specs = [spec.type for spec in schema.inputs]
         self._types = [str(getattr(spec.type, "name", "")) for spec in schema.inputs]
         self._optional = frozenset(map(str, schema.optional_input_names()))
         self._none = {i for i, column in known.items() if column.none}
@@ -57,7 +58,7 @@ class ColumnInputs:
                     continue
                 raise _wrong(request, name, f"is missing, which a column of type {kind} can't be")
             try:
-                values.append(value if value is None else _READERS.get(kind, _any)(value, kind))
+                values.append(value if value is None else _read(value, self._specs[i]))
             except (ValueError, OverflowError) as e:
                 raise _wrong(request, name, str(e)) from e
             present.append(i)
@@ -211,8 +212,43 @@ def _text(value: Any, kind: str) -> Any:
     return value
 
 
-def _any(value: Any, kind: str) -> Any:
-    return value  # lists and objects: MLflow checks each by itself
+def _read(value: Any, kind: Any) -> Any:
+    """A value as a type of MLflow has it, also one of lists and objects.
+
+    Raises:
+        ValueError: It isn't of the type.
+    """
+    if hasattr(kind, "properties"):
+        own = {p.name: p for p in kind.properties}
+        given = _checked(value, dict, "object")
+        return {
+            name: _part(v, own[name].dtype, name) if name in own else v
+            for name, v in given.items()
+            if v is not None or name not in own or own[name].required
+        }
+    if hasattr(kind, "value_type"):
+        given = _checked(value, dict, "object")
+        return {name: _part(v, kind.value_type, name) for name, v in given.items()}
+    if hasattr(kind, "dtype"):
+        return [_part(v, kind.dtype, i) for i, v in enumerate(_checked(value, list, "list"))]
+    name = str(getattr(kind, "name", ""))
+    reader = _READERS.get(name)
+    return value if reader is None else reader(value, name)
+
+
+def _part(value: Any, kind: Any, place: int | str) -> Any:
+    if value is None:  # MLflow knows where that may be
+        return None
+    try:
+        return _read(value, kind)
+    except (ValueError, OverflowError) as e:
+        raise ValueError(f"at {place}: {e}") from e
+
+
+def _checked(value: Any, wanted: type, what: str) -> Any:
+    if not isinstance(value, wanted):
+        raise ValueError(f"{value!r} is no {what} but a {type(value).__name__}")
+    return value
 
 
 _READERS: dict[str, Callable[[Any, str], Any]] = {
