@@ -31,7 +31,8 @@ class MlflowBackend(ModelBackend):
     Columns and their types are those of the model's signature, whatever a batch happens to hold; a
     value that can't be what the signature says is its row's error. Dates are ISO 8601, and what a
     time zone says is turned into UTC. Optional columns may be left out or ``null``: the model gets
-    them as missing values, or not at all where their type has none (integers). A scikit-learn
+    them as missing values, or not at all where their type has none (integers). A row that lacks one
+    and has a field that the signature doesn't know is noted as ``ignored_field``. A scikit-learn
     model without a signature has the columns that it was fitted with; any other model gets the
     row's own, in the row's order. A model that answers with a data frame gives an object a row.
 
@@ -108,6 +109,8 @@ class MlflowBackend(ModelBackend):
                     model_name=requests[i].model_name,
                     prediction=value,
                 )
+                if isinstance(self._inputs, ColumnInputs) and self._inputs.ignores(requests[i]):
+                    answers[i].deviates("ignored_field")
         return [answers[i] for i in range(len(requests))]
 
     def _read(self, request: FeaturesRequest) -> tuple[Any, list[Any]]:

@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from sheaf_dagster.backends.mlflow import MlflowBackend
-from sheaf_dagster.contracts import FeaturesRequest
+from sheaf_dagster.contracts import FeaturesRequest, deviations_of
 from sheaf_dagster.testing import check_backend
 from tests.backends.rules import WITHOUT_A_WORKER
 
@@ -173,6 +173,21 @@ def test_an_optional_integer_is_left_out_where_it_is_missing(tmp_path):
     assert found == [0, WIDE + 1, 4, 1]
     with pytest.raises(ValueError, match=r"'features\.a': is missing, which a column of type long"):
         predictions(backend, [{"a": 1}, {"a": None}])
+
+
+def test_a_field_that_may_be_an_optional_column_misspelt_is_noted(tmp_path):
+    columns = [ColSpec("double", "age"), ColSpec("double", "income", required=False)]
+    backend = pyfunc_model(tmp_path, "return x.age.tolist()", Schema(columns))
+    given = [
+        {"age": 1, "incme": 5},
+        {"age": 1, "income": 5, "id": 7},
+        {"age": 1},
+        {"age": 1, "income": None},
+    ]
+
+    answers = backend.batch_predict([row(i, features) for i, features in enumerate(given)])
+
+    assert [deviations_of(a) for a in answers] == [("ignored_field",), (), (), ()]
 
 
 def test_a_model_without_signature_has_the_columns_it_was_fitted_with(tmp_path):

@@ -64,6 +64,16 @@ class ColumnInputs:
             present.append(i)
         return tuple(present), values
 
+    def ignores(self, request: FeaturesRequest) -> bool:
+        """Whether a row lacks an optional column and has a further field, maybe one misspelt."""
+        given = request.features
+        return (
+            self._named
+            and isinstance(given, dict)
+            and not self._optional <= given.keys()
+            and not given.keys() <= set(self._names)
+        )
+
     def table(self, present: Sequence[int], rows: Sequence[Sequence[Any]]) -> Any:
         """A data frame of rows that give the same columns, in the types of the signature.
 
