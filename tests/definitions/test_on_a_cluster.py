@@ -18,7 +18,8 @@ from tests.conftest import ROOT, read_rows
 from tests.definitions.cluster_project import KEYS, REFUSED, write
 from tests.ray_head import RayHead, in_full
 
-pytestmark = [pytest.mark.ray, pytest.mark.daemon]
+# A cluster that does not come up is started again, twice.
+pytestmark = [pytest.mark.ray, pytest.mark.daemon, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(

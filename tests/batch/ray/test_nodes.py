@@ -14,7 +14,8 @@ import pytest
 from tests.conftest import ROOT, read_rows
 from tests.ray_head import RayHead, in_full
 
-pytestmark = pytest.mark.ray
+# A cluster that does not come up is started again, twice.
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 DRIVER = """
 import json, logging, sys
