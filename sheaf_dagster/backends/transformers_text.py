@@ -40,6 +40,9 @@ class TransformersPipelineBackend(ModelBackend):
     Rows are tokenised ahead of the network. A ``batch_budget`` counts tokens: those of a text, and
     those that its answer may have.
 
+    There is no beam search. Answers of a model that was saved with one (``num_beams``) are made
+    token by token, and say so: ``fell_back``.
+
     Args:
         model_id: A transformers model: local path or hub id.
         task: ``text-generation``; ``text2text-generation``, ``summarization`` or ``translation``
@@ -166,7 +169,8 @@ class TransformersPipelineBackend(ModelBackend):
             return self._pipeline.respond(request, output)
         assert self._generator is not None
         completion = self._generator.completion
-        return answer(request, [[completion(made) for made in of_prompt] for of_prompt in output])
+        made = answer(request, [[completion(one) for one in of_prompt] for of_prompt in output])
+        return made.deviates("fell_back") if self._generator.leaves_out_beams else made
 
     def _prefixed(self, prompt: Any) -> Any:
         if not self._prefix or prompt.text is None:

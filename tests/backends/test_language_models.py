@@ -520,6 +520,23 @@ def test_a_text_longer_than_an_encoder_reads_is_that_rows_error(models, tmp_path
     assert backend.predict(row(0, "the blue dog")).completion_tokens
 
 
+def test_a_model_saved_with_beams_says_that_its_answers_are_made_without(models, tmp_path):
+    shutil.copytree(models["causal"], tmp_path / "beams")
+    saved = tmp_path / "beams" / "generation_config.json"
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "num_beams": 4}))
+    rows = [row(0, max_new_tokens=5), line(1, max_tokens=5)]
+
+    def answers(folder):
+        backend = TransformersPipelineBackend(str(folder), device="cpu", dtype="float32")
+        backend.load()
+        return [backend.predict(r) for r in rows]
+
+    greedy, beams = answers(models["causal"]), answers(tmp_path / "beams")
+    assert [deviations_of(a) for a in greedy] == [(), ()]
+    assert [deviations_of(a) for a in beams] == [("fell_back",), ("fell_back",)]
+    assert beams[0].text == greedy[0].text
+
+
 BY_SIZE = [
     ("text-generation", "causal", TEXTS),
     (

@@ -56,6 +56,8 @@ class Generator:
         self._max_tokens = max_tokens
         self._causal = not model.config.is_encoder_decoder
         config = model.generation_config
+        self.leaves_out_beams: bool = (config.num_beams or 1) > 1
+        """The model was saved to search with several beams; here each answer is made token by token."""
         eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
         self._eos: list[int] = list(eos) if isinstance(eos, list) else [] if eos is None else [eos]
         pad = tokenizer.pad_token_id

@@ -13,9 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import BaseModel
-
-from sheaf_dagster.contracts import OpenAIBatchRequest, TextRequest, TextResponse, row_identity
+from sheaf_dagster.contracts import (
+    OpenAIBatchRequest,
+    OpenAIBatchResponse,
+    TextRequest,
+    TextResponse,
+    row_identity,
+)
 from sheaf_dagster.contracts.openai_bodies import CHAT, COMPLETIONS, EMBEDDINGS
 
 __all__ = ["Completion", "Prompt", "Sampling", "answer", "embeddings_body", "prompts_of"]
@@ -160,7 +164,9 @@ def prompts_of(request: Any, defaults: Sampling, seed: int) -> list[Prompt]:
     return [Prompt(f"request {request.request_id}", request.text, messages, sampling, seeds)]
 
 
-def answer(request: Any, completions: Sequence[Sequence[Completion]]) -> BaseModel:
+def answer(
+    request: Any, completions: Sequence[Sequence[Completion]]
+) -> TextResponse | OpenAIBatchResponse:
     """A row's response, from the completions of its prompts."""
     if not isinstance(request, OpenAIBatchRequest):
         one = completions[0][0]
