@@ -28,7 +28,7 @@ in_full = pytest.mark.skipif(
 """Marks what a real cluster takes long for and a shorter test in the suite has a share of."""
 
 
-_START_SECONDS = 180.0
+_START_SECONDS = 120.0
 
 _RAY = str(Path(sys.executable).with_name("ray"))
 

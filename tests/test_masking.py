@@ -169,7 +169,9 @@ class Reader(ModelBackend):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("compute", ["local", "tasks", "actors"])
+@pytest.mark.parametrize(
+    "compute", ["local", "tasks", pytest.param("actors", marks=pytest.mark.long)]
+)
 def test_a_rows_uri_shows_no_secret_wherever_it_fails(
     compute, write_rows, tmp_path, ray_cluster, caplog, capfd
 ):

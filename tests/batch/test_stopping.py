@@ -41,7 +41,10 @@ def gone(loads: Path, since: float) -> float:
 
 @pytest.mark.parametrize(
     ("compute", "engine", "batch_seconds"),
-    [("tasks", "ray_data", 0.5), ("actors", "ray_core", 600.0)],
+    [
+        pytest.param("tasks", "ray_data", 0.5, marks=pytest.mark.long),
+        ("actors", "ray_core", 600.0),
+    ],
 )
 def test_ctrl_c_stops_the_work_and_keeps_what_is_done(
     two_nodes,

@@ -150,6 +150,7 @@ def test_one_bad_day_is_shown_failed_and_alone_redone(dagster, launched):
     assert [key for key, _ in dagster.logged("at_once")] == keys, "no partition was logged twice"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("asset", "ranges"),
     [("by_three", [(0, 2), (3, 4)]), ("one_by_one", [(0, 0), (1, 1)])],

@@ -75,6 +75,7 @@ def wait_for(path: Path, lines: int, driver: subprocess.Popen) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("compute", "engine"),
     [
