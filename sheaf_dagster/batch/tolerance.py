@@ -62,13 +62,13 @@ def too_many_errors(
         for name in ("max_error_rows", "max_error_fraction")
         if (value := getattr(options, name)) is not None
     )
+    first = f" The first: {'; '.join(shown)}." if shown else ""
     failed = sum(p.error_rows for p in parts.values())
     done = sum(p.rows for p in parts.values())
     return TooManyErrorsError(
         f"{failed:,} of the {done:,} rows run so far have failed; {limits} allows "
-        f"{most_error_rows(options, source.rows):,.0f} of {source.rows:,}. The first: "
-        f"{'; '.join(shown)}. Mend these rows or the model, or raise the limit: a rerun goes on from "
-        "here"
+        f"{most_error_rows(options, source.rows):,.0f} of {source.rows:,}.{first} Mend "
+        "the rows or the model, or raise the limit: a rerun goes on from here"
     )
 
 
@@ -81,5 +81,7 @@ def _errors_of(
     for (line, _), answer in zip(split_rows(asked, chunk.first_line), answers, strict=True):
         record = orjson.loads(answer)
         error = record.get("error") if isinstance(record, dict) else None
-        if error:
+        if isinstance(error, dict):
             yield line, f"{error.get('type') or error.get('code')}: {error.get('message')}"
+        elif error:  # a request type may have a form of its own
+            yield line, str(error)

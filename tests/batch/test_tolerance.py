@@ -12,7 +12,7 @@ from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.batch.tolerance import most_error_rows
 from tests.batch.jobs import leftovers, spec
 from tests.conftest import read_rows
-from tests.toys import doubler
+from tests.toys import Doubler, NumberRequest, NumberResponse, doubler
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,33 @@ def test_a_file_past_the_limit_ends_alone(mode, write_rows, tmp_path):
     good = by_name["good.out.jsonl"]
     assert good.error is None and good.result.error_rows == 1
     assert [r.get("value") for r in read_rows(good.spec.sink)] == [None, 2, 4, 6, 8]
+
+
+class Note(NumberRequest):
+    """A request whose error rows have a form of their own."""
+
+    model_type: str = "noted"
+
+    def error_record(self, error: BaseException) -> dict:
+        return {"error": f"no: {error}"} if self.value < 10 else {"why": str(error)}
+
+
+class NotedDoubler(Doubler):
+    model_type = "noted"
+
+
+@pytest.mark.parametrize(("value", "first"), [(7, "The first: "), (14, None)])
+def test_error_rows_of_any_form_are_shown_as_they_can_be(write_rows, tmp_path, value, first):
+    sd.register_contract("noted", Note, NumberResponse)
+    sd.register_backend("noted_doubler")(NotedDoubler)
+    source = write_rows([1, value, 2], model_type="noted")
+    model = sd.ModelSpec(
+        name="m", model_type="noted", backend="noted_doubler", backend_kwargs={"fail_every": 7}
+    )
+    job = spec(source, tmp_path, compute="local", on_error="record", max_error_fraction=0.1)
+
+    with pytest.raises(sd.TooManyErrorsError, match="1 of the 3 rows") as caught:
+        BatchRunner(model).run(job)
+
+    assert ("line 2: no: cannot double this" in str(caught.value)) == (first is not None)
+    assert ("The first" in str(caught.value)) == (first is not None)
