@@ -57,6 +57,11 @@ class Shouter(sd.ModelBackend):
         return WordResponse(
             request_id=request.request_id, model_name="m", shout=request.word.upper()
         )
+
+
+@sd.register_backend("of few words")
+class Wordless(Shouter):
+    pass
 '''
 
 
@@ -249,6 +254,7 @@ def test_backends_lists_those_of_a_users_module(workspace):
 
     assert "shouter" in plain.stdout
     assert "Says it louder." in plain.stdout
+    assert "of few words" in plain.stdout
     assert {"chronos2", "statsforecast"} <= {b["name"] for b in as_json}
 
 

@@ -312,7 +312,11 @@ def backends(as_json: bool) -> int:
     print_table(
         ("NAME", "MODEL TYPE", "WHAT"),
         [
-            (r["name"], ", ".join(r.get("model_types", ["?"])), r.get("description") or r["error"])
+            (
+                r["name"],
+                ", ".join(r.get("model_types", ["?"])),
+                r.get("error", r.get("description")),
+            )
             for r in rows
         ],
     )
