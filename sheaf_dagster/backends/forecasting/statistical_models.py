@@ -30,28 +30,45 @@ class _Intervals(BaseModel):
 _Count = Annotated[int, Field(ge=0)]
 _Length = Annotated[int, Field(ge=1)]
 _Share = Annotated[float, Field(ge=0, le=1)]
+_Rate = Annotated[float, Field(gt=0, le=1)]
 
 _OWN_HINTS: dict[str, Any] = {
     # What the library's own annotations leave open, or have wrong (lags, test_kwargs).
+    "AutoMFLES.n_windows": _Length,
+    "MFLES.alpha": Annotated[float, Field(ge=0)],
+    "MFLES.decay": float,
+    "UCM.seasonal": Annotated[int, Field(ge=2)] | None,
     "SeasonalExponentialSmoothing.alpha": _Share,
     "SimpleExponentialSmoothing.alpha": _Share,
     "D": _Count | None,
     "alpha_d": _Share,
     "alpha_p": _Share,
+    "autoregressive": _Length | None,
     "calib_frac": _Share,
+    "config": dict[str, Annotated[list[Any], Field(min_length=1)]] | None,
     "constant": float,
     "d": _Count | None,
-    "decay": float,
+    "decay": Annotated[float, Field(ge=0)],
     "decomposition_type": Literal["multiplicative", "additive"],
     "fit_method": Literal["lbfgs", "bfgs", "newton", "nm", "powell", "cg", "ncg", "basinhopping"],
+    **dict.fromkeys(["exogenous_lr", "residuals_lr", "seasonal_lr", "trend_lr"], _Rate),
     "fixed": dict[
         Annotated[str, Field(pattern=r"^((s?ar|s?ma)[1-9]\d*|intercept|drift|ex_\d+)$")],
         float | None,
     ]
     | None,
+    "fourier_order": _Length | None,
     "lags": _Length | Annotated[list[_Length], Field(min_length=1)],
     **dict.fromkeys(["max_D", "max_P", "max_Q", "max_d", "max_order", "max_p", "max_q"], _Count),
+    "ma": _Length | None,
+    "max_rounds": _Length,
+    "maxiter": _Length,
     "method": Literal["CSS-ML", "CSS", "ML"] | None,
+    "metric": Literal["smape", "mape", "mse", "mae"],
+    **dict.fromkeys(["max_alpha", "min_alpha"], _Rate),
+    "n_changepoints": _Count | _Share | None,
+    "n_samples": _Length,
+    **dict.fromkeys(["p", "q"], _Count),
     "order": tuple[_Count, _Count, _Count],
     "season_length": _Length | Annotated[list[_Length], Field(min_length=1)],
     "seasonal_order": tuple[_Count, _Count, _Count],
@@ -59,11 +76,20 @@ _OWN_HINTS: dict[str, Any] = {
     "seasonal_test": Literal["seas"],
     "seasonal_test_kwargs": dict[str, Any] | None,
     **dict.fromkeys(["start_P", "start_Q", "start_p", "start_q"], _Count),
+    "step_size": _Length | None,
     "test": Literal["kpss"],
     "test_kwargs": dict[str, Any] | None,
     "test_size": _Length,
     "window_size": _Length,
 }
+
+_STARTS = {f"start_{order}": f"max_{order}" for order in "pqPQ"}
+_ASCENDING = {
+    "bc_lower_bound": "bc_upper_bound",
+    "min_alpha": "max_alpha",
+    **_STARTS,
+}
+"""Arguments that another one bounds. The library takes any, and quietly holds to one of the two."""
 
 _SEASON_OF_PROOF = 4
 """At most. Whether arguments work is no question of a season's length, but time is: 74 s for
@@ -250,6 +276,15 @@ class StatisticalModel:
                     f"model_kwargs.{path} of statsforecast model {self.name}: {first['msg']} "
                     f"(got {value!r})"
                 ) from e
+        for low, high in _ASCENDING.items():
+            # The library's own start may be above a limit that is given: it starts there.
+            if low in kwargs or (high in kwargs and low in known and low not in _STARTS):
+                below, above = (kwargs.get(n, self._parameters[n].default) for n in (low, high))
+                if below > above:
+                    raise SpecError(
+                        f"model_kwargs of statsforecast model {self.name}: {low} is {below}, "
+                        f"above {high}, which is {above}"
+                    )
 
 
 def _shortened(name: str, value: Any) -> Any:
