@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -36,7 +37,8 @@ def register_contract(
         response: Pydantic model of an answer; usually a subclass of ``BaseResponse``.
 
     Raises:
-        SpecError: The types aren't pydantic models, or the name has another contract already.
+        SpecError: The types aren't pydantic models, the request's own ``model_type`` is another
+            name, or the name has another contract already.
     """
     name = str(model_type)
     for role, cls in (("request", request), ("response", response)):
@@ -51,8 +53,25 @@ def register_contract(
             f"model type {name!r} already has a contract "
             f"({known.request.__module__}.{known.request.__qualname__}); choose another name"
         )
+    own = _own_names(request)
+    if own and name not in own:
+        raise SpecError(
+            f"register_contract({name!r}): each row of {request.__qualname__} would be refused, as "
+            f"its 'model_type' is {' or '.join(map(repr, own))}; declare it as "
+            f"model_type: Literal[{name!r}] = {name!r}, or register it under that name"
+        )
     _CONTRACTS[name] = contract
     return contract
+
+
+def _own_names(request: type[BaseModel]) -> list[str]:
+    """What a request's ``model_type`` may be, or is by default; empty where it leaves that open."""
+    field = request.model_fields.get("model_type")
+    if field is None:
+        return []
+    if get_origin(field.annotation) is Literal:
+        return [*map(str, get_args(field.annotation))]
+    return [field.default] if isinstance(field.default, str) else []
 
 
 def _is_reload(old: Contract, new: Contract) -> bool:

@@ -7,7 +7,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 
 from sheaf_dagster import AnyRequest, ModelType, SpecError, UnknownContractError, contracts
 from sheaf_dagster.contracts import contract_for, known_model_types, register_contract
@@ -116,3 +116,15 @@ def test_a_contract_must_be_pydantic_and_have_a_free_name():
         register_contract("thing", dict, dict)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="already has a contract"):
         register_contract("tabular", contracts.EmbeddingRequest, contracts.EmbeddingResponse)
+
+
+@pytest.mark.parametrize(
+    "request_type",
+    [
+        contracts.TextRequest,
+        create_model("Ask", __base__=contracts.BaseRequest, model_type=(str, "text")),
+    ],
+)
+def test_a_contract_whose_rows_would_all_be_refused_is_refused_itself(request_type):
+    with pytest.raises(SpecError, match=r"'mine'.*its 'model_type' is 'text'"):
+        register_contract("mine", request_type, contracts.TextResponse)
