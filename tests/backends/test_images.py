@@ -219,6 +219,7 @@ WHITE_IS_0, SIGNED, FLOATS = (
         (tiff(np.array([[0, 65535]], np.uint16), WHITE_IS_0), [255, 0]),
         (tiff(np.array([[0, 1]], np.float32), WHITE_IS_0, FLOATS), [255, 0]),
         (tiff(np.array([[0, 32767]], np.int16), SIGNED), [0, 255]),
+        (tiff(np.array([[0, 127]], np.int8), SIGNED), [0, 255]),
         # Two values of 12 bits: 0 and 4095.
         (
             tiff(
@@ -235,18 +236,20 @@ def test_deep_pictures_are_as_bright_as_their_tags_say(data, expected):
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("values", "more"),
     [
-        np.array([[-5, 10]], np.int32),
-        np.array([[0, 70_000]], np.int32),
-        np.array([[0, np.nan]], np.float32),
-        np.array([[-0.5, 1]], np.float32),
-        np.array([[0, 1e9]], np.float32),
+        (np.array([[-5, 10]], np.int32), SIGNED),
+        (np.array([[0, 70_000]], np.int32), SIGNED),
+        (np.array([[-1, 10]], np.int8), SIGNED),
+        (np.array([[-1, 10]], np.int16), SIGNED),
+        (np.array([[0, np.nan]], np.float32), FLOATS),
+        (np.array([[-0.5, 1]], np.float32), FLOATS),
+        (np.array([[0, 1e9]], np.float32), FLOATS),
     ],
 )
-def test_values_without_a_known_range_are_refused(values):
+def test_values_without_a_known_range_are_refused(values, more):
     with pytest.raises(ValueError, match="has values from"):
-        decode_image(stored(Image.fromarray(values), "TIFF"))
+        decode_image(tiff(values, more))
 
 
 def test_what_is_no_whole_image_is_refused_in_the_same_words_each_time(monkeypatch):

@@ -51,14 +51,16 @@ def decode_image(data: bytes) -> Any:
             _prepare(opened)
             opened.load()
             image = _upright(opened)
-            is_deep = image.mode.startswith("I") or image.mode == "F"
+            is_signed = _is_signed(opened)
+            is_deep = image.mode.startswith("I") or image.mode == "F" or is_signed
             tops, is_negative = _tops(opened) if is_deep else (), _is_negative(opened)
     except UnidentifiedImageError:  # its own text is an address in memory
         raise ValueError("is no readable image: its format is not known") from None
     except Exception as e:
         raise ValueError(f"is no readable image ({type(e).__name__}: {e})") from e
     if is_deep:
-        return _from_deep(image, tops, is_negative=is_negative)
+        kind = "int8" if is_signed and image.mode == "L" else None
+        return _from_deep(image, tops, kind, is_negative=is_negative)
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
@@ -93,14 +95,18 @@ def _upright(image: Any) -> Any:
     return image.copy() if way is None else image.transpose(Image.Transpose[way])
 
 
+def _is_signed(opened: Any) -> bool:
+    """Whether its whole numbers have a sign, which Pillow doesn't look at where they have 8 bits."""
+    return opened.format == "TIFF" and opened.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED
+
+
 def _tops(opened: Any) -> tuple[int, ...]:
-    """What may be white in a picture of more than 8 bits, whose darkest value is 0."""
+    """What may be white in a deep picture, whose darkest value is 0."""
     if opened.mode == "F":
         return 1, 255
     if opened.format == "TIFF":
         bits = opened.tag_v2.get(_BITS, (1,))[0]
-        is_signed = opened.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED
-        return (2 ** (bits - is_signed) - 1,) if bits <= 16 else (255, 65535)
+        return (2 ** (bits - _is_signed(opened)) - 1,) if bits <= 16 else (255, 65535)
     # A PPM's values are scaled to 16 bits as it is read.
     return (255, 65535) if opened.mode == "I" and opened.format != "PPM" else (65535,)
 
@@ -110,12 +116,20 @@ def _is_negative(opened: Any) -> bool:
     return opened.format == "TIFF" and bool(opened.tag_v2.get(_PHOTOMETRIC) == 0)
 
 
-def _from_deep(image: Any, tops: tuple[int, ...], *, is_negative: bool) -> Any:
-    """A grey picture of more than 8 bits; a plain conversion would clip its values."""
+def _from_deep(image: Any, tops: tuple[int, ...], kind: str | None, *, is_negative: bool) -> Any:
+    """A grey picture of more than 8 bits, or of signed values; a plain conversion would clip them.
+
+    Args:
+        image: As Pillow has it.
+        tops: What may be white.
+        kind: The numpy type of its values where Pillow takes them for another.
+        is_negative: Whether 0 is white.
+    """
     import numpy as np
     from PIL import Image
 
-    values = np.asarray(image).astype(np.float64)
+    stored = np.asarray(image)
+    values = (stored if kind is None else stored.view(kind)).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     top = next((top for top in tops if low >= 0 and high <= top), None)
     if top is None:
