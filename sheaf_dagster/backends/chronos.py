@@ -49,8 +49,9 @@ class ChronosBackend(ModelBackend):
 
     Missing values are null or NaN. An infinite value, or one beyond float32, fails its row. Rows
     that are answered otherwise than asked are noted: ``truncated`` where the history is longer than
-    the model's context, ``ignored_field`` where variates have no effect, ``clipped`` where samples,
-    or levels beyond the trained ones, are held at the outermost level.
+    the model's context, ``ignored_field`` where variates have no effect, or ``target_index`` names
+    one of a history without, ``clipped`` where samples, or levels beyond the trained ones, are held
+    at the outermost level.
 
     Args:
         model_id: For example ``amazon/chronos-bolt-tiny``, ``amazon/chronos-2``, or a path.
@@ -91,6 +92,8 @@ class ChronosBackend(ModelBackend):
         self._dtype = torch_dtype or dtype
         if self._dtype not in _DTYPES:
             raise SpecError(f"dtype must be one of {', '.join(_DTYPES)}, got {self._dtype!r}")
+        if num_samples < 1:
+            raise SpecError(f"num_samples must be at least 1, got {num_samples}")
         self._num_samples = num_samples
         self._seed = seed
         self._revision = revision
@@ -176,24 +179,33 @@ class ChronosBackend(ModelBackend):
                 request.history if joint else request.target_history, dtype=np.float32
             )
         values = np.atleast_2d(values.T)
+        row = f"request {request.request_id}"
+        if self._family != _DRAWS and _overflows(values):
+            raise ValueError(
+                f"{row}: the values of 'history' are too large, or too far apart, for the model, "
+                "whose own arithmetic is of float32; give them in another unit"
+            )
         if values.size and np.isfinite(values).all():
             return values
-        row = f"request {request.request_id}"
         # One such value turns a batch's other answers to NaN, too.
         if (infinite := np.argwhere(np.isinf(values.T))).size:
             raise ValueError(
                 f"{row}: 'history' is infinite, or beyond float32, at step {infinite[0][0]}; "
                 "a missing value is null"
             )
-        if np.isnan(values[target]).all():
-            raise ValueError(f"{row}: 'history' has no value to forecast from")
+        if np.isnan(values[target, -self._context :]).all():
+            read = f" in the last {self._context} steps, which the model reads"
+            raise ValueError(
+                f"{row}: 'history' has no value to forecast from"
+                + (read if values.shape[1] > self._context else "")
+            )
         return values
 
     def _note(self, request: TimeSeriesRequest, response: TimeSeriesResponse) -> None:
         """Notes in which ways a row is answered otherwise than asked."""
         if request.history is not None and len(request.history) > self._context:
             response.deviates("truncated")
-        if request.n_variates > 1 and self._family != _JOINT:
+        if self._family != _JOINT if request.n_variates > 1 else request.target_index > 0:
             response.deviates("ignored_field")
         if self._family == _DRAWS or request.output_mode is OutputMode.MEAN:
             return
@@ -256,6 +268,29 @@ def _check(request: TimeSeriesRequest) -> None:
                 raise ValueError(
                     f"request {request.request_id}: quantile level {q:g} is not in 0..1"
                 )
+
+
+_LARGE = 1e18
+"""Up to here squares are float32, too."""
+_TOO_LARGE = 1e24
+"""From here on the rounding error of a mean has a square that isn't."""
+
+
+def _overflows(values: Any) -> bool:
+    """Whether a variance overflows, by which Bolt and Chronos-2 scale their input.
+
+    They put the largest float32 in its place then, and their answers have no likeness to the input.
+    """
+    import numpy as np
+
+    for variate in values:
+        known = variate[np.isfinite(variate)].astype(np.float64)
+        largest = np.abs(known).max(initial=0)
+        if largest > _TOO_LARGE:
+            return True
+        if largest > _LARGE and np.square(known - known.mean()).sum() > np.finfo(np.float32).max:
+            return True
+    return False
 
 
 def _are_finite(forecasts: Sequence[Any]) -> Any:

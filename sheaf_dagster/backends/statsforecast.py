@@ -53,7 +53,8 @@ class StatsForecastBackend(ModelBackend):
 
     Missing values (null, NaN) take the value before them, and the response's
     ``metadata.filled_values`` counts them. An infinite value fails the row. Of a multivariate
-    history only the variate to forecast is used; the row is noted as ``ignored_field``.
+    history only the variate to forecast is used; the row is noted as ``ignored_field``, and so is a
+    ``target_index`` of a history without variates.
 
     Args:
         model: Class of ``statsforecast.models``: ``AutoETS``, ``AutoTheta``, ``AutoARIMA``,
@@ -120,7 +121,7 @@ class StatsForecastBackend(ModelBackend):
         )
         if filled:
             response.metadata["filled_values"] = filled
-        if request.n_variates > 1:
+        if request.n_variates > 1 or request.target_index > 0:
             response.deviates("ignored_field")
         season = self._season or _SEASONS[request.frequency]
         try:

@@ -83,6 +83,19 @@ def test_a_value_that_is_no_float32_fails_its_row_by_its_place(family, bad, back
         backends[family].batch_predict([row(0), poisoned, row(2)])
 
 
+@pytest.mark.parametrize("history", [[1e30] * 20, [1e19, -1e20, 3e19] * 9], ids=["size", "spread"])
+@pytest.mark.parametrize("family", ["bolt", "chronos2"])
+def test_values_whose_variance_is_beyond_float32_fail_their_row(family, history, backends):
+    with pytest.raises(ValueError, match=rf"{UUID(int=2)}: the values of 'history' are too large"):
+        backends[family].batch_predict([row(0), row(1, history=history)])
+
+
+@pytest.mark.parametrize("family", ["bolt", "chronos2"])
+def test_a_large_constant_is_continued(family, backends):
+    answer = backends[family].predict(row(0, history=[1e20] * 20))
+    assert answer.mean == pytest.approx([1e20] * 4, rel=1e-4)
+
+
 def test_an_infinite_covariate_fails_its_row_where_covariates_are_seen(backends):
     poisoned = row(1, history=[[1.0, 2.0], [2.0, float("inf")], [3.0, 1.0]])
     with pytest.raises(ValueError, match=rf"{UUID(int=2)}: 'history' is infinite.* at step 1"):
@@ -124,6 +137,8 @@ def test_null_is_a_missing_value(family, backends):
     assert backends[family].predict(nulls).mean == backends[family].predict(nans).mean
     with pytest.raises(ValueError, match="no value to forecast from"):
         backends[family].predict(row(0, history=[None, None]))
+    with pytest.raises(ValueError, match="no value to forecast from in the last 64 steps"):
+        backends[family].predict(row(0, history=[*history, *[None] * 64]))
 
 
 def test_a_missing_covariate_is_read(backends):
@@ -134,16 +149,18 @@ def test_a_missing_covariate_is_read(backends):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_answered_otherwise_than_asked_is_noted(family, backends):
     two = [[float(t % 5), 1.0] for t in range(30)]
-    long, variates, tails, samples = backends[family].batch_predict(
+    long, variates, tails, samples, lost = backends[family].batch_predict(
         [
             row(0, history=[float(t % 7) for t in range(65)]),
             row(1, history=two),
             row(2, output_mode="quantiles", quantile_levels=[0.05, 0.5]),
             row(3, output_mode="samples"),
+            row(4, target_index=1),
         ]
     )
 
     assert deviations_of(long) == ("truncated",)
     assert deviations_of(variates) == (() if family == "chronos2" else ("ignored_field",))
     clipped = () if family == "t5" else ("clipped",)
+    assert deviations_of(lost) == ("ignored_field",)
     assert deviations_of(tails) == deviations_of(samples) == clipped
