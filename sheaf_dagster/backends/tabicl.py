@@ -17,6 +17,8 @@ __all__ = ["TabICLBackend"]
 
 _NAME = "tabicl"
 _HUB_ID = "jingang/TabICL"
+_EXACT = 2**53
+"""Up to here each integer is a float of 64 bits, too."""
 
 
 class TabICLBackend(ModelBackend):
@@ -24,6 +26,9 @@ class TabICLBackend(ModelBackend):
 
     Requests of a batch that have the same examples share one fit and one pass, so it pays to
     keep them together in the file. Each of the two models is loaded at its first request, once.
+
+    Columns that ``categorical_feature_indices`` names go to the library as categories: it orders
+    them, and takes one that no example has for an unknown one.
 
     Args:
         classifier_path: Checkpoint of the classifier; by default the library's own, from the
@@ -113,11 +118,17 @@ class TabICLBackend(ModelBackend):
         import numpy as np
 
         first = rows[0]
-        queries = np.array([q for row in rows for q in row.query_X], dtype=np.float64)
+        queries = _table([q for row in rows for q in row.query_X], first)
         if not len(queries):
             return [_response(row, [], None, None, None) for row in rows]
         model = self._estimator(first.task)
-        model.fit(np.array(first.context_X, dtype=np.float64), np.array(first.context_y))
+        try:
+            model.fit(_table(first.context_X, first), np.array(_labels(first)))
+        except ValueError as e:
+            raise ValueError(
+                f"request {first.request_id}: nothing can be learned from 'context_X' and "
+                f"'context_y' (task {first.task!r}): {e}"
+            ) from e
         levels = first.quantile_levels if first.output_mode == "quantiles" else []
         classes: list[Any] | None = None
         probabilities = quantiles = None
@@ -169,13 +180,45 @@ class TabICLBackend(ModelBackend):
         return made
 
 
+def _table(rows: list[list[Any]], request: TabularRequest) -> Any:
+    """Examples or queries as an array, or as a frame whose columns the library tells apart."""
+    import numpy as np
+
+    table = np.array(rows, dtype=np.float64)
+    if not request.categorical_feature_indices or not len(rows):
+        return table
+    import pandas as pd
+
+    frame = pd.DataFrame(table)
+    return frame.astype(dict.fromkeys(request.categorical_feature_indices, "category"))
+
+
+def _labels(request: TabularRequest) -> list[float | int]:
+    """The labels; whole ones as integers where a float would make another label of them."""
+    labels = request.context_y
+    if request.task == "regression" or max(map(abs, labels)) <= _EXACT:
+        return labels
+    return [int(label) if label == int(label) else label for label in labels]
+
+
 def _check(request: TabularRequest) -> None:
     if not request.context_X:
         raise ValueError(
             f"request {request.request_id}: has no examples ('context_X'), from which this model "
             "learns; for a model that is fitted already see the backend 'sklearn'"
         )
+    for i, label in enumerate(request.context_y):
+        if isinstance(label, float) and not math.isfinite(label):
+            raise ValueError(
+                f"request {request.request_id}: 'context_y.{i}' is {label}; an example has a label"
+            )
     width = len(request.context_X[0])
+    for index in request.categorical_feature_indices or ():
+        if not 0 <= index < width:
+            raise ValueError(
+                f"request {request.request_id}: 'categorical_feature_indices' has {index}, but "
+                f"features are numbered 0 to {width - 1}"
+            )
     for name, rows in (("context_X", request.context_X), ("query_X", request.query_X)):
         for i, row in enumerate(rows):
             if len(row) != width:
@@ -200,7 +243,8 @@ def _context(request: TabularRequest) -> tuple[Any, ...]:
     levels = tuple(request.quantile_levels) if request.output_mode == "quantiles" else ()
     # The library leaves out a column that is missing in all queries of a pass.
     missing = tuple(all(q != q for q in column) for column in zip(*request.query_X, strict=True))
-    context = repr((request.context_X, request.context_y))
+    categories = sorted(request.categorical_feature_indices or ())
+    context = repr((request.context_X, request.context_y, categories))
     return request.task, levels, missing, context
 
 

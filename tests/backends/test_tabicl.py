@@ -105,6 +105,60 @@ def test_null_is_missing_in_examples_and_queries(task, checkpoints):
         np.testing.assert_allclose(answers[i], alone, atol=1e-5)
 
 
+def test_categories_are_those_of_the_library_and_unseen_ones_are_unknown(checkpoints):
+    import pandas as pd
+    from tabicl import TabICLClassifier
+
+    numbers = row(0).context_X
+    context = [[float([30, 10, 20][i % 3]), v[1], None if i == 2 else v[2]]
+               for i, v in enumerate(numbers)]  # fmt: skip
+    queries = [[10.0, 0.1, 0.2], [77.0, 0.3, 0.4], [None, 0.5, 0.6]]
+    given = {"context_X": context, "query_X": queries, "output_mode": "probabilities"}
+    backend = TabICLBackend(**checkpoints, device="cpu", n_estimators=2)
+    backend.load()
+
+    as_numbers, answer = backend.batch_predict(
+        [row(0, **given), row(1, categorical_feature_indices=[0], **given)]
+    )
+
+    def frame(rows):
+        return pd.DataFrame(np.array(rows, dtype=float)).astype({0: "category"})
+
+    options = {"allow_auto_download": False, "device": "cpu", "n_estimators": 2}
+    library = TabICLClassifier(model_path=checkpoints["classifier_path"], **options)
+    library.fit(frame(context), np.array(row(0).context_y))
+    expected = library.predict_proba(frame(queries))
+    np.testing.assert_allclose(answer.probabilities, expected, atol=1e-5)
+    assert not np.allclose(as_numbers.probabilities, expected, atol=1e-5)
+
+
+def test_labels_beyond_a_floats_digits_stay_as_they_are(checkpoints):
+    backend = TabICLBackend(**checkpoints, device="cpu", n_estimators=2)
+    backend.load()
+    labels = [2**53 + 1 if i % 2 else 1.0 for i in range(24)]
+
+    answer = backend.predict(row(0, context_y=labels, output_mode="probabilities"))
+
+    assert answer.classes == [1, 2**53 + 1]
+    assert set(answer.predictions) <= {1, 2**53 + 1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"context_y": [0.5, 1.5] * 12}, r"'context_y' \(task 'classification'\).*continuous"),
+        ({"context_y": [float("nan"), *[1] * 23]}, r"'context_y\.0' is nan"),
+        ({"context_y": [1e39, *[0.5] * 23], "task": "regression"}, r"'context_y'.*too large"),
+        ({"categorical_feature_indices": [3]}, r"has 3, but features are numbered 0 to 2"),
+    ],
+)
+def test_examples_that_teach_nothing_are_their_own_rows_error(fields, says, checkpoints):
+    backend = TabICLBackend(**checkpoints, device="cpu", n_estimators=2)
+    backend.load()
+    with pytest.raises(ValueError, match=rf"(?s){UUID(int=2)}: .*{says}"):
+        backend.batch_predict([row(0), row(1, **fields)])
+
+
 @pytest.mark.parametrize("field", ["context_X", "query_X"])
 def test_dates_are_no_numbers_and_refused_while_rows_are_validated(field):
     given = row(0).model_dump(mode="json", include={"context_X", "context_y", "query_X"})

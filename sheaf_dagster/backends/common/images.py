@@ -97,7 +97,7 @@ def _upright(image: Any) -> Any:
 
 def _is_signed(opened: Any) -> bool:
     """Whether its whole numbers have a sign, which Pillow doesn't look at where they have 8 bits."""
-    return opened.format == "TIFF" and opened.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED
+    return bool(opened.format == "TIFF" and opened.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED)
 
 
 def _tops(opened: Any) -> tuple[int, ...]:
