@@ -315,7 +315,7 @@ def backends(as_json: bool) -> int:
             (
                 r["name"],
                 ", ".join(r.get("model_types", ["?"])),
-                r.get("error", r.get("description")),
+                r.get("error", r.get("description", "")),
             )
             for r in rows
         ],
