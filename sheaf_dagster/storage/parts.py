@@ -6,6 +6,9 @@ from one listing and never has to trust a half-written record.
 
 A disk that lost its power may show the name and the size of a part and zeros for its bytes. So
 the name holds a checksum, too, and a rerun compares it with the bytes before it trusts them.
+The bytes of a part are on the disk before it is reported. Its name is left to the file system,
+which writes it within seconds, since that wait would cost as much again as the bytes. A rerun
+computes a part anew whose name was lost, and the sink needs none of them once it is committed.
 """
 
 from __future__ import annotations
@@ -101,7 +104,7 @@ class PartStore:
         part = Part(chunk, rows, error_rows, non_finite, size, model, counts or {}, checksum)
         location = self.folder.child(part.name)
         with sink_errors(location):
-            store_at(location).write(stored, lasting=True)
+            store_at(location).write(stored, lasting="bytes")
         return part
 
     def existing(self) -> dict[int, Part]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sheaf_dagster import BatchRunner, BatchSpec, SinkError
+from sheaf_dagster.batch.worker.notes import PartNotes
 from sheaf_dagster.storage import HeldSink, Location, Part, PartStore, Sink, store_at
 from tests.conftest import read_rows
 from tests.storage.parts import filled, written
@@ -81,18 +82,48 @@ def test_a_part_that_is_damaged_before_it_is_joined_is_named_and_the_sink_untouc
     held.release()
 
 
-def test_a_part_lasts_before_it_is_reported(tmp_path, monkeypatch):
-    synced = []
+@pytest.fixture
+def synced(monkeypatch) -> list[str]:
+    """What was put on the disk, by its path then."""
+    found = []
     fsync = os.fsync
     monkeypatch.setattr(
-        os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
+        os, "fsync", lambda fd: (found.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
     )
-    held, (part,) = filled(Sink(Location.of(str(tmp_path / "out.jsonl"))), [b"a\n"])
+    return found
 
-    path = held.store.location(part).uri
-    assert [Path(p).name.startswith(part.name) for p in synced] == [True, False]
-    assert synced[1] == str(Path(path).parent)
-    held.discard()
+
+def test_the_bytes_of_parts_and_the_name_of_the_sink_are_on_the_disk_before_they_are_reported(
+    tmp_path, synced
+):
+    held, parts = filled(Sink(Location.of(str(tmp_path / "out.jsonl"))), [b"a\n", b"b\n"])
+
+    held.commit(parts)
+
+    *files, folder = synced
+    begins = [part.name for part in parts] + ["joined-"]
+    assert [Path(f).name[: len(b)] for f, b in zip(files, begins, strict=True)] == begins
+    assert folder == str(tmp_path)
+
+
+def test_the_name_of_a_note_is_on_the_disk_too_since_it_may_have_been_paid_for(tmp_path, synced):
+    PartNotes(Location.of(str(tmp_path))).write("batch", b"{}")
+
+    assert [Path(p).name[:10] for p in synced] == ["note-batch", tmp_path.name[:10]]
+
+
+def test_a_part_whose_name_was_lost_with_the_power_is_computed_anew(tmp_path):
+    sink = Sink(Location.of(str(tmp_path / "out.jsonl")))
+    held, parts = filled(sink, [b"a\n", b"b\n", b"c\n"])
+    held.release()
+    store_at(held.store.location(parts[1])).remove()
+
+    with sink.hold() as again:
+        done = again.open_run("f" * 64, resume=True)
+        assert done == {0: parts[0], 2: parts[2]}
+        again.commit([done[0], written(again, 1, b"b\n"), done[2]])
+
+    assert store_at(sink.location).read() == b"a\nb\nc\n"
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])

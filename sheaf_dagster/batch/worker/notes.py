@@ -36,5 +36,5 @@ class PartNotes:
         }
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes a note."""
-        store_at(self.folder.child(f"{_START}{name}{_END}")).write(data, lasting=True)
+        """Writes a note, which outlasts a power loss: what it tells of may have been paid for."""
+        store_at(self.folder.child(f"{_START}{name}{_END}")).write(data, lasting="name")

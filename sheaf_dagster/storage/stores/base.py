@@ -6,16 +6,19 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from typing import IO, Any, Literal, Protocol
 
 from sheaf_dagster.errors import SinkError, SourceError, SourceNotFoundError
 from sheaf_dagster.storage.checksum import checksum_of, is_md5
 from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.retry import ShortReadError
 
-__all__ = ["FileState", "FoundFile", "Join", "Lock", "Store", "StoredPart"]
+__all__ = ["FileState", "FoundFile", "Join", "Lasting", "Lock", "Store", "StoredPart"]
 
 log = logging.getLogger(__name__)
+
+Lasting = Literal["bytes", "name"]
+"""How much of a file is on the disk: its bytes, or its name, too."""
 
 _BLOCK_BYTES = 8 * 2**20
 
@@ -173,12 +176,13 @@ class Store(ABC):
         """The whole file; for small ones."""
 
     @abstractmethod
-    def write(self, data: bytes, *, lasting: bool = False) -> None:
+    def write(self, data: bytes, *, lasting: Lasting | None = None) -> None:
         """Replaces the file at once: readers see the old bytes or the new, never a mixture.
 
         Args:
             data: All of its bytes.
-            lasting: On return they outlast a power loss, as those of a remote store always do.
+            lasting: What of it outlasts a power loss on return; of a remote store all does. Its
+                bytes alone cost half: then its name may be lost for some seconds more.
         """
 
     @abstractmethod

@@ -14,7 +14,16 @@ from sheaf_dagster.storage.failures import describe
 from sheaf_dagster.storage.file_lock import FileLock
 from sheaf_dagster.storage.folders import make_folder, read_at, remove_folder, sync_folder
 from sheaf_dagster.storage.location import Location
-from sheaf_dagster.storage.stores.base import FileState, FoundFile, Join, Lock, Store, always, whole
+from sheaf_dagster.storage.stores.base import (
+    FileState,
+    FoundFile,
+    Join,
+    Lasting,
+    Lock,
+    Store,
+    always,
+    whole,
+)
 from sheaf_dagster.storage.stores.local_join import LocalJoin
 
 __all__ = ["LocalStore"]
@@ -87,7 +96,7 @@ class LocalStore(Store):
         with open(self.uri, "rb") as f:
             return f.read()
 
-    def write(self, data: bytes, *, lasting: bool = False) -> None:
+    def write(self, data: bytes, *, lasting: Lasting | None = None) -> None:
         """Replaces the file at once, by a rename."""
         temporary = f"{self.uri}.{uuid.uuid4().hex}.tmp"
         try:
@@ -98,7 +107,7 @@ class LocalStore(Store):
                     f.flush()
                     os.fsync(f.fileno())
             os.replace(temporary, self.uri)
-            if lasting:
+            if lasting == "name":
                 sync_folder(os.path.dirname(self.uri))
         except BaseException:
             with suppress(OSError):

@@ -21,6 +21,7 @@ from sheaf_dagster.storage.stores.base import (
     FileState,
     FoundFile,
     Join,
+    Lasting,
     Lock,
     Store,
     StoredPart,
@@ -128,7 +129,7 @@ class RemoteStore(Store):
         """The whole file."""
         return self.request("read", lambda: cast("bytes", self.fs.cat_file(self.path)))
 
-    def write(self, data: bytes, *, lasting: bool = False) -> None:
+    def write(self, data: bytes, *, lasting: Lasting | None = None) -> None:
         """Replaces the file at once."""
         self.request("write", lambda: self.fs.pipe_file(self.path, data))
 
