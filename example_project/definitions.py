@@ -100,7 +100,7 @@ def forecast_accuracy(context: dg.AssetExecutionContext) -> None:
 )
 def monthly_accuracy(context: dg.AssetExecutionContext) -> None:
     """The daily errors of a month as a plot."""
-    from sheaf_dagster.definitions.plots import line_chart
+    from sheaf_dagster.plots import line_chart
 
     for month in context.partition_keys:
         files = sorted((ROOT / "accuracy").glob(f"{month[:7]}-*.json"))

@@ -17,8 +17,8 @@ from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.contracts import DEVIATIONS
 from sheaf_dagster.definitions.links import file_metadata
-from sheaf_dagster.definitions.plots import MAX_INLINE_CHARS, ForecastAxes, plot_of
 from sheaf_dagster.definitions.preview import preview_inline, preview_table
+from sheaf_dagster.plots import MAX_INLINE_CHARS, ForecastAxes, plot_of
 
 __all__ = ["FAILED_CHECKS", "FINGERPRINT", "OUTPUT_BYTES", "ROW_COUNTS", "result_metadata"]
 

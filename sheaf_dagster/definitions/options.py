@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from sheaf_dagster.batch.progress import EVERY_SECONDS
 from sheaf_dagster.batch.spec import BatchOptions, problems_of
 from sheaf_dagster.definitions.checks import severities_of
-from sheaf_dagster.definitions.plots import ActualsOf, ForecastAxes, StartOf
 from sheaf_dagster.errors import MissingDependencyError, SpecError
+from sheaf_dagster.plots import ActualsOf, ForecastAxes, StartOf
 
 __all__ = ["Launch", "ReportOptions", "StepOptions", "changed_options"]
 

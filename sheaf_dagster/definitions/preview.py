@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from sheaf_dagster.contracts import deviations_of
-from sheaf_dagster.definitions.plots import MAX_INLINE_CHARS
+from sheaf_dagster.plots import MAX_INLINE_CHARS
 
 __all__ = ["MAX_PREVIEW_CHARS", "brief", "preview_inline", "preview_table", "row_preview"]
 

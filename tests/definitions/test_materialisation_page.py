@@ -16,15 +16,15 @@ import pytest
 import sheaf_dagster as sd
 from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.definitions.links import file_metadata
-from sheaf_dagster.definitions.plots import (
+from sheaf_dagster.definitions.preview import MAX_PREVIEW_CHARS, preview_inline, preview_table
+from sheaf_dagster.plots import (
     MAX_INLINE_CHARS,
     MAX_PLOT_CHARS,
     ForecastAxes,
     line_chart,
     plot_of,
 )
-from sheaf_dagster.definitions.plots.svg import COLOURS, GREY, ticks
-from sheaf_dagster.definitions.preview import MAX_PREVIEW_CHARS, preview_inline, preview_table
+from sheaf_dagster.plots.svg import COLOURS, GREY, ticks
 from tests.definitions.project import DAYS, Project
 
 chance = random.Random(9)

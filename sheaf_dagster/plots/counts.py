@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from sheaf_dagster.definitions.plots import svg
-from sheaf_dagster.definitions.plots.plot import (
+from sheaf_dagster.plots import svg
+from sheaf_dagster.plots.plot import (
     MAX_INLINE_CHARS,
     MAX_PLOT_CHARS,
     Pair,
     Plot,
     first_fit,
 )
-from sheaf_dagster.definitions.plots.svg import BLUE, GREY, Frame
+from sheaf_dagster.plots.svg import BLUE, GREY, Frame
 
-__all__ = ["field_counts", "histogram", "prediction_counts"]
+__all__ = ["Distribution", "distributions_of", "histogram", "predictions_of"]
 
 _BINS = 24
 _CLASSES = 12
 _OF_EVERY_ANSWER = ("request_id", "model_type", "model_name", "metadata")
 
 
-def prediction_counts(pairs: Sequence[Pair]) -> Plot | None:
-    """A histogram of ``predictions`` (tabular) or ``label``/``labels`` (classification)."""
+class Distribution(NamedTuple):
+    """Values of one field over the answers: counted words, or numbers.
+
+    Attributes:
+        what: Their name.
+        counts: How often which word; empty for numbers.
+        numbers: The numbers; empty for words.
+    """
+
+    what: str
+    counts: Counter[str]
+    numbers: list[float]
+
+    def plot(self) -> Plot | None:
+        """The bars of it."""
+        return _class_counts(self.counts) if self.counts else histogram(self.numbers, self.what)
+
+
+def predictions_of(pairs: Sequence[Pair]) -> Distribution | None:
+    """Of ``predictions`` (tabular) or ``label``/``labels`` (classification)."""
     found: list[Any] = []
     numeric = False
     for _, answer in pairs:
@@ -38,12 +56,13 @@ def prediction_counts(pairs: Sequence[Pair]) -> Plot | None:
     if not found:
         return None
     if numeric:
-        return histogram([v for v in found if svg.finite(v)], "prediction")
-    return _class_counts(Counter("null" if v is None else _class_name(v) for v in found))
+        return Distribution("prediction", Counter(), [v for v in found if svg.finite(v)])
+    counts = Counter("null" if v is None else _class_name(v) for v in found)
+    return Distribution("classes", counts, [])
 
 
-def field_counts(pairs: Sequence[Pair]) -> Plot | None:
-    """The first field of any other answers that tells them apart: one of few words, or a number."""
+def distributions_of(pairs: Sequence[Pair]) -> Iterator[Distribution]:
+    """Of the fields that tell any other answers apart: those of few words, and numbers."""
     answers = [answer for _, answer in pairs]
     for name in answers[0] if len(answers) > 1 else ():
         values = [a.get(name) for a in answers if a.get(name) is not None]
@@ -53,10 +72,9 @@ def field_counts(pairs: Sequence[Pair]) -> Plot | None:
             continue
         if all(isinstance(v, (str, bool)) for v in values):
             if len(set(values)) <= _CLASSES:
-                return _class_counts(Counter(_class_name(v) for v in values))
+                yield Distribution(name, Counter(_class_name(v) for v in values), [])
         elif numbers := [v for v in values if isinstance(v, (int, float)) and svg.finite(v)]:
-            return histogram(numbers, name)
-    return None
+            yield Distribution(name, Counter(), numbers)
 
 
 def _class_name(value: Any) -> str:

@@ -6,12 +6,12 @@ anything longer behind a click.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
-from sheaf_dagster.definitions.plots.svg import markdown_image
+from sheaf_dagster.plots.svg import markdown_image
 
-__all__ = ["MAX_INLINE_CHARS", "MAX_PLOT_CHARS", "Pair", "Plot", "Row", "first_fit"]
+__all__ = ["MAX_INLINE_CHARS", "MAX_PLOT_CHARS", "Pair", "Plot", "Row", "Sample", "first_fit"]
 
 MAX_INLINE_CHARS = 999
 MAX_PLOT_CHARS = 16_000
@@ -20,6 +20,18 @@ MAX_PLOT_CHARS = 16_000
 Row = dict[str, Any]
 Pair = tuple[Row, Row]
 """A request and its answer."""
+
+
+class Sample(Protocol):
+    """Some rows of a file."""
+
+    @property
+    def pairs(self) -> Sequence[Pair]:
+        """The requests, each with its answer."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Bytes of each answer."""
 
 
 class Plot(NamedTuple):

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sheaf_dagster.definitions.plots import svg
-from sheaf_dagster.definitions.plots.plot import (
+from sheaf_dagster.plots import svg
+from sheaf_dagster.plots.plot import (
     MAX_INLINE_CHARS,
     MAX_PLOT_CHARS,
     Pair,
@@ -15,9 +15,9 @@ from sheaf_dagster.definitions.plots.plot import (
     Row,
     first_fit,
 )
-from sheaf_dagster.definitions.plots.svg import BLUE, COLOURS, Frame
+from sheaf_dagster.plots.svg import BLUE, COLOURS, Frame
 
-__all__ = ["embedding_map"]
+__all__ = ["EmbeddingMap", "EmbeddingPoint", "embedding_map", "embeddings_of"]
 
 _POINTS = 300
 _SHOWN_NEIGHBOURS = 4
@@ -26,10 +26,47 @@ _OF_EVERY_ROW = ("request_id", "model_type", "model_version")
 Box = tuple[float, float, float, float]
 
 
-class _Point(NamedTuple):
+class EmbeddingPoint(NamedTuple):
+    """One embedded input: its vector, what it is called, and its request."""
+
     vector: list[float]
     name: str
     row: Row
+
+
+class EmbeddingMap(NamedTuple):
+    """Embeddings in the plane.
+
+    Attributes:
+        found: The embedded inputs.
+        points: Where each is drawn: its first two principal components.
+        field: The field of the rows that colours them; empty where none has few values.
+        values: Each row's value of it.
+        share: The share of the variance that the plane keeps.
+    """
+
+    found: list[EmbeddingPoint]
+    points: list[tuple[float, float]]
+    field: str
+    values: list[str]
+    share: float
+
+
+def embeddings_of(pairs: Sequence[Pair]) -> EmbeddingMap | None:
+    """The map of the vectors of one length; None where there are fewer than three."""
+    found: list[EmbeddingPoint] = []
+    for request, answer in pairs:
+        vectors = answer.get("embeddings")
+        if not isinstance(vectors, list):
+            continue
+        for i, vector in enumerate(vectors[: _POINTS - len(found)]):
+            same = not found or (isinstance(vector, list) and len(vector) == len(found[0].vector))
+            if isinstance(vector, list) and same and all(map(svg.finite, vector)):
+                found.append(EmbeddingPoint(vector, _name(request, i, len(vectors)), request))
+    if len(found) < 3 or not found[0].vector:
+        return None
+    points, share = _principal_components([p.vector for p in found])
+    return EmbeddingMap(found, points, *_few_values([p.row for p in found]), share)
 
 
 def embedding_map(pairs: Sequence[Pair]) -> Plot | None:
@@ -39,19 +76,10 @@ def embedding_map(pairs: Sequence[Pair]) -> Plot | None:
     their ``metadata``. In large, each value is written at its points' middle, and a few rows are
     listed with the two that are nearest to them by cosine, over all the vectors' dimensions.
     """
-    found: list[_Point] = []
-    for request, answer in pairs:
-        vectors = answer.get("embeddings")
-        if not isinstance(vectors, list):
-            continue
-        for i, vector in enumerate(vectors[: _POINTS - len(found)]):
-            same = not found or (isinstance(vector, list) and len(vector) == len(found[0].vector))
-            if isinstance(vector, list) and same and all(map(svg.finite, vector)):
-                found.append(_Point(vector, _name(request, i, len(vectors)), request))
-    if len(found) < 3 or not found[0].vector:
+    cloud = embeddings_of(pairs)
+    if cloud is None:
         return None
-    points, share = _principal_components([p.vector for p in found])
-    field, values = _few_values([p.row for p in found])
+    found, points, field, values, share = cloud
     small = first_fit(
         (
             svg.picture(
@@ -74,7 +102,7 @@ def embedding_map(pairs: Sequence[Pair]) -> Plot | None:
 
 
 def _large(
-    found: Sequence[_Point],
+    found: Sequence[EmbeddingPoint],
     points: Sequence[tuple[float, float]],
     field: str,
     values: Sequence[str],
@@ -151,7 +179,7 @@ def _principal_components(vectors: list[list[float]]) -> tuple[list[tuple[float,
     return [(float(a), float(b)) for a, b in plane], share
 
 
-def _nearest(found: Sequence[_Point], values: Sequence[str], count: int) -> Iterator[str]:
+def _nearest(found: Sequence[EmbeddingPoint], values: Sequence[str], count: int) -> Iterator[str]:
     """Lines that name a few rows, spread over the file, and the two nearest to each."""
     names = [
         _short(p.name, 14) + (f" [{_short(value, 8)}]" if value else "")

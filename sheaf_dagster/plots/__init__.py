@@ -1,20 +1,15 @@
-"""Small plots for the materialisation page, chosen by what the answers hold."""
+"""Small plots of a file's answers, chosen by what they hold: SVG without a plotting library."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sheaf_dagster.batch.rows.sample import OutputSample
-from sheaf_dagster.definitions.plots import svg
-from sheaf_dagster.definitions.plots.counts import field_counts, histogram, prediction_counts
-from sheaf_dagster.definitions.plots.embeddings import embedding_map
-from sheaf_dagster.definitions.plots.forecasts import (
-    ActualsOf,
-    ForecastAxes,
-    StartOf,
-    forecast_fans,
-)
-from sheaf_dagster.definitions.plots.plot import MAX_INLINE_CHARS, MAX_PLOT_CHARS, Plot
+from sheaf_dagster.plots import svg
+from sheaf_dagster.plots.counts import distributions_of, histogram, predictions_of
+from sheaf_dagster.plots.embeddings import embedding_map
+from sheaf_dagster.plots.fans import ActualsOf, ForecastAxes, StartOf
+from sheaf_dagster.plots.forecasts import forecast_fans
+from sheaf_dagster.plots.plot import MAX_INLINE_CHARS, MAX_PLOT_CHARS, Pair, Plot, Sample
 
 __all__ = [
     "MAX_INLINE_CHARS",
@@ -28,7 +23,7 @@ __all__ = [
 ]
 
 
-def plot_of(sample: OutputSample, axes: ForecastAxes | None = None) -> Plot | None:
+def plot_of(sample: Sample, axes: ForecastAxes | None = None) -> Plot | None:
     """The plot that suits the answers; None where there is nothing to draw.
 
     Forecasts are drawn behind their histories, embeddings as a map, classes and numbers as
@@ -43,10 +38,14 @@ def plot_of(sample: OutputSample, axes: ForecastAxes | None = None) -> Plot | No
     return (
         forecast_fans(pairs, axes)
         or embedding_map(pairs)
-        or prediction_counts(pairs)
-        or field_counts(pairs)
+        or _counted(pairs)
         or histogram(sample.sizes, "bytes of an answer")
     )
+
+
+def _counted(pairs: Sequence[Pair]) -> Plot | None:
+    found = predictions_of(pairs) or next(distributions_of(pairs), None)
+    return found.plot() if found else None
 
 
 def line_chart(
