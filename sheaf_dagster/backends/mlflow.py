@@ -14,7 +14,7 @@ from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.common.digest import weights_digest
 from sheaf_dagster.backends.common.libraries import require
 from sheaf_dagster.backends.tables.fitted import column_names, fitted_columns
-from sheaf_dagster.backends.tables.records import per_row
+from sheaf_dagster.backends.tables.records import per_row, with_columns_named
 from sheaf_dagster.backends.tables.signature import ColumnInputs, TensorInputs, UnsignedInputs
 from sheaf_dagster.contracts import FEATURES, FeaturesRequest, FeaturesResponse
 
@@ -102,7 +102,8 @@ class MlflowBackend(ModelBackend):
             groups[key].append((i, values))
         answers: dict[int, FeaturesResponse] = {}
         for key, members in groups.items():
-            predictions = self._run(key, [values for _, values in members])
+            with with_columns_named([requests[i] for i, _ in members]):
+                predictions = self._run(key, [values for _, values in members])
             for (i, _), value in zip(members, predictions, strict=True):
                 answers[i] = FeaturesResponse(
                     request_id=requests[i].request_id,

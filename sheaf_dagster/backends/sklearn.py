@@ -11,7 +11,13 @@ from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.common.files import file_identity, local_file, resolve_options
 from sheaf_dagster.backends.common.libraries import require
 from sheaf_dagster.backends.tables.fitted import FittedColumn, column_names, fitted_columns
-from sheaf_dagster.backends.tables.records import grouped, per_row, plain, values_of
+from sheaf_dagster.backends.tables.records import (
+    grouped,
+    per_row,
+    plain,
+    values_of,
+    with_columns_named,
+)
 from sheaf_dagster.backends.tables.table import array_of, frame_of
 from sheaf_dagster.contracts import FEATURES, FeaturesRequest, FeaturesResponse
 from sheaf_dagster.errors import SpecError
@@ -120,7 +126,8 @@ class SklearnBackend(ModelBackend):
         answers: dict[int, FeaturesResponse] = {}
         for members in grouped(requests, _kind).values():
             rows = [requests[i] for i in members]
-            answers.update(zip(members, self._answer(rows), strict=True))
+            with with_columns_named(rows, self._names):
+                answers.update(zip(members, self._answer(rows), strict=True))
         return [answers[i] for i in range(len(requests))]
 
     def _answer(self, rows: list[FeaturesRequest]) -> list[FeaturesResponse]:

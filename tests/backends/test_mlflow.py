@@ -200,6 +200,8 @@ def test_a_model_without_signature_has_the_columns_it_was_fitted_with(tmp_path):
     assert found == pytest.approx([257.5, 100])
     with pytest.raises(ValueError, match="lacks age"):
         predictions(backend, [{"weight": 1}])
+    with pytest.raises(ValueError, match=r"'features\.age' \('old'\): could not convert"):
+        predictions(backend, [{"weight": 1, "age": "old"}])
 
 
 def test_a_model_that_knows_no_columns_has_those_of_the_row_in_its_order(tmp_path):

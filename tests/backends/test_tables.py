@@ -19,7 +19,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import ClassifierChain, MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from sheaf_dagster.backends.sklearn import SklearnBackend
 from sheaf_dagster.contracts import FeaturesRequest
@@ -141,6 +141,35 @@ def test_a_gap_among_numbers_stays_a_number(tmp_path):
     found = predictions(backend, [{"seats": None}])
 
     np.testing.assert_allclose(found, estimator.predict(pd.DataFrame({"seats": [np.nan]})))
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"seats": "two"}, r"'features\.seats' \('two'\): could not convert"),
+        ({"seats": None}, r"'features\.seats' \(null\): Input X contains NaN"),
+        ({"seats": float("inf")}, r"'features\.seats' \(inf\): Input X contains infinity"),
+        ({"seats": [2]}, r"'features\.seats' \(\[2\]\): setting an array element"),
+        ({"plan": "gold"}, r"'features\.plan' \('gold'\): Found unknown categories"),
+        ({"plan": 5}, r"'features\.plan' \(5\): Found unknown categories"),
+    ],
+)
+def test_a_value_that_the_model_refuses_is_named_by_its_column(row, named, tmp_path):
+    table = pd.DataFrame({"plan": ["basic", "pro"] * 3, "seats": range(6), "age": range(6)})
+    encoded = make_column_transformer(
+        (StandardScaler(), ["seats", "age"]), (OneHotEncoder(), ["plan"])
+    )
+    backend = load(make_pipeline(encoded, LinearRegression()).fit(table, range(6)), tmp_path)
+
+    with pytest.raises(ValueError, match=named):
+        predictions(backend, [{"plan": "pro", "seats": 1, "age": 2, **row}])
+
+
+def test_a_value_that_the_model_refuses_is_named_by_its_place_in_a_list(tmp_path):
+    backend = load(LinearRegression().fit([[1.0, 2.0], [2.0, 1.0]], [1, 2]), tmp_path)
+
+    with pytest.raises(ValueError, match=r"'features\.1' \('x'\): could not convert"):
+        predictions(backend, [[1.0, "x"]])
 
 
 def test_categories_of_a_boosted_tree_may_be_missing(tmp_path):

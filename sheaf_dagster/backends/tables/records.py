@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from sheaf_dagster.contracts import FeaturesRequest
 
-__all__ = ["grouped", "per_row", "plain", "values_of"]
+__all__ = ["grouped", "per_row", "plain", "values_of", "with_columns_named"]
+
+_LARGEST_FLOAT32 = 3.4028234663852886e38
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 
@@ -41,6 +45,55 @@ def values_of(
             f"but the model has {len(columns)} columns"
         )
     return list(given)
+
+
+@contextmanager
+def with_columns_named(
+    rows: Sequence[FeaturesRequest], columns: Sequence[str] | None = None
+) -> Iterator[None]:
+    """Adds to a library's error about a row the columns that it may mean.
+
+    The library has numbers of columns at most, and those are often a step's inside the model.
+
+    Args:
+        rows: What the block predicts. Of several it is left open which is at fault: whoever
+            called asks each alone.
+        columns: Names of the model's columns; by default those of the row.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OverflowError) as e:
+        if len(rows) > 1:
+            raise
+        given, text = rows[0].features, str(e)
+        if isinstance(given, list):
+            given = dict(zip(columns or map(str, range(len(given))), given, strict=False))
+        found = [
+            f"'features.{name}' ({_shown(v)})"
+            for name, v in given.items()
+            if (columns is None or name in columns) and _is_meant(v, text)
+        ]
+        if not found or "'features" in text:
+            raise
+        raise ValueError(f"request {rows[0].request_id}: {', '.join(found[:5])}: {text}") from e
+
+
+def _shown(value: Any) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def _is_meant(value: Any, text: str) -> bool:
+    """Whether an error's text is probably about a value."""
+    if isinstance(value, str):
+        return repr(value) in text
+    if isinstance(value, (list, dict)):
+        return "sequence" in text or f"'{type(value).__name__}'" in text
+    if value is None or value != value:
+        return "nan" in text.lower() or "NoneType" in text
+    if abs(value) > _LARGEST_FLOAT32 or math.isinf(value):
+        return "too large" in text or "infinity" in text
+    return f"[{value!r}]" in text
 
 
 def grouped(requests: Sequence[Any], key: Callable[[Any], KeyT]) -> dict[KeyT, list[int]]:
