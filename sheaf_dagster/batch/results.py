@@ -47,8 +47,9 @@ class ValidationReport(BaseModel):
         source_digest: ``sha256:<hex>`` of the file's (stored) bytes.
         source_bytes: Size of the file as stored.
         seconds: How long the check took.
-        unknown_fields: Rows by the name of a field that their contract doesn't know and ignores.
-            From a hundred names on, further ones are counted together as ``…``.
+        unknown_fields: Rows by the name of a field that their contract doesn't know and ignores;
+            ``name (repeated)`` of one that an object has again, where the last one counts. From a
+            hundred names on, further ones are counted together as ``…``.
         meant: By the name of such a field the contract's own that was probably meant.
     """
 
@@ -98,7 +99,8 @@ class ValidationReport(BaseModel):
             texts.append(f"{name!r} ({rows:,} row{'s' * (rows != 1)}{meant})")
         more = f" and {len(most) - shown} more" if len(most) > shown else ""
         return (
-            f"fields that the contract doesn't know were ignored: {', '.join(texts)}{more}; "
+            "fields were ignored, as the contract doesn't know them or a row has them again: "
+            f"{', '.join(texts)}{more}; "
             "rename or drop them, or refuse such rows with strict=True"
         )
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from sheaf_dagster.batch.rows.inside import core_schema_of, maker, schemas_in
+from sheaf_dagster.batch.rows.lossless import has_names
 from sheaf_dagster.batch.rows.plain import NOTHING, PlainModel
 from sheaf_dagster.contracts.base import PASSES
 
@@ -94,14 +95,18 @@ def _acceptor(plain: PlainModel) -> Accepts:
         for name, type_ in types.items()
     ]
     row = msgspec.defstruct("Row", columns, kw_only=True, forbid_unknown_fields=True, gc=False)
-    decode = msgspec.json.Decoder(row).decode
+    nested = any("dict" in str(type_) for type_ in types.values())
+    decode, values_of = msgspec.json.Decoder(row).decode, msgspec.structs.astuple
 
     def accepts(line: bytes) -> bool:
         try:
-            decode(line)
+            values = values_of(decode(line))
         except _REFUSED:
             return False
-        return True
+        number = len(values) - values.count(msgspec.UNSET)
+        if nested:
+            number += sum([len(value) for value in values if type(value) is dict])
+        return has_names(line, number)  # or one may stand twice
 
     return accepts
 

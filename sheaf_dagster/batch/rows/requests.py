@@ -17,6 +17,7 @@ from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
 from sheaf_dagster.batch.rows.fast import fast_codec
 from sheaf_dagster.batch.rows.general import GeneralCodec
 from sheaf_dagster.batch.rows.inside import given_fields
+from sheaf_dagster.batch.rows.lossless import lost_in
 from sheaf_dagster.batch.rows.unique import KeysOfChunk, unique_key
 from sheaf_dagster.batch.rows.unknown import (
     UnknownField,
@@ -132,7 +133,13 @@ class RowContract:
                 if typed and request.model_type != expected:
                     found = [violations.wrong_type(number, str(request.model_type))]
                 elif not found:
-                    continue
+                    lost = lost_in(line)
+                    if not lost:
+                        continue
+                    count_rows(findings.unknown_fields, violations.names_of_repeated(lost))
+                    found = violations.of_lost(number, lost, strict=self.strict)
+                    if not found:
+                        continue
             findings.invalid_rows += 1
             findings.total_violations += len(found)
             if len(findings.violations) < MAX_VIOLATIONS_SHOWN:

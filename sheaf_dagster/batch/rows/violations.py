@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from sheaf_dagster.batch.messages import shortened
 from sheaf_dagster.batch.results import Violation
 from sheaf_dagster.batch.rows.inside import ERROR_TYPES
+from sheaf_dagster.batch.rows.lossless import Lost
 from sheaf_dagster.batch.rows.unknown import REST, UnknownField
 from sheaf_dagster.contracts import schema_of
 from sheaf_dagster.masking import masked
@@ -93,6 +94,34 @@ class Violations:
             )
             for f in fields
         ]
+
+    def of_lost(self, number: int, lost: Sequence[Lost], *, strict: bool) -> list[Violation]:
+        """What reading the line would lose and mustn't; of repeated fields where they are refused."""
+        out_of_range = [
+            Violation(
+                line=number,
+                field="",
+                message="a number is beyond the range of a float; a missing value is null",
+                excerpt="" if self.redact else _short(one.number),
+            )
+            for one in lost
+            if one.number
+        ]
+        repeated = [
+            Violation(
+                line=number,
+                field=REST if self.redact else shortened(_printable(one.field), 200),
+                message="stands more than once in one object, and strict=True refuses it",
+            )
+            for one in lost
+            if not one.number and strict
+        ]
+        return out_of_range + repeated
+
+    def names_of_repeated(self, lost: Sequence[Lost]) -> dict[str, int]:
+        """What to count repeated fields under, of which the last one counts."""
+        names = (REST if self.redact else _short(one.field) for one in lost if not one.number)
+        return {f"{name} (repeated)": 1 for name in names}
 
     def names_of(self, fields: Sequence[UnknownField]) -> dict[str, str | None]:
         """What to count such fields under, with the field that was probably meant."""
