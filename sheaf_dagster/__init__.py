@@ -63,6 +63,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "MissingDependencyError",
         "ModelChangedError",
         "PredictError",
+        "PreviousOutputError",
         "ResponseMismatchError",
         "ServiceDownError",
         "SheafError",

@@ -11,6 +11,7 @@
     ├── SourceError                   a source that can't be read
     │   ├── SourceNotFoundError
     │   └── SourceChangedError        it changed while the job ran              (retryable)
+    ├── PreviousOutputError           an earlier output whose answers can't be kept
     ├── SinkError                     a sink that can't be written
     │   └── SinkBusyError             another job is writing it                 (retryable)
     ├── ClusterCapacityError          more GPUs, CPUs or memory than there are
@@ -53,6 +54,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelChangedError",
     "PredictError",
+    "PreviousOutputError",
     "ResponseMismatchError",
     "ServiceDownError",
     "SheafError",
@@ -140,6 +142,13 @@ class SourceChangedError(SourceError):
     """The source changed while the job ran. Cure: run again once its writer has finished."""
 
     retryable = True
+
+
+class PreviousOutputError(SheafError):
+    """Answers of an earlier output can't be kept: it is gone, or isn't of this source and model.
+
+    Cure: run the whole file. The earlier output is untouched.
+    """
 
 
 class SinkError(SheafError):

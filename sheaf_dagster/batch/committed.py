@@ -19,10 +19,14 @@ class CommittedSink:
     Attributes:
         fingerprint: ``BatchResult.fingerprint`` of that run, or its first digits.
         output_bytes: Size of the sink.
+        source_digest: ``BatchResult.source_digest``, or its first digits; none where not known.
+        model_version: ``BatchResult.model_version``, likewise.
     """
 
     fingerprint: str
     output_bytes: int
+    source_digest: str = ""
+    model_version: str = ""
 
     def still_holds(self, spec: BatchSpec, fingerprint: Callable[[BatchSpec], str]) -> bool:
         """Whether the sink is what running the file again would write.

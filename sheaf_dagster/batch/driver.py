@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 
+from sheaf_dagster.batch.committed import CommittedSink
 from sheaf_dagster.batch.events import (
     AllFed,
     Broke,
@@ -57,6 +58,7 @@ def run_job(
     files: Iterable[BatchSpec | BatchOutcome],
     workforce: Workforce,
     on_progress: Callable[[BatchProgress], None] | None,
+    committed: Mapping[str, CommittedSink],
 ) -> Iterator[BatchOutcome]:
     """Runs files; see ``BatchRunner.run_many``.
 
@@ -65,8 +67,9 @@ def run_job(
         files: Those to run, and the outcomes of others, which are handed on in between.
         workforce: Who runs their chunks.
         on_progress: Called as the job goes on.
+        committed: By sink what is known of an earlier output.
     """
-    driver = _Driver(context, files, workforce, on_progress)
+    driver = _Driver(context, files, workforce, on_progress, committed)
     with ExitStack() as stack:  # done from the last to the first
         stack.callback(driver.abandon)
         stack.callback(workforce.close)
@@ -84,8 +87,10 @@ class _Driver:
         files: Iterable[BatchSpec | BatchOutcome],
         workforce: Workforce,
         on_progress: Callable[[BatchProgress], None] | None,
+        committed: Mapping[str, CommittedSink],
     ) -> None:
         self._context = context
+        self._committed = committed
         self._files = files
         self._workforce = workforce
         self._progress = ProgressMeter(on_progress)
@@ -124,7 +129,7 @@ class _Driver:
             self._inbox.put(Broke(e))
 
     def _feed_one(self, id: int, spec: BatchSpec) -> None:
-        run = FileRun(id, spec, self._context)
+        run = FileRun(id, spec, self._context, self._committed.get(spec.sink))
         self._progress.files_total += 1
         try:
             if (over := self._spending.over(spec)) is not None:

@@ -7,27 +7,27 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
+from sheaf_dagster.batch.committed import CommittedSink
+from sheaf_dagster.batch.keeping import Keeper, keep_answers
+from sheaf_dagster.batch.kept import KEPT
 from sheaf_dagster.batch.layout import layout_of
 from sheaf_dagster.batch.measured import measured
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
-from sheaf_dagster.batch.results import (
-    BatchResult,
-    ValidationReport,
-)
+from sheaf_dagster.batch.only_failed import OnlyFailed, last_output
+from sheaf_dagster.batch.results import BatchResult, ValidationReport
 from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.spending import cost_of, tokens_in
 from sheaf_dagster.batch.tolerance import most_error_rows, too_many_errors
 from sheaf_dagster.batch.validation import validate_source
+from sheaf_dagster.batch.worker.keeping import kept_part
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.contracts import DEVIATIONS, schema_of
-from sheaf_dagster.errors import (
-    InputValidationError,
-    ModelChangedError,
-)
+from sheaf_dagster.errors import InputValidationError, ModelChangedError, PreviousOutputError
 from sheaf_dagster.storage import (
     Chunk,
     HeldSink,
@@ -56,8 +56,17 @@ _LAYOUT_VERSION = 1
 """Raised when the same job would be cut or written differently than by an older version."""
 
 
-def job_fingerprint(context: ModelContext, spec: BatchSpec, source_digest: str) -> str:
-    """Hash of all that decides a job's output (hex, 64 digits)."""
+def job_fingerprint(
+    context: ModelContext, spec: BatchSpec, source_digest: str, kept: str | None = None
+) -> str:
+    """Hash of all that decides a job's output (hex, 64 digits).
+
+    Args:
+        context: The model.
+        spec: The file.
+        source_digest: Of its source.
+        kept: The ``Keeper``'s identity, where answers of an earlier output are kept.
+    """
     identity = {
         "layout": _LAYOUT_VERSION,
         "source": source_digest,
@@ -76,6 +85,8 @@ def job_fingerprint(context: ModelContext, spec: BatchSpec, source_digest: str) 
         identity["window"] = window
     if spec.on_error == "record":  # what decides which rows become error rows, and their text
         identity |= {"batch_timeout": spec.batch_timeout, "redact": context.rows.redact}
+    if kept is not None:
+        identity["kept"] = kept
     text = json.dumps(identity, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -83,8 +94,15 @@ def job_fingerprint(context: ModelContext, spec: BatchSpec, source_digest: str) 
 class FileRun:
     """State of one file in the driver. Its rows are never here."""
 
-    def __init__(self, id: int, spec: BatchSpec, context: ModelContext) -> None:
+    def __init__(
+        self,
+        id: int,
+        spec: BatchSpec,
+        context: ModelContext,
+        earlier: CommittedSink | None = None,
+    ) -> None:
         self.id = id
+        self._earlier = earlier
         self.spec = spec
         self.context = context
         self.started = time.perf_counter()
@@ -102,6 +120,7 @@ class FileRun:
         self.fingerprint = ""
         self._models: set[str] = set()
         self._joined = 0
+        self._refused = False
 
     @property
     def rows_done(self) -> int:
@@ -120,6 +139,7 @@ class FileRun:
         Raises:
             InputValidationError: Rows don't match their contract.
             SourceError, SinkError: A file can't be read or written.
+            PreviousOutputError: Answers of an earlier output can't be kept.
             InterruptedError: ``stop`` was set.
         """
         source = self._scan(stop)
@@ -134,19 +154,20 @@ class FileRun:
             raise InputValidationError(report.summary(), report)
         if report.unknown_fields:
             log.warning("%s: %s", report.source, report.unknown_summary())
-        self.fingerprint = job_fingerprint(self.context, self.spec, source.digest)
         held = self._hold()
+        keeper = self._keeper(source)
+        kept_of = None if keeper is None else keeper.identity
+        self.fingerprint = job_fingerprint(self.context, self.spec, source.digest, kept_of)
         found = held.open_run(self.fingerprint, resume=self.spec.resume)
         by_index = {c.index: c for c in self._chunks}
         self.parts = {
             i: p for i, p in found.items() if i in by_index and by_index[i].rows == p.rows
         }
-        self._models = {p.model for p in self.parts.values()}
+        self._models = {p.model for p in self.parts.values() if not _all_kept(p)}
         if len(self._models) > 1:  # that run was killed before it could refuse them
             held.open_run(self.fingerprint, resume=False)
             self.parts, self._models = {}, set()
-        self.resumed_rows = self.rows_done
-        self._count_errors(self.parts.values())
+        self.resumed_rows = sum(p.rows - p.counts.get(KEPT, 0) for p in self.parts.values())
         job = FileWork(
             id=self.id,
             texts=tuple(f.text for f in source.files),
@@ -160,7 +181,39 @@ class FileRun:
             batch_timeout=self.spec.batch_timeout,
             redact=self.context.rows.redact,
         )
+        if keeper is not None:
+            job = self._keep(keeper, job, stop)
+        self._count_errors(self.parts.values())
         return job, [c for c in self._chunks if c.index not in self.parts]
+
+    def _keeper(self, source: ScannedSource) -> Keeper | None:
+        """What decides which answers of an earlier output are kept."""
+        if self.spec.only is None:
+            return None
+        with self._refusing():
+            sink = self.sink.location
+            state = last_output(sink)
+            return OnlyFailed(self.context, sink, state, source.digest, self._earlier)
+
+    def _keep(self, keeper: Keeper, job: FileWork, stop: threading.Event | None) -> FileWork:
+        """Says which rows keep their answers; makes the parts that consist of them."""
+        with self._refusing():
+            kept, whole = keep_answers(keeper, self._hold(), self._chunks, self.parts, stop)
+            job = replace(job, kept=kept)
+            for chunk in whole:
+                if stop is not None and stop.is_set():
+                    raise InterruptedError("the job was stopped")
+                self.parts[chunk.index] = kept_part(self.context.rows, job, chunk)
+        return job
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Notes where an earlier output can't be used: a rerun has no use for the parts either."""
+        try:
+            yield
+        except PreviousOutputError:
+            self._refused = True
+            raise
 
     def _hold(self) -> HeldSink:
         if self._held is None:
@@ -196,7 +249,8 @@ class FileRun:
             TooManyErrorsError: With this chunk there are more error rows than there may be.
         """
         if report.failure is not None:
-            raise report.failure.rebuilt()
+            with self._refusing():
+                raise report.failure.rebuilt()
         assert report.part is not None
         self._require_one_model(report.part, report.worker)
         self.parts[report.chunk] = report.part
@@ -228,8 +282,9 @@ class FileRun:
 
     def _require_one_model(self, part: Part, worker: str) -> None:
         """An output isn't put together from the answers of different weights."""
-        self._models.add(part.model)
-        if len(self._models) == 1:
+        if not _all_kept(part):
+            self._models.add(part.model)
+        if len(self._models) <= 1:
             return
         raise ModelChangedError(
             f"{self.sink.location.uri}: worker {worker} loaded other weights than those that made "
@@ -250,7 +305,7 @@ class FileRun:
         size = self._hold().commit(parts)
         reports = self._reports
         made = {r.chunk for r in reports}
-        tokens = tokens_in(parts)
+        tokens = tokens_in(parts, kept=True)
         new_tokens = tokens_in(p for i, p in self.parts.items() if i in made)
         prices = self.spec.price_per_million
         return BatchResult(
@@ -262,6 +317,7 @@ class FileRun:
             source_digest=self._source.digest,
             fingerprint=self.fingerprint,
             resumed_rows=self.resumed_rows,
+            reused_rows=sum(p.counts.get(KEPT, 0) for p in parts),
             error_rows=sum(p.error_rows for p in parts),
             non_finite=sum(p.non_finite for p in parts),
             deviations=_deviations(parts),
@@ -282,12 +338,17 @@ class FileRun:
     @property
     def may_resume(self) -> bool:
         """Whether finished parts are of use to a rerun."""
-        return self.spec.resume and len(self._models) <= 1
+        return self.spec.resume and len(self._models) <= 1 and not self._refused
 
     def abandon(self) -> None:
         """Gives the sink free after a failure; finished parts stay if they may be resumed."""
         if self._held is not None:
             self._held.release() if self.may_resume else self._held.discard()
+
+
+def _all_kept(part: Part) -> bool:
+    """Whether no model had a hand in a part."""
+    return part.counts.get(KEPT, 0) == part.rows
 
 
 def _deviations(parts: Sequence[Part]) -> dict[str, int]:

@@ -20,6 +20,7 @@ from sheaf_dagster.masking import masked
 from sheaf_dagster.storage import Location, Part, PartStore
 
 if TYPE_CHECKING:
+    from sheaf_dagster.batch.kept import KeptAnswers
     from sheaf_dagster.batch.spec import OnError
 
 __all__ = [
@@ -73,6 +74,8 @@ class FileWork:
     """Rows of the file out of which batches are taken by size; None: batches are as in the file."""
     batch_timeout: float | None = None
     redact: bool = False
+    kept: KeptAnswers | None = None
+    """Answers of an earlier output, whose rows are not run."""
     hangs: dict[int, Hangs] = field(default_factory=dict)
     """By chunk: what ran out of time in workers that were ended for it."""
 

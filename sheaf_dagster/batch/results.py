@@ -142,6 +142,7 @@ class BatchResult(BaseModel):
         source_digest: ``sha256:<hex>`` of the source's stored bytes.
         fingerprint: Hash of all that decides the output: source, model, batch layout, policy.
         resumed_rows: Rows taken over from a killed run of the same job.
+        reused_rows: Rows that keep the answers of an earlier output (``only="failed"``).
         error_rows: Rows that hold an error response (``on_error="record"``).
         non_finite: Numbers that were not finite and became ``null``.
         deviations: Rows that are answered otherwise than asked, by kind (``Deviation``).
@@ -189,6 +190,7 @@ class BatchResult(BaseModel):
     source_digest: str
     fingerprint: str
     resumed_rows: int = 0
+    reused_rows: int = 0
     error_rows: int = 0
     non_finite: int = 0
     deviations: dict[str, int] = Field(default_factory=dict)
@@ -219,10 +221,11 @@ class BatchResult(BaseModel):
     def rows_per_second(self) -> float:
         """Rows answered per second of validation and inference.
 
-        Resumed rows don't count, nor does the wait for Ray and the model to come up.
+        Resumed and reused rows don't count, nor does the wait for Ray and the model to come up.
         """
         seconds = self.validation.seconds + self.inference_seconds
-        return (self.rows - self.resumed_rows) / seconds if seconds > 0 else 0.0
+        answered = self.rows - self.resumed_rows - self.reused_rows
+        return answered / seconds if seconds > 0 else 0.0
 
 
 class BatchOutcome(BaseModel):
@@ -246,5 +249,8 @@ class BatchOutcome(BaseModel):
 
     @property
     def unchanged(self) -> bool:
-        """Whether what an earlier job committed still holds, so that the file was not run."""
+        """Whether there was nothing to run.
+
+        What an earlier job committed still holds; with ``only="failed"``: none of its rows failed.
+        """
         return self.result is None and self.error is None

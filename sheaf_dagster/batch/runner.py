@@ -16,6 +16,7 @@ from sheaf_dagster.batch.committed import CommittedSink
 from sheaf_dagster.batch.driver import run_job
 from sheaf_dagster.batch.file_run import job_fingerprint
 from sheaf_dagster.batch.layout import layout_of
+from sheaf_dagster.batch.only_failed import has_failed_rows, kept_identity
 from sheaf_dagster.batch.progress import OnProgress, shown_progress
 from sheaf_dagster.batch.ray.capacity import WorkerPlan
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, verify_limits
@@ -122,8 +123,8 @@ class BatchRunner:
             specs: The files; may be lazy.
             files: How many there are at most, where ``specs`` has no length of its own.
             committed: By sink what an earlier run committed there. A file of which that still
-                holds is not run: its outcome is ``unchanged``. Where none is to run, nothing is
-                started.
+                holds is not run: its outcome is ``unchanged``, as is that of a file without failed
+                rows where ``only="failed"``. Where none is to run, nothing is started.
 
         Yields:
             One outcome a file, as soon as it is committed or has failed. One bad file never
@@ -142,7 +143,8 @@ class BatchRunner:
             if isinstance(file, BatchOutcome):
                 yield file
             else:  # the first one to run; the job takes the rest
-                yield from self._run(identified(), file, chain([file], sorted_out), files)
+                rest = chain([file], sorted_out)
+                yield from self._run(identified(), file, rest, files, committed or {})
 
     def _run(
         self,
@@ -150,24 +152,28 @@ class BatchRunner:
         first: BatchSpec,
         rest: Iterable[BatchSpec | BatchOutcome],
         files: int | None,
+        committed: Mapping[str, CommittedSink],
     ) -> Iterator[BatchOutcome]:
         with (
             shown_progress(self.model_spec.name, files=files)
             if self._on_progress == "auto"
             else nullcontext(self._on_progress)
         ) as on_progress:
-            yield from run_job(context, rest, self._workforce(context, first, files), on_progress)
+            workforce = self._workforce(context, first, files)
+            yield from run_job(context, rest, workforce, on_progress, committed)
 
     def _workforce(self, context: ModelContext, first: BatchSpec, files: int | None) -> Workforce:
         if first.compute == "local":
             from sheaf_dagster.batch.local import LocalWorkforce
 
             return LocalWorkforce(context)
+        from sheaf_dagster.batch.on_demand import OnDemandWorkforce
         from sheaf_dagster.batch.ray.workforce import RayWorkforce
 
         plan = WorkerPlan.of(self.model_spec.resources, first)
         engine = engine_for(first, files, self.cluster)
-        return RayWorkforce(context, plan, engine, self.cluster)
+        workforce = RayWorkforce(context, plan, engine, self.cluster)
+        return workforce if first.only is None else OnDemandWorkforce(workforce)
 
     def fingerprint(self, spec: BatchSpec) -> str:
         """Identity of the output that a job would write: source, model, batch layout, policy.
@@ -202,7 +208,7 @@ class BatchRunner:
         """The files to run; outcomes of those that can't work or have nothing to do."""
         first = None
         for spec in specs:
-            earlier = committed.get(spec.sink)
+            earlier = committed.get(spec.sink) if spec.only is None else None
             if earlier and earlier.still_holds(spec, lambda s: _fingerprint(identified(), s)):
                 yield BatchOutcome(spec=spec)
                 continue
@@ -216,11 +222,18 @@ class BatchRunner:
                 )
             try:
                 self._check_files(spec)
+                to_do = spec.only is None or self._has_failed_rows(spec)
             except SheafError as e:
                 yield BatchOutcome(spec=spec, error=e)
                 continue
+            if not to_do:
+                yield BatchOutcome(spec=spec)
+                continue
             first = first or spec
             yield spec
+
+    def _has_failed_rows(self, spec: BatchSpec) -> bool:
+        return has_failed_rows(self._context.rows, Location.of(spec.sink, spec.storage_options))
 
     def _check_files(self, spec: BatchSpec) -> None:
         sink = store_at(Location.of(spec.sink, spec.storage_options))
@@ -260,4 +273,5 @@ def _require_size(backend: type[ModelBackend]) -> None:
 
 
 def _fingerprint(context: ModelContext, spec: BatchSpec) -> str:
-    return job_fingerprint(context, spec, source_digest(spec.sources, spec.storage_options))
+    kept = kept_identity(spec)
+    return job_fingerprint(context, spec, source_digest(spec.sources, spec.storage_options), kept)

@@ -16,6 +16,7 @@ __all__ = [
     "Compute",
     "ModelSpec",
     "OnError",
+    "Only",
     "ResourceConfig",
     "problems_of",
 ]
@@ -25,6 +26,7 @@ PRICES = ("prompt", "completion", "cached")
 
 Compute = Literal["tasks", "actors", "local"]
 OnError = Literal["fail", "record"]
+Only = Literal["failed"]
 
 
 class _Spec(BaseModel):
@@ -190,6 +192,11 @@ class BatchOptions(_Spec):
     )
     row_limit: int | None = Field(
         default=None, gt=0, description="Run the first rows only (for trying things out)."
+    )
+    only: Only | None = Field(
+        default=None,
+        description="failed: run only the rows that have an error row in the last output, and keep "
+        "the answers of all others. The sink is then a new, complete file.",
     )
 
     price_per_million: dict[str, float] | None = Field(

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from sheaf_dagster.batch.kept import KEPT_TOKENS
 from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.contracts.tokens import TOKEN_KINDS
 from sheaf_dagster.errors import SpendingLimitError
@@ -14,12 +15,17 @@ from sheaf_dagster.storage import Part
 __all__ = ["Spending", "cost_of", "tokens_in"]
 
 
-def tokens_in(parts: Iterable[Part]) -> dict[str, int]:
-    """Tokens of parts by kind; empty where no answer said how many it took."""
+def tokens_in(parts: Iterable[Part], *, kept: bool = False) -> dict[str, int]:
+    """Tokens of parts by kind; empty where no answer said how many it took.
+
+    Args:
+        parts: Finished parts.
+        kept: With those of answers that were kept of an earlier output.
+    """
     letters = Counter[str]()
     for part in parts:
         letters.update(part.counts)
-    counts = {kind: letters[kind[0]] for kind in TOKEN_KINDS}
+    counts = {k: letters[k[0]] + (letters[KEPT_TOKENS[k]] if kept else 0) for k in TOKEN_KINDS}
     return counts if any(counts.values()) else {}
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
@@ -21,6 +21,7 @@ from sheaf_dagster.batch.progress import OnProgress, progress_bar, progress_line
 from sheaf_dagster.batch.results import BatchProgress
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.runner import BatchRunner
+from sheaf_dagster.batch.spec import Only
 from sheaf_dagster.batch.validation import validate_files
 from sheaf_dagster.cli.output import (
     INTERRUPTED,
@@ -159,6 +160,10 @@ def validate(
     "--set", "changes", multiple=True, metavar="PATH=VALUE",
     help="Value in place of the spec's, such as batch.batch_size=128. May be given several times.",
 )  # fmt: skip
+@click.option(
+    "--only", type=click.Choice(get_args(Only)),
+    help="failed: run only the rows that have an error row in the last output; keep the others.",
+)  # fmt: skip
 @click.option("--check", is_flag=True, help="Read the spec and check the rows; run nothing.")
 @click.option("--redact", is_flag=True, help="Leave values of rows out of errors.")
 @_imports
@@ -166,7 +171,13 @@ def validate(
 @_quiet_option
 @_command
 def run(
-    spec: str, changes: tuple[str, ...], check: bool, redact: bool, as_json: bool, quiet: bool
+    spec: str,
+    changes: tuple[str, ...],
+    only: Only | None,
+    check: bool,
+    redact: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> int:
     """Run the job that a YAML file describes.
 
@@ -186,6 +197,9 @@ def run(
     """  # noqa: D301  (\b keeps click from joining the lines)
     job = JobFile.read(spec, dict(_assignment("--set", c, typed=False) for c in changes))
     _import(job.imports)
+    if only is not None:
+        for batch in job.batches:
+            batch.only = only
     progress = _progress(job.model.name, quiet=quiet, files=len(job.batches))
     with progress as on_progress:
         done = _Done(on_progress)

@@ -65,13 +65,19 @@ def tell_outcome(outcome: BatchOutcome, *, as_json: bool) -> None:
         tell_error(outcome.error, as_json=as_json, sink=outcome.spec.sink)
         return
     result = outcome.result
-    assert result is not None
+    if result is None:
+        if as_json:
+            print_json({"ok": True, "sink": outcome.spec.sink, "unchanged": True})
+        else:
+            click.echo(f"{outcome.spec.sink}: no failed rows, nothing to run")
+        return
     if as_json:
         plain = result.model_dump(mode="json", exclude={"validation"})
         print_json({"ok": True, **plain, "rows_per_second": round(result.rows_per_second, 3)})
         return
     remarks = [
         f"{result.resumed_rows:,} resumed" if result.resumed_rows else "",
+        f"{result.reused_rows:,} kept" if result.reused_rows else "",
         f"{result.error_rows:,} error rows" if result.error_rows else "",
         f"{result.non_finite:,} numbers not finite" if result.non_finite else "",
         f"cost {result.cost:.4g}" if result.cost is not None else "",

@@ -27,9 +27,8 @@ def _field_of(name: str, field: FieldInfo) -> Iterator[tuple[str, tuple[Any, Any
     """A field of ``BatchOptions`` in the types that Dagster's config knows, and may leave out."""
     union = get_origin(field.annotation) in (Union, UnionType)
     kinds = get_args(field.annotation) if union else (field.annotation,)
+    kinds = tuple(kind for kind in kinds if kind is not type(None))
     for kind in kinds:
-        if kind is type(None):
-            continue
         values = get_args(kind)
         if get_origin(kind) is not Literal:
             rules: dict[str, Any] = {"gt": 0} if kind in (int, float) else {}

@@ -1,7 +1,7 @@
 """Where rows live: locations and their stores, line-aligned chunks, parts and atomic sinks."""
 
 from sheaf_dagster.storage.chunks import Chunk, is_blank, rows_in, split_rows
-from sheaf_dagster.storage.lines import LineWriter, read_blocks, read_lines
+from sheaf_dagster.storage.lines import LineWriter, read_blocks, read_lines, text_of
 from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.parts import Part, PartStore
 from sheaf_dagster.storage.reader import read_ranges
@@ -36,4 +36,5 @@ __all__ = [
     "source_digest",
     "split_rows",
     "store_at",
+    "text_of",
 ]

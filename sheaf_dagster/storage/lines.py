@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
 from sheaf_dagster.errors import SourceError
 from sheaf_dagster.storage.chunks import MAX_LINE_BYTES, split_rows
-from sheaf_dagster.storage.formats import Text, open_text
-from sheaf_dagster.storage.location import Location
+from sheaf_dagster.storage.formats import Text, is_plain, open_text
+from sheaf_dagster.storage.location import Location, sink_errors
 from sheaf_dagster.storage.parts import Part
 from sheaf_dagster.storage.sink import Sink
+from sheaf_dagster.storage.stores import store_at
 
-__all__ = ["LineWriter", "read_blocks", "read_lines"]
+__all__ = ["LineWriter", "read_blocks", "read_lines", "text_of"]
 
 _BLOCK_BYTES = 4 * 2**20
 
@@ -144,3 +145,26 @@ def read_lines(location: Location) -> Iterator[tuple[int, bytes]]:
     for block in read_blocks(location):
         yield from split_rows(block, number)
         number += block.count(b"\n")
+
+
+def text_of(location: Location, spool: Callable[[], Location]) -> Location:
+    """Where ranges of a file's text can be read: the file itself, or an unpacked copy.
+
+    Args:
+        location: The file.
+        spool: Gives the folder for the copy; asked only where one is needed.
+
+    Raises:
+        SourceError: The file can't be read.
+    """
+    if is_plain(location.uri):
+        return location
+    copy = spool().child("kept.jsonl")
+    with sink_errors(copy):
+        store_at(copy).make_parents()
+        target = store_at(copy).create()
+    with target, open_text(location, spool=target) as text:
+        buffer = memoryview(bytearray(_BLOCK_BYTES))
+        while text.readinto(buffer):
+            pass
+    return copy

@@ -80,6 +80,7 @@ class RowContract:
 
     model_type: str
     request: type[BaseModel]
+    response: type[BaseModel] = BaseModel
     redact: bool = False
     """Leave values out of violations."""
     strict: bool = False
@@ -88,7 +89,7 @@ class RowContract:
     @classmethod
     def of(cls, contract: Contract, *, redact: bool = False) -> RowContract:
         """The parser of a contract's requests."""
-        return cls(contract.model_type, contract.request, redact)
+        return cls(contract.model_type, contract.request, contract.response, redact)
 
     def validate(self, data: bytes, first_line: int) -> ChunkFindings:
         """Validates every row in a chunk's bytes; keeps none of them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sheaf_dagster.batch.kept import KEPT
 from sheaf_dagster.batch.messages import (
     ChunkReport,
     ErrorMessage,
@@ -19,6 +21,7 @@ from sheaf_dagster.batch.messages import (
     worker_name,
 )
 from sheaf_dagster.batch.rows.answers import error_line, response_lines
+from sheaf_dagster.batch.rows.read_back import counted
 from sheaf_dagster.batch.rows.repeatable import repeatable
 from sheaf_dagster.batch.rows.requests import Row
 from sheaf_dagster.batch.worker.gpus import GpuFigures
@@ -27,8 +30,8 @@ from sheaf_dagster.batch.worker.predict import Answer, ErrorLine
 from sheaf_dagster.batch.worker.tally import Tally
 from sheaf_dagster.contracts import deviations_of
 from sheaf_dagster.contracts.tokens import tokens_of
-from sheaf_dagster.errors import PredictError
-from sheaf_dagster.storage import Chunk
+from sheaf_dagster.errors import PredictError, SourceChangedError
+from sheaf_dagster.storage import Chunk, Part
 
 __all__ = ["Batch", "ChunkInMaking", "Finish"]
 
@@ -70,6 +73,43 @@ class ChunkInMaking:
         """The source, for messages."""
         return self.job.names[self.chunk.file]
 
+    def require_validated(self, data: bytes) -> None:
+        """Refuses bytes that aren't those that were validated.
+
+        Raises:
+            SourceChangedError: They have changed since.
+        """
+        if self.chunk.crc >= 0 and zlib.crc32(data) != self.chunk.crc:
+            raise SourceChangedError(
+                f"{self.where} changed after it was validated (from line "
+                f"{self.chunk.first_line}); run again once its writer has finished"
+            )
+
+    def keep(self, row: Row, answer: bytes, response: type[BaseModel]) -> None:
+        """Puts the answer that a row keeps in its place; in the thread that reads."""
+        self._lines[row.position - self.chunk.first_row] = answer
+        self._left -= 1
+        counts, non_finite = counted(answer, response)
+        self._counts.update(counts)
+        self._counts[KEPT] += 1
+        self._non_finite += non_finite
+
+    def written(self, model: str) -> Part:
+        """Writes the part of all answers.
+
+        Args:
+            model: Tag of the weights.
+        """
+        return self.job.store.write(
+            self.chunk.index,
+            b"\n".join([*self._lines, b""]),
+            rows=len(self._lines),
+            error_rows=self._tally.error_rows,
+            non_finite=self._non_finite,
+            model=model,
+            counts=self._counts,
+        )
+
     def add(
         self, loaded: LoadedBackend, rows: Sequence[Row], answers: Sequence[Answer], tally: Tally
     ) -> ChunkReport | None:
@@ -82,15 +122,7 @@ class ChunkInMaking:
             self._left -= len(rows)
             if self._left:
                 return None
-            part = self.job.store.write(
-                self.chunk.index,
-                b"\n".join([*self._lines, b""]),
-                rows=len(self._lines),
-                error_rows=self._tally.error_rows,
-                non_finite=self._non_finite,
-                model=loaded.tag,
-                counts=self._counts,
-            )
+            part = self.written(loaded.tag)
         except Exception as e:
             return self.fail(loaded, e)
         self._lines = []

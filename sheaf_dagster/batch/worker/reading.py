@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -10,11 +9,11 @@ from typing import Any
 
 from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.batch.rows.requests import Row
+from sheaf_dagster.batch.worker.keeping import rows_to_run
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.batch.worker.making import Batch, ChunkInMaking
 from sheaf_dagster.batch.worker.sizing import BatchSizer, spans
 from sheaf_dagster.batch.worker.visibility import require_visible
-from sheaf_dagster.errors import SourceChangedError
 from sheaf_dagster.storage import Chunk, read_ranges, rows_in
 
 __all__ = ["read_batches"]
@@ -50,14 +49,10 @@ def _read_chunk(
     try:
         require_visible(making.where, job.texts[chunk.file], job.store.folder)
         data = read()
-        if chunk.crc >= 0 and zlib.crc32(data) != chunk.crc:
-            raise SourceChangedError(
-                f"{making.where} changed after it was validated (from line "
-                f"{chunk.first_line}); run again once its writer has finished"
-            )
+        making.require_validated(data)
         lines = rows_in(data, chunk.first_line)
         del data
-        for rows in _batches(context, sizer, job, chunk, lines):
+        for rows in _batches(context, sizer, making, lines):
             yield Batch(making, rows)
     except Exception as e:
         yield Batch(making, (), e)
@@ -66,10 +61,10 @@ def _read_chunk(
 def _batches(
     context: ModelContext,
     sizer: BatchSizer,
-    job: FileWork,
-    chunk: Chunk,
+    making: ChunkInMaking,
     lines: Iterator[tuple[int, bytes]],
 ) -> Iterator[list[Row]]:
+    job, chunk = making.job, making.chunk
     if job.batch_size is None:
         sizer.make_room(chunk.rows)
 
@@ -78,15 +73,21 @@ def _batches(
             return job.window
         return sizer.size if job.batch_size is None else job.batch_size
 
-    if job.bucket_by is None:
+    if job.bucket_by is None and job.kept is None:
         for start, stop in spans(chunk.rows, size):
             batch = list(islice(lines, stop - start))
             yield context.rows.parse(batch, chunk.first_row + start)
         return
+    rows = (
+        context.rows.parse(list(lines), chunk.first_row)
+        if job.kept is None
+        else rows_to_run(context.rows, making, lines)
+    )
     # The window is the chunk: it is the same at every run, so the batches of one size are too.
     buckets: dict[Any, list[Row]] = defaultdict(list)
-    for row in context.rows.parse(list(lines), chunk.first_row):
-        buckets[repr(getattr(row.request, job.bucket_by, None))].append(row)
+    for row in rows:
+        key = None if job.bucket_by is None else getattr(row.request, job.bucket_by, None)
+        buckets[repr(key)].append(row)
     for bucket in buckets.values():
         for start, stop in spans(len(bucket), size):
             yield bucket[start:stop]

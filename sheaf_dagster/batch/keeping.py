@@ -1,0 +1,70 @@
+"""Deciding which rows of a file keep the answers that an earlier output has; in the driver."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Container, Iterator, Sequence
+from typing import Protocol
+
+from sheaf_dagster.batch.kept import KeptAnswers, Table
+from sheaf_dagster.storage import Chunk, HeldSink, Location, text_of
+
+__all__ = ["Keeper", "keep_answers"]
+
+
+class Keeper(Protocol):
+    """Decides which rows of a file keep the answers that an earlier output has.
+
+    Attributes:
+        output: The earlier output.
+        identity: What the decision rests on; with another one it is another job, which doesn't
+            resume what this one has done.
+        proven: Whether the rows that keep their answers are known to be those that were answered.
+    """
+
+    output: Location
+    identity: str
+    proven: bool
+
+    def tables(
+        self, chunks: Sequence[Chunk], text: Location, stop: threading.Event | None
+    ) -> Iterator[Table]:
+        """The table of each chunk, in order.
+
+        Args:
+            chunks: All chunks of the source.
+            text: Where the text of the earlier output can be read by ranges.
+            stop: Ends it early.
+
+        Raises:
+            PreviousOutputError: The earlier output doesn't fit the source.
+            InterruptedError: ``stop`` was set.
+        """
+
+
+def keep_answers(
+    keeper: Keeper,
+    held: HeldSink,
+    chunks: Sequence[Chunk],
+    done: Container[int],
+    stop: threading.Event | None,
+) -> tuple[KeptAnswers, list[Chunk]]:
+    """Writes the tables of a file; returns what its workers need, and the chunks without work.
+
+    Args:
+        keeper: Decides.
+        held: The sink, of which the run is open.
+        chunks: All chunks of the source.
+        done: Those whose parts are there.
+        stop: Ends it early.
+    """
+    text = text_of(keeper.output, held.spool)
+    kept = KeptAnswers(text, held.store.folder, keeper.proven)
+    whole = []
+    for chunk, table in zip(chunks, keeper.tables(chunks, text, stop), strict=True):
+        if chunk.index in done:
+            continue
+        kept.write(chunk.index, table)
+        if table["length"].all():
+            whole.append(chunk)
+    return kept, whole

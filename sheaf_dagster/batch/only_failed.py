@@ -1,0 +1,160 @@
+"""Running only the rows that failed: those that have an error row in the last output."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sheaf_dagster.batch.committed import CommittedSink
+from sheaf_dagster.batch.kept import Table, table_of
+from sheaf_dagster.batch.rows.read_back import FailedLines
+from sheaf_dagster.batch.rows.requests import RowContract
+from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.batch.worker.loading import ModelContext
+from sheaf_dagster.errors import PreviousOutputError
+from sheaf_dagster.storage import Chunk, FileState, Location, read_blocks, store_at
+
+__all__ = ["OnlyFailed", "has_failed_rows", "kept_identity", "last_output"]
+
+log = logging.getLogger(__name__)
+
+
+def last_output(sink: Location) -> FileState:
+    """Size and version of what a sink holds.
+
+    Raises:
+        PreviousOutputError: It holds nothing.
+    """
+    state = store_at(sink).state()
+    if state is None:
+        raise PreviousOutputError(
+            f"{sink.uri} doesn't exist, so there are no failed rows to run again (only='failed'); "
+            "run the whole file first"
+        )
+    return state
+
+
+def has_failed_rows(contract: RowContract, sink: Location) -> bool:
+    """Whether the last output has an error row; reads as far as to the first one.
+
+    Raises:
+        PreviousOutputError: There is no output.
+    """
+    last_output(sink)
+    failed = FailedLines(contract.request, contract.response)
+    return any(len(_failed_in(block, _ends(block), failed)) for block in read_blocks(sink))
+
+
+def kept_identity(spec: BatchSpec) -> str | None:
+    """The identity of what a file keeps; None where all of its rows are run."""
+    if spec.only is None:
+        return None
+    return _identity(last_output(Location.of(spec.sink, spec.storage_options)))
+
+
+def _identity(state: FileState) -> str:
+    return f"failed rows of {state.size}:{state.version}"
+
+
+class OnlyFailed:
+    """Keeps the answers of all rows but those that failed; see ``Keeper``.
+
+    The n-th line of the last output is that of the n-th row, and its id must be the row's.
+
+    Args:
+        context: The model.
+        sink: The last output.
+        state: Its size and version.
+        source_digest: Of the source as it is now.
+        earlier: What is known of the job that wrote the output.
+
+    Raises:
+        PreviousOutputError: Another model wrote it.
+    """
+
+    def __init__(
+        self,
+        context: ModelContext,
+        sink: Location,
+        state: FileState,
+        source_digest: str,
+        earlier: CommittedSink | None,
+    ) -> None:
+        if earlier is None or earlier.output_bytes != state.size:
+            earlier = CommittedSink("", state.size)
+            log.warning(
+                "%s: nothing is known of the job that wrote it. Its answers are kept as those of "
+                "this model, wherever the ids are those of the rows",
+                sink.uri,
+            )
+        if not context.version.startswith(earlier.model_version):
+            raise PreviousOutputError(
+                f"{sink.uri} has the answers of another model than {context.spec.name!r} is now; "
+                "run the whole file, so that all its rows are answered by one"
+            )
+        self.output = sink
+        self.identity = _identity(state)
+        self.proven = source_digest.startswith(earlier.source_digest)
+        self._failed = FailedLines(context.rows.request, context.rows.response)
+
+    def tables(
+        self, chunks: Sequence[Chunk], text: Location, stop: threading.Event | None
+    ) -> Iterator[Table]:
+        """The tables, in one pass over the last output."""
+        found = _places_in(text, self._failed, stop)
+        starts, lengths, seen = _NONE, _NONE, 0
+        for chunk in chunks:
+            while len(lengths) < chunk.rows and (more := next(found, None)) is not None:
+                starts, lengths = np.append(starts, more[0]), np.append(lengths, more[1])
+                seen += len(more[1])
+            if len(lengths) < chunk.rows:
+                break
+            yield table_of(starts[: chunk.rows], lengths[: chunk.rows])
+            starts, lengths = starts[chunk.rows :], lengths[chunk.rows :]
+        rows = sum(chunk.rows for chunk in chunks)
+        seen += sum(len(lengths) for _, lengths in found)
+        if seen != rows:
+            raise PreviousOutputError(
+                f"{self.output.uri} has {seen:,} lines, but the source has {rows:,} rows: it has "
+                "changed since. Run the whole file"
+            )
+
+
+_NONE = np.empty(0, dtype=np.int64)
+
+_Places = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def _places_in(
+    text: Location, failed: FailedLines, stop: threading.Event | None
+) -> Iterator[_Places]:
+    """Where the lines of a file begin and how long they are (0: the row failed), block by block."""
+    offset = 0
+    for block in read_blocks(text):
+        if stop is not None and stop.is_set():
+            raise InterruptedError("the job was stopped")
+        ends = _ends(block)
+        starts = np.append(0, ends[:-1] + 1)
+        lengths = ends - starts
+        lengths[_failed_in(block, ends, failed)] = 0
+        yield starts + offset, lengths
+        offset += len(block)
+
+
+def _ends(block: bytes) -> NDArray[np.int64]:
+    return np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == 10)
+
+
+def _failed_in(block: bytes, ends: NDArray[np.int64], failed: FailedLines) -> list[int]:
+    """Which lines of a block are error rows."""
+    lines: Iterable[int] = range(len(ends))
+    if failed.mark is not None:
+        # A look for a few bytes spares reading the answers.
+        marked = [m.start() for m in re.finditer(re.escape(failed.mark), block)]
+        lines = np.unique(np.searchsorted(ends, marked)).tolist()
+    return [n for n in lines if failed.is_failed(block[ends[n - 1] + 1 if n else 0 : ends[n]])]

@@ -1,0 +1,85 @@
+"""What a line of an output says when it is read again: that its row failed, or what it counts for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from sheaf_dagster.batch.kept import KEPT_TOKENS
+from sheaf_dagster.contracts import deviations_of
+from sheaf_dagster.contracts.tokens import tokens_of
+
+__all__ = ["FailedLines", "counted"]
+
+
+class FailedLines:
+    """Tells the error rows of an output from its answers.
+
+    Args:
+        request: The contract's request, which may give its error rows a form of their own.
+        response: The contract's response.
+    """
+
+    def __init__(self, request: type[BaseModel], response: type[BaseModel]) -> None:
+        self._response = response
+        self._own_form = callable(getattr(request, "error_record", None))
+        self._may_have_error = "error" in response.model_fields
+
+    @property
+    def mark(self) -> bytes | None:
+        """What every error row holds; None where they have a form of their own."""
+        return None if self._own_form else b'"error"'
+
+    def is_failed(self, line: bytes) -> bool:
+        """Whether a line stands for a row that failed."""
+        record = orjson.loads(line)
+        error = record.get("error") if isinstance(record, dict) else None
+        if self._own_form:
+            return bool(error) or not self._is_answer(line)
+        if not (isinstance(error, dict) and {"type", "message"} <= error.keys()):
+            return False
+        return not (self._may_have_error and self._is_answer(line))
+
+    def _is_answer(self, line: bytes) -> bool:
+        try:
+            self._response.model_validate_json(line)
+        except ValidationError as e:
+            return _nulls(e) == e.error_count()  # numbers that were not finite
+        return True
+
+
+def counted(line: bytes, response: type[BaseModel]) -> tuple[Counter[str], int]:
+    """What a kept answer counts for.
+
+    Args:
+        line: The answer.
+        response: Its contract.
+
+    Returns:
+        Deviations by the first letters of their kinds and tokens by those of ``KEPT_TOKENS``, and
+        how many numbers were not finite.
+    """
+    counts: Counter[str] = Counter()
+    tells = b'"deviations"' in line or callable(getattr(response, "token_usage", None))
+    if not tells and b"null" not in line:
+        return counts, 0
+    answer: Any
+    non_finite = 0
+    try:
+        answer = response.model_validate_json(line)
+    except ValidationError as e:
+        non_finite, answer = _nulls(e), orjson.loads(line)
+    if tells:
+        counts.update(kind[0] for kind in deviations_of(answer))
+        for kind, tokens in tokens_of(answer).items():
+            counts[KEPT_TOKENS[kind]] += tokens
+    return counts, non_finite
+
+
+def _nulls(error: ValidationError) -> int:
+    """At how many places a null stands for a number."""
+    found = error.errors(include_url=False, include_context=False, include_input=True)
+    return len({e["loc"] for e in found if e["input"] is None})

@@ -1,0 +1,91 @@
+"""Putting kept answers into the places of their rows; the other rows are run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import orjson
+
+from sheaf_dagster.batch.messages import FileWork
+from sheaf_dagster.batch.rows.inside import given_fields
+from sheaf_dagster.batch.rows.requests import Row, RowContract
+from sheaf_dagster.batch.worker.making import ChunkInMaking
+from sheaf_dagster.contracts import row_identity
+from sheaf_dagster.errors import PreviousOutputError
+from sheaf_dagster.storage import Chunk, Part, rows_in, store_at
+
+__all__ = ["kept_part", "rows_to_run"]
+
+_AT_A_TIME = 1024
+
+
+def rows_to_run(
+    contract: RowContract, making: ChunkInMaking, lines: Iterator[tuple[int, bytes]]
+) -> list[Row]:
+    """The rows of a chunk without an answer; the answers of the others are put in their places.
+
+    Args:
+        contract: Reads the rows.
+        making: The chunk, of a job that keeps answers.
+        lines: Line numbers and lines of all its rows.
+
+    Raises:
+        PreviousOutputError: An answer isn't known to be that of its row.
+    """
+    kept, chunk = making.job.kept, making.chunk
+    assert kept is not None
+    answers = iter(kept.lines(chunk))
+    to_run: list[Row] = []
+    for position in range(chunk.first_row, chunk.first_row + chunk.rows, _AT_A_TIME):
+        rows = contract.parse(list(islice(lines, _AT_A_TIME)), position)
+        for row, answer in zip(rows, answers, strict=False):
+            if answer is None:
+                to_run.append(row)
+            else:
+                _require_answer_of(making.where, row, answer, proven=kept.proven)
+                making.keep(row, answer, contract.response)
+    return to_run
+
+
+def kept_part(contract: RowContract, job: FileWork, chunk: Chunk) -> Part:
+    """Makes the part of a chunk whose rows all have answers; no model is needed.
+
+    Raises:
+        PreviousOutputError: An answer isn't known to be that of its row.
+    """
+    making = ChunkInMaking(job, chunk)
+    data = store_at(job.texts[chunk.file]).read_range(chunk.start, chunk.end)
+    making.require_validated(data)
+    to_run = rows_to_run(contract, making, rows_in(data, chunk.first_line))
+    assert not to_run, "a chunk with rows to run is a worker's"
+    return making.written("")
+
+
+def _require_answer_of(where: str, row: Row, answer: bytes, *, proven: bool) -> None:
+    request = row.request
+    asked = row_identity(request)
+    if asked is not None:
+        found = _identity_in(answer, asked)
+        if found != str(asked):
+            raise PreviousOutputError(
+                f"{where}, line {row.line}: the last output has in its place the answer of another "
+                "row, so rows were added, removed, moved or changed since; run the whole file"
+            )
+    # An id that was derived shows that the row is the same, to the byte.
+    derived = asked is not None and "request_id" not in given_fields(request)
+    if not (proven or derived):
+        raise PreviousOutputError(
+            f"{where}, line {row.line}: the source has changed since the last output, and nothing "
+            "shows that this row has not: it brings an id of its own, or none. Run the whole file"
+        )
+
+
+def _identity_in(answer: bytes, asked: Any) -> str | None:
+    text = orjson.dumps(str(asked))
+    if any(name + text in answer for name in (b'"request_id":', b'"custom_id":')):
+        return str(asked)
+    record = orjson.loads(answer)
+    found = row_identity(record) if isinstance(record, dict) else None
+    return None if found is None else str(found)
