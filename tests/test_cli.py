@@ -198,6 +198,24 @@ def test_run_checks_rows_without_running(workspace):
     assert not Path("out.jsonl").exists()
 
 
+def test_run_mends_the_rows_that_failed(workspace):
+    write_spec(on_error="record")
+    write_words("in.jsonl", ["a", "fail", "c"])
+    call("run", "spec.yaml")
+    write_words("in.jsonl", ["a", "b", "c"])
+
+    mended = call("run", "spec.yaml", "--only", "failed")
+    done = call("run", "spec.yaml", "--only", "failed")
+    told = call("run", "spec.yaml", "--set", "batch.only=failed", "--json")
+    gone = call("run", "spec.yaml", "--only", "failed", "--set", "batch.sink=none.jsonl")
+
+    assert "3 rows in" in mended.stdout and "2 kept" in mended.stdout
+    assert [r["shout"] for r in read_rows("out.jsonl")] == ["A", "B", "C"]
+    assert done.stdout == "out.jsonl: no failed rows, nothing to run\n"
+    assert json.loads(told.stdout) == {"ok": True, "sink": "out.jsonl", "unchanged": True}
+    assert (mended.exit_code, done.exit_code, gone.exit_code) == (0, 0, 1)
+
+
 def test_one_bad_file_does_not_cost_the_others(workspace):
     write_words("bad.jsonl", ["fail"])
     spec = yaml.safe_load(Path("spec.yaml").read_text())

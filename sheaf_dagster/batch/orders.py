@@ -24,6 +24,8 @@ __all__ = ["FileOutcome", "StepOrder"]
 
 log = logging.getLogger(__name__)
 
+_DIGITS = len("sha256:") + 8
+
 _SAMPLE_BYTES = 48 * 1024
 """About what the shown rows of one file may take in a message."""
 
@@ -130,11 +132,16 @@ class StepOrder:
             "identify": self.identify,
         }
 
-    def _committed_at(self, sink: str) -> tuple[str, int] | None:
+    def _committed_at(self, sink: str) -> list[str | int] | None:
         # 32 bits and the size tell two versions of one file apart, and a retry over ten years of
         # partitions must fit an environment variable.
         committed = self.committed.get(sink)
-        return (committed.fingerprint[:8], committed.output_bytes) if committed else None
+        if committed is None:
+            return None
+        told: list[str | int] = [committed.fingerprint[:8], committed.output_bytes]
+        if self.spec.get("only"):
+            told += [committed.source_digest[:_DIGITS], committed.model_version[:8]]
+        return told
 
     @classmethod
     def from_message(cls, message: dict[str, Any]) -> StepOrder:

@@ -193,11 +193,6 @@ class BatchOptions(_Spec):
     row_limit: int | None = Field(
         default=None, gt=0, description="Run the first rows only (for trying things out)."
     )
-    only: Only | None = Field(
-        default=None,
-        description="failed: run only the rows that have an error row in the last output, and keep "
-        "the answers of all others. The sink is then a new, complete file.",
-    )
 
     price_per_million: dict[str, float] | None = Field(
         default=None,
@@ -280,6 +275,11 @@ class BatchSpec(BatchOptions):
         default_factory=dict,
         repr=False,
         description="Arguments of the fsspec file system (credentials, endpoint).",
+    )
+    only: Only | None = Field(
+        default=None,
+        description="failed: run only the rows that have an error row in the last output, and keep "
+        "the answers of all others. The sink is then a new, complete file.",
     )
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import dagster as dg
 
-from sheaf_dagster.batch.spec import BatchOptions, Compute, ModelSpec
+from sheaf_dagster.batch.spec import BatchOptions, Compute, ModelSpec, Only
 from sheaf_dagster.definitions.capacity import BUILT_METADATA, built_metadata
 from sheaf_dagster.definitions.checks import check_specs
 from sheaf_dagster.definitions.config import BatchConfig, run_config
@@ -120,9 +120,11 @@ def build_batch_inference_asset(
             path = f"run config, ops.{context.op.name}.config"
             changes = run_config(path, context.op_execution_context.op_config).changes()
             at = places.reading(changes.pop("source", places.source))
+            only: Only | None = changes.pop("only", None)
             spec_of: SpecOf = partial(
                 at.spec_of,
                 options=changed_options(path, options, changes),
+                only=only,
                 root=where.base,
                 storage_options=(
                     where.options_by_name if step.launch == "ray_job" else where.options
@@ -135,7 +137,7 @@ def build_batch_inference_asset(
         keys: list[str | None] = list(context.partition_keys) if partitioned else [None]
         execution = Step(context, spec.key, model_spec, model_key, step, report)
         try:
-            plan = execution.plan(keys, spec_of)
+            plan = execution.plan(keys, spec_of, only)
             recorder = execution.run(plan, getattr(context.resources, ray_cluster))
         except SheafError as e:
             raise dg.Failure(str(e), allow_retries=e.retryable) from e

@@ -9,7 +9,7 @@ import dagster as dg
 from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from sheaf_dagster.batch.spec import BatchOptions
+from sheaf_dagster.batch.spec import BatchOptions, BatchSpec
 from sheaf_dagster.errors import SpecError
 
 __all__ = ["BatchConfig", "Engine", "run_config"]
@@ -44,13 +44,15 @@ def _field_of(name: str, field: FieldInfo) -> Iterator[tuple[str, tuple[Any, Any
 
 _AUTO = "auto_"
 
+_ONLY = BatchSpec.model_fields["only"]
+
 _Options = create_model(  # type: ignore[call-overload]
     "_Options",
     __base__=dg.Config,
     __module__=__name__,
     **{
         name: written
-        for option, field in BatchOptions.model_fields.items()
+        for option, field in {**BatchOptions.model_fields, "only": _ONLY}.items()
         for name, written in _field_of(option, field)
     },
 )
@@ -59,7 +61,8 @@ _Options = create_model(  # type: ignore[call-overload]
 class BatchConfig(_Options):  # type: ignore[misc, valid-type]
     """Run config of a batch inference asset; what is left out stays as the asset was built.
 
-    It takes each field of ``BatchOptions``; ``auto_batch_size: true`` is ``batch_size: auto``.
+    It takes each field of ``BatchOptions`` (``auto_batch_size: true`` is ``batch_size: auto``), and
+    ``only: failed``, which runs the rows that failed last time and keeps the other answers.
     """
 
     source: Optional[str] = Field(

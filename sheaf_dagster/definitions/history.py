@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
@@ -11,18 +11,25 @@ from sheaf_dagster.batch.committed import CommittedSink
 from sheaf_dagster.definitions.metadata import (
     FAILED_CHECKS,
     FINGERPRINT,
+    MODEL_VERSION,
     OUTPUT_BYTES,
     ROW_COUNTS,
+    SOURCE_DIGEST,
 )
 
-__all__ = ["EarlierMaterialization", "Provenance", "committed_in_this_chain"]
+__all__ = [
+    "EarlierMaterialization",
+    "Provenance",
+    "committed_in_this_chain",
+    "latest_materializations",
+]
 
 _PAGE = 500
 
 
 @dataclass(frozen=True)
 class EarlierMaterialization:
-    """A partition's latest materialisation, made by this run or one that it retries."""
+    """A partition's latest materialisation."""
 
     materialization: dg.AssetMaterialization
     in_this_run: bool
@@ -34,7 +41,9 @@ class EarlierMaterialization:
         fingerprint, size = md.get(FINGERPRINT), md.get(OUTPUT_BYTES)
         if fingerprint is None or size is None:
             return None
-        return CommittedSink(str(fingerprint.value), int(size.value))  # type: ignore[arg-type]
+        told = (md.get(name) for name in (SOURCE_DIGEST, MODEL_VERSION))
+        source, model = (str(value.value) if value else "" for value in told)
+        return CommittedSink(str(fingerprint.value), int(size.value), source, model)  # type: ignore[arg-type]
 
     @property
     def rows(self) -> int:
@@ -58,7 +67,23 @@ def committed_in_this_chain(
     """
     if _parent(context.run) is None and context.retry_number == 0:
         return {}
-    chain = _chain(context)
+    return latest_materializations(context, key, partitions, _chain(context))
+
+
+def latest_materializations(
+    context: dg.AssetExecutionContext,
+    key: dg.AssetKey,
+    partitions: Sequence[str | None],
+    runs: Container[str] | None = None,
+) -> dict[str, EarlierMaterialization]:
+    """The latest materialisations, keyed by partition, ``""`` for none.
+
+    Args:
+        context: The step.
+        key: The asset.
+        partitions: Its partitions.
+        runs: Leave out those that other runs than these made.
+    """
     wanted = {p or "" for p in partitions}
     found: dict[str, EarlierMaterialization] = {}
     seen: set[str] = set()
@@ -79,7 +104,7 @@ def committed_in_this_chain(
             seen.add(partition)  # newest first: an older one doesn't count
             run_id = record.event_log_entry.run_id
             materialization = record.asset_materialization
-            if run_id in chain and materialization is not None:
+            if materialization is not None and (runs is None or run_id in runs):
                 found[partition] = EarlierMaterialization(
                     materialization, in_this_run=run_id == context.run_id
                 )

@@ -20,10 +20,20 @@ from sheaf_dagster.definitions.links import file_metadata
 from sheaf_dagster.definitions.preview import preview_inline, preview_table
 from sheaf_dagster.plots import MAX_INLINE_CHARS, ForecastAxes, plot_of
 
-__all__ = ["FAILED_CHECKS", "FINGERPRINT", "OUTPUT_BYTES", "ROW_COUNTS", "result_metadata"]
+__all__ = [
+    "FAILED_CHECKS",
+    "FINGERPRINT",
+    "MODEL_VERSION",
+    "OUTPUT_BYTES",
+    "ROW_COUNTS",
+    "SOURCE_DIGEST",
+    "result_metadata",
+]
 
 FINGERPRINT = "sheaf/fingerprint"
 OUTPUT_BYTES = "output_bytes"
+SOURCE_DIGEST = "source_digest"
+MODEL_VERSION = "model_version"
 FAILED_CHECKS = "failed_checks"
 _NOT_SEEN_INTO = (
     "not known: this backend takes a batch in one call, of which only a part is the device's"
@@ -65,16 +75,17 @@ def result_metadata(
         "non_finite": result.non_finite,
         **{f"{kind}_rows": result.deviations.get(kind, 0) for kind in DEVIATIONS},
         "resumed_rows": result.resumed_rows,
+        "reused_rows": result.reused_rows,
         "model": model.name,
         "backend": model.backend,
         "model_digest": result.model_digest or "not known to the backend",
-        "model_version": result.model_version,
+        MODEL_VERSION: result.model_version,
         "batch_size": spec.batch_size,
         "compute": spec.compute if spec.num_actors is None else f"{spec.num_actors} actors",
         "dagster/uri": result.sink,
         OUTPUT_BYTES: result.output_bytes,
         "source": _source(spec),
-        "source_digest": result.source_digest,
+        SOURCE_DIGEST: result.source_digest,
         **_upstream(list(upstream)),
         "workers": result.workers,
         "load_seconds": round(result.load_seconds, 3),

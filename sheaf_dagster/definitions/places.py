@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 from pydantic import ValidationError
 
-from sheaf_dagster.batch.spec import BatchOptions, BatchSpec, problems_of
+from sheaf_dagster.batch.spec import BatchOptions, BatchSpec, Only, problems_of
 from sheaf_dagster.definitions.paths import (
     SINK_METADATA,
     SOURCE_METADATA,
@@ -81,6 +81,7 @@ class Places:
         root: str,
         storage_options: Mapping[str, Any],
         instance: dg.DagsterInstance,
+        only: Only | None = None,
     ) -> BatchSpec:
         """What runs for a partition.
 
@@ -100,6 +101,7 @@ class Places:
                 source=source,
                 sink=resolve(self.sink, root, fields),
                 storage_options=dict(storage_options),
+                only=only,
             )
         except ValidationError as e:
             what = f"partition {partition}" if partition else "asset"

@@ -24,6 +24,9 @@ _SHOWN = 20
 """Failed partitions that the step's failure names."""
 
 _REASON = 2000
+
+_BACKFILL = "dagster/backfill"
+"""Tag of a backfill's runs."""
 _EXCERPT = 500
 
 
@@ -80,6 +83,11 @@ class StepRecorder:
     def _materialize(self, file: PlannedFile, outcome: FileOutcome) -> None:
         result, sample, partition = outcome.result, outcome.sample, file.partition
         assert result is not None and sample is not None
+        if result.reused_rows:
+            self._context.log.info(
+                f"{partition or 'asset'}: {result.rows - result.reused_rows:,} rows were run, "
+                f"{result.reused_rows:,} keep their answers"
+            )
         self._spent.update(result.new_tokens)
         if result.new_cost is not None:
             self._cost = (self._cost or 0.0) + result.new_cost
@@ -103,14 +111,22 @@ class StepRecorder:
         )
 
     def _pass_over(self, file: PlannedFile) -> None:
-        name, earlier = file.partition or "", file.earlier
-        assert earlier is not None, "a file is unchanged only against what was committed"
-        self._context.log.info(
-            f"{name or 'asset'}: committed by an earlier run of this chain, and its source, "
-            "model and layout are unchanged; not run again"
+        name, earlier, mending = file.partition or "", file.earlier, file.spec.only is not None
+        why = (
+            "no row failed in its last output; nothing was run"
+            if mending
+            else "committed by an earlier run of this chain, and its source, model and layout are "
+            "unchanged; not run again"
         )
+        self._context.log.info(f"{name or 'asset'}: {why}")
+        if earlier is None:  # an output of which Dagster has not heard
+            self._checks.passed_over(name, 0, ())
+            return
         self._checks.passed_over(name, earlier.rows, earlier.failed_checks)
-        if not earlier.in_this_run:
+        if mending and self._context.run.tags.get(_BACKFILL):
+            # Dagster waits for a materialisation of each partition of a backfill.
+            self._context.log_event(earlier.materialization)
+        elif not earlier.in_this_run:
             self._reused.append(earlier.materialization)
 
     def _fail(self, partition: str | None, error: Exception) -> None:

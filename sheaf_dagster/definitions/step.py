@@ -15,11 +15,11 @@ from sheaf_dagster.batch.progress import progress_lines
 from sheaf_dagster.batch.ray.capacity import WorkerPlan
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, verify_limits
 from sheaf_dagster.batch.runner import BatchRunner
-from sheaf_dagster.batch.spec import ModelSpec
+from sheaf_dagster.batch.spec import ModelSpec, Only
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.definitions.checks import blocking, severities_of
 from sheaf_dagster.definitions.clusters import cluster_config, cluster_limits, jobs_address
-from sheaf_dagster.definitions.history import committed_in_this_chain
+from sheaf_dagster.definitions.history import committed_in_this_chain, latest_materializations
 from sheaf_dagster.definitions.interrupts import interrupts_wait
 from sheaf_dagster.definitions.model_asset import note_model_version
 from sheaf_dagster.definitions.options import ReportOptions, StepOptions
@@ -51,8 +51,20 @@ class Step:
     options: StepOptions
     report: ReportOptions
 
-    def plan(self, keys: Sequence[str | None], spec_of: SpecOf) -> StepPlan:
-        """The files of some partitions, with what earlier runs of the same chain made of them."""
+    def plan(
+        self, keys: Sequence[str | None], spec_of: SpecOf, only: Only | None = None
+    ) -> StepPlan:
+        """The files of some partitions, with what earlier runs made of them.
+
+        Args:
+            keys: The partitions.
+            spec_of: Their files.
+            only: Which rows are run. If not all, the answers of any run are kept; otherwise what
+                runs of the same chain have made may stand.
+        """
+        if only is not None:
+            earlier = latest_materializations(self.context, self.key, keys)
+            return StepPlan.of(keys, spec_of, earlier)
         severities = severities_of(self.report.check_severities)
         earlier = committed_in_this_chain(self.context, self.key, keys)
         # What a check holds back is run again: passed over, it would stay held back for ever.

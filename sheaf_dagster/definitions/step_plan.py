@@ -23,7 +23,7 @@ class PlannedFile:
     Attributes:
         partition: What it is the file of; None of an asset without partitions.
         spec: The file.
-        earlier: What the same chain of runs has made of it, where that may stand.
+        earlier: What an earlier run has made of it, where that may stand or be kept.
     """
 
     partition: str | None
@@ -55,7 +55,7 @@ class StepPlan:
         Args:
             keys: The partitions; None of an asset without.
             spec_of: Their files.
-            earlier: By partition what may stand of earlier runs of the same chain.
+            earlier: By partition what earlier runs made that may stand or be kept.
         """
         files: dict[str, PlannedFile] = {}
         errors: dict[str | None, SheafError] = {}
@@ -87,6 +87,6 @@ class StepPlan:
 
     @property
     def committed(self) -> dict[str, CommittedSink]:
-        """By sink what an earlier run of the chain committed, where that may stand."""
+        """By sink what an earlier run committed, where that may stand or be kept."""
         found = {sink: f.earlier and f.earlier.committed for sink, f in self.files.items()}
         return {sink: committed for sink, committed in found.items() if committed}

@@ -80,23 +80,47 @@ def test_rows_fail_again_in_any_shape_and_the_rest_goes_on(shape, source, tmp_pa
     ]
 
 
+class Moody(Doubler):
+    """Fails at the values of which there is a file in a folder."""
+
+    def __init__(self, moods: str) -> None:
+        super().__init__()
+        self.moods = moods
+
+    def batch_predict(self, requests):
+        for request in requests:
+            if os.path.exists(os.path.join(self.moods, f"{request.value:g}")):
+                raise ValueError("not today")
+        return super().batch_predict(requests)
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_what_is_done_of_it_is_resumed(source, tmp_path, suffix):
-    job = with_failures(source, tmp_path, suffix)
+    moods = tmp_path / "moods"
+    moods.mkdir()
+    model = sd.ModelSpec(
+        name="m", model_type="number", backend=f"{__name__}:Moody",
+        backend_kwargs={"moods": str(moods)},
+    )  # fmt: skip
+    whole = spec(source, tmp_path, compute="local", batch_size=50, on_error="record")
+    run(whole, model)
+    job = whole.model_copy(update={"sink": str(tmp_path / "out" / f"b.jsonl{suffix}")})
+    for value in FAILING:
+        (moods / str(value)).touch()
+    run(job, model)
     before = open(job.sink, "rb").read()
-    calls = tmp_path / "calls"
-    stopping = again(job, on_error="fail")
+    for value in set(FAILING) - {600}:
+        (moods / str(value)).unlink()
     with pytest.raises(sd.PredictError, match="line 601"):
-        run(stopping, doubler(fail_on=600))
+        run(again(job, on_error="fail"), model)
     assert open(job.sink, "rb").read() == before
+    (moods / "600").unlink()
 
-    result = run(stopping, doubler(call_log=str(calls)))
+    result = run(again(job, on_error="fail"), model)
 
-    assert (result.resumed_rows, result.reused_rows, result.error_rows) == (0, ROWS - 4, 0)
-    assert result.rows_per_second > 0
-    whole = spec(source, tmp_path, compute="local", batch_size=50)
-    run(whole, doubler())
+    assert (result.resumed_rows, result.reused_rows, result.error_rows) == (2, ROWS - 4, 0)
     assert [r["value"] for r in lines_of(job.sink)] == [r["value"] for r in read_rows(whole.sink)]
+    assert leftovers(tmp_path) == sorted(["out.jsonl", f"b.jsonl{suffix}"])
 
 
 def test_nothing_is_loaded_or_written_where_no_row_failed(source, tmp_path):

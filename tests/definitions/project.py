@@ -46,10 +46,13 @@ class Project:
         root: Holds ``in/``, ``out/`` and the instance.
         partitions_def: Partitions of both assets; each has the file that its key names.
         backend_kwargs: How the toy model misbehaves.
+        model: Another model than that.
         fields: Further arguments of ``inference_asset``.
     """
 
-    def __init__(self, root: Path, partitions_def=None, backend_kwargs=None, **fields) -> None:
+    def __init__(
+        self, root: Path, partitions_def=None, backend_kwargs=None, model=None, **fields
+    ) -> None:
         self.root = root
         self.partitions_def = partitions_def
         self.downstream_ran: list[list[str]] = []
@@ -77,7 +80,7 @@ class Project:
         self.defs = dg.Definitions(
             assets=[self.asset, downstream],
             resources={
-                "model": sd.ModelResource.from_spec(doubler(**(backend_kwargs or {}))),
+                "model": sd.ModelResource.from_spec(model or doubler(**(backend_kwargs or {}))),
                 "ray_cluster": sd.RayClusterResource(),
                 "storage": sd.StorageResource(root=str(root)),
             },
@@ -92,12 +95,14 @@ class Project:
         rows = [{"model_name": "m", "value": v} for v in values]
         path.write_text("".join(json.dumps(r) + "\n" for r in rows))
 
-    def run(self, first=None, last=None, *, key=None, config=None, only=None, parent=None):
+    def run(
+        self, first=None, last=None, *, key=None, config=None, only=None, parent=None, tags=None
+    ):
         """Runs all days from ``first`` to ``last``, or one ``key``, or all there is, in this process.
 
         ``only`` leaves the asset downstream out; ``parent`` is the run that this one retries.
         """
-        tags = {}
+        tags = dict(tags or {})
         if first:
             tags["dagster/asset_partition_range_start"] = first
             tags["dagster/asset_partition_range_end"] = last
