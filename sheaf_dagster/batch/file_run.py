@@ -85,6 +85,8 @@ def job_fingerprint(
         identity["window"] = window
     if spec.on_error == "record":  # what decides which rows become error rows, and their text
         identity |= {"batch_timeout": spec.batch_timeout, "redact": context.rows.redact}
+    if spec.keep:
+        identity["keep"] = spec.keep
     if kept is not None:
         identity["kept"] = kept
     text = json.dumps(identity, sort_keys=True, default=str)
@@ -144,7 +146,8 @@ class FileRun:
         """
         source = self._scan(stop)
         self._source, self.rows = source, source.rows
-        contract = replace(self.context.rows, strict=self.spec.strict)
+        keep = tuple(self.spec.keep)
+        contract = replace(self.context.rows, strict=self.spec.strict, keep=keep)
         report, self._chunks = validate_source(source, validate(contract, source))
         report.seconds = time.perf_counter() - self.started
         self._validation = report
@@ -180,6 +183,7 @@ class FileRun:
             window=self._layout.window,
             batch_timeout=self.spec.batch_timeout,
             redact=self.context.rows.redact,
+            keep=keep,
         )
         if keeper is not None:
             job = self._keep(keeper, job, stop)

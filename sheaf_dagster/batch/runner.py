@@ -22,6 +22,7 @@ from sheaf_dagster.batch.ray.capacity import WorkerPlan
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, verify_limits
 from sheaf_dagster.batch.ray.engine_choice import engine_for
 from sheaf_dagster.batch.results import BatchOutcome, BatchResult, ValidationReport
+from sheaf_dagster.batch.rows.keep import check_keep
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.batch.validation import validate_files
 from sheaf_dagster.batch.worker.loading import ModelContext
@@ -83,7 +84,7 @@ class BatchRunner:
         """
         self._check_files(spec)
         return validate_files(
-            replace(self._context.rows, strict=spec.strict),
+            replace(self._context.rows, strict=spec.strict, keep=tuple(spec.keep)),
             spec.sources,
             spec.storage_options,
             batch_size=layout_of(spec, self._context.backend_cls).rows,
@@ -242,6 +243,7 @@ class BatchRunner:
                 raise SpecError(
                     f"source and sink are the same file: {uri} and {spec.sink}; choose another sink"
                 )
+        check_keep(spec.keep, self._context.rows.request, self._context.rows.response)
         if spec.batch_budget is not None:
             _require_size(self._context.backend_cls)
         if spec.max_cost is not None or spec.max_tokens_total is not None:

@@ -182,6 +182,11 @@ class BatchOptions(_Spec):
         description="Refuse rows with fields that the contract doesn't know. Otherwise they are "
         "ignored, counted and named.",
     )
+    keep: list[str] = Field(
+        default_factory=list,
+        description="Fields of the rows that are copied into their answers, error rows too, under "
+        "their own names; null where a row has none. The contract need not know them.",
+    )
     bucket_by: str | None = Field(
         default=None,
         description="Request field by whose value rows are grouped into batches, within a "
@@ -222,6 +227,16 @@ class BatchOptions(_Spec):
                 raise ValueError(f"{name!r} is no kind of token; known: {', '.join(PRICES)}")
             if not 0 <= price < math.inf:
                 raise ValueError(f"the price of {name!r} must be 0 or more (got {price})")
+        return value
+
+    @field_validator("keep")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if not name or value.count(name) > 1:
+                raise ValueError(f"{name!r} must be the name of a field, and be there once")
+            if name == "error":
+                raise ValueError("'error' is what error rows call their error; rename the field")
         return value
 
     @field_validator("batch_size")

@@ -242,6 +242,7 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     batch_timeout: Annotated[float | None, _option("batch_timeout", 60.0)] = None
     batch_budget: Annotated[int | Literal["auto"] | None, _option("batch_budget", _NEITHER)] = None
     strict: Annotated[bool, _option("strict")] = False
+    keep: Annotated[list[str], _option("keep", ["sku", "store"])] = Field(default_factory=list)
     bucket_by: Annotated[str | None, _option("bucket_by", "horizon")] = None
     resume: Annotated[bool, _option("resume")] = True
     price_per_million: Annotated[

@@ -37,13 +37,13 @@ class FastCodec:
         read: The row of a line that is known to be one; None: ask the general codec.
     """
 
-    def __init__(self, model: type[BaseModel]) -> None:
+    def __init__(self, model: type[BaseModel], keep: tuple[str, ...] = ()) -> None:
         self.accepts: Accepts = _never
         self.read: Read = _not_read
         self._writes = _is_plain(model)
         try:
             plain = PlainModel(model)
-            self.accepts, self.read = _acceptor(plain), _reader(plain)
+            self.accepts, self.read = _acceptor(plain, keep), _reader(plain)
         except Exception:
             pass
 
@@ -64,9 +64,14 @@ class FastCodec:
 
 
 @lru_cache(maxsize=64)
-def fast_codec(model: type[BaseModel]) -> FastCodec:
-    """The fast codec of a model."""
-    return FastCodec(model)
+def fast_codec(model: type[BaseModel], keep: tuple[str, ...] = ()) -> FastCodec:
+    """The fast codec of a model.
+
+    Args:
+        model: What it reads and writes.
+        keep: Fields that rows may have, though the model doesn't know them.
+    """
+    return FastCodec(model, keep)
 
 
 def _never(line: bytes) -> bool:
@@ -77,7 +82,7 @@ def _not_read(line: bytes) -> None:
     return None
 
 
-def _acceptor(plain: PlainModel) -> Accepts:
+def _acceptor(plain: PlainModel, keep: tuple[str, ...]) -> Accepts:
     """Accepts plain rows, unless a validator of the model's own must see each."""
     types, required = dict(plain.types), set(plain.required)
     for validator in plain.validators:
@@ -94,8 +99,13 @@ def _acceptor(plain: PlainModel) -> Accepts:
         (name, type_) if name in required else (name, type_ | msgspec.UnsetType, msgspec.UNSET)
         for name, type_ in types.items()
     ]
-    row = msgspec.defstruct("Row", columns, kw_only=True, forbid_unknown_fields=True, gc=False)
-    nested = any("dict" in str(type_) for type_ in types.values())
+    # Read, not passed over: what is no JSON must not get by.
+    others = {f"_{i}": name for i, name in enumerate(keep) if name not in plain.model.model_fields}
+    columns += [(field, Any | msgspec.UnsetType, msgspec.UNSET) for field in others]
+    row = msgspec.defstruct(
+        "Row", columns, kw_only=True, forbid_unknown_fields=True, gc=False, rename=others
+    )
+    nested = bool(others) or any("dict" in str(type_) for type_ in types.values())
     decode, values_of = msgspec.json.Decoder(row).decode, msgspec.structs.astuple
 
     def accepts(line: bytes) -> bool:

@@ -17,6 +17,7 @@ from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
 from sheaf_dagster.batch.rows.fast import fast_codec
 from sheaf_dagster.batch.rows.general import GeneralCodec
 from sheaf_dagster.batch.rows.inside import given_fields
+from sheaf_dagster.batch.rows.keep import fields_of
 from sheaf_dagster.batch.rows.lossless import lost_in
 from sheaf_dagster.batch.rows.unique import KeysOfChunk, unique_key
 from sheaf_dagster.batch.rows.unknown import (
@@ -47,6 +48,8 @@ class Row(NamedTuple):
     position: int
     line: int
     request: Any
+    fields: bytes = b""
+    """Those that go into its answer; see ``rows.keep``."""
 
 
 def named_lines(rows: Sequence[Row]) -> str:
@@ -85,6 +88,8 @@ class RowContract:
     """Leave values out of violations."""
     strict: bool = False
     """Refuse rows with fields that the contract doesn't know."""
+    keep: tuple[str, ...] = ()
+    """Fields that go into the answers; the contract need not know them."""
 
     @classmethod
     def of(cls, contract: Contract, *, redact: bool = False) -> RowContract:
@@ -121,6 +126,7 @@ class RowContract:
                     request = validate(line)
                 else:
                     request, unknown = _observed(line, observe, validate)
+                    unknown = [f for f in unknown if f.path not in self.keep]
                     if unknown:
                         _count_unknown(findings, violations.names_of(unknown))
                         found = violations.of_unknown(number, unknown) if self.strict else []
@@ -184,14 +190,17 @@ class RowContract:
             for position, request in enumerate(requests, first_position):
                 placed(request, position)
         numbers = [number for number, _ in lines]
-        return [*map(Row, itertools.count(first_position), numbers, requests)]
+        if not self.keep:
+            return [*map(Row, itertools.count(first_position), numbers, requests)]
+        fields = map(fields_of(self.keep), (line for _, line in lines))
+        return [*map(Row, itertools.count(first_position), numbers, requests, fields)]
 
     @property
     def _accepts(self) -> Callable[[bytes], bool] | None:
         """A short cut for ``validate``, where it can't miss a row of another model type."""
         field = self.request.model_fields.get("model_type")
         fixed = field is None or [*map(str, get_args(field.annotation))] == [self.model_type]
-        return fast_codec(self.request).accepts if fixed else None
+        return fast_codec(self.request, self.keep).accepts if fixed else None
 
 
 def _count_unknown(findings: ChunkFindings, names: Mapping[str, str | None]) -> None:

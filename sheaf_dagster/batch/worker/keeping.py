@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -56,6 +57,7 @@ def kept_part(contract: RowContract, job: FileWork, chunk: Chunk) -> Part:
         PreviousOutputError: An answer isn't known to be that of its row.
     """
     making = ChunkInMaking(job, chunk)
+    contract = replace(contract, keep=job.keep)
     data = store_at(job.texts[chunk.file]).read_range(chunk.start, chunk.end)
     making.require_validated(data)
     to_run = rows_to_run(contract, making, rows_in(data, chunk.first_line))

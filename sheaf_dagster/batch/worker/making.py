@@ -21,6 +21,8 @@ from sheaf_dagster.batch.messages import (
     worker_name,
 )
 from sheaf_dagster.batch.rows.answers import error_line, response_lines
+from sheaf_dagster.batch.rows.inside import extra_of
+from sheaf_dagster.batch.rows.keep import own_fields, with_fields, with_fields_anew
 from sheaf_dagster.batch.rows.read_back import counted
 from sheaf_dagster.batch.rows.repeatable import repeatable
 from sheaf_dagster.batch.rows.requests import Row
@@ -87,7 +89,9 @@ class ChunkInMaking:
 
     def keep(self, row: Row, answer: bytes, response: type[BaseModel]) -> None:
         """Puts the answer that a row keeps in its place; in the thread that reads."""
-        self._lines[row.position - self.chunk.first_row] = answer
+        keep = self.job.keep
+        line = with_fields_anew(answer, keep, row.fields) if keep else answer
+        self._lines[row.position - self.chunk.first_row] = line
         self._left -= 1
         counts, non_finite = counted(answer, response)
         self._counts.update(counts)
@@ -174,12 +178,23 @@ class ChunkInMaking:
         if len(lines) < len(answers):
             made = iter(lines)
             lines = [a if isinstance(a, ErrorLine) else next(made) for a in answers]
+        if self.job.keep:
+            lines = self._with_fields(rows, answers, lines)
         first = rows[0].position - self.chunk.first_row
         if self._in_order and rows[-1].position - rows[0].position == len(rows) - 1:
             self._lines[first : first + len(rows)] = lines
             return
         for row, line in zip(rows, lines, strict=True):
             self._lines[row.position - self.chunk.first_row] = line
+
+    def _with_fields(
+        self, rows: Sequence[Row], answers: Sequence[Answer], lines: Sequence[bytes]
+    ) -> list[bytes]:
+        """The lines with the fields of their rows that are to be in them."""
+        for row, answer in zip(rows, answers, strict=True):
+            if not isinstance(answer, ErrorLine) and extra_of(answer):
+                own_fields(f"{self.where}, line {row.line}", answer, self.job.keep)
+        return [with_fields(line, row.fields) for row, line in zip(rows, lines, strict=True)]
 
     def _count(self, responses: Sequence[BaseModel]) -> None:
         if not any(map(_counts_beside_metadata, {type(r) for r in responses})):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -65,6 +66,7 @@ def _batches(
     lines: Iterator[tuple[int, bytes]],
 ) -> Iterator[list[Row]]:
     job, chunk = making.job, making.chunk
+    contract = replace(context.rows, keep=job.keep) if job.keep else context.rows
     if job.batch_size is None:
         sizer.make_room(chunk.rows)
 
@@ -76,12 +78,12 @@ def _batches(
     if job.bucket_by is None and job.kept is None:
         for start, stop in spans(chunk.rows, size):
             batch = list(islice(lines, stop - start))
-            yield context.rows.parse(batch, chunk.first_row + start)
+            yield contract.parse(batch, chunk.first_row + start)
         return
     rows = (
-        context.rows.parse(list(lines), chunk.first_row)
+        contract.parse(list(lines), chunk.first_row)
         if job.kept is None
-        else rows_to_run(context.rows, making, lines)
+        else rows_to_run(contract, making, lines)
     )
     # The window is the chunk: it is the same at every run, so the batches of one size are too.
     buckets: dict[Any, list[Row]] = defaultdict(list)

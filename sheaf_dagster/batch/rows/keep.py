@@ -1,0 +1,131 @@
+"""Fields of a row that travel along into its answer (``keep``)."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+import orjson
+from pydantic import BaseModel, RootModel
+
+from sheaf_dagster.batch.rows.inside import extra_of
+from sheaf_dagster.contracts import schema_of
+from sheaf_dagster.errors import ResponseMismatchError, SpecError
+
+__all__ = ["check_keep", "fields_of", "own_fields", "with_fields", "with_fields_anew"]
+
+_LARGE = re.compile(rb"[eE]\+?\d{3}")
+"""What a number that is too large for a float may look like, as 1e999 does."""
+
+
+def check_keep(keep: Sequence[str], request: type[BaseModel], response: type[BaseModel]) -> None:
+    """Refuses fields that can't travel along.
+
+    Raises:
+        SpecError: An answer has a field of that name itself, or a row can't have it.
+    """
+    if not keep:
+        return
+    if issubclass(response, RootModel):
+        raise SpecError(
+            f"keep: an answer of {response.__name__} is no JSON object, so fields of its row can't "
+            "be put beside it; leave keep out"
+        )
+    answered = {*response.model_fields, *_properties(response)}
+    forbids = request.model_config.get("extra") == "forbid"
+    for name in keep:
+        if name in answered:
+            raise SpecError(
+                f"keep: {name!r} is a field of {response.__name__} itself, so the answer would "
+                "have two of that name; leave it out, or rename the field of the rows"
+            )
+        if forbids and name not in {*request.model_fields, *_properties(request)}:
+            raise SpecError(
+                f"keep: {request.__name__} forbids fields that it doesn't know, so no row has "
+                f"{name!r}; leave it out, or let the contract ignore such fields"
+            )
+
+
+def _properties(model: type[BaseModel]) -> set[str]:
+    """The names under which a model's fields are written."""
+    try:
+        return set(schema_of(model).get("properties", ()))
+    except Exception:  # a type of the user's own that has no schema
+        return set()
+
+
+@lru_cache(maxsize=32)
+def fields_of(keep: tuple[str, ...]) -> Callable[[bytes], bytes]:
+    """Reads the fields of lines, as they stand there, in a form that ``with_fields`` takes.
+
+    A field that a row doesn't have is null, so that all answers have the same columns.
+    """
+    names = {f"field{i}": name for i, name in enumerate(keep)}
+    columns: list[tuple[str, Any, Any]] = [
+        (field, msgspec.Raw, msgspec.Raw(b"null")) for field in names
+    ]
+    row = msgspec.defstruct("Kept", columns, kw_only=True, rename=names, gc=False)
+    decode = msgspec.json.Decoder(row).decode
+    keys = [b"," + orjson.dumps(name) + b":" for name in keep]
+
+    def read(line: bytes) -> bytes:
+        try:
+            given = decode(line)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return _read_slowly(keep, line)
+        found = b"".join(
+            key + bytes(getattr(given, field)) for key, field in zip(keys, names, strict=True)
+        )
+        return _read_slowly(keep, line) if _LARGE.search(found) else found
+
+    return read
+
+
+def _read_slowly(keep: Sequence[str], line: bytes) -> bytes:
+    """Of rows with what JSON doesn't know (NaN, 1e999), which becomes null."""
+    row = json.loads(line)
+    return b"".join(
+        f",{json.dumps(name)}:{json.dumps(_finite(row.get(name)), ensure_ascii=False)}".encode()
+        for name in keep
+    )
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list) else value
+
+
+def with_fields(line: bytes, fields: bytes) -> bytes:
+    """An answer's line with a row's fields behind its own."""
+    return line[:-1] + (fields if len(line) > 2 else fields[1:]) + b"}"
+
+
+def with_fields_anew(line: bytes, keep: Sequence[str], fields: bytes) -> bytes:
+    """The line of an earlier answer with these fields, whichever it had of them."""
+    if line.endswith(fields + b"}"):
+        return line
+    record = json.loads(line)
+    own = {name: value for name, value in record.items() if name not in keep}
+    return with_fields(json.dumps(own, ensure_ascii=False, separators=(",", ":")).encode(), fields)
+
+
+def own_fields(where: str, answer: BaseModel, keep: Sequence[str]) -> None:
+    """Refuses an answer that has brought a field of such a name, beside its contract's.
+
+    Raises:
+        ResponseMismatchError: It has.
+    """
+    for name in extra_of(answer):
+        if name in keep:
+            raise ResponseMismatchError(
+                f"{where}: the answer has a field {name!r} of its own, which keep would add once "
+                "more; leave it out of keep, or out of the answer"
+            )

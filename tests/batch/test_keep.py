@@ -1,0 +1,193 @@
+"""Fields of the rows that travel along into the answers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import ConfigDict, RootModel
+
+import sheaf_dagster as sd
+from sheaf_dagster import BatchRunner
+from sheaf_dagster.batch.rows.fast import fast_codec
+from sheaf_dagster.batch.rows.keep import check_keep, fields_of, with_fields, with_fields_anew
+from tests.batch.jobs import spec
+from tests.conftest import read_rows
+from tests.toys import NumberRequest, NumberResponse, doubler, shaped
+
+ROWS = 40
+
+
+def run(job, model):
+    return BatchRunner(model).run(job)
+
+
+@pytest.fixture
+def source(write_rows):
+    """Rows with a price that the contract doesn't know, as it is written; every third has none."""
+    path = write_rows(list(range(ROWS)))
+    lines = open(path).read().splitlines()
+    for n in range(0, ROWS, 3):
+        lines[n] = lines[n][:-1] + f', "price": {n}.50, "shop": {{"name": "Ü{n}"}}}}'
+    open(path, "w").write("\n".join(lines))
+    return path
+
+
+def test_fields_are_copied_as_they_stand_into_answers_and_error_rows(mode, source, tmp_path):
+    plain = spec(source, tmp_path, batch_size=8, on_error="record", **mode)
+    model = doubler(fail_on=3)
+    run(plain, model)
+    answers = open(plain.sink, "rb").read().splitlines()
+    job = plain.model_copy(update={"keep": ["price", "group", "shop"], "sink": plain.sink + "2"})
+
+    result = run(job, model)
+
+    assert result.error_rows == 1
+    assert result.validation.unknown_fields == {}
+    for n, (line, answer) in enumerate(zip(open(job.sink, "rb"), answers, strict=True)):
+        price, shop = (f"{n}.50", f'{{"name": "Ü{n}"}}') if n % 3 == 0 else ("null", "null")
+        fields = f',"price":{price},"group":null,"shop":{shop}}}\n'
+        assert line == answer[:-1] + fields.encode()
+    assert "error" in read_rows(job.sink)[3]
+
+
+@pytest.mark.parametrize("shape", ["stages", "flight"])
+@pytest.mark.parametrize("how", [{}, {"bucket_by": "group"}, {"redact": True}])
+def test_fields_are_those_of_the_answers_row_in_any_shape(shape, how, source, tmp_path):
+    how = dict(how)
+    runner = BatchRunner(shaped(shape, fail_every=9), redact_rows=how.pop("redact", False))
+    job = spec(source, tmp_path, compute="local", keep=["value", "price"], on_error="record", **how)
+
+    with pytest.raises(sd.SpecError, match="keep: 'value' is a field of NumberResponse itself"):
+        runner.run(job)
+    runner.run(job.model_copy(update={"keep": ["price"]}))
+
+    assert [r["price"] for r in read_rows(job.sink)] == [
+        n + 0.5 if n % 3 == 0 else None for n in range(ROWS)
+    ]
+
+
+def test_other_fields_are_unknown_as_ever(source, tmp_path):
+    job = spec(source, tmp_path, compute="local", keep=["price"], strict=True)
+
+    with pytest.raises(sd.InputValidationError, match="'shop': is no field"):
+        run(job, doubler())
+
+    lenient = run(job.model_copy(update={"strict": False}), doubler())
+    assert lenient.validation.unknown_fields == {"shop": 14}
+    assert run(job.model_copy(update={"keep": ["price", "shop"]}), doubler()).rows == ROWS
+
+
+def test_kept_answers_have_the_fields_that_this_run_keeps(source, tmp_path):
+    job = spec(source, tmp_path, compute="local", batch_size=8, on_error="record", keep=["shop"])
+    run(job, shaped("call", fail_on=7))
+
+    run(job.model_copy(update={"keep": ["price", "shop"], "only": "failed"}), shaped("call"))
+
+    whole = job.model_copy(update={"keep": ["price", "shop"], "sink": job.sink + "2"})
+    run(whole, shaped("call"))
+    mended, anew = open(job.sink, "rb").readlines(), open(whole.sink, "rb").readlines()
+    assert mended == anew
+
+
+def test_what_is_kept_is_part_of_the_fingerprint(source, tmp_path):
+    job = spec(source, tmp_path)
+    runner = BatchRunner(doubler())
+
+    fingerprints = {
+        runner.fingerprint(job.model_copy(update={"keep": keep}))
+        for keep in ([], ["price"], ["price", "shop"])
+    }
+
+    assert len(fingerprints) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        (b'{"a": 1.0 , "b-c":{"x": [1 , 2]} }', b',"a":1.0,"b-c":{"x": [1 , 2]}'),
+        (b'{"b-c":12345678901234567890123}', b',"a":null,"b-c":12345678901234567890123'),
+        (b'{"a":NaN,"b-c":{"x":[Infinity,1]}}', b',"a":null,"b-c":{"x": [null, 1]}'),
+        (b'{"a":1e999,"b-c":"1e999"}', b',"a":null,"b-c":"1e999"'),
+        (b'{"a":1,"a":2}', b',"a":2,"b-c":null'),
+        ('{"a":"\u2028é"}'.encode(), ',"a":"\u2028é","b-c":null'.encode()),
+    ],
+)
+def test_a_field_keeps_its_text_but_for_what_json_does_not_know(line, fields):
+    assert fields_of(("a", "b-c"))(line) == fields
+    for answer in (b'{"y":1}', b"{}"):
+        whole = with_fields(answer, fields)
+        assert json.loads(whole).keys() == {*json.loads(answer), "a", "b-c"}
+        assert json.loads(with_fields_anew(whole, ["a", "b-c"], b',"a":7')) == {
+            **json.loads(answer),
+            "a": 7,
+        }
+
+
+def test_rows_with_such_fields_take_the_short_cut():
+    accepts = fast_codec(NumberRequest, ("sku", "value")).accepts
+
+    assert accepts(b'{"model_name":"m","value":1,"sku":[1]}')
+    assert accepts(b'{"model_name":"m","value":1}')
+    for line in (b'{"model_name":"m","value":1,"sku":NaN}', b'{"model_name":"m","value":1,"s":1}'):
+        assert not accepts(line)
+
+
+class Open(NumberResponse):
+    model_config = ConfigDict(extra="allow")
+
+
+class Strict(NumberRequest):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Listed(RootModel[list[float]]):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("keep", "request_type", "response", "said"),
+    [
+        (["note"], NumberRequest, NumberResponse, "'note' is a field of NumberResponse itself"),
+        (["request_id"], NumberRequest, NumberResponse, "'request_id' is a field"),
+        (["sku"], Strict, NumberResponse, "Strict forbids fields that it doesn't know.*'sku'"),
+        (["sku"], NumberRequest, Listed, "Listed is no JSON object"),
+    ],
+)
+def test_fields_that_cannot_travel_are_refused(keep, request_type, response, said):
+    with pytest.raises(sd.SpecError, match=said):
+        check_keep(keep, request_type, response)
+
+    check_keep([], request_type, response)
+    check_keep(["group"], Strict, NumberResponse)
+
+
+@pytest.mark.parametrize("keep", [["a", "a"], [""], ["error"]])
+def test_names_that_cannot_be_fields_are_refused(keep):
+    with pytest.raises(ValueError, match="keep"):
+        sd.BatchOptions(keep=keep)
+
+
+class Talkative(sd.ModelBackend):
+    """Adds a field of its own to its answers."""
+
+    model_type = "talk"
+
+    def load(self):
+        pass
+
+    def predict(self, request):
+        return Open(request_id=request.request_id, model_name="m", value=1, sku="mine")
+
+
+class Talk(NumberRequest):
+    model_type: str = "talk"
+
+
+def test_an_answer_that_brings_such_a_field_itself_ends_the_job(write_rows, tmp_path):
+    sd.register_contract("talk", Talk, Open)
+    source = write_rows([1, 2], model_type="talk", sku="theirs")
+    model = sd.ModelSpec(name="m", model_type="talk", backend=f"{__name__}:Talkative")
+
+    with pytest.raises(sd.ResponseMismatchError, match="line 1: the answer has a field 'sku' of"):
+        run(spec(source, tmp_path, compute="local", keep=["sku"]), model)
