@@ -19,15 +19,21 @@ from sheaf_dagster.batch.measured import measured
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.only_failed import OnlyFailed, last_output
 from sheaf_dagster.batch.results import BatchResult, ValidationReport
+from sheaf_dagster.batch.rows.invalid import lines_in
 from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.spending import cost_of, tokens_in
-from sheaf_dagster.batch.tolerance import most_error_rows, too_many_errors
+from sheaf_dagster.batch.tolerance import most_error_rows, too_many_errors, too_many_invalid
 from sheaf_dagster.batch.validation import validate_source
-from sheaf_dagster.batch.worker.keeping import kept_part
+from sheaf_dagster.batch.worker.keeping import part_without_model
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.contracts import DEVIATIONS, schema_of
-from sheaf_dagster.errors import InputValidationError, ModelChangedError, PreviousOutputError
+from sheaf_dagster.errors import (
+    InputValidationError,
+    ModelChangedError,
+    PreviousOutputError,
+    SheafError,
+)
 from sheaf_dagster.storage import (
     Chunk,
     HeldSink,
@@ -85,6 +91,8 @@ def job_fingerprint(
         identity["window"] = window
     if spec.on_error == "record":  # what decides which rows become error rows, and their text
         identity |= {"batch_timeout": spec.batch_timeout, "redact": context.rows.redact}
+    if spec.on_invalid == "record":  # likewise
+        identity |= {"on_invalid": "record", "strict": spec.strict, "redact": context.rows.redact}
     if spec.keep:
         identity["keep"] = spec.keep
     if kept is not None:
@@ -151,10 +159,12 @@ class FileRun:
         report, self._chunks = validate_source(source, validate(contract, source))
         report.seconds = time.perf_counter() - self.started
         self._validation = report
-        if not report.ok:
+        if (refused := self._refused_rows(report)) is not None:
             if self._held is not None:
                 self._held.discard()
-            raise InputValidationError(report.summary(), report)
+            raise refused
+        if not report.ok:
+            log.warning("%s", report.recorded_summary())
         if report.unknown_fields:
             log.warning("%s: %s", report.source, report.unknown_summary())
         held = self._hold()
@@ -166,7 +176,7 @@ class FileRun:
         self.parts = {
             i: p for i, p in found.items() if i in by_index and by_index[i].rows == p.rows
         }
-        self._models = {p.model for p in self.parts.values() if not _all_kept(p)}
+        self._models = {p.model for p in self.parts.values() if not _without_model(p)}
         if len(self._models) > 1:  # that run was killed before it could refuse them
             held.open_run(self.fingerprint, resume=False)
             self.parts, self._models = {}, set()
@@ -183,10 +193,10 @@ class FileRun:
             window=self._layout.window,
             batch_timeout=self.spec.batch_timeout,
             redact=self.context.rows.redact,
+            strict=self.spec.strict,
             keep=keep,
         )
-        if keeper is not None:
-            job = self._keep(keeper, job, stop)
+        job = self._answer_without_model(job, keeper, stop)
         self._count_errors(self.parts.values())
         return job, [c for c in self._chunks if c.index not in self.parts]
 
@@ -199,16 +209,34 @@ class FileRun:
             state = last_output(sink)
             return OnlyFailed(self.context, sink, state, source.digest, self._earlier)
 
-    def _keep(self, keeper: Keeper, job: FileWork, stop: threading.Event | None) -> FileWork:
-        """Says which rows keep their answers; makes the parts that consist of them."""
+    def _answer_without_model(
+        self, job: FileWork, keeper: Keeper | None, stop: threading.Event | None
+    ) -> FileWork:
+        """Says which rows keep their answers; makes the parts of chunks with no row to run."""
         with self._refusing():
-            kept, whole = keep_answers(keeper, self._hold(), self._chunks, self.parts, stop)
-            job = replace(job, kept=kept)
-            for chunk in whole:
+            if keeper is None:
+                done = [c for c in self._chunks if c.invalid and c.index not in self.parts]
+                done = [c for c in done if len(lines_in(c.invalid, c.first_line)) >= c.rows]
+            else:
+                kept, done = keep_answers(keeper, self._hold(), self._chunks, self.parts, stop)
+                job = replace(job, kept=kept)
+            for chunk in done:
                 if stop is not None and stop.is_set():
                     raise InterruptedError("the job was stopped")
-                self.parts[chunk.index] = kept_part(self.context.rows, job, chunk)
+                part = part_without_model(self.context.rows, job, chunk)
+                if part is not None:
+                    self.parts[chunk.index] = part
         return job
+
+    def _refused_rows(self, report: ValidationReport) -> SheafError | None:
+        """Why a file isn't run whose rows are invalid."""
+        if report.ok:
+            return None
+        if self.spec.on_invalid == "fail":
+            return InputValidationError(report.summary(), report)
+        if report.invalid_rows > most_error_rows(self.spec, report.rows):
+            return too_many_invalid(self.spec, report)
+        return None
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -286,7 +314,7 @@ class FileRun:
 
     def _require_one_model(self, part: Part, worker: str) -> None:
         """An output isn't put together from the answers of different weights."""
-        if not _all_kept(part):
+        if not _without_model(part):
             self._models.add(part.model)
         if len(self._models) <= 1:
             return
@@ -350,9 +378,9 @@ class FileRun:
             self._held.release() if self.may_resume else self._held.discard()
 
 
-def _all_kept(part: Part) -> bool:
-    """Whether no model had a hand in a part."""
-    return part.counts.get(KEPT, 0) == part.rows
+def _without_model(part: Part) -> bool:
+    """Whether no model had a hand in a part: it consists of kept answers and error rows."""
+    return part.counts.get(KEPT, 0) + part.error_rows == part.rows
 
 
 def _deviations(parts: Sequence[Part]) -> dict[str, int]:

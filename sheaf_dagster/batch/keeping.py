@@ -6,7 +6,10 @@ import threading
 from collections.abc import Container, Iterator, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from sheaf_dagster.batch.kept import KeptAnswers, Table
+from sheaf_dagster.batch.rows.invalid import lines_in
 from sheaf_dagster.storage import Chunk, HeldSink, Location, text_of
 
 __all__ = ["Keeper", "keep_answers"]
@@ -49,7 +52,7 @@ def keep_answers(
     done: Container[int],
     stop: threading.Event | None,
 ) -> tuple[KeptAnswers, list[Chunk]]:
-    """Writes the tables of a file; returns what its workers need, and the chunks without work.
+    """Writes the tables of a file; returns what its workers need, and chunks that may need none.
 
     Args:
         keeper: Decides.
@@ -65,6 +68,7 @@ def keep_answers(
         if chunk.index in done:
             continue
         kept.write(chunk.index, table)
-        if table["length"].all():
+        invalid = len(lines_in(chunk.invalid, chunk.first_line))
+        if np.count_nonzero(table["length"]) + invalid >= chunk.rows:
             whole.append(chunk)
     return kept, whole

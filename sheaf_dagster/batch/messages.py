@@ -74,6 +74,8 @@ class FileWork:
     """Rows of the file out of which batches are taken by size; None: batches are as in the file."""
     batch_timeout: float | None = None
     redact: bool = False
+    strict: bool = False
+    """Whether a field that the contract doesn't know makes a row invalid."""
     keep: tuple[str, ...] = ()
     """Fields of the rows that go into their answers."""
     kept: KeptAnswers | None = None

@@ -88,6 +88,16 @@ class ValidationReport(BaseModel):
         lines.append("  Fix these lines (or the asset that wrote them) and run again.")
         return "\n".join(lines)
 
+    def recorded_summary(self, shown: int = 5) -> str:
+        """The counts and the first violations, where the rows become error rows."""
+        first = "; ".join(str(v) for v in self.violations[:shown])
+        rest = self.total_violations - min(shown, len(self.violations))
+        more = f"; and {rest:,} more" if rest > 0 else ""
+        return (
+            f"{self.source}: {self.invalid_rows:,} of {self.rows:,} rows are invalid and become "
+            f"error rows: {first}{more}"
+        )
+
     def unknown_summary(self, shown: int = 5) -> str:
         """The fields that were ignored, in one line; empty where there are none."""
         if not self.unknown_fields:

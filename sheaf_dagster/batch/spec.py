@@ -149,17 +149,23 @@ class BatchOptions(_Spec):
         description="fail: the first failing row ends the job; record: failing rows are written "
         "in place as error responses.",
     )
+    on_invalid: OnError = Field(
+        default="fail",
+        description="fail: rows that break their contract end the job before a model is loaded; "
+        "record: they are written in place as error rows that name line and field, and the others "
+        "are run.",
+    )
     max_error_rows: int | None = Field(
         default=None,
         gt=0,
-        description="With on_error='record': error rows that a file may have. With one more the job "
-        "ends at once and names the first ones.",
+        description="With on_error='record' or on_invalid='record': error rows that a file may have. "
+        "With one more the job ends at once and names the first ones.",
     )
     max_error_fraction: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="With on_error='record': the same as a share of the file's rows, such as 0.01.",
+        description="The same as a share of the file's rows, such as 0.01.",
     )
     batch_timeout: float | None = Field(
         default=None,
@@ -261,9 +267,13 @@ class BatchOptions(_Spec):
                 "(num_actors=2 with num_gpus=1 reserves 2 GPUs)"
             )
         for limit in ("max_error_rows", "max_error_fraction"):
-            if getattr(self, limit) is not None and self.on_error != "record":
+            if getattr(self, limit) is not None and "record" not in (
+                self.on_error,
+                self.on_invalid,
+            ):
                 raise ValueError(
-                    f"{limit} needs on_error='record': otherwise the first failing row ends the job"
+                    f"{limit} needs on_error='record' or on_invalid='record': otherwise the first "
+                    "such row ends the job"
                 )
         if self.batch_budget is not None and self.bucket_by is not None:
             raise ValueError(

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import orjson
 
 from sheaf_dagster.batch.messages import shortened
+from sheaf_dagster.batch.results import ValidationReport
 from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.errors import TooManyErrorsError
 from sheaf_dagster.storage import Chunk, Part, PartStore, ScannedSource, split_rows, store_at
 from sheaf_dagster.storage.compression import decompress
 
-__all__ = ["most_error_rows", "too_many_errors"]
+__all__ = ["most_error_rows", "too_many_errors", "too_many_invalid"]
 
 _SHOWN = 3
 _SHOWN_CHARS = 200
@@ -57,19 +58,33 @@ def too_many_errors(
         for line, said in _errors_of(source, chunk, store, parts[chunk.index])
     )
     shown = list(itertools.islice(errors, _SHOWN))
+    first = f" The first: {'; '.join(shown)}." if shown else ""
+    failed = sum(p.error_rows for p in parts.values())
+    done = sum(p.rows for p in parts.values())
+    return TooManyErrorsError(
+        f"{failed:,} of the {done:,} rows run so far have failed; "
+        f"{_allowed(options, source.rows)}.{first} Mend "
+        "the rows or the model, or raise the limit: a rerun goes on from here"
+    )
+
+
+def too_many_invalid(options: BatchOptions, report: ValidationReport) -> TooManyErrorsError:
+    """The error of a file of which more rows are invalid than may fail; nothing was run."""
+    first = "; ".join(shortened(str(v), _SHOWN_CHARS) for v in report.violations[:_SHOWN])
+    return TooManyErrorsError(
+        f"{report.source}: {report.invalid_rows:,} of {report.rows:,} rows are invalid; "
+        f"{_allowed(options, report.rows)}. The first: {first}. Nothing was run; mend the rows, or "
+        "raise the limit"
+    )
+
+
+def _allowed(options: BatchOptions, rows: int) -> str:
     limits = " and ".join(
         f"{name}={value:g}"
         for name in ("max_error_rows", "max_error_fraction")
         if (value := getattr(options, name)) is not None
     )
-    first = f" The first: {'; '.join(shown)}." if shown else ""
-    failed = sum(p.error_rows for p in parts.values())
-    done = sum(p.rows for p in parts.values())
-    return TooManyErrorsError(
-        f"{failed:,} of the {done:,} rows run so far have failed; {limits} allows "
-        f"{most_error_rows(options, source.rows):,.0f} of {source.rows:,}.{first} Mend "
-        "the rows or the model, or raise the limit: a rerun goes on from here"
-    )
+    return f"{limits} allows {most_error_rows(options, rows):,.0f} of {rows:,}"
 
 
 def _errors_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,9 @@ from sheaf_dagster.batch.results import (
     ValidationReport,
     Violation,
 )
+from sheaf_dagster.batch.rows.invalid import lines_in, packed_lines
 from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
-from sheaf_dagster.batch.rows.unique import SeenKeys
+from sheaf_dagster.batch.rows.unique import Duplicate, SeenKeys
 from sheaf_dagster.batch.rows.unknown import count_rows
 from sheaf_dagster.errors import SourceChangedError
 from sheaf_dagster.storage import Chunk, Location, ScannedSource, read_ranges, scan_source
@@ -64,22 +66,38 @@ def validate_source(
         count_rows(report.unknown_fields, found.unknown_fields)
         report.meant.update({n: m for n, m in found.meant.items() if n in report.unknown_fields})
         seen.add(chunk.file, found.key, found.keys)
-        validated.append(chunk.validated(found.crc))
-    _note_duplicates(report, source, seen)
+        validated.append(chunk.validated(found.crc, found.invalid))
+    _note_duplicates(report, source, seen, validated)
     return report, tuple(validated)
 
 
-def _note_duplicates(report: ValidationReport, source: ScannedSource, seen: SeenKeys) -> None:
+def _note_duplicates(
+    report: ValidationReport, source: ScannedSource, seen: SeenKeys, chunks: list[Chunk]
+) -> None:
+    """Counts rows whose key an earlier one has, and marks their lines in the chunks."""
     number, duplicates = seen.duplicates()
     report.total_violations += number
     report.invalid_rows += number
     names = [f.stored.uri for f in source.files]
-    for found in itertools.islice(duplicates, MAX_VIOLATIONS_SHOWN - len(report.violations)):
+    starts = [(chunk.file, chunk.first_line) for chunk in chunks]
+    in_chunk = itertools.groupby(duplicates, lambda d: bisect_right(starts, (d.file, d.line)) - 1)
+    for index, group in in_chunk:
+        some, chunk = list(group), chunks[index]
+        lines = lines_in(chunk.invalid, chunk.first_line).union(found.line for found in some)
+        packed = packed_lines(sorted(lines), chunk.first_line)
+        chunks[index] = chunk.validated(chunk.crc, packed)
+        _show_duplicates(report, seen.field, names, some)
+
+
+def _show_duplicates(
+    report: ValidationReport, field: str, names: Sequence[str], duplicates: Sequence[Duplicate]
+) -> None:
+    for found in duplicates[: MAX_VIOLATIONS_SHOWN - len(report.violations)]:
         other = "" if found.file == found.first_file else f"{names[found.first_file]}, "
         report.violations.append(
             Violation(
                 line=found.line,
-                field=seen.field,
+                field=field,
                 message=f"is the same as on {other}line {found.first_line}; each must be another",
                 file=names[found.file] if len(names) > 1 else "",
             )

@@ -88,8 +88,7 @@ class OpenAIBatchRequest(BaseModel):
 
     def digest(self) -> str:
         """Hash of the row and its place (hex, 32 digits); ids of the answer are made from it."""
-        text = json.dumps([self._position, self.model_dump(mode="json")], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return _digest_of(self.model_dump(mode="json"), self._position)
 
     def answer(self, body: dict[str, Any]) -> OpenAIBatchResponse:
         """The line that carries a response's body. Its ids are derived, so that they repeat."""
@@ -113,6 +112,22 @@ class OpenAIBatchRequest(BaseModel):
                 status_code=status, request_id=f"req_{own}", body={"error": said}
             )
         return line.model_dump(mode="json")
+
+    @classmethod
+    def invalid_record(cls, row: Any, position: int, error: BaseException) -> dict[str, Any]:
+        """The line of a row that is no request."""
+        own = _digest_of(row, position)
+        named = row.get("custom_id") if isinstance(row, dict) else None
+        return OpenAIBatchResponse(
+            id=f"batch_req_{own}",
+            custom_id=named if isinstance(named, str) else "",
+            error=OpenAIBatchError(code=type(error).__name__, message=str(error)[:2000]),
+        ).model_dump(mode="json")
+
+
+def _digest_of(row: Any, position: int | None) -> str:
+    text = json.dumps([position, row], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class OpenAIBatchError(BaseModel):

@@ -121,9 +121,10 @@ def build_batch_inference_asset(
             changes = run_config(path, context.op_execution_context.op_config).changes()
             at = places.reading(changes.pop("source", places.source))
             only: Only | None = changes.pop("only", None)
+            chosen = changed_options(path, options, changes)
             spec_of: SpecOf = partial(
                 at.spec_of,
-                options=changed_options(path, options, changes),
+                options=chosen,
                 only=only,
                 root=where.base,
                 storage_options=(
@@ -135,7 +136,7 @@ def build_batch_inference_asset(
         except SheafError as e:
             raise dg.Failure(str(e), allow_retries=False) from e
         keys: list[str | None] = list(context.partition_keys) if partitioned else [None]
-        execution = Step(context, spec.key, model_spec, model_key, step, report)
+        execution = Step(context, spec.key, model_spec, model_key, step, report, chosen)
         try:
             plan = execution.plan(keys, spec_of, only)
             recorder = execution.run(plan, getattr(context.resources, ray_cluster))

@@ -10,6 +10,7 @@ import dagster as dg
 
 from sheaf_dagster.batch.results import BatchResult, ValidationReport, Violation
 from sheaf_dagster.batch.rows.sample import OutputSample
+from sheaf_dagster.batch.spec import OnError
 from sheaf_dagster.contracts import deviations_of
 from sheaf_dagster.errors import (
     InputValidationError,
@@ -25,7 +26,8 @@ ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 
 CHECKS = {
     "input_rows_are_valid": "Every row of the source matches its contract. If not, the lines and "
-    "fields are named, and nothing was run or written for that file.",
+    "fields are named, and nothing was run or written for that file (on_invalid: fail), or these "
+    "rows are error rows in the sink (on_invalid: record).",
     "every_row_is_answered": "The sink holds one line for each row of the source.",
     "order_is_kept": "The n-th line answers the n-th row, by their ids in the first rows of each "
     "file.",
@@ -51,8 +53,13 @@ _DESCRIPTION = 2000
 
 def severities_of(
     changed: Mapping[str, dg.AssetCheckSeverity],
+    on_invalid: OnError = "fail",
 ) -> dict[str, dg.AssetCheckSeverity]:
     """The severity of each check.
+
+    Args:
+        changed: By check, in place of the default.
+        on_invalid: What becomes of invalid rows: where they are tolerated, they are a warning.
 
     Raises:
         SpecError: A name that is no check.
@@ -62,7 +69,8 @@ def severities_of(
         raise SpecError(
             f"check_severities: no check is called {unknown[0]!r}; there are {', '.join(CHECKS)}"
         )
-    return {name: changed.get(name, WARN if name in _WARNS else ERROR) for name in CHECKS}
+    warns = (*_WARNS, "input_rows_are_valid") if on_invalid == "record" else _WARNS
+    return {name: changed.get(name, WARN if name in warns else ERROR) for name in CHECKS}
 
 
 def blocking(failed: Iterable[str], severities: Mapping[str, dg.AssetCheckSeverity]) -> list[str]:
@@ -100,14 +108,17 @@ class CheckLedger:
         if result.output_rows != result.rows:
             text = f"{result.output_rows:,} answers to {result.rows:,} rows"
             self._add("every_row_is_answered", partition, text)
+        if not result.validation.ok:
+            self._note_invalid(partition, result.validation, "they are error rows in the sink")
         if not sample.in_order:
             self._add("order_is_kept", partition, "a response answers another row's request")
         if result.non_finite:
             self._add("all_numbers_are_finite", partition, f"{result.non_finite:,} numbers")
         if result.error_rows:
-            self._add(
-                "no_row_failed", partition, f"{result.error_rows:,} of {result.rows:,} rows failed"
-            )
+            invalid = result.validation.invalid_rows
+            these = f", {invalid:,} of them invalid" if invalid else ""
+            text = f"{result.error_rows:,} of {result.rows:,} rows failed{these}"
+            self._add("no_row_failed", partition, text)
         for kind, n in result.deviations.items():
             check = "no_row_fell_back" if kind == "fell_back" else "every_row_is_answered_as_asked"
             text = (
@@ -129,13 +140,16 @@ class CheckLedger:
         """Notes a file that failed."""
         self._failed.add(partition)
         if isinstance(error, InputValidationError):
-            self._add("input_rows_are_valid", partition, _invalid(error.report, partition))
-            room = max(0, _SHOWN - len(self.violations))
-            self.violations += [(partition, v) for v in error.report.violations[:room]]
+            self._note_invalid(partition, error.report, "nothing was run or written for this file")
         elif isinstance(error, ResponseMismatchError):
             self._add("every_row_is_answered", partition, str(error))
         elif isinstance(error, (PredictError, WorkerCrashError)):
             self._add("no_row_failed", partition, str(error))
+
+    def _note_invalid(self, partition: str, report: ValidationReport, so: str) -> None:
+        self._add("input_rows_are_valid", partition, _invalid(report, partition, so))
+        room = max(0, _SHOWN - len(self.violations))
+        self.violations += [(partition, v) for v in report.violations[:room]]
 
     def _add(self, check: str, partition: str, text: str) -> None:
         self.problems.setdefault(check, {})[partition] = text
@@ -190,15 +204,14 @@ def _first(kind: str, n: int, sample: OutputSample) -> str:
     return f" ({which} {shown}{' …' if n > _SHOWN_ROWS or n > len(found) else ''})"
 
 
-def _invalid(report: ValidationReport, partition: str) -> str:
+def _invalid(report: ValidationReport, partition: str, so: str) -> str:
     """The first lines and fields, then the counts; in one line, since the UI folds more."""
     shown = "; ".join(str(v) for v in report.violations[:3])
     rest = report.total_violations - min(3, len(report.violations))
     more = f"; and {rest:,} more" if rest > 0 else ""
     where = "" if partition else f"{report.source}, "
     return (
-        f"{where}{shown}{more}. {report.invalid_rows:,} of {report.rows:,} rows are invalid; nothing "
-        "was run or written for this file."
+        f"{where}{shown}{more}. {report.invalid_rows:,} of {report.rows:,} rows are invalid; {so}."
     )
 
 

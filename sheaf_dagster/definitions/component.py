@@ -237,6 +237,7 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     compute: Annotated[Compute, _option("compute", "actors")] = "tasks"
     num_actors: Annotated[int | None, _option("num_actors", 2)] = None
     on_error: Annotated[OnError, _option("on_error", "record")] = "fail"
+    on_invalid: Annotated[OnError, _option("on_invalid", "record")] = "fail"
     max_error_rows: Annotated[int | None, _option("max_error_rows", _NEITHER)] = None
     max_error_fraction: Annotated[float | None, _option("max_error_fraction", 0.01)] = None
     batch_timeout: Annotated[float | None, _option("batch_timeout", 60.0)] = None

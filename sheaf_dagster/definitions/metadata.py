@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 
-from sheaf_dagster.batch.results import BatchResult
+from sheaf_dagster.batch.results import BatchResult, ValidationReport
 from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.contracts import DEVIATIONS
@@ -69,8 +69,7 @@ def result_metadata(
         **(_pictures(sample, axes) if preview else {}),
         "rows_per_second": round(result.rows_per_second, 1),
         "seconds": round(result.seconds, 3),
-        "validation": f"all {result.validation.rows:,} rows valid, checked in "
-        f"{result.validation.seconds:.2f} s",
+        "validation": _validation(result.validation),
         "error_rows": result.error_rows,
         "non_finite": result.non_finite,
         **{f"{kind}_rows": result.deviations.get(kind, 0) for kind in DEVIATIONS},
@@ -115,6 +114,15 @@ def result_metadata(
         md["halved_batches"] = result.halved_batches
     md[FINGERPRINT] = result.fingerprint
     return md
+
+
+def _validation(report: ValidationReport) -> str:
+    valid = (
+        f"all {report.rows:,} rows valid"
+        if report.ok
+        else f"{report.invalid_rows:,} of {report.rows:,} rows invalid (error rows)"
+    )
+    return f"{valid}, checked in {report.seconds:.2f} s"
 
 
 def _tokens(result: BatchResult) -> dict[str, Any]:

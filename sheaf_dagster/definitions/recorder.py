@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
 from sheaf_dagster.batch.messages import shortened
 from sheaf_dagster.batch.orders import FileOutcome
 from sheaf_dagster.batch.spec import ModelSpec
-from sheaf_dagster.definitions.checks import CheckLedger, severities_of
+from sheaf_dagster.definitions.checks import CheckLedger
 from sheaf_dagster.definitions.history import Provenance
 from sheaf_dagster.definitions.interrupts import interrupts_wait
 from sheaf_dagster.definitions.metadata import FAILED_CHECKS, result_metadata
@@ -41,7 +41,8 @@ class StepRecorder:
         plan: The step's files; what can't be a file is recorded as failed at once.
         model: The model that runs.
         model_key: The asset that stands for the model, if any.
-        report: What is shown, and how severe the checks are.
+        report: What is shown.
+        severities: Of the checks.
     """
 
     def __init__(
@@ -52,13 +53,14 @@ class StepRecorder:
         model: ModelSpec,
         model_key: dg.AssetKey | None,
         report: ReportOptions,
+        severities: Mapping[str, dg.AssetCheckSeverity],
     ) -> None:
         self._context = context
         self._key = key
         self._plan = plan
         self._model = model
         self._report = report
-        self._checks = CheckLedger(severities_of(report.check_severities))
+        self._checks = CheckLedger(severities)
         self._provenance = Provenance(context, key, plan.keys, model_key)
         deps = context.assets_def.specs_by_key[key].deps
         self._upstream = [dep.asset_key for dep in deps if dep.asset_key != model_key]

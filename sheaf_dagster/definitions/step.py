@@ -15,7 +15,7 @@ from sheaf_dagster.batch.progress import progress_lines
 from sheaf_dagster.batch.ray.capacity import WorkerPlan
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, verify_limits
 from sheaf_dagster.batch.runner import BatchRunner
-from sheaf_dagster.batch.spec import ModelSpec, Only
+from sheaf_dagster.batch.spec import BatchOptions, ModelSpec, Only
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.definitions.checks import blocking, severities_of
 from sheaf_dagster.definitions.clusters import cluster_config, cluster_limits, jobs_address
@@ -42,6 +42,7 @@ class Step:
         model_key: The asset that stands for the model, if any.
         options: How it is run.
         report: What is shown of it.
+        batch: How its files are run.
     """
 
     context: dg.AssetExecutionContext
@@ -50,6 +51,7 @@ class Step:
     model_key: dg.AssetKey | None
     options: StepOptions
     report: ReportOptions
+    batch: BatchOptions
 
     def plan(
         self, keys: Sequence[str | None], spec_of: SpecOf, only: Only | None = None
@@ -65,7 +67,7 @@ class Step:
         if only is not None:
             earlier = latest_materializations(self.context, self.key, keys)
             return StepPlan.of(keys, spec_of, earlier)
-        severities = severities_of(self.report.check_severities)
+        severities = severities_of(self.report.check_severities, self.batch.on_invalid)
         earlier = committed_in_this_chain(self.context, self.key, keys)
         # What a check holds back is run again: passed over, it would stay held back for ever.
         stands = {k: e for k, e in earlier.items() if not blocking(e.failed_checks, severities)}
@@ -123,7 +125,10 @@ class Step:
         """The recorder of a job that begins with these weights (identity, version), if known."""
         if self.model_key is not None and model is not None:
             note_model_version(self.context, self.model_key, self.model, *model)
-        return StepRecorder(self.context, self.key, plan, self.model, self.model_key, self.report)
+        severities = severities_of(self.report.check_severities, self.batch.on_invalid)
+        return StepRecorder(
+            self.context, self.key, plan, self.model, self.model_key, self.report, severities
+        )
 
     def _order(self, plan: StepPlan, limits: ClusterConfig) -> StepOrder:
         """The files for a process on the cluster.

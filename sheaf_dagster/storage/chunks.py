@@ -53,10 +53,12 @@ class Chunk:
     """Line of the file at which it starts, from 1."""
     crc: int = -1
     """CRC-32 of its bytes when they were validated; -1 before that."""
+    invalid: bytes = b""
+    """Lines whose rows were found invalid, as bits from the first line on."""
 
-    def validated(self, crc: int) -> Chunk:
-        """The same chunk with the checksum of the bytes that were found valid."""
-        return replace(self, crc=crc)
+    def validated(self, crc: int, invalid: bytes = b"") -> Chunk:
+        """The same chunk with the checksum of the bytes that were validated, and what was found."""
+        return replace(self, crc=crc, invalid=invalid)
 
 
 @dataclass(frozen=True)

@@ -81,18 +81,33 @@ def fields_of(keep: tuple[str, ...]) -> Callable[[bytes], bytes]:
         found = b"".join(
             key + bytes(getattr(given, field)) for key, field in zip(keys, names, strict=True)
         )
-        return _read_slowly(keep, line) if _LARGE.search(found) else found
+        return _read_slowly(keep, line) if _LARGE.search(found) or not _is_text(found) else found
 
     return read
 
 
+def _is_text(data: bytes) -> bool:
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _read_slowly(keep: Sequence[str], line: bytes) -> bytes:
-    """Of rows with what JSON doesn't know (NaN, 1e999), which becomes null."""
-    row = json.loads(line)
-    return b"".join(
-        f",{json.dumps(name)}:{json.dumps(_finite(row.get(name)), ensure_ascii=False)}".encode()
+    """Of rows with what JSON doesn't know (NaN, 1e999), which becomes null, and of what is no row."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    row = row if isinstance(row, dict) else {}
+    text = "".join(
+        f",{json.dumps(name)}:{json.dumps(_finite(row.get(name)), ensure_ascii=False)}"
         for name in keep
     )
+    return text.encode("utf-8", "replace")
 
 
 def _finite(value: Any) -> Any:

@@ -6,7 +6,7 @@ import hashlib
 import io
 import itertools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, get_args
 from uuid import UUID
@@ -17,6 +17,7 @@ from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
 from sheaf_dagster.batch.rows.fast import fast_codec
 from sheaf_dagster.batch.rows.general import GeneralCodec
 from sheaf_dagster.batch.rows.inside import given_fields
+from sheaf_dagster.batch.rows.invalid import invalid_row, packed_lines, why_invalid
 from sheaf_dagster.batch.rows.keep import fields_of
 from sheaf_dagster.batch.rows.lossless import lost_in
 from sheaf_dagster.batch.rows.unique import KeysOfChunk, unique_key
@@ -28,6 +29,7 @@ from sheaf_dagster.batch.rows.unknown import (
 )
 from sheaf_dagster.batch.rows.violations import Violations
 from sheaf_dagster.contracts import Contract
+from sheaf_dagster.errors import InputValidationError
 from sheaf_dagster.storage import is_blank
 
 __all__ = [
@@ -71,6 +73,8 @@ class ChunkFindings:
     """Rows by the name of a field that their contract doesn't know."""
     meant: dict[str, str] = field(default_factory=dict)
     """By the name of such a field the one that was probably meant."""
+    invalid: bytes = b""
+    """The lines of invalid rows; see ``rows.invalid``."""
     key: str = ""
     """The field whose value no two rows may share; see ``rows.unique``."""
     keys: bytes = b""
@@ -108,6 +112,7 @@ class RowContract:
         typed = "model_type" in self.request.model_fields
         accepts = self._accepts if keys is None else None
         passed_on = 0
+        invalid: list[int] = []
         # Line by line: a chunk's lines all at once are more than a processor's cache holds.
         for number, ended_line in enumerate(io.BytesIO(data), first_line):
             if accepts is not None and accepts(ended_line):
@@ -148,12 +153,50 @@ class RowContract:
                     if not found:
                         continue
             findings.invalid_rows += 1
+            invalid.append(number)
             findings.total_violations += len(found)
             if len(findings.violations) < MAX_VIOLATIONS_SHOWN:
                 findings.violations += found[: MAX_VIOLATIONS_SHOWN - len(findings.violations)]
         if keys is not None:
             findings.key, findings.keys = keys.field, keys.packed()
+        findings.invalid = packed_lines(invalid, first_line)
         return findings
+
+    def why_invalid(self, number: int, line: bytes) -> InputValidationError:
+        """The error of a row that was found invalid."""
+        found = self.validate(line + b"\n", number).violations
+        key = unique_key(self.request) or ""
+        again = Violation(line=number, field=key, message="is the same as on an earlier line")
+        return why_invalid(number, found or [again])
+
+    def parse_all(
+        self, lines: Sequence[tuple[int, bytes]], first_position: int, invalid: Container[int]
+    ) -> list[Row]:
+        """As ``parse``, of lines some of which are invalid.
+
+        Where these can't be parsed, an ``InvalidRow`` stands for the request.
+        """
+        rows: list[Row] = []
+        for bad, group in itertools.groupby(lines, lambda line: line[0] in invalid):
+            some = list(group)
+            if not bad:
+                rows += self.parse(some, first_position + len(rows))
+                continue
+            for line in some:
+                rows.append(self._parse_invalid(line, first_position + len(rows)))
+        return rows
+
+    def _parse_invalid(self, numbered: tuple[int, bytes], position: int) -> Row:
+        try:
+            (row,) = self.parse([numbered], position, validated=False)
+            return row
+        except (ValidationError, RecursionError):
+            number, line = numbered
+            stand_in = invalid_row(
+                self.request, line, position, lambda: _derived_id(position, line)
+            )
+            fields = fields_of(self.keep)(line) if self.keep else b""
+            return Row(position, number, stand_in, fields)
 
     def parse(
         self, lines: Sequence[tuple[int, bytes]], first_position: int, *, validated: bool = True

@@ -1,68 +1,78 @@
-"""Putting kept answers into the places of their rows; the other rows are run."""
+"""Rows of a chunk that no model is asked about: those that keep answers, and invalid ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import orjson
 
 from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.batch.rows.inside import given_fields
+from sheaf_dagster.batch.rows.invalid import lines_in
 from sheaf_dagster.batch.rows.requests import Row, RowContract
 from sheaf_dagster.batch.worker.making import ChunkInMaking
 from sheaf_dagster.contracts import row_identity
 from sheaf_dagster.errors import PreviousOutputError
 from sheaf_dagster.storage import Chunk, Part, rows_in, store_at
 
-__all__ = ["kept_part", "rows_to_run"]
+__all__ = ["contract_of", "part_without_model", "rows_to_run"]
 
 _AT_A_TIME = 1024
+
+
+def contract_of(contract: RowContract, job: FileWork) -> RowContract:
+    """The contract of a job's rows."""
+    if not (job.keep or job.strict):
+        return contract
+    return replace(contract, keep=job.keep, strict=job.strict)
 
 
 def rows_to_run(
     contract: RowContract, making: ChunkInMaking, lines: Iterator[tuple[int, bytes]]
 ) -> list[Row]:
-    """The rows of a chunk without an answer; the answers of the others are put in their places.
+    """The rows of a chunk that the model is to answer; the lines of the others are put in place.
 
     Args:
         contract: Reads the rows.
-        making: The chunk, of a job that keeps answers.
+        making: The chunk.
         lines: Line numbers and lines of all its rows.
 
     Raises:
-        PreviousOutputError: An answer isn't known to be that of its row.
+        PreviousOutputError: A kept answer isn't known to be that of its row.
     """
     kept, chunk = making.job.kept, making.chunk
-    assert kept is not None
-    answers = iter(kept.lines(chunk))
+    answers = repeat(None) if kept is None else iter(kept.lines(chunk))
+    invalid = lines_in(chunk.invalid, chunk.first_line)
     to_run: list[Row] = []
     for position in range(chunk.first_row, chunk.first_row + chunk.rows, _AT_A_TIME):
-        rows = contract.parse(list(islice(lines, _AT_A_TIME)), position)
-        for row, answer in zip(rows, answers, strict=False):
-            if answer is None:
+        some = list(islice(lines, _AT_A_TIME))
+        rows = contract.parse_all(some, position, invalid)
+        for row, (number, line), answer in zip(rows, some, answers, strict=False):
+            if number in invalid:
+                making.reject(row, contract.why_invalid(number, line))
+            elif answer is None:
                 to_run.append(row)
             else:
+                assert kept is not None
                 _require_answer_of(making.where, row, answer, proven=kept.proven)
                 making.keep(row, answer, contract.response)
     return to_run
 
 
-def kept_part(contract: RowContract, job: FileWork, chunk: Chunk) -> Part:
-    """Makes the part of a chunk whose rows all have answers; no model is needed.
+def part_without_model(contract: RowContract, job: FileWork, chunk: Chunk) -> Part | None:
+    """Makes the part of a chunk of which no row is to be run; None where there is one.
 
     Raises:
-        PreviousOutputError: An answer isn't known to be that of its row.
+        PreviousOutputError: A kept answer isn't known to be that of its row.
     """
     making = ChunkInMaking(job, chunk)
-    contract = replace(contract, keep=job.keep)
     data = store_at(job.texts[chunk.file]).read_range(chunk.start, chunk.end)
     making.require_validated(data)
-    to_run = rows_to_run(contract, making, rows_in(data, chunk.first_line))
-    assert not to_run, "a chunk with rows to run is a worker's"
-    return making.written("")
+    rows_to_run(contract_of(contract, job), making, rows_in(data, chunk.first_line))
+    return making.written("") if making.complete else None
 
 
 def _require_answer_of(where: str, row: Row, answer: bytes, *, proven: bool) -> None:

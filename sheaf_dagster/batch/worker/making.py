@@ -98,6 +98,19 @@ class ChunkInMaking:
         self._counts[KEPT] += 1
         self._non_finite += non_finite
 
+    def reject(self, row: Row, error: Exception) -> None:
+        """Puts the error row of an invalid row in its place; in the thread that reads."""
+        line = error_line(row.request, error, redact=self.job.redact)
+        line = with_fields(line, row.fields) if self.job.keep else line
+        self._lines[row.position - self.chunk.first_row] = line
+        self._left -= 1
+        self._tally.error_rows += 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether each row has its line."""
+        return not self._left
+
     def written(self, model: str) -> Part:
         """Writes the part of all answers.
 

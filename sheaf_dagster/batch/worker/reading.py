@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.batch.rows.requests import Row
-from sheaf_dagster.batch.worker.keeping import rows_to_run
+from sheaf_dagster.batch.worker.keeping import contract_of, rows_to_run
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.batch.worker.making import Batch, ChunkInMaking
 from sheaf_dagster.batch.worker.sizing import BatchSizer, spans
@@ -66,7 +65,7 @@ def _batches(
     lines: Iterator[tuple[int, bytes]],
 ) -> Iterator[list[Row]]:
     job, chunk = making.job, making.chunk
-    contract = replace(context.rows, keep=job.keep) if job.keep else context.rows
+    contract = contract_of(context.rows, job)
     if job.batch_size is None:
         sizer.make_room(chunk.rows)
 
@@ -75,14 +74,15 @@ def _batches(
             return job.window
         return sizer.size if job.batch_size is None else job.batch_size
 
-    if job.bucket_by is None and job.kept is None:
+    all_run = job.kept is None and not chunk.invalid
+    if job.bucket_by is None and all_run:
         for start, stop in spans(chunk.rows, size):
             batch = list(islice(lines, stop - start))
             yield contract.parse(batch, chunk.first_row + start)
         return
     rows = (
         contract.parse(list(lines), chunk.first_row)
-        if job.kept is None
+        if all_run
         else rows_to_run(contract, making, lines)
     )
     # The window is the chunk: it is the same at every run, so the batches of one size are too.
