@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -57,6 +58,9 @@ ValidateChunks = Callable[[RowContract, ScannedSource], Iterable[ChunkFindings]]
 
 _JOIN_BYTES = 64 * 2**20
 """Parts of a killed run that are joined at a time, while workers wait to be heard."""
+
+_PARTS_AT_A_TIME = 4
+"""Parts that the driver makes itself: a remote store takes its time for each."""
 
 _LAYOUT_VERSION = 1
 """Raised when the same job would be cut or written differently than by an older version."""
@@ -131,6 +135,7 @@ class FileRun:
         self._models: set[str] = set()
         self._joined = 0
         self._refused = False
+        self._keeper: Keeper | None = None
 
     @property
     def rows_done(self) -> int:
@@ -168,7 +173,7 @@ class FileRun:
         if report.unknown_fields:
             log.warning("%s: %s", report.source, report.unknown_summary())
         held = self._hold()
-        keeper = self._keeper(source)
+        keeper = self._keeper = self._keeper_of(source)
         kept_of = None if keeper is None else keeper.identity
         self.fingerprint = job_fingerprint(self.context, self.spec, source.digest, kept_of)
         found = held.open_run(self.fingerprint, resume=self.spec.resume)
@@ -200,7 +205,7 @@ class FileRun:
         self._count_errors(self.parts.values())
         return job, [c for c in self._chunks if c.index not in self.parts]
 
-    def _keeper(self, source: ScannedSource) -> Keeper | None:
+    def _keeper_of(self, source: ScannedSource) -> Keeper | None:
         """What decides which answers of an earlier output are kept."""
         if self.spec.only is None:
             return None
@@ -220,12 +225,15 @@ class FileRun:
             else:
                 kept, done = keep_answers(keeper, self._hold(), self._chunks, self.parts, stop)
                 job = replace(job, kept=kept)
-            for chunk in done:
+
+            def make(chunk: Chunk) -> Part | None:
                 if stop is not None and stop.is_set():
                     raise InterruptedError("the job was stopped")
-                part = part_without_model(self.context.rows, job, chunk)
-                if part is not None:
-                    self.parts[chunk.index] = part
+                return part_without_model(self.context.rows, job, chunk)
+
+            with ThreadPoolExecutor(_PARTS_AT_A_TIME, thread_name_prefix="sheaf-keep") as pool:
+                made = [part for part in pool.map(make, done) if part is not None]
+            self.parts |= {part.chunk: part for part in made}
         return job
 
     def _refused_rows(self, report: ValidationReport) -> SheafError | None:
@@ -333,6 +341,9 @@ class FileRun:
         """
         assert self._source is not None and self._validation is not None
         self._source.check_unchanged()
+        if self._keeper is not None:
+            with self._refusing():
+                self._keeper.check_unchanged()
         parts = [self.parts[c.index] for c in self._chunks]
         size = self._hold().commit(parts)
         reports = self._reports

@@ -29,6 +29,13 @@ class Keeper(Protocol):
     identity: str
     proven: bool
 
+    def check_unchanged(self) -> None:
+        """Makes sure that the earlier output is what it was when the job began.
+
+        Raises:
+            PreviousOutputError: It is not.
+        """
+
     def tables(
         self, chunks: Sequence[Chunk], text: Location, stop: threading.Event | None
     ) -> Iterator[Table]:

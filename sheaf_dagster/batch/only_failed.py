@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from sheaf_dagster.batch.committed import CommittedSink
 from sheaf_dagster.batch.kept import Table, table_of
+from sheaf_dagster.batch.results import BatchResult, ValidationReport
 from sheaf_dagster.batch.rows.read_back import FailedLines
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.errors import PreviousOutputError
-from sheaf_dagster.storage import Chunk, FileState, Location, read_blocks, store_at
+from sheaf_dagster.storage import Chunk, FileState, Location, read_blocks, source_digest, store_at
 
 __all__ = ["OnlyFailed", "has_failed_rows", "kept_identity", "last_output"]
 
@@ -61,6 +62,26 @@ def _identity(state: FileState) -> str:
     return f"failed rows of {state.size}:{state.version}"
 
 
+def whole_output(spec: BatchSpec, fingerprint: str) -> BatchResult:
+    """The result of a file of which no row failed, so that none was run."""
+    sink = Location.of(spec.sink, spec.storage_options)
+    rows = sum(block.count(b"\n") for block in read_blocks(sink))
+    source = ", ".join(Location.of(uri, spec.storage_options).uri for uri in spec.sources)
+    digest = source_digest(spec.sources, spec.storage_options)
+    return BatchResult(
+        source=source,
+        sink=sink.uri,
+        rows=rows,
+        output_rows=rows,
+        reused_rows=rows,
+        seconds=0.0,
+        source_digest=digest,
+        fingerprint=fingerprint,
+        output_bytes=last_output(sink).size,
+        validation=ValidationReport(source=source, rows=rows, source_digest=digest),
+    )
+
+
 class OnlyFailed:
     """Keeps the answers of all rows but those that failed; see ``Keeper``.
 
@@ -98,9 +119,18 @@ class OnlyFailed:
                 "run the whole file, so that all its rows are answered by one"
             )
         self.output = sink
+        self._state = state
         self.identity = _identity(state)
         self.proven = source_digest.startswith(earlier.source_digest)
         self._failed = FailedLines(context.rows.request, context.rows.response)
+
+    def check_unchanged(self) -> None:
+        """Compares the last output with what it was when the job began."""
+        if store_at(self.output).state() != self._state:
+            raise PreviousOutputError(
+                f"{self.output.uri} was written to while its answers were kept for a new output, "
+                "which is thrown away. Run again"
+            )
 
     def tables(
         self, chunks: Sequence[Chunk], text: Location, stop: threading.Event | None

@@ -16,7 +16,7 @@ from sheaf_dagster.batch.committed import CommittedSink
 from sheaf_dagster.batch.driver import run_job
 from sheaf_dagster.batch.file_run import job_fingerprint
 from sheaf_dagster.batch.layout import layout_of
-from sheaf_dagster.batch.only_failed import has_failed_rows, kept_identity
+from sheaf_dagster.batch.only_failed import has_failed_rows, kept_identity, whole_output
 from sheaf_dagster.batch.progress import OnProgress, shown_progress
 from sheaf_dagster.batch.ray.capacity import WorkerPlan
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, verify_limits
@@ -94,6 +94,9 @@ class BatchRunner:
     def run(self, spec: BatchSpec) -> BatchResult:
         """Runs every row of a source through the model and commits the answers to the sink.
 
+        With ``only="failed"`` and no failed row there is nothing to run; the result is that of the
+        last output.
+
         Raises:
             InputValidationError: Rows are invalid; nothing was run or written.
             ClusterCapacityError: The job can't fit the limits or the cluster.
@@ -103,8 +106,7 @@ class BatchRunner:
         (outcome,) = self.run_many([spec])
         if outcome.error is not None:
             raise outcome.error
-        assert outcome.result is not None
-        return outcome.result
+        return outcome.result or whole_output(spec, self.fingerprint(spec))
 
     def run_many(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 
@@ -131,7 +132,29 @@ def test_nothing_is_loaded_or_written_where_no_row_failed(source, tmp_path):
     (outcome,) = BatchRunner(doubler(fail_load=True)).run_many([again(job)])
 
     assert outcome.unchanged and outcome.ok
+    result = BatchRunner(doubler(fail_load=True)).run(again(job))
+    assert (result.rows, result.reused_rows, result.error_rows) == (ROWS, ROWS, 0)
     assert os.stat(job.sink) == before
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_on_s3_it_is_as_on_disk(s3, write_rows, tmp_path, suffix):
+    values = list(range(1, 301))
+    s3.put("in.jsonl", open(write_rows(values), "rb").read())
+    job = sd.BatchSpec(
+        source=s3.uri("in.jsonl"), sink=s3.uri(f"out.jsonl{suffix}"), storage_options=s3.options(),
+        compute="local", batch_size=8, on_error="record",
+    )  # fmt: skip
+    assert run(job, doubler(fail_every=100)).error_rows == 3
+
+    result = run(again(job), doubler())
+
+    assert result.reused_rows == 297
+    data = s3.get(f"out.jsonl{suffix}")
+    lines = (gzip.decompress(data) if suffix else data).splitlines()
+    assert [json.loads(line)["value"] for line in lines] == [2 * v for v in values]
+    assert sorted(s3.names()) == sorted(["in.jsonl", f"out.jsonl{suffix}"])
 
 
 def test_without_an_output_there_is_nothing_to_mend(source, tmp_path):

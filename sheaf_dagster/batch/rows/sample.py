@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from sheaf_dagster.batch.rows.requests import Row, RowContract
+from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.contracts import contract_for, row_identity
 from sheaf_dagster.storage import Location, read_lines
@@ -44,7 +43,11 @@ def sample_output(model: ModelSpec, spec: BatchSpec, rows: int = 200) -> OutputS
     requests = _head(Location.of(spec.sources[0], spec.storage_options), rows)
     responses = _head(Location.of(spec.sink, spec.storage_options), len(requests))
     requests = requests[: len(responses)]
-    parsed = _parsed(contract, requests)
+    parsed = (
+        contract.parse(requests, 0)
+        if spec.on_invalid == "fail"
+        else contract.parse_all(requests, 0, {number for number, _ in requests})
+    )
     pairs, in_order = [], True
     for row, (_, asked_line), (_, line) in zip(parsed, requests, responses, strict=True):
         answer = orjson.loads(line)
@@ -60,13 +63,6 @@ def sample_output(model: ModelSpec, spec: BatchSpec, rows: int = 200) -> OutputS
         pairs.append((request, answer))
     sizes = [len(line) for _, line in responses]
     return OutputSample(pairs, in_order, len(pairs), sizes)
-
-
-def _parsed(contract: RowContract, lines: Sequence[tuple[int, bytes]]) -> list[Row]:
-    try:
-        return contract.parse(lines, 0)
-    except (ValidationError, RecursionError):  # invalid rows, which have become error rows
-        return contract.parse_all(lines, 0, {number for number, _ in lines})
 
 
 def _head(location: Location, rows: int) -> list[tuple[int, bytes]]:
