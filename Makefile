@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo backfill choose-model digits texts ui test test-fast test-pythons test-faults test-crashes test-corpus test-cluster test-soak test-vllm bench-language fuzz audit lint format docs pictures bench clean
+.PHONY: help demo backfill choose-model digits texts ui test test-fast test-pythons test-faults test-crashes test-corpus test-cluster test-soak test-stores test-vllm bench-language fuzz audit lint format docs pictures bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -107,6 +107,16 @@ $(VENV)-vllm/.done: tests/vllm_environment.py constraints.txt
 
 test-vllm: $(VENV)-vllm/.done  ## vLLM itself on this machine's CPUs, in .venv-vllm (a quarter of an hour)
 	$(VENV)-vllm/bin/python -m pytest tests/backends/test_vllm.py tests/backends/test_openai_endpoint.py
+
+$(VENV)-stores/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-stores
+	$(VENV)-stores/bin/python -m pip --disable-pip-version-check -q install -c constraints.txt -e '.[test-stores]'
+	npm install --prefix $(VENV)-stores --no-audit --no-fund azurite@3.37.0
+	@touch $@
+
+test-stores: $(VENV)-stores/.done  ## Google's and Azure's stores as emulators, in .venv-stores (needs npm; minutes)
+	PATH="$(CURDIR)/$(VENV)-stores/node_modules/.bin:$$PATH" SHEAF_STORES=1 \
+		$(VENV)-stores/bin/python -m pytest tests/storage -k "gcs or azure or clients or adlfs"
 
 fuzz: $(VENV)/.dev  ## Any bytes through all that reads a source, for a minute (atheris)
 	$(BIN)/python -m tests.fuzz -max_total_time=60

@@ -8,13 +8,23 @@ from typing import Any
 
 from sheaf_dagster.errors import SpecError
 
-__all__ = ["S3_PROTOCOLS", "WEB_PROTOCOLS", "options_for", "package_for", "version_in"]
+__all__ = [
+    "AZURE_PROTOCOLS",
+    "GCS_PROTOCOLS",
+    "S3_PROTOCOLS",
+    "WEB_PROTOCOLS",
+    "options_for",
+    "package_for",
+    "version_in",
+]
 
 S3_PROTOCOLS = frozenset({"s3", "s3a"})
+GCS_PROTOCOLS = frozenset({"gs", "gcs"})
+AZURE_PROTOCOLS = frozenset({"az", "abfs", "abfss"})
 WEB_PROTOCOLS = frozenset({"http", "https"})
 
-_FAMILIES = (WEB_PROTOCOLS, frozenset({"gs", "gcs"}), frozenset({"az", "abfs", "abfss"}))
-"""Protocols that one file system speaks, beside S3's."""
+_FAMILIES = (S3_PROTOCOLS, GCS_PROTOCOLS, AZURE_PROTOCOLS, WEB_PROTOCOLS)
+"""Protocols that one file system speaks."""
 
 _ANY_STORES = frozenset(
     {
@@ -87,7 +97,7 @@ def _is_group(name: str, value: Any) -> bool:
 
 
 def _family(protocol: str) -> str:
-    same = next((f for f in (S3_PROTOCOLS, *_FAMILIES) if protocol in f), {protocol})
+    same = next((f for f in _FAMILIES if protocol in f), {protocol})
     return min(same)
 
 

@@ -94,9 +94,10 @@ def is_transient(error: BaseException) -> bool:
 
 
 def status_of(error: BaseException) -> int:
-    """The HTTP status behind an error of S3's client; 0 where there is none."""
-    status = _response_of(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return status if isinstance(status, int) else 0
+    """The HTTP status behind an error of a store's client; 0 where there is none."""
+    s3 = _response_of(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    azure, gcs = getattr(error, "status_code", None), getattr(error, "code", None)
+    return next((status for status in (s3, azure, gcs) if isinstance(status, int)), 0)
 
 
 def code_of(error: BaseException) -> str:

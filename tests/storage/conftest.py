@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from sheaf_dagster.storage import Location, store_at
+from tests.other_stores import STORES, Emulator, azure, gcs
 
 
 @dataclass
@@ -51,7 +52,21 @@ class MountedFileSystem(LocalFileSystem):
 
 fsspec.register_implementation("mounted", MountedFileSystem, clobber=True)
 
-KINDS = ["local", "file", "memory", "mounted", pytest.param("s3", marks=pytest.mark.s3)]
+KINDS = ["local", "file", "memory", "mounted", pytest.param("s3", marks=pytest.mark.s3), *STORES]
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[Emulator]:
+    """Google Cloud Storage's emulator."""
+    with gcs() as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def azure_server(tmp_path_factory) -> Iterator[Emulator]:
+    """Azure's emulator."""
+    with azure(tmp_path_factory.mktemp("azurite")) as emulator:
+        yield emulator
 
 
 @pytest.fixture(params=KINDS)
@@ -63,6 +78,8 @@ def place(request: pytest.FixtureRequest, tmp_path) -> Place:
         "memory": lambda: Place(f"memory://{uuid.uuid4().hex}"),
         "mounted": lambda: Place(f"mounted://{tmp_path}"),
         "s3": lambda: _bucket(request),
+        "gcs": lambda: _container(request.getfixturevalue("gcs_server")),
+        "azure": lambda: _container(request.getfixturevalue("azure_server")),
     }
     return made[request.param]()
 
@@ -70,3 +87,7 @@ def place(request: pytest.FixtureRequest, tmp_path) -> Place:
 def _bucket(request: pytest.FixtureRequest) -> Place:
     store = request.getfixturevalue("s3")
     return Place(store.uri("some/folder"), store.options())
+
+
+def _container(emulator: Emulator) -> Place:
+    return Place(f"{emulator.bucket()}/some/folder", emulator.options(emulator.endpoint))

@@ -34,6 +34,8 @@ def test_parts_are_joined_in_order_and_nothing_else_stays(place, name, pieces):
 
 @pytest.mark.parametrize("name", ["a b", "50%", "[1]", "*", "ü?x=1#y", "a+b&c"])
 def test_any_name_is_taken_as_it_is(place, name):
+    if "?" in name and place.root.startswith("az:"):
+        pytest.skip("adlfs would change it, so it is refused")
     for other in ("aa.jsonl", "1.jsonl"):
         filled(Sink(place.at(other)), [b"other\n"])
     before = place.names()

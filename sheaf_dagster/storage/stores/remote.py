@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import IO, Any, TypeVar, cast
 
 from sheaf_dagster.errors import SourceError
+from sheaf_dagster.protocols import AZURE_PROTOCOLS, GCS_PROTOCOLS, S3_PROTOCOLS
 from sheaf_dagster.storage.expiry import with_reason
 from sheaf_dagster.storage.filesystem import filesystem_of
 from sheaf_dagster.storage.lease import Lease
@@ -38,7 +39,7 @@ T = TypeVar("T")
 ONE_PUT_BYTES = 32 * 2**20
 """Outputs up to this size, of parts too small to be copied, are written in one request."""
 
-_WITHOUT_FOLDERS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
+_WITHOUT_FOLDERS = S3_PROTOCOLS | GCS_PROTOCOLS | AZURE_PROTOCOLS | {"memory"}
 """Object stores. Making a folder there would at best do nothing, at worst make a bucket."""
 
 _BETWEEN_QUESTIONS = 256
