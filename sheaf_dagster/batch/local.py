@@ -119,7 +119,15 @@ class LocalWorkforce:
 
             work = [[(job, chunk) for chunk in chunks]]
             cpus = max(_available_cpus(), self._context.spec.resources.num_cpus)
-            yield from run_chunks(self._context, model.load(), work, limit_for=limit_for, cpus=cpus)
+            at_home = model.call if job.batch_timeout is None else None
+            yield from run_chunks(
+                self._context,
+                model.load(),
+                work,
+                limit_for=limit_for,
+                at_home=at_home,
+                cpus=cpus,
+            )
 
 
 def _available_cpus() -> int:

@@ -37,6 +37,8 @@ _BATCHES_BEHIND = 4
 _WAITING_ROWS = 1024
 """Besides sixteen times those in flight, so many answered rows may wait for one that is slow."""
 
+_MOMENT_SECONDS = 0.002
+
 _STALL_SECONDS = 3.0
 """So much after its time limit nothing has come back: the event loop itself is held up."""
 
@@ -61,7 +63,9 @@ def run_in_flight(
                 while flight.has_room and (batch := ahead.take(0)) is not None:
                     flight.add(batch)
                 yield from jobs.heard(writer.done())
-                if flight.step():
+                # Where rows could be added, they are awaited more than answers.
+                more = flight.has_room and not ahead.ended
+                if flight.step(_MOMENT_SECONDS if more else TICK_SECONDS):
                     continue
                 if ahead.ended:
                     break
@@ -141,13 +145,13 @@ class _Flight:
             self._waiting += [(opened, i) for i in range(len(batch.rows))]
             self._launch()
 
-    def step(self) -> bool:
-        """Takes in what has come back within a moment; False where nothing is under way."""
+    def step(self, seconds: float = TICK_SECONDS) -> bool:
+        """Takes in what has come back within so many seconds; False where nothing is under way."""
         self._launch()
         if not self._open:
             return False
         try:
-            landed = self._landed.get(timeout=TICK_SECONDS)
+            landed = self._landed.get(timeout=seconds)
             while True:
                 self._take(landed)
                 landed = self._landed.get_nowait()

@@ -87,7 +87,7 @@ class ModelThread:
         self._thread.start()
 
     def call(self, function: Callable[[], T], seconds: float | None = None) -> T:
-        """The function's value, from this thread, once it is its turn.
+        """The function's value, from this thread, once it is its turn; at once where it calls itself.
 
         Args:
             function: What to call.
@@ -98,6 +98,8 @@ class ModelThread:
             CallTooLongError: It took too long; the thread is ``lost`` where it can't be interrupted.
             ThreadLostError: It was not begun, and never will be.
         """
+        if threading.current_thread() is self._thread:
+            return function()
         call = _Call(function)
         with self._lock:
             if self.lost:

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from time import perf_counter
+from typing import NamedTuple
 
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.worker.flight import run_in_flight
 from sheaf_dagster.batch.worker.gpus import GpuSampler
-from sheaf_dagster.batch.worker.jobs import Jobs, LimitFor
+from sheaf_dagster.batch.worker.jobs import AtHome, Jobs, LimitFor
 from sheaf_dagster.batch.worker.loading import LoadedBackend, ModelContext
 from sheaf_dagster.batch.worker.making import Batch
 from sheaf_dagster.batch.worker.overlap import Behind, Prefetched
@@ -35,6 +37,9 @@ _OVERLAP_FROM_SECONDS = 0.002
 """Batches that take longer than this get reading and writing threads of their own; below it,
 handing batches between threads costs more than it hides (``make bench``)."""
 
+_TURN_SECONDS = 0.01
+"""About how long a thread of the model's own has such batches at a time: it may have other jobs."""
+
 _BATCHES_AHEAD = 2
 _BATCHES_BEHIND = 4
 
@@ -45,6 +50,7 @@ def run_chunks(
     work: Iterable[Sequence[tuple[FileWork, Chunk]]],
     stop: Callable[[], bool] = lambda: False,
     limit_for: LimitFor | None = None,
+    at_home: AtHome | None = None,
     cpus: float | None = None,
 ) -> Iterator[ChunkReport]:
     """Runs chunks through a loaded backend; yields a report as each is done.
@@ -58,6 +64,7 @@ def run_chunks(
         work: Chunks with their files, a few at a time; the next are asked for when needed.
         stop: Whether to end early.
         limit_for: Makes what makes the backend's calls; by default they are made where they stand.
+        at_home: Makes any call where the backend's are made; None: they are bounded one by one.
         cpus: CPUs that this worker has; by default what its model reserves.
     """
     with GpuSampler(reserved=context.spec.resources.num_gpus > 0) as loaded.gpus:
@@ -70,27 +77,48 @@ def run_chunks(
             threads = asked or max(1, math.ceil(cpus or context.spec.resources.num_cpus))
             yield from run_in_stages(jobs, batches, stop, threads)
         else:
-            yield from _run_calls(jobs, batches, stop)
+            yield from _run_calls(jobs, batches, stop, at_home or (lambda call: call()))
+
+
+class _Turn(NamedTuple):
+    """What some batches came to, one after the other."""
+
+    report: ChunkReport | None = None
+    ended: bool = False
+    """There are no more batches."""
+    slow: bool = False
+    """A thread that reads, and one that writes, would pay."""
 
 
 def _run_calls(
-    jobs: Jobs, batches: Iterator[Batch], stop: Callable[[], bool]
+    jobs: Jobs, batches: Iterator[Batch], stop: Callable[[], bool], at_home: AtHome
 ) -> Iterator[ChunkReport]:
     """While a batch is in the model, the next is read and parsed and the last one written.
 
-    But only where the model takes long enough for that to pay.
+    But only where the model takes long enough for that to pay. Where it doesn't, handing each
+    batch to the model's thread doesn't either, so that all is done there.
     """
-    for batch in batches:
-        finish = jobs.in_one_call(batch)
-        if finish is not None:
-            yield from jobs.heard([finish()])
-        # A remote store takes longer than any handing over.
-        far = store_at(batch.making.job.store.folder).far
-        if far or jobs.loaded.usual_seconds > _OVERLAP_FROM_SECONDS:
+    while not stop():
+        turn = at_home(lambda: _turn(jobs, batches))
+        yield from jobs.heard([turn.report])
+        if turn.ended:
+            return
+        if turn.slow:
             yield from _run_calls_beside(jobs, batches, stop)
             return
-        if stop():
-            return
+
+
+def _turn(jobs: Jobs, batches: Iterator[Batch]) -> _Turn:
+    until = perf_counter() + _TURN_SECONDS
+    for batch in batches:
+        finish = jobs.in_one_call(batch)
+        report = None if finish is None else finish()
+        # A remote store takes longer than any handing over.
+        far = store_at(batch.making.job.store.folder).far
+        slow = far or jobs.loaded.usual_seconds > _OVERLAP_FROM_SECONDS
+        if report is not None or slow or perf_counter() > until:
+            return _Turn(report, slow=slow)
+    return _Turn(ended=True)
 
 
 def _run_calls_beside(

@@ -209,3 +209,13 @@ def test_an_interrupt_that_comes_as_a_call_ends_hits_no_other():
 
     assert not thread.lost
     thread.end()
+
+
+def test_a_call_from_the_models_own_thread_is_made_at_once():
+    thread = ModelThread()
+    try:
+        inner = thread.call(lambda: thread.call(threading.current_thread))
+        assert inner is thread.call(threading.current_thread)
+        assert inner is not threading.current_thread()
+    finally:
+        thread.end()
