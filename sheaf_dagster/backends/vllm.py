@@ -37,6 +37,8 @@ _NAME_FILES = frozenset(
 )
 """Options of ``vllm serve`` that name what the answers come from; other folders are only places."""
 
+_IN_FLIGHT = 512
+
 
 class VllmBackend(ModelBackend):
     """Answers lines of the OpenAI batch form, and rows of the ``text`` contract, with vLLM.
@@ -59,7 +61,8 @@ class VllmBackend(ModelBackend):
         top_p: Likewise.
         top_k: Likewise; 0 for all.
         seed: Mixed into the seeds of the rows.
-        max_in_flight: Rows that the engine is given at a time.
+        max_in_flight: Rows that the engine is given at a time; by default twice as many as it runs
+            together, and 512 at least.
         engine_args: Further options of ``vllm serve``, by their names in Python
             (``{"tensor_parallel_size": 2, "enable_auto_tool_choice": True,
             "tool_call_parser": "hermes"}``).
@@ -95,14 +98,14 @@ class VllmBackend(ModelBackend):
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
-        max_in_flight: int = 512,
+        max_in_flight: int | None = None,
         engine_args: dict[str, Any] | None = None,
         revision: str | None = None,
     ) -> None:
         own = {"model", "dtype", "seed", "revision", "served_model_name"} & set(engine_args or ())
         if own:
             raise SpecError(f"engine_args must not hold {', '.join(sorted(own))}; set it beside")
-        if max_in_flight < 1:
+        if max_in_flight is not None and max_in_flight < 1:
             raise SpecError(f"max_in_flight must be 1 or more, got {max_in_flight}")
         self._model_id = model_id
         self._options = {
@@ -119,13 +122,14 @@ class VllmBackend(ModelBackend):
             "top_k": top_k,
         }
         self._seed = seed
-        self.max_in_flight = max_in_flight
+        self._in_flight = max_in_flight
         self._engine: VllmEngine | None = None
 
     def load(self) -> None:
         engine = VllmEngine()
         self.run_async(engine.start(_NAME, self._options))
         self._engine = engine
+        self.max_in_flight = self._in_flight or max(_IN_FLIGHT, 2 * engine.rows_a_step)
         # A process that ends without closing would leave vLLM to kill its own and to complain.
         atexit.register(self.close)
 

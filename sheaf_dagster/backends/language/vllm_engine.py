@@ -25,6 +25,7 @@ KNOWN = ("0.32",)
 _CLI = "vllm.entrypoints.launchers.cli_args"
 _ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 _STATE = "vllm.entrypoints.launchers.api_server.app_state"
+_USAGE = "vllm.usage.usage_lib"
 _OPENAI = "vllm.entrypoints.openai"
 _POOLING = "vllm.entrypoints.pooling"
 _HANDLERS = {
@@ -55,6 +56,7 @@ class VllmEngine:
 
     Attributes:
         models: Names by which a body may call the model, its adapters among them.
+        rows_a_step: Rows that it runs at a time, at most; those beyond wait in it.
     """
 
     def __init__(self) -> None:
@@ -62,6 +64,7 @@ class VllmEngine:
         self._client: Any = None
         self._handlers: dict[str, tuple[Any, Any]] = {}
         self.models: frozenset[str] = frozenset()
+        self.rows_a_step = 0
 
     async def start(self, backend: str, options: dict[str, Any]) -> None:
         """Loads the model and makes the handlers.
@@ -82,12 +85,14 @@ class VllmEngine:
                 f"installed; install vllm=={KNOWN[-1]}.*, or serve the model with vLLM and use "
                 "the backend 'openai_endpoint'"
             )
-        cli, entry, state_module = require(backend, "vllm", _CLI, _ENTRY, _STATE)
+        cli, entry, state_module, usage = require(backend, "vllm", _CLI, _ENTRY, _STATE, _USAGE)
         args = _parsed(cli, options)
         watch = ChildWatch()
         self._stack.callback(watch.close)
         with watch.over_new():  # a worker may be killed, and vLLM's processes have its GPU
-            engine = entry.build_async_engine_client(args)
+            # vLLM's defaults for offline work: larger steps than those of a server or its batches.
+            offline = usage.UsageContext.LLM_CLASS
+            engine = entry.build_async_engine_client(args, usage_context=offline)
             self._client = await self._stack.enter_async_context(engine)
         from starlette.datastructures import State
 
@@ -103,6 +108,7 @@ class VllmEngine:
         served = state.openai_serving_models
         adapters = [card.lora_name for card in served.lora_requests.values()]
         self.models = frozenset([*(path.name for path in served.base_model_paths), *adapters])
+        self.rows_a_step = int(self._client.vllm_config.scheduler_config.max_num_seqs)
 
     async def answer(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
         """What vLLM's server would answer to a body.
