@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.common.digest import weights_digest
@@ -19,6 +20,32 @@ _NAME = "tabicl"
 _HUB_ID = "jingang/TabICL"
 _EXACT = 2**53
 """Up to here each integer is a float of 64 bits, too."""
+
+
+class _Prepared(NamedTuple):
+    """What the model is given of a row."""
+
+    key: tuple[str, tuple[float, ...], bytes, bytes]
+    """Task, quantile levels, columns without a query's value, hash of the examples."""
+    id: Any
+    categories: tuple[int, ...]
+    """Columns whose values name something, and are no amounts."""
+    x: Any
+    """Shape: examples × features."""
+    y: Any
+    queries: Any
+    """Shape: queries × features."""
+
+
+class _Output(NamedTuple):
+    """What the model found for a row's queries."""
+
+    values: Any
+    probabilities: Any
+    """Shape: queries × classes; None of a regression."""
+    quantiles: Any
+    """Shape: queries × levels; None where none were asked for."""
+    classes: Any
 
 
 class TabICLBackend(ModelBackend):
@@ -104,60 +131,80 @@ class TabICLBackend(ModelBackend):
             for task in self._at_once
         ]
 
-    def batch_predict(self, requests: Sequence[TabularRequest]) -> list[TabularResponse]:  # type: ignore[override]
-        for request in requests:
-            _check(request)
-        answers: dict[int, TabularResponse] = {}
-        for members in grouped(requests, _context).values():
-            rows = [requests[i] for i in members]
-            answers.update(zip(members, self._answer(rows), strict=True))
-        return [answers[i] for i in range(len(requests))]
+    def prepare(self, request: TabularRequest) -> _Prepared:
+        """A row's arrays, and what it must share with others to share their fit and their pass.
 
-    def _answer(self, rows: list[TabularRequest]) -> list[TabularResponse]:
+        Raises:
+            ValueError: The library doesn't take the row.
+        """
+        import numpy as np
+
+        _check(request)
+        queries = np.array(request.query_X, dtype=np.float64)
+        x, y = np.array(request.context_X, dtype=np.float64), _labels(request)
+        categories = tuple(sorted(request.categorical_feature_indices or ()))
+        levels = tuple(request.quantile_levels) if request.output_mode == "quantiles" else ()
+        examples = hashlib.sha256(repr((x.shape, y, categories)).encode())
+        examples.update(x.tobytes())
+        # The library leaves out a column that is missing in all queries of a pass.
+        missing = np.isnan(queries).all(axis=0).tobytes() if len(queries) else b""
+        key = (request.task, levels, missing, examples.digest())
+        return _Prepared(key, request.request_id, categories, x, np.array(y), queries)
+
+    def infer(self, prepared: Sequence[_Prepared]) -> list[_Output | None]:
+        """What the model finds for the queries of each row; None where it has none."""
+        outputs: list[_Output | None] = [None] * len(prepared)
+        for members in grouped(prepared, lambda row: row.key).values():
+            if len(prepared[members[0]].queries):
+                made = self._answer([prepared[i] for i in members])
+                for i, output in zip(members, made, strict=True):
+                    outputs[i] = output
+        return outputs
+
+    def respond(  # type: ignore[override]
+        self, requests: Sequence[TabularRequest], outputs: Sequence[_Output | None]
+    ) -> list[TabularResponse]:
+        return [_response(r, out) for r, out in zip(requests, outputs, strict=True)]
+
+    def _answer(self, rows: list[_Prepared]) -> list[_Output]:
         """Rows of one context: their queries go through together."""
         import numpy as np
 
         first = rows[0]
-        queries = _table([q for row in rows for q in row.query_X], first)
-        if not len(queries):
-            return [_response(row, [], None, None, None) for row in rows]
-        model = self._estimator(first.task)
+        task, levels, *_ = first.key
+        queries = _table(np.concatenate([row.queries for row in rows]), first.categories)
+        model = self._estimator(task)
         try:
-            model.fit(_table(first.context_X, first), np.array(_labels(first)))
+            model.fit(_table(first.x, first.categories), first.y)
         except ValueError as e:
             raise ValueError(
-                f"request {first.request_id}: nothing can be learned from 'context_X' and "
-                f"'context_y' (task {first.task!r}): {e}"
+                f"request {first.id}: nothing can be learned from 'context_X' and 'context_y' "
+                f"(task {task!r}): {e}"
             ) from e
-        levels = first.quantile_levels if first.output_mode == "quantiles" else []
-        classes: list[Any] | None = None
-        probabilities = quantiles = None
-        if first.task == "classification":
+        classes = probabilities = quantiles = None
+        if task == "classification":
             probabilities = model.predict_proba(queries)
-            values = model.classes_[probabilities.argmax(axis=1)]
-            classes = plain(model.classes_)
+            classes = model.classes_
+            values = classes[probabilities.argmax(axis=1)]
         elif levels:
-            found = model.predict(queries, output_type=["mean", "quantiles"], alphas=levels)
+            asked = list(levels)
+            found = model.predict(queries, output_type=["mean", "quantiles"], alphas=asked)
             values, quantiles = found["mean"], found["quantiles"]
         else:
             values = model.predict(queries)
-        responses, at = [], 0
+        outputs, at = [], 0
         for row in rows:
-            own = slice(at, at + len(row.query_X))
+            own = slice(at, at + len(row.queries))
             at = own.stop
-            wants = row.output_mode == "probabilities" and probabilities is not None
-            responses.append(
-                _response(
-                    row,
-                    plain(values[own]),
-                    plain(probabilities[own]) if wants and probabilities is not None else None,
-                    None
-                    if quantiles is None
-                    else {str(q): plain(quantiles[own, k]) for k, q in enumerate(levels)},
-                    classes if wants else None,
+            outputs.append(
+                _Output(
+                    values[own],
+                    None if probabilities is None else probabilities[own],
+                    None if quantiles is None else quantiles[own],
+                    classes,
                 )
             )
-        return responses
+        return outputs
 
     def _estimator(self, task: str) -> Any:
         """A fresh estimator around the loaded network: ``fit`` would read the file each time."""
@@ -180,17 +227,13 @@ class TabICLBackend(ModelBackend):
         return made
 
 
-def _table(rows: list[list[Any]], request: TabularRequest) -> Any:
-    """Examples or queries as an array, or as a frame whose columns the library tells apart."""
-    import numpy as np
-
-    table = np.array(rows, dtype=np.float64)
-    if not request.categorical_feature_indices or not len(rows):
-        return table
+def _table(values: Any, categories: Sequence[int]) -> Any:
+    """Examples or queries; with categories a frame, whose columns the library tells apart."""
+    if not categories:
+        return values
     import pandas as pd
 
-    frame = pd.DataFrame(table)
-    return frame.astype(dict.fromkeys(request.categorical_feature_indices, "category"))
+    return pd.DataFrame(values).astype(dict.fromkeys(categories, "category"))
 
 
 def _labels(request: TabularRequest) -> list[float | int]:
@@ -239,26 +282,18 @@ def _check(request: TabularRequest) -> None:
             )
 
 
-def _context(request: TabularRequest) -> tuple[Any, ...]:
-    levels = tuple(request.quantile_levels) if request.output_mode == "quantiles" else ()
-    # The library leaves out a column that is missing in all queries of a pass.
-    missing = tuple(all(q != q for q in column) for column in zip(*request.query_X, strict=True))
-    categories = sorted(request.categorical_feature_indices or ())
-    context = repr((request.context_X, request.context_y, categories))
-    return request.task, levels, missing, context
-
-
-def _response(
-    request: TabularRequest,
-    predictions: list[Any],
-    probabilities: list[list[float]] | None,
-    quantiles: dict[str, list[float]] | None,
-    classes: list[Any] | None,
-) -> TabularResponse:
+def _response(request: TabularRequest, output: _Output | None) -> TabularResponse:
+    probabilities = quantiles = classes = None
+    if output is not None and output.probabilities is not None:
+        if request.output_mode == "probabilities":
+            probabilities, classes = plain(output.probabilities), plain(output.classes)
+    elif output is not None and output.quantiles is not None:
+        levels = enumerate(request.quantile_levels)
+        quantiles = {str(q): plain(output.quantiles[:, k]) for k, q in levels}
     return TabularResponse(
         request_id=request.request_id,
         model_name=request.model_name,
-        predictions=predictions,
+        predictions=[] if output is None else plain(output.values),
         probabilities=probabilities,
         quantiles=quantiles,
         classes=classes,

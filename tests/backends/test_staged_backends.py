@@ -16,8 +16,14 @@ from sheaf_dagster.backends.base import ModelBackend, shape_of
 from sheaf_dagster.backends.chronos import ChronosBackend
 from sheaf_dagster.backends.image_embedder import ImageEmbedderBackend
 from sheaf_dagster.backends.onnx import OnnxBackend
+from sheaf_dagster.backends.tabicl import TabICLBackend
 from sheaf_dagster.backends.torch_export import TorchExportBackend
-from sheaf_dagster.contracts import EmbeddingRequest, TensorsRequest, TimeSeriesRequest
+from sheaf_dagster.contracts import (
+    EmbeddingRequest,
+    TabularRequest,
+    TensorsRequest,
+    TimeSeriesRequest,
+)
 from tests.backends.weights import save_chronos_models, save_vision_models
 from tests.conftest import read_rows
 
@@ -42,10 +48,11 @@ ScarceImages = scarce(ImageEmbedderBackend)
 ScarceChronos = scarce(ChronosBackend)
 ScarceOnnx = scarce(OnnxBackend)
 ScarceProgram = scarce(TorchExportBackend)
+ScarceTables = scarce(TabICLBackend)
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory, programs, onnx_files) -> dict[str, str]:
+def weights(tmp_path_factory, programs, onnx_files, checkpoints) -> dict[str, str]:
     vision = save_vision_models(tmp_path_factory.mktemp("vision"))
     chronos = save_chronos_models(tmp_path_factory.mktemp("chronos"))
     return {
@@ -54,6 +61,7 @@ def weights(tmp_path_factory, programs, onnx_files) -> dict[str, str]:
         "chronos2": str(chronos["chronos2"]),
         "onnx": onnx_files["iris"],
         "program": programs["net"],
+        "tabicl": checkpoints["classifier_path"],
     }
 
 
@@ -77,6 +85,19 @@ def series(i: int) -> TimeSeriesRequest:
     )
 
 
+def table(i: int) -> TabularRequest:
+    """Every third row has the same examples."""
+    examples = [[float(k), float((i % 3 + k) % 4)] for k in range(8)]
+    return TabularRequest(
+        request_id=UUID(int=i + 1),
+        model_name="m",
+        context_X=examples,
+        context_y=[k % 2 for k in range(8)],
+        query_X=[[0.3 * i, k] for k in range(1 + i % 2)],
+        output_mode="probabilities",
+    )
+
+
 def tensors(i: int, **inputs) -> TensorsRequest:
     return TensorsRequest(request_id=UUID(int=i + 1), model_name="m", inputs=inputs)
 
@@ -87,6 +108,7 @@ ROWS = {
     "chronos2": series,
     "onnx": lambda i: tensors(i, X=[5.0 + 0.1 * i, 3.0, 0.5 * i, 0.2]),
     "program": lambda i: tensors(i, x=[0.5, float(i), -1.0], scale=2.0),
+    "tabicl": table,
 }
 CLASSES = {
     "images": ("ScarceImages", "model_id", "embedding"),
@@ -94,6 +116,7 @@ CLASSES = {
     "chronos2": ("ScarceChronos", "model_id", "time_series"),
     "onnx": ("ScarceOnnx", "path", "tensors"),
     "program": ("ScarceProgram", "path", "tensors"),
+    "tabicl": ("ScarceTables", "classifier_path", "tabular"),
 }
 
 
