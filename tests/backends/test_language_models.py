@@ -520,10 +520,66 @@ def test_a_text_longer_than_an_encoder_reads_is_that_rows_error(models, tmp_path
     assert backend.predict(row(0, "the blue dog")).completion_tokens
 
 
+def saved_with(models, name: str, folder, **settings) -> str:
+    """A copy of a model with further settings of its generation."""
+    copied = shutil.copytree(models[name], folder / f"{name}-{'-'.join(settings)}")
+    saved = copied / "generation_config.json"
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), **settings}))
+    return str(copied)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.8, "pad_token_id": 2},
+        {"no_repeat_ngram_size": 1},
+        {"forced_bos_token_id": 7},
+        {"forced_eos_token_id": 2},
+        {"encoder_repetition_penalty": 2.0},
+        {"min_length": 9},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_settings_saved_with_a_model_hold_in_any_batch(settings, models, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = saved_with(models, "causal", tmp_path, **settings)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    backend = TransformersPipelineBackend(folder, device="cpu", dtype="float32")
+    backend.load()
+    asked = [("a photo of a cat", 8), ("dog", 8), ("the blue dog says a red cat", 5), ("red", 8)]
+
+    answers = backend.batch_predict(
+        [row(i, text, max_new_tokens=most) for i, (text, most) in enumerate(asked)]
+    )
+
+    for (text, most), answer in zip(asked, answers, strict=True):
+        given = tokenizer(text, return_tensors="pt")
+        made = model.generate(
+            input_ids=given["input_ids"],
+            attention_mask=given["attention_mask"],
+            max_new_tokens=most,
+            do_sample=False,
+        )[0, given["input_ids"].shape[1] :]
+        assert answer.text == tokenizer.decode(made, skip_special_tokens=True)
+
+
+def test_scores_that_are_no_numbers_fail_their_row(models):
+    import torch
+
+    backend = causal(models)
+    backend.load()
+    with torch.no_grad():  # of one word, which overflows
+        backend._generator._model.get_input_embeddings().weight[WORDS.index("dog")] = torch.inf
+
+    with pytest.raises(ValueError, match=rf"{UUID(int=2)}: the model's scores .* in float32"):
+        backend.batch_predict([row(0, "cat", max_new_tokens=1), row(1, "dog", max_new_tokens=1)])
+    assert backend.predict(row(0, "cat", max_new_tokens=1)).text is not None
+
+
 def test_a_model_saved_with_beams_says_that_its_answers_are_made_without(models, tmp_path):
-    shutil.copytree(models["causal"], tmp_path / "beams")
-    saved = tmp_path / "beams" / "generation_config.json"
-    saved.write_text(json.dumps({**json.loads(saved.read_text()), "num_beams": 4}))
+    folder = saved_with(models, "causal", tmp_path, num_beams=4)
     rows = [row(0, max_new_tokens=5), line(1, max_tokens=5)]
 
     def answers(folder):
@@ -531,7 +587,7 @@ def test_a_model_saved_with_beams_says_that_its_answers_are_made_without(models,
         backend.load()
         return [backend.predict(r) for r in rows]
 
-    greedy, beams = answers(models["causal"]), answers(tmp_path / "beams")
+    greedy, beams = answers(models["causal"]), answers(folder)
     assert [deviations_of(a) for a in greedy] == [(), ()]
     assert [deviations_of(a) for a in beams] == [("fell_back",), ("fell_back",)]
     assert beams[0].text == greedy[0].text

@@ -12,8 +12,24 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sheaf_dagster.backends.language.prompts import Completion, Prompt
+from sheaf_dagster.backends.tables.records import grouped
 
 __all__ = ["Generator", "Made", "Task"]
+
+
+_OF_A_WHOLE_BATCH = {
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1,
+    "exponential_decay_length_penalty": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "repetition_penalty": 1,
+    "sequence_bias": None,
+}
+"""Settings, saved with a model, for which the library takes the padding of a shorter row for words
+of its own, or the longest row's end for that of each; with the values that are without effect."""
 
 
 class Task(NamedTuple):
@@ -58,6 +74,10 @@ class Generator:
         config = model.generation_config
         self.leaves_out_beams: bool = (config.num_beams or 1) > 1
         """The model was saved to search with several beams; here each answer is made token by token."""
+        self._must_be_alike = any(
+            getattr(config, name, None) not in (None, neutral)
+            for name, neutral in _OF_A_WHOLE_BATCH.items()
+        )
         eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
         self._eos: list[int] = list(eos) if isinstance(eos, list) else [] if eos is None else [eos]
         pad = tokenizer.pad_token_id
@@ -79,11 +99,18 @@ class Generator:
     def run(self, tasks: Sequence[Task], batch_size: int) -> list[Made]:
         """What the model generates, for each task; those of like length run together."""
         order = sorted(range(len(tasks)), key=lambda i: -tasks[i].size)
+        alike = grouped(order, lambda i: self._must_be_alike and self._shape(tasks[i]))
         made: dict[int, Made] = {}
-        for start in range(0, len(order), batch_size):
-            some = order[start : start + batch_size]
-            made |= zip(some, self._batch([tasks[i] for i in some]), strict=True)
+        for group in alike.values():
+            for start in range(0, len(group), batch_size):
+                some = group[start : start + batch_size]
+                made |= zip(some, self._batch([tasks[i] for i in some]), strict=True)
         return [made[i] for i in range(len(tasks))]
+
+    def _shape(self, task: Task) -> tuple[int, int]:
+        """What tasks share that run without padding, and end together."""
+        # What an encoder-decoder has written has no padding before it.
+        return len(task.tokens) if self._causal else 0, task.limit
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         if prompt.messages is None:
@@ -163,6 +190,13 @@ class Generator:
                 logits_processor=LogitsProcessorList([draws]),
                 stopping_criteria=StoppingCriteriaList([stops]),
             )
+        for task, is_lost in zip(tasks, draws.lost.tolist(), strict=True):
+            if is_lost:
+                raise ValueError(
+                    f"{task.prompt.row}: the model's scores of tokens are no numbers in "
+                    f"{str(self._model.dtype).removeprefix('torch.')}; use dtype 'bfloat16' or "
+                    "'float32'"
+                )
         return [
             Made(task, sequence[begin:].tolist()[: stops.ended[i] or task.limit])
             for i, (sequence, task) in enumerate(zip(sequences, tasks, strict=True))
@@ -192,10 +226,13 @@ def _row_draws(tasks: list[Task], begin: int, device: str) -> Any:
         """Turns each row's logits so that their largest is its draw."""
 
         def __init__(self) -> None:
+            self.lost = torch.zeros(len(tasks), dtype=torch.bool, device=device)
+            """Of each row, whether a score was no number."""
             self._random = [torch.Generator(device=device).manual_seed(t.seed) for t in tasks]
 
         def __call__(self, input_ids: Any, scores: Any) -> Any:
             scores = scores.float().clone()
+            self.lost |= scores.isnan().any(dim=1)
             for i, task in enumerate(tasks):
                 s = task.prompt.sampling
                 if s.presence_penalty or s.frequency_penalty:
