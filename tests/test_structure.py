@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "backends": {"errors", "masking", "environment", "protocols", "contracts"},
     "storage": {"errors", "masking", "protocols"},
     "plots": set(),
+    "report": {"errors", "contracts", "plots", "version"},
     "batch": {
         "errors",
         "masking",
@@ -32,6 +33,7 @@ MAY_IMPORT = {
         "storage",
         "version",
         "plots",
+        "report",
     },
     "testing": {"backends", "contracts"},
     "pipes": {"batch"},
@@ -40,12 +42,13 @@ MAY_IMPORT = {
         "environment",
         "contracts",
         "plots",
+        "report",
         "batch",
         "storage",
         "pipes",
         "version",
     },
-    "cli": {"errors", "contracts", "backends", "storage", "batch", "definitions", "version"},
+    "cli": {"errors", "contracts", "backends", "report", "batch", "definitions", "version"},
 }
 
 
@@ -69,7 +72,7 @@ def test_imports_point_downwards(layer):
             if name.startswith("sheaf_dagster."):
                 target = name.split(".")[1]
                 assert target == layer or target in MAY_IMPORT[layer], f"{path.name} imports {name}"
-            if layer in ("contracts", "storage", "backends", "plots"):
+            if layer in ("contracts", "storage", "backends", "plots", "report"):
                 assert name.split(".")[0] not in ("ray", "dagster"), f"{path.name} imports {name}"
             if layer in ("batch", "cli"):
                 assert name.split(".")[0] != "dagster", f"{path.name} imports {name}"

@@ -351,7 +351,7 @@ class FileRun:
         tokens = tokens_in(parts, kept=True)
         new_tokens = tokens_in(p for i, p in self.parts.items() if i in made)
         prices = self.spec.price_per_million
-        return BatchResult(
+        result = BatchResult(
             source=self._validation.source,
             sink=self.sink.location.uri,
             rows=self.rows,
@@ -377,6 +377,7 @@ class FileRun:
             model_version=self.context.version,
             **measured(self.spec, reports),
         )
+        return result.of_job(self.context.spec, self.spec, redact=self.context.rows.redact)
 
     @property
     def may_resume(self) -> bool:

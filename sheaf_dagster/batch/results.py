@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
-from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.masking import masked_error
 
 __all__ = ["BatchOutcome", "BatchProgress", "BatchResult", "ValidationReport", "Violation"]
@@ -226,6 +226,20 @@ class BatchResult(BaseModel):
     halved_batches: int = 0
     batch_size: int | None = None
     batch_budget: int | None = None
+
+    _job: tuple[ModelSpec, BatchSpec, bool] | None = PrivateAttr(None)
+    """The model, the job, and whether rows must not be shown; known where the job ran."""
+
+    def of_job(self, model: ModelSpec, spec: BatchSpec, *, redact: bool) -> BatchResult:
+        """This result, with what a notebook needs to show its rows."""
+        self._job = (model, spec, redact)
+        return self
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page that ``ReportOptions(report="html")`` writes."""
+        from sheaf_dagster.batch.report import notebook_view
+
+        return notebook_view(self, self._job)
 
     @property
     def rows_per_second(self) -> float:

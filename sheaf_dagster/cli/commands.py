@@ -1,4 +1,4 @@
-"""The commands: validate, estimate, run, backends, contracts."""
+"""The commands: validate, estimate, run, report, backends, contracts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import json
 import os
 import signal
 import sys
+import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
@@ -18,10 +20,11 @@ from sheaf_dagster.backends import known_backends, resolve_backend
 from sheaf_dagster.batch.estimate import Past, estimate_job
 from sheaf_dagster.batch.job_file import JobFile
 from sheaf_dagster.batch.progress import OnProgress, progress_bar, progress_lines
-from sheaf_dagster.batch.results import BatchProgress
+from sheaf_dagster.batch.report import local_report, remove_report, write_report
+from sheaf_dagster.batch.results import BatchOutcome, BatchProgress
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.runner import BatchRunner
-from sheaf_dagster.batch.spec import Only
+from sheaf_dagster.batch.spec import ModelSpec, Only
 from sheaf_dagster.batch.validation import validate_files
 from sheaf_dagster.cli.output import (
     INTERRUPTED,
@@ -41,6 +44,7 @@ from sheaf_dagster.contracts import contract_for, known_model_types, schema_of
 from sheaf_dagster.errors import (
     SheafError,
 )
+from sheaf_dagster.report import require_bokeh
 from sheaf_dagster.version import __version__
 
 __all__ = ["main"]
@@ -165,7 +169,14 @@ def validate(
     help="failed: run only the rows that have an error row in the last output; keep the others.",
 )  # fmt: skip
 @click.option("--check", is_flag=True, help="Read the spec and check the rows; run nothing.")
-@click.option("--redact", is_flag=True, help="Leave values of rows out of errors.")
+@click.option(
+    "--redact", is_flag=True, help="Leave values of rows out of errors and of the report."
+)
+@click.option(
+    "--report", is_flag=True,
+    help="Write a page about each file beside its sink (needs sheaf_dagster[html]); `report` opens "
+    "it.",
+)  # fmt: skip
 @_imports
 @_json_option
 @_quiet_option
@@ -176,6 +187,7 @@ def run(
     only: Only | None,
     check: bool,
     redact: bool,
+    report: bool,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -195,6 +207,8 @@ def run(
 
     A job that was killed or interrupted goes on where it was when it is run again.
     """  # noqa: D301  (\b keeps click from joining the lines)
+    if report:
+        require_bokeh("--report")
     job = JobFile.read(spec, dict(_assignment("--set", c, typed=False) for c in changes))
     _import(job.imports)
     if only is not None:
@@ -206,7 +220,8 @@ def run(
         runner = BatchRunner(job.model, job.cluster, done.take, redact_rows=redact)
         if check:
             return _check(runner, job, as_json=as_json)
-        return _run(runner, job, done, as_json=as_json)
+        pages = _Pages(job.model, redact=redact) if report else None
+        return _run(runner, job, done, pages, as_json=as_json)
 
 
 def _check(runner: BatchRunner, job: JobFile, *, as_json: bool) -> int:
@@ -270,12 +285,33 @@ class _Done:
             self._then(progress)
 
 
-def _run(runner: BatchRunner, job: JobFile, done: _Done, *, as_json: bool) -> int:
+class _Pages:
+    """Writes a page about each file that is done."""
+
+    def __init__(self, model: ModelSpec, *, redact: bool) -> None:
+        self._model = model
+        self._redact = redact
+
+    def take(self, outcome: BatchOutcome) -> None:
+        if outcome.result is None:
+            return
+        try:
+            write_report(outcome.result, outcome.spec, self._model, redact=self._redact)
+        except SheafError as e:  # the file itself is committed
+            remove_report(outcome.spec)
+            click.echo(f"{outcome.spec.sink}: no report was written: {e}", err=True)
+
+
+def _run(
+    runner: BatchRunner, job: JobFile, done: _Done, pages: _Pages | None, *, as_json: bool
+) -> int:
     codes: list[int] = []
     try:
         with _sigterm_raises(), closing(runner.run_many(job.batches)) as outcomes:  # type: ignore[type-var]
             for outcome in outcomes:
                 tell_outcome(outcome, as_json=as_json)
+                if pages is not None:
+                    pages.take(outcome)
                 codes.append(OK if outcome.error is None else code_of(outcome.error))
     except (KeyboardInterrupt, _TerminatedError) as e:
         left = len(job.batches) - len(codes)
@@ -300,6 +336,28 @@ def _run(runner: BatchRunner, job: JobFile, done: _Done, *, as_json: bool) -> in
         return OK
     # Of different failures, the one that a rerun doesn't mend is what a script must hear of.
     return failed[0]
+
+
+@main.command()
+@click.argument("sink", metavar="SINK")
+@click.option(
+    "--storage-option", "-o", "options", multiple=True, metavar="NAME=VALUE",
+    help="Argument of the fsspec file system, such as endpoint_url. Credentials come from the "
+    "environment.",
+)  # fmt: skip
+@click.option("--path", "only_path", is_flag=True, help="Print where the page is; open nothing.")
+@_command
+def report(sink: str, options: tuple[str, ...], only_path: bool) -> int:
+    """Open the page about a finished file in a browser.
+
+    SINK is the file of answers, or the page itself. A page in a remote store is copied to a
+    temporary folder first.
+    """
+    path = local_report(sink, dict(_assignment("--storage-option", o) for o in options))
+    click.echo(path)
+    if not only_path and not webbrowser.open(Path(path).as_uri()):
+        click.echo("No browser was found; open that file yourself.", err=True)
+    return OK
 
 
 @main.command()

@@ -35,7 +35,7 @@ def build_batch_inference_asset(
     partitions_def: dg.PartitionsDefinition | None = None,
     batch: BatchOptions | None = None,
     step: StepOptions | None = None,
-    report: ReportOptions | None = None,
+    report: ReportOptions | Literal["html"] | None = None,
     model: str = "model",
     ray_cluster: str = "ray_cluster",
     storage: str = "storage",
@@ -78,7 +78,8 @@ def build_batch_inference_asset(
         partitions_def: Partitions, if any: time windows, static, dynamic or multi-dimensional.
         batch: How a job runs; what is left out is as of ``BatchOptions()``.
         step: How Dagster runs the step.
-        report: What is shown, and how severe the checks are.
+        report: What is shown, and how severe the checks are; ``"html"`` is short for
+            ``ReportOptions(report="html")``.
         model: Key of the ``ModelResource``.
         ray_cluster: Key of the ``RayClusterResource``.
         storage: Key of the ``StorageResource``.
@@ -93,7 +94,8 @@ def build_batch_inference_asset(
     Raises:
         SpecError: An argument can't work, or is given twice; the message names it.
     """
-    step, report = step or StepOptions(), report or ReportOptions()
+    step = step or StepOptions()
+    shown = report if isinstance(report, ReportOptions) else ReportOptions(report=report)
     given = key if isinstance(key, dg.AssetSpec) else dg.AssetSpec(key)
     if partitions_def is not None and given.partitions_def is not None:
         raise SpecError(f"asset {_name(given)}: partitions_def is an argument and the AssetSpec's")
@@ -136,7 +138,7 @@ def build_batch_inference_asset(
         except SheafError as e:
             raise dg.Failure(str(e), allow_retries=False) from e
         keys: list[str | None] = list(context.partition_keys) if partitioned else [None]
-        execution = Step(context, spec.key, model_spec, model_key, step, report, chosen)
+        execution = Step(context, spec.key, model_spec, model_key, step, shown, chosen)
         try:
             plan = execution.plan(keys, spec_of, only)
             recorder = execution.run(plan, getattr(context.resources, ray_cluster))

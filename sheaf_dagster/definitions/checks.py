@@ -8,10 +8,10 @@ from typing import Any
 
 import dagster as dg
 
+from sheaf_dagster.batch.findings import CHECKS, findings_of
 from sheaf_dagster.batch.results import BatchResult, ValidationReport, Violation
 from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.batch.spec import OnError
-from sheaf_dagster.contracts import deviations_of
 from sheaf_dagster.errors import (
     InputValidationError,
     PredictError,
@@ -24,21 +24,6 @@ __all__ = ["CHECKS", "CheckLedger", "blocking", "check_specs", "severities_of"]
 
 ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 
-CHECKS = {
-    "input_rows_are_valid": "Every row of the source matches its contract. If not, the lines and "
-    "fields are named, and nothing was run or written for that file (on_invalid: fail), or these "
-    "rows are error rows in the sink (on_invalid: record).",
-    "every_row_is_answered": "The sink holds one line for each row of the source.",
-    "order_is_kept": "The n-th line answers the n-th row, by their ids in the first rows of each "
-    "file.",
-    "no_row_failed": "The model answered every row. Failed ones are in the sink as error rows "
-    "(on_error: record) or ended the job (on_error: fail).",
-    "all_numbers_are_finite": "No answer holds NaN or infinity, which are written as null.",
-    "no_row_fell_back": "The model that was asked for answered every row. A row that fell back was "
-    "answered by a simpler method; its `metadata` says which.",
-    "every_row_is_answered_as_asked": "No input was truncated, no answer clipped and no field of a "
-    "request ignored. Such rows say so in `metadata.deviations`.",
-}
 _WARNS = (
     "no_row_failed",
     "all_numbers_are_finite",
@@ -47,7 +32,6 @@ _WARNS = (
 )
 
 _SHOWN = 20
-_SHOWN_ROWS = 5
 _DESCRIPTION = 2000
 
 
@@ -105,27 +89,10 @@ class CheckLedger:
         self.files += 1
         self.rows += result.rows
         self.compared += sample.compared
-        if result.output_rows != result.rows:
-            text = f"{result.output_rows:,} answers to {result.rows:,} rows"
-            self._add("every_row_is_answered", partition, text)
+        for check, text in findings_of(result, sample).items():
+            self._add(check, partition, text)
         if not result.validation.ok:
             self._note_invalid(partition, result.validation, "they are error rows in the sink")
-        if not sample.in_order:
-            self._add("order_is_kept", partition, "a response answers another row's request")
-        if result.non_finite:
-            self._add("all_numbers_are_finite", partition, f"{result.non_finite:,} numbers")
-        if result.error_rows:
-            invalid = result.validation.invalid_rows
-            these = f", {invalid:,} of them invalid" if invalid else ""
-            text = f"{result.error_rows:,} of {result.rows:,} rows failed{these}"
-            self._add("no_row_failed", partition, text)
-        for kind, n in result.deviations.items():
-            check = "no_row_fell_back" if kind == "fell_back" else "every_row_is_answered_as_asked"
-            text = (
-                f"{n:,} of {result.rows:,} rows {kind.replace('_', ' ')}{_first(kind, n, sample)}"
-            )
-            earlier = self.problems.get(check, {}).get(partition)
-            self._add(check, partition, f"{earlier}, {text}" if earlier else text)
         return [name for name in CHECKS if partition in self.problems.get(name, {})]
 
     def passed_over(self, partition: str, rows: int, failed: Iterable[str]) -> None:
@@ -192,16 +159,6 @@ class CheckLedger:
         if bad and name == "input_rows_are_valid":
             md["violations"] = _table(self.violations)
         return md
-
-
-def _first(kind: str, n: int, sample: OutputSample) -> str:
-    """Which rows, as far as the first rows of the sink tell."""
-    found = [i for i, (_, a) in enumerate(sample.pairs, 1) if kind in deviations_of(a)]
-    if not found:
-        return ""
-    shown = ", ".join(map(str, found[:_SHOWN_ROWS]))
-    which = "row" if len(found) == 1 else "rows"
-    return f" ({which} {shown}{' …' if n > _SHOWN_ROWS or n > len(found) else ''})"
 
 
 def _invalid(report: ValidationReport, partition: str, so: str) -> str:

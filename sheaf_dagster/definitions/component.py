@@ -258,8 +258,15 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     ] = "step"
     redact_rows: Annotated[
         bool,
-        _says("Keep row values out of errors, metadata and previews."),
+        _says("Keep row values out of errors, metadata, previews and reports."),
     ] = False
+    report: Annotated[
+        Literal["html"] | None,
+        _says(
+            "html: write a page about each partition beside its sink; needs sheaf_dagster[html].",
+            "html",
+        ),
+    ] = None
     model_resource: Annotated[
         Any,
         _resource(
@@ -366,6 +373,7 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
                 op_tags=op.tags,
             ),
             report=ReportOptions(
+                report=self.report,
                 redact_rows=self.redact_rows,
                 check_severities={
                     name: dg.AssetCheckSeverity[value]

@@ -15,6 +15,7 @@ from sheaf_dagster.batch.spec import BatchOptions, problems_of
 from sheaf_dagster.definitions.checks import severities_of
 from sheaf_dagster.errors import MissingDependencyError, SpecError
 from sheaf_dagster.plots import ActualsOf, ForecastAxes, StartOf
+from sheaf_dagster.report import require_bokeh
 
 __all__ = ["Launch", "ReportOptions", "StepOptions", "changed_options"]
 
@@ -78,7 +79,10 @@ class ReportOptions:
         forecast_start: For forecasts: called likewise, it gives the date (or datetime) of the
             first forecast value, or None. The plot's axis then shows dates rather than steps.
         unit: For forecasts: the unit of their values, which the plot's axis shows.
-        redact_rows: Keep row values out of errors, metadata and previews.
+        report: ``"html"``: write a page about each partition beside its sink
+            (``<sink>.report.html``): plots that answer to the mouse, the first rows beside their
+            answers, checks, timings, and what ran. Needs ``sheaf_dagster[html]``.
+        redact_rows: Keep row values out of errors, metadata, previews and reports.
         check_severities: Severity by check name, in place of the default. A check that fails
             with ERROR holds downstream assets back; with WARN it is only shown.
     """
@@ -86,6 +90,7 @@ class ReportOptions:
     actuals: ActualsOf | None = None
     forecast_start: StartOf | None = None
     unit: str = ""
+    report: Literal["html"] | None = None
     redact_rows: bool = False
     check_severities: Mapping[str, dg.AssetCheckSeverity] = field(default_factory=dict)
 
@@ -99,8 +104,12 @@ class ReportOptions:
         )
 
     def __post_init__(self) -> None:
-        """Refuses the severity of a check that there isn't."""
+        """Refuses a form of report or a check that there isn't, and a report without its library."""
         severities_of(self.check_severities)
+        if self.report not in (None, "html"):
+            raise SpecError(f"report={self.report!r}: must be 'html' or None")
+        if self.report == "html":
+            require_bokeh('report="html"')
 
 
 def changed_options(what: str, options: BatchOptions, changes: Mapping[str, Any]) -> BatchOptions:

@@ -5,24 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import orjson
-
 from sheaf_dagster.contracts import deviations_of
 from sheaf_dagster.plots import MAX_INLINE_CHARS
+from sheaf_dagster.report.brief import brief, middle_out
 
-__all__ = ["MAX_PREVIEW_CHARS", "brief", "preview_inline", "preview_table", "row_preview"]
+__all__ = ["MAX_PREVIEW_CHARS", "preview_inline", "preview_table", "row_preview"]
 
 MAX_PREVIEW_CHARS = 8_000
 """What the long preview may add to the event log."""
 
 _ROWS = 10
 _TEXT = 80
-_ITEMS = 3
 _WORD = 20
 """Letters without a space that a column of the page takes; longer words widen it past the edge."""
-
-_PATH = 250
-"""Up to here, a word is taken for a path or URI, and keeps its end; else its length is told."""
 
 Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
 _NOISE = ("model_type", "metadata", "request_id")
@@ -97,7 +92,7 @@ def _cell(
     row: Mapping[str, Any], fields: int, text: int, numbers: int, longest_word: int = _TEXT
 ) -> str:
     def shortened(words: str) -> str:
-        return _inert(" ".join(_middle_out(w, longest_word) for w in words.split(" ")))
+        return _inert(" ".join(middle_out(w, longest_word) for w in words.split(" ")))
 
     shown = [(k, v) for k, v in row.items() if v is not None and k not in _NOISE]
     parts = [f"**{shortened(k)}** {shortened(brief(v, text, numbers))}" for k, v in shown[:fields]]
@@ -106,40 +101,6 @@ def _cell(
     return ", ".join(parts)
 
 
-def _middle_out(word: str, most: int) -> str:
-    """A word without its middle where it is too long: a path's end says more than its start."""
-    return word if len(word) <= most else f"{word[: most // 4]}…{word[1 + most // 4 - most :]}"
-
-
 def _inert(text: str) -> str:
     """As it is: nothing in it that Markdown or HTML would act on."""
     return "".join("\\" + c if c in "\\`*_{}[]()<>#!|~&$" else c for c in text)
-
-
-def brief(value: Any, text: int = _TEXT, numbers: int = 4) -> str:
-    """A value in a few words: the first numbers of a list, the start of a text.
-
-    Long lists say how long they are, so that an embedding reads
-    ``[0.0123, -0.4, 0.07, 0.2, … 384]``.
-    """
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, str):
-        flat = " ".join(value.split())
-        if " " not in flat and len(flat) <= _PATH:
-            return _middle_out(flat, text)
-        return flat if len(flat) <= text else f"{flat[: text - 1]}… {len(value):,} characters"
-    if isinstance(value, (list, tuple)):
-        plain = all(isinstance(v, (int, float, type(None))) for v in value)
-        shown = numbers if plain else _ITEMS
-        parts = [brief(v, text // 2, numbers) for v in value[:shown]]
-        if len(value) > shown:
-            parts.append(f"… {len(value):,}")
-        return f"[{', '.join(parts)}]"
-    if isinstance(value, Mapping):
-        items = list(value.items())[:_ITEMS]
-        parts = [f"{k}: {brief(v, text // 2, numbers)}" for k, v in items]
-        if len(value) > _ITEMS:
-            parts.append(f"… {len(value):,}")
-        return f"{{{', '.join(parts)}}}"
-    return orjson.dumps(value, default=str).decode()

@@ -9,14 +9,19 @@ import dagster as dg
 
 from sheaf_dagster.batch.messages import shortened
 from sheaf_dagster.batch.orders import FileOutcome
+from sheaf_dagster.batch.report import remove_report, write_report
+from sheaf_dagster.batch.results import BatchResult
+from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.batch.spec import ModelSpec
 from sheaf_dagster.definitions.checks import CheckLedger
 from sheaf_dagster.definitions.history import Provenance
 from sheaf_dagster.definitions.interrupts import interrupts_wait
+from sheaf_dagster.definitions.links import file_metadata
 from sheaf_dagster.definitions.metadata import FAILED_CHECKS, result_metadata
 from sheaf_dagster.definitions.model_asset import version_tag
 from sheaf_dagster.definitions.options import ReportOptions
 from sheaf_dagster.definitions.step_plan import PlannedFile, StepPlan
+from sheaf_dagster.errors import SheafError
 
 __all__ = ["StepRecorder"]
 
@@ -103,6 +108,8 @@ class StepRecorder:
             upstream=self._upstream,
             axes=self._report.axes_for(partition),
         )
+        if self._report.report is not None:
+            md["report"] = self._written_report(file, result, sample)
         if failed := self._checks.committed(partition or "", result, sample):
             md[FAILED_CHECKS] = ", ".join(failed)
         tags = self._provenance.tags(
@@ -111,6 +118,28 @@ class StepRecorder:
         self._context.log_event(
             dg.AssetMaterialization(self._key, partition=partition, metadata=md, tags=tags)
         )
+
+    def _written_report(
+        self, file: PlannedFile, result: BatchResult, sample: OutputSample
+    ) -> dg.MetadataValue:
+        """Where the page about a file is, or why there is none: the file itself is committed."""
+        partition, spec = file.partition, file.spec
+        try:
+            at = write_report(
+                result,
+                spec,
+                self._model,
+                sample,
+                title=f"{self._key.to_user_string()}{f', {partition}' if partition else ''}",
+                axes=self._report.axes_for(partition),
+                redact=self._report.redact_rows,
+            )
+        except Exception as e:
+            remove_report(spec)
+            why = e if isinstance(e, SheafError) else f"{type(e).__name__}: {e}"
+            self._context.log.warning(f"{partition or 'asset'}: no report was written: {why}")
+            return dg.MetadataValue.text(f"not written: {why}")
+        return file_metadata(at.uri, spec.storage_options)
 
     def _pass_over(self, file: PlannedFile) -> None:
         name, earlier, mending = file.partition or "", file.earlier, file.spec.only is not None
