@@ -48,7 +48,7 @@ class Job:
 
     def parts(self) -> list[int]:
         """Rows of each finished part that lies aside."""
-        found = self.aside.glob("run-*/part-*.jsonl")
+        found = [p for p in self.aside.glob("run-*/part-*") if p.suffix in (".jsonl", ".arrow")]
         return [int(p.name.split("-r")[1].split("-")[0]) for p in found]
 
 

@@ -127,6 +127,7 @@ class _Counted:
             source = scan_source(
                 locations,
                 AUTO_LAYOUT_ROWS,  # any: nothing is run
+                fields=contract.fields_of(spec),
                 row_limit=spec.row_limit,
                 spool=Location.of(folder),
             )

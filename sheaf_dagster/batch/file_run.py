@@ -20,6 +20,7 @@ from sheaf_dagster.batch.measured import measured
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.only_failed import OnlyFailed, last_output
 from sheaf_dagster.batch.results import BatchResult, ValidationReport
+from sheaf_dagster.batch.rows.columns import check_float_type, columns_of
 from sheaf_dagster.batch.rows.invalid import lines_in
 from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
@@ -28,7 +29,7 @@ from sheaf_dagster.batch.tolerance import most_error_rows, too_many_errors, too_
 from sheaf_dagster.batch.validation import validate_source
 from sheaf_dagster.batch.worker.keeping import part_without_model
 from sheaf_dagster.batch.worker.loading import ModelContext
-from sheaf_dagster.contracts import DEVIATIONS, schema_of
+from sheaf_dagster.contracts import DEVIATIONS, contract_for, schema_of
 from sheaf_dagster.errors import (
     InputValidationError,
     ModelChangedError,
@@ -42,14 +43,15 @@ from sheaf_dagster.storage import (
     Part,
     ScannedSource,
     Sink,
+    files_of,
     scan_source,
     store_at,
 )
 from sheaf_dagster.storage.compression import codec_of
-from sheaf_dagster.storage.formats import is_plain
+from sheaf_dagster.storage.formats import Format, Table, format_of, is_plain
 from sheaf_dagster.version import __version__
 
-__all__ = ["FileRun", "ValidateChunks", "job_fingerprint"]
+__all__ = ["FileRun", "ValidateChunks", "job_fingerprint", "sink_format"]
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,10 @@ def job_fingerprint(
         identity |= {"batch_budget": spec.batch_budget, "batch_size": None}
     if (window := layout_of(spec, context.backend_cls).window) is not None:
         identity["window"] = window
+    if spec.columns or spec.fields:
+        identity["fields"] = [spec.columns, spec.fields]
+    if isinstance(format := sink_format(context, spec), Table):
+        identity["columns"] = format.columns.hex()
     if spec.on_error == "record":  # what decides which rows become error rows, and their text
         identity |= {"batch_timeout": spec.batch_timeout, "redact": context.rows.redact}
     if spec.on_invalid == "record":  # likewise
@@ -103,6 +109,22 @@ def job_fingerprint(
         identity["kept"] = kept
     text = json.dumps(identity, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sink_format(context: ModelContext, spec: BatchSpec) -> Format:
+    """How a job's answers are written: as lines, or in the columns of their contract.
+
+    Raises:
+        SpecError: The contract's answers can't be columns, or lines have no type of numbers.
+    """
+    format = format_of(spec.sink)
+    check_float_type(spec, spec.sink)
+    if not isinstance(format, Table):
+        return format
+    columns = columns_of(
+        contract_for(context.spec.model_type).response, spec.float_type, tuple(spec.keep)
+    )
+    return Table(columns.serialize().to_pybytes())
 
 
 class FileRun:
@@ -121,7 +143,7 @@ class FileRun:
         self.context = context
         self.started = time.perf_counter()
         self._layout = layout_of(spec, context.backend_cls)
-        self.sink = Sink(Location.of(spec.sink, spec.storage_options))
+        self.sink = Sink(Location.of(spec.sink, spec.storage_options), sink_format(context, spec))
         self._held: HeldSink | None = None
         self.parts: dict[int, Part] = {}
         self.resumed_rows = 0
@@ -261,16 +283,19 @@ class FileRun:
         return self._held
 
     def _scan(self, stop: threading.Event | None) -> ScannedSource:
-        locations = [Location.of(uri, self.spec.storage_options) for uri in self.spec.sources]
+        options = self.spec.storage_options
+        files = files_of([Location.of(uri, options) for uri in self.spec.sources])
+        fields = self.context.rows.fields_of(self.spec)
         spool = None
-        if not all(is_plain(location.uri) for location in locations):
+        if not all(is_plain(f.location.uri, fields.beside(f.folders)) for f in files):
             # Unpacked copies lie beside the sink, where every worker can read them.
-            for location in locations:
-                store_at(location).require_state()
+            for file in files:
+                store_at(file.location).require_state()
             spool = self._hold().spool()
         return scan_source(
-            locations,
+            files,
             self._layout.rows,
+            fields=fields,
             row_limit=self.spec.row_limit,
             spool=spool,
             stop=stop,

@@ -16,11 +16,12 @@ class Violation(BaseModel):
     """One thing wrong with one row.
 
     Attributes:
-        line: Line of the file, counted from 1, blank lines included.
+        line: Line of the file, counted from 1, blank lines included; of a table, its row.
         field: Path of the field inside the row, such as ``history.3``; empty for the whole row.
         message: What is wrong, in words.
         excerpt: The offending value or the start of the line, shortened.
         file: The file, where the source consists of several.
+        column: Of a table: the column that holds the field.
     """
 
     line: int
@@ -28,10 +29,15 @@ class Violation(BaseModel):
     message: str
     excerpt: str = ""
     file: str = ""
+    column: str | None = None
 
     def __str__(self) -> str:
         where = f"{self.file}, " if self.file else ""
-        where += f"line {self.line}" + (f", field {self.field!r}" if self.field else "")
+        where += f"line {self.line}" if self.column is None else f"row {self.line}"
+        if self.column:
+            where += f", column {self.column!r}"
+        if self.field and self.field != self.column:
+            where += f", field {self.field!r}"
         return f"{where}: {self.message}" + (f" (got {self.excerpt})" if self.excerpt else "")
 
 
@@ -85,7 +91,8 @@ class ValidationReport(BaseModel):
         rest = self.total_violations - min(shown, len(self.violations))
         if rest > 0:
             lines.append(f"  … and {rest} more")
-        lines.append("  Fix these lines (or the asset that wrote them) and run again.")
+        what = "lines" if all(v.column is None for v in self.violations) else "rows"
+        lines.append(f"  Fix these {what} (or the asset that wrote them) and run again.")
         return "\n".join(lines)
 
     def recorded_summary(self, shown: int = 5) -> str:

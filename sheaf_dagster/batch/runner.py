@@ -14,7 +14,7 @@ from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.backends.base import shape_of
 from sheaf_dagster.batch.committed import CommittedSink
 from sheaf_dagster.batch.driver import run_job
-from sheaf_dagster.batch.file_run import job_fingerprint
+from sheaf_dagster.batch.file_run import job_fingerprint, sink_format
 from sheaf_dagster.batch.layout import layout_of
 from sheaf_dagster.batch.only_failed import has_failed_rows, kept_identity, whole_output
 from sheaf_dagster.batch.progress import OnProgress, shown_progress
@@ -87,6 +87,7 @@ class BatchRunner:
             replace(self._context.rows, strict=spec.strict, keep=tuple(spec.keep)),
             spec.sources,
             spec.storage_options,
+            options=spec,
             batch_size=layout_of(spec, self._context.backend_cls).rows,
             row_limit=spec.row_limit,
         )
@@ -239,11 +240,17 @@ class BatchRunner:
         return has_failed_rows(self._context.rows, Location.of(spec.sink, spec.storage_options))
 
     def _check_files(self, spec: BatchSpec) -> None:
+        sink_format(self._context, spec)
         sink = store_at(Location.of(spec.sink, spec.storage_options))
         for uri in spec.sources:
             if store_at(Location.of(uri, spec.storage_options)).is_same_file(sink):
                 raise SpecError(
                     f"source and sink are the same file: {uri} and {spec.sink}; choose another sink"
+                )
+            if spec.sink.startswith(f"{uri.rstrip('/')}/"):
+                raise SpecError(
+                    f"the sink {spec.sink} lies in the folder of the source, {uri}, whose files are "
+                    "all read; choose another sink"
                 )
         check_keep(spec.keep, self._context.rows.request, self._context.rows.response)
         if spec.batch_budget is not None:

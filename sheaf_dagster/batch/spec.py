@@ -14,6 +14,7 @@ __all__ = [
     "BatchOptions",
     "BatchSpec",
     "Compute",
+    "FloatType",
     "ModelSpec",
     "OnError",
     "Only",
@@ -27,6 +28,7 @@ PRICES = ("prompt", "completion", "cached")
 Compute = Literal["tasks", "actors", "local"]
 OnError = Literal["fail", "record"]
 Only = Literal["failed"]
+FloatType = Literal["float64", "float32"]
 
 
 class _Spec(BaseModel):
@@ -193,10 +195,25 @@ class BatchOptions(_Spec):
         description="Fields of the rows that are copied into their answers, error rows too, under "
         "their own names; null where a row has none. The contract need not know them.",
     )
+    columns: dict[str, str] | None = Field(
+        default=None,
+        description="Columns of the source (or names in its lines) that hold fields of another name, "
+        "by field, such as history: sales. All others are the fields of their own names.",
+    )
+    fields: dict[str, Any] | None = Field(
+        default=None,
+        description="Fields that are the same in every row, such as horizon: 7, whatever the source "
+        "itself says.",
+    )
     bucket_by: str | None = Field(
         default=None,
         description="Request field by whose value rows are grouped into batches, within a "
         "fixed window; the output keeps the input's order.",
+    )
+    float_type: FloatType = Field(
+        default="float64",
+        description="With a Parquet sink: the type of its numbers that aren't integers. float32 is "
+        "half as large and holds 7 digits.",
     )
     resume: bool = Field(
         default=True, description="Reuse the finished parts of a killed run of the same job."
@@ -245,6 +262,15 @@ class BatchOptions(_Spec):
                 raise ValueError("'error' is what error rows call their error; rename the field")
         return value
 
+    @field_validator("fields")
+    @classmethod
+    def _json_fields(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as e:
+            raise ValueError(f"fields must hold JSON values only: {e}") from e
+        return value
+
     @field_validator("batch_size")
     @classmethod
     def _some_rows(cls, value: int | str) -> int | str:
@@ -275,6 +301,8 @@ class BatchOptions(_Spec):
                     f"{limit} needs on_error='record' or on_invalid='record': otherwise the first "
                     "such row ends the job"
                 )
+        if both := sorted({*(self.columns or ())} & {*(self.fields or ())}):
+            raise ValueError(f"{both[0]!r} is given by columns and by fields; leave one out")
         if self.batch_budget is not None and self.bucket_by is not None:
             raise ValueError(
                 "batch_budget already makes batches of rows of like size; leave bucket_by out"
@@ -289,12 +317,14 @@ class BatchSpec(BatchOptions):
 
     source: str | list[str] = Field(
         min_length=1,
-        description="JSONL file of requests: a path or any fsspec URI; .gz, .zst and .parquet by suffix. "
-        "A list of them is read as one file, in that order.",
+        description="File of requests: a path or any fsspec URI. JSON lines, .gz and .zst by suffix, or "
+        ".parquet. A list of them is read as one file, in that order; so is a folder, by name, with what "
+        "its folders say as fields (day=5/).",
     )
     sink: str = Field(
         min_length=1,
-        description="JSONL file of responses: a path or any fsspec URI; .gz and .zst by suffix.",
+        description="File of responses: a path or any fsspec URI. JSON lines, .gz and .zst by suffix, "
+        "or .parquet: a table with the contract's fields as columns.",
     )
     storage_options: dict[str, Any] = Field(
         default_factory=dict,

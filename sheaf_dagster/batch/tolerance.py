@@ -13,7 +13,7 @@ from sheaf_dagster.batch.results import ValidationReport
 from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.errors import TooManyErrorsError
 from sheaf_dagster.storage import Chunk, Part, PartStore, ScannedSource, split_rows, store_at
-from sheaf_dagster.storage.compression import decompress
+from sheaf_dagster.storage.formats import row_word
 
 __all__ = ["most_error_rows", "too_many_errors", "too_many_invalid"]
 
@@ -52,9 +52,10 @@ def too_many_errors(
         parts: What is answered so far, by chunk.
     """
     errors = (
-        f"{source.files[chunk.file].stored.uri}, line {line}: {shortened(said, _SHOWN_CHARS)}"
+        f"{uri}, {row_word(uri)} {line}: {shortened(said, _SHOWN_CHARS)}"
         for chunk in chunks
         if chunk.index in parts and parts[chunk.index].error_rows
+        for uri in [source.files[chunk.file].stored.uri]
         for line, said in _errors_of(source, chunk, store, parts[chunk.index])
     )
     shown = list(itertools.islice(errors, _SHOWN))
@@ -92,7 +93,7 @@ def _errors_of(
 ) -> Iterator[tuple[int, str]]:
     """The error rows of a part: the line of each request, and what its answer says."""
     asked = store_at(source.files[chunk.file].text).read_range(chunk.start, chunk.end)
-    answers = decompress(store.stored(part).read(), store.codec).splitlines()
+    answers = store.lines(part)
     for (line, _), answer in zip(split_rows(asked, chunk.first_line), answers, strict=True):
         record = orjson.loads(answer)
         error = record.get("error") if isinstance(record, dict) else None

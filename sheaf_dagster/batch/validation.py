@@ -20,12 +20,15 @@ from sheaf_dagster.batch.rows.invalid import lines_in, packed_lines
 from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
 from sheaf_dagster.batch.rows.unique import Duplicate, SeenKeys
 from sheaf_dagster.batch.rows.unknown import count_rows
+from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.errors import SourceChangedError
 from sheaf_dagster.storage import Chunk, Location, ScannedSource, read_ranges, scan_source
+from sheaf_dagster.storage.formats import is_parquet, row_word
 
 __all__ = ["validate_chunks", "validate_files", "validate_source"]
 
 _BATCH_SIZE = 64
+_AS_THEY_ARE = BatchOptions()
 
 
 def validate_chunks(
@@ -54,12 +57,15 @@ def validate_source(
         if found.rows != chunk.rows:
             source.check_unchanged()
             raise SourceChangedError(
-                f"{source.files[chunk.file].stored.uri} changed while it was validated (from line "
-                f"{chunk.first_line}); run again once its writer has finished"
+                f"{source.files[chunk.file].stored.uri} changed while it was validated (from "
+                f"{row_word(source.files[chunk.file].stored.uri)} {chunk.first_line}); run again once its writer has finished"
             )
         for violation in found.violations[: MAX_VIOLATIONS_SHOWN - len(report.violations)]:
+            uri = source.files[chunk.file].stored.uri
             if several:
-                violation.file = source.files[chunk.file].stored.uri
+                violation.file = uri
+            if is_parquet(uri):
+                violation.column = source.files[chunk.file].fields.column_of(violation.field)
             report.violations.append(violation)
         report.total_violations += found.total_violations
         report.invalid_rows += found.invalid_rows
@@ -93,13 +99,15 @@ def _show_duplicates(
     report: ValidationReport, field: str, names: Sequence[str], duplicates: Sequence[Duplicate]
 ) -> None:
     for found in duplicates[: MAX_VIOLATIONS_SHOWN - len(report.violations)]:
-        other = "" if found.file == found.first_file else f"{names[found.first_file]}, "
+        first = names[found.first_file]
+        other = "" if found.file == found.first_file else f"{first}, "
         report.violations.append(
             Violation(
                 line=found.line,
                 field=field,
-                message=f"is the same as on {other}line {found.first_line}; each must be another",
+                message=f"is the same as on {other}{row_word(first)} {found.first_line}; each must be another",
                 file=names[found.file] if len(names) > 1 else "",
+                column=field if is_parquet(names[found.file]) else None,
             )
         )
 
@@ -109,6 +117,7 @@ def validate_files(
     sources: Sequence[str],
     storage_options: Mapping[str, Any] | None = None,
     *,
+    options: BatchOptions = _AS_THEY_ARE,
     batch_size: int = _BATCH_SIZE,
     row_limit: int | None = None,
     on_progress: OnProgress | None = None,
@@ -121,6 +130,7 @@ def validate_files(
         contract: What rows must be.
         sources: Paths or URIs, ``.gz``, ``.zst`` and ``.parquet`` by suffix.
         storage_options: Arguments of their fsspec file system.
+        options: Say which of their columns is which field.
         batch_size: Rows of a batch, by which the files are cut into chunks.
         row_limit: Validate the first rows only.
         on_progress: Called after each chunk.
@@ -131,7 +141,13 @@ def validate_files(
     started = time.perf_counter()
     locations = [Location.of(uri, dict(storage_options or {})) for uri in sources]
     with tempfile.TemporaryDirectory(prefix="sheaf-") as folder:
-        source = scan_source(locations, batch_size, row_limit=row_limit, spool=Location.of(folder))
+        source = scan_source(
+            locations,
+            batch_size,
+            fields=contract.fields_of(options),
+            row_limit=row_limit,
+            spool=Location.of(folder),
+        )
         findings: Iterable[ChunkFindings] = validate_chunks(
             contract, [f.text for f in source.files], source.chunks
         )

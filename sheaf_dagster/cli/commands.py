@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
+from pydantic import ValidationError
 
 from sheaf_dagster.backends import known_backends, resolve_backend
 from sheaf_dagster.batch.estimate import Past, estimate_job
@@ -24,7 +25,7 @@ from sheaf_dagster.batch.report import local_report, remove_report, write_report
 from sheaf_dagster.batch.results import BatchOutcome, BatchProgress
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.runner import BatchRunner
-from sheaf_dagster.batch.spec import ModelSpec, Only
+from sheaf_dagster.batch.spec import BatchOptions, ModelSpec, Only, problems_of
 from sheaf_dagster.batch.validation import validate_files
 from sheaf_dagster.cli.output import (
     INTERRUPTED,
@@ -43,6 +44,7 @@ from sheaf_dagster.cli.output import (
 from sheaf_dagster.contracts import contract_for, known_model_types, schema_of
 from sheaf_dagster.errors import (
     SheafError,
+    SpecError,
 )
 from sheaf_dagster.report import require_bokeh
 from sheaf_dagster.version import __version__
@@ -117,6 +119,14 @@ def _command(function: F) -> F:
     help="Argument of the fsspec file system, such as endpoint_url. Credentials come from the "
     "environment.",
 )  # fmt: skip
+@click.option(
+    "--column", "columns", multiple=True, metavar="FIELD=COLUMN",
+    help="Column that holds a field of another name, such as history=sales.",
+)  # fmt: skip
+@click.option(
+    "--field", "fields", multiple=True, metavar="FIELD=VALUE",
+    help="Field that is the same in every row, such as horizon=7.",
+)  # fmt: skip
 @click.option("--row-limit", type=click.IntRange(min=1), help="Check the first rows only.")
 @click.option(
     "--show", type=click.IntRange(0, 100), default=20, show_default=True,
@@ -131,23 +141,38 @@ def validate(
     files: tuple[str, ...],
     model_type: str,
     options: tuple[str, ...],
+    columns: tuple[str, ...],
+    fields: tuple[str, ...],
     row_limit: int | None,
     show: int,
     redact: bool,
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Check every row of JSONL files; load no model, write nothing.
+    """Check every row of files; load no model, write nothing.
 
-    FILE is a path or an fsspec URI such as s3://bucket/key; .gz, .zst and .parquet are unpacked.
+    FILE is a path or an fsspec URI such as s3://bucket/key, of JSON lines (.gz, .zst) or .parquet, or
+    a folder of such files.
     """
     contract = RowContract.of(contract_for(model_type), redact=redact)
     storage_options = dict(_assignment("--storage-option", o) for o in options)
+    try:
+        mapped = BatchOptions(
+            columns=dict(_assignment("--column", c, typed=False) for c in columns) or None,
+            fields=dict(_assignment("--field", f) for f in fields) or None,
+        )
+    except ValidationError as e:
+        raise SpecError(problems_of(e)) from e
     code = OK
     for file in files:
         with _progress(f"checking {os.path.basename(file)}", quiet=quiet) as on_progress:
             report = validate_files(
-                contract, [file], storage_options, row_limit=row_limit, on_progress=on_progress
+                contract,
+                [file],
+                storage_options,
+                options=mapped,
+                row_limit=row_limit,
+                on_progress=on_progress,
             )
         if not report.ok:
             code = INVALID

@@ -9,7 +9,7 @@ from sheaf_dagster.contracts.base import (
     deviations_of,
     row_identity,
 )
-from sheaf_dagster.contracts.embedding import EmbeddingRequest, EmbeddingResponse
+from sheaf_dagster.contracts.embedding import EmbeddingRequest, EmbeddingResponse, Vector
 from sheaf_dagster.contracts.features import FEATURES, FeaturesRequest, FeaturesResponse
 from sheaf_dagster.contracts.openai_batch import (
     OPENAI_BATCH,
@@ -73,6 +73,7 @@ __all__ = [
     "TextResponse",
     "TimeSeriesRequest",
     "TimeSeriesResponse",
+    "Vector",
     "contract_for",
     "deviations_of",
     "known_model_types",

@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sheaf_dagster.contracts.base import BaseRequest, BaseResponse, ModelType
 
-__all__ = ["EmbeddingRequest", "EmbeddingResponse"]
+__all__ = ["EmbeddingRequest", "EmbeddingResponse", "Vector"]
+
+Vector = Annotated[list[float], Field(json_schema_extra={"format": "vector"})]
+"""Numbers of which every row of a file has as many, as a rule: a column of such lists, or of lists of
+them, has a fixed width in a table where they really do."""
 
 _DATA_URI = re.compile(r"data:[^,;]*(?:;[^,;]*)*;base64,", re.IGNORECASE)
 
@@ -70,5 +74,5 @@ class EmbeddingResponse(BaseResponse):
 
     model_type: Literal[ModelType.EMBEDDING] = ModelType.EMBEDDING
 
-    embeddings: list[list[float]]
+    embeddings: list[Vector]
     dim: int

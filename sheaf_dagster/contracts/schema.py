@@ -18,9 +18,19 @@ class _Lenient(GenerateJsonSchema):
         return {"description": f"not described: {what}"}
 
 
-def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+def schema_of(model: type[BaseModel], *, written: bool = False) -> dict[str, Any]:
     """The JSON schema of a request or response, the same in each process.
 
     A field of a type that only its own validator knows, such as an array's, accepts anything there.
+
+    Args:
+        model: The request or response.
+        written: Of what is written of it; otherwise of what it is read from.
     """
-    return model.model_json_schema(schema_generator=_Lenient)
+    if not written:
+        return model.model_json_schema(schema_generator=_Lenient)
+    return model.model_json_schema(
+        by_alias=bool(model.model_config.get("serialize_by_alias")),
+        schema_generator=_Lenient,
+        mode="serialization",
+    )

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from sheaf_dagster.batch.rows.columns import check_float_type
 from sheaf_dagster.batch.spec import BatchOptions, Compute, ModelSpec, Only
 from sheaf_dagster.definitions.capacity import BUILT_METADATA, built_metadata
 from sheaf_dagster.definitions.checks import check_specs
@@ -102,6 +103,7 @@ def build_batch_inference_asset(
     places = Places(source, sink, partitions_def or given.partitions_def, source_partitions)
     written = {"batch_size": batch_size, "compute": compute, "num_actors": num_actors}
     options = _options(f"asset {_name(given)}", batch, written)
+    check_float_type(options, sink)
     model_key = None if model_asset is None else dg.AssetDep.from_coercible(model_asset).asset_key
     spec = given.replace_attributes(
         deps=[*given.deps, *(deps or ()), *([] if model_key is None else [model_key])],

@@ -17,7 +17,7 @@ from dagster.components.resolved.core_models import (
 )
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from sheaf_dagster.batch.spec import BatchOptions, Compute, OnError
+from sheaf_dagster.batch.spec import BatchOptions, Compute, FloatType, OnError
 from sheaf_dagster.definitions.asset import build_batch_inference_asset
 from sheaf_dagster.definitions.model_asset import build_model_asset
 from sheaf_dagster.definitions.options import ReportOptions, StepOptions, changed_options
@@ -245,6 +245,9 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     strict: Annotated[bool, _option("strict")] = False
     keep: Annotated[list[str], _option("keep", ["sku", "store"])] = Field(default_factory=list)
     bucket_by: Annotated[str | None, _option("bucket_by", "horizon")] = None
+    columns: Annotated[dict[str, str] | None, _option("columns", {"history": "sales"})] = None
+    fields: Annotated[dict[str, Any] | None, _option("fields", {"horizon": 7})] = None
+    float_type: Annotated[FloatType, _option("float_type", "float64")] = "float64"
     resume: Annotated[bool, _option("resume")] = True
     price_per_million: Annotated[
         dict[str, float] | None,

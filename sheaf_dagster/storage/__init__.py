@@ -12,6 +12,7 @@ from sheaf_dagster.storage.source import (
     scan_source,
     source_digest,
 )
+from sheaf_dagster.storage.source_files import NamedFile, files_of
 from sheaf_dagster.storage.stores import FileState, FoundFile, Store, store_at
 
 __all__ = [
@@ -21,12 +22,14 @@ __all__ = [
     "HeldSink",
     "LineWriter",
     "Location",
+    "NamedFile",
     "Part",
     "PartStore",
     "ScannedSource",
     "Sink",
     "SourceFile",
     "Store",
+    "files_of",
     "is_blank",
     "read_blocks",
     "read_lines",

@@ -17,6 +17,7 @@ from typing import IO, Protocol
 import numpy as np
 
 from sheaf_dagster.errors import SourceError
+from sheaf_dagster.storage.formats.mapped import MAX_LINE_BYTES
 
 __all__ = ["Chunk", "FileScan", "LineScanner", "is_blank", "rows_in", "scan_stream", "split_rows"]
 
@@ -26,9 +27,6 @@ enough that the fixed cost of one (half a millisecond) doesn't count (``make ben
 
 MAX_CHUNK_BYTES = 16 * 2**20
 """Bytes that an average chunk has at most, before the number of chunks may grow."""
-
-MAX_LINE_BYTES = 512 * 2**20
-"""A longer line is refused: no worker could hold it beside the model."""
 
 _BLOCK = 4 * 2**20
 _BLANK = b" \t\r"

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from uuid import uuid4
 
 from sheaf_dagster.errors import SourceError
-from sheaf_dagster.storage.chunks import MAX_LINE_BYTES, split_rows
-from sheaf_dagster.storage.formats import Text, is_plain, open_text
+from sheaf_dagster.storage.chunks import split_rows
+from sheaf_dagster.storage.formats import (
+    AS_THEY_ARE,
+    FieldMap,
+    Text,
+    is_plain,
+    open_text,
+    packed,
+)
+from sheaf_dagster.storage.formats.mapped import MAX_LINE_BYTES
 from sheaf_dagster.storage.location import Location, sink_errors
 from sheaf_dagster.storage.parts import Part
 from sheaf_dagster.storage.sink import Sink
@@ -68,17 +76,24 @@ class LineWriter:
         if self._held_bytes >= _PART_BYTES:
             self._flush()
 
+    def write_table(self, table: Any) -> None:
+        """Adds the rows of an Arrow table, with its types, to a Parquet file."""
+        if self._held:
+            self._flush()
+        most = max(1, _PART_BYTES * table.num_rows // max(table.nbytes, 1))
+        for start in range(0, table.num_rows, most) or (0,):
+            piece = table.slice(start, most)
+            self._add(packed(piece), piece.num_rows)
+        self.rows += table.num_rows
+
     def _flush(self) -> None:
-        self._parts.append(
-            self._target.store.write(
-                len(self._parts),
-                b"".join(self._held),
-                rows=self._held_rows,
-                error_rows=0,
-                non_finite=0,
-            )
-        )
+        content = self._target.sink.format.of_lines(b"".join(self._held))
+        self._add(content, self._held_rows)
         self._held, self._held_bytes, self._held_rows = [], 0, 0
+
+    def _add(self, content: bytes, rows: int) -> None:
+        store, chunk = self._target.store, len(self._parts)
+        self._parts.append(store.write(chunk, content, rows=rows, error_rows=0, non_finite=0))
 
     def __exit__(
         self,
@@ -96,7 +111,7 @@ class LineWriter:
                 target.discard()  # where nothing was committed
 
 
-def read_blocks(location: Location) -> Iterator[bytes]:
+def read_blocks(location: Location, fields: FieldMap = AS_THEY_ARE) -> Iterator[bytes]:
     """The text of a file in pieces of whole lines, about 4 MiB each; whatever its suffix says that it is.
 
     Raises:
@@ -107,7 +122,7 @@ def read_blocks(location: Location) -> Iterator[bytes]:
     rest: list[bytes] = []
     rest_bytes = 0
     first = True
-    with open_text(location) as stream:
+    with open_text(location, fields=fields) as stream:
         while n := _fill(stream, buffer):
             block = bytes(buffer[:n])
             if first:
@@ -134,7 +149,7 @@ def _fill(stream: Text, buffer: memoryview) -> int:
     return filled
 
 
-def read_lines(location: Location) -> Iterator[tuple[int, bytes]]:
+def read_lines(location: Location, fields: FieldMap = AS_THEY_ARE) -> Iterator[tuple[int, bytes]]:
     """(line number from 1, line) of every row of a file, in constant memory.
 
     Raises:
@@ -142,7 +157,7 @@ def read_lines(location: Location) -> Iterator[tuple[int, bytes]]:
         SourceError: It can't be read.
     """
     number = 1
-    for block in read_blocks(location):
+    for block in read_blocks(location, fields):
         yield from split_rows(block, number)
         number += block.count(b"\n")
 

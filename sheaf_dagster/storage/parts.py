@@ -14,20 +14,22 @@ computes a part anew whose name was lost, and the sink needs none of them once i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from sheaf_dagster.storage.compression import Codec, compress
+from sheaf_dagster.storage.formats import Format, JsonLines
 from sheaf_dagster.storage.location import Location, sink_errors
 from sheaf_dagster.storage.stores import StoredPart, store_at
 
 __all__ = ["Part", "PartStore"]
 
 _NAME = re.compile(
-    r"part-(\d{8})-r(\d+)-e(\d+)-n(\d+)-b(\d+)-k([0-9a-f]*)-m([0-9a-f]*)(?:-d([a-z0-9]+))?\.jsonl"
+    r"part-(\d{8})-r(\d+)-e(\d+)-n(\d+)-b(\d+)-k([0-9a-f]*)-m([0-9a-f]*)(?:-d([a-z0-9]+))?\.(jsonl|arrow)"
 )
 _AT_A_TIME = 8
+
+_LINES = JsonLines()
 
 _COUNT = re.compile(r"([a-z])(\d+)")
 
@@ -46,6 +48,7 @@ class Part:
         counts: What else there is to count about them, rows or tokens, each by a letter.
         checksum: Of the stored bytes, in hex: CRC-32, or on S3 MD5, which S3 itself tells of most
             objects.
+        suffix: Of its name: its format.
     """
 
     chunk: int
@@ -56,6 +59,7 @@ class Part:
     model: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
     checksum: str = ""
+    suffix: str = "jsonl"
 
     @property
     def name(self) -> str:
@@ -64,7 +68,7 @@ class Part:
         return (
             f"part-{self.chunk:08d}-r{self.rows}-e{self.error_rows}"
             f"-n{self.non_finite}-b{self.size}-k{self.checksum}-m{self.model}"
-            f"{counts and f'-d{counts}'}.jsonl"
+            f"{counts and f'-d{counts}'}.{self.suffix}"
         )
 
     @classmethod
@@ -73,10 +77,10 @@ class Part:
         match = _NAME.fullmatch(name)
         if match is None:
             return None
-        *numbers, checksum, model, counts = match.groups()
+        *numbers, checksum, model, counts, suffix = match.groups()
         chunk, rows, error_rows, non_finite, size = map(int, numbers)
         by_letter = {letter: int(n) for letter, n in _COUNT.findall(counts or "")}
-        return cls(chunk, rows, error_rows, non_finite, size, model, by_letter, checksum)
+        return cls(chunk, rows, error_rows, non_finite, size, model, by_letter, checksum, suffix)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class PartStore:
     """The parts of one job; pickles to workers, which write them."""
 
     folder: Location
-    codec: Codec | None = None
+    format: Format = _LINES
 
     def write(
         self,
@@ -97,11 +101,21 @@ class PartStore:
         model: str = "",
         counts: Mapping[str, int] | None = None,
     ) -> Part:
-        """Stores a chunk's output; seen whole or not at all."""
-        stored = compress(data, self.codec)
+        """Stores a chunk's output, as its format has it; seen whole or not at all."""
+        stored = self.format.stored(data)
         checksum = store_at(self.folder).checksum(stored)
         size = len(stored)
-        part = Part(chunk, rows, error_rows, non_finite, size, model, counts or {}, checksum)
+        part = Part(
+            chunk,
+            rows,
+            error_rows,
+            non_finite,
+            size,
+            model,
+            counts or {},
+            checksum,
+            self.format.suffix,
+        )
         location = self.folder.child(part.name)
         with sink_errors(location):
             store_at(location).write(stored, lasting="bytes")
@@ -121,6 +135,10 @@ class PartStore:
     def stored(self, part: Part) -> StoredPart:
         """The bytes of a part."""
         return StoredPart(store_at(self.location(part)), part.size, part.checksum)
+
+    def lines(self, part: Part) -> Sequence[bytes]:
+        """A part's rows as lines of JSON, without newlines, whatever its format."""
+        return self.format.lines(self.stored(part).read())
 
     def location(self, part: Part) -> Location:
         """Where a part lies."""

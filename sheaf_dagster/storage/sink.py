@@ -10,9 +10,8 @@ from typing import Self
 
 from sheaf_dagster.errors import SinkError, SourceError, SpecError
 from sheaf_dagster.protocols import version_in
-from sheaf_dagster.storage.compression import codec_of, compress
 from sheaf_dagster.storage.failures import describe
-from sheaf_dagster.storage.formats.parquet import is_parquet
+from sheaf_dagster.storage.formats import Format, format_of
 from sheaf_dagster.storage.location import Location, sink_errors
 from sheaf_dagster.storage.options import scrub
 from sheaf_dagster.storage.parts import Part, PartStore
@@ -38,17 +37,14 @@ class Sink:
             held.commit(parts)                 # or held.discard()
     """
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, format: Format | None = None) -> None:
         if version_in(location.uri):
             raise SpecError(
                 f"{location.uri}: a version of an object can't be written; name the object without "
                 "?versionId="
             )
-        if is_parquet(location.uri):
-            raise SpecError(
-                f"{location.uri}: sinks are JSON lines, and the suffix says Parquet; name it .jsonl"
-            )
         self.location = location
+        self.format = format_of(location.uri) if format is None else format
         self.aside = location.parent.child(f".{location.name}.sheaf")
 
     def hold(self) -> HeldSink:
@@ -70,7 +66,7 @@ class Sink:
     def parts(self, fingerprint: str) -> PartStore:
         """The store of the parts of the job with this fingerprint."""
         folder = self.aside.child(f"run-{fingerprint[:24]}")
-        return PartStore(folder, codec_of(self.location.uri))
+        return PartStore(folder, self.format)
 
     def sweep(self, fingerprint: str) -> None:
         """Removes parts that came after ``discard``, from workers that had not yet heard of it.
@@ -117,7 +113,9 @@ class HeldSink:
         self._source = sink.aside.child(f"source-{uuid.uuid4().hex[:12]}")
         # A name for each hold: who has lost the sink unheard writes into nobody else's file.
         self._growing = sink.aside.child(f"joined-{uuid.uuid4().hex[:12]}.tmp")
-        self._unpacked = False
+        self._pieces = sink.aside.child(f"pieces-{uuid.uuid4().hex[:12]}")
+        self._scratch: list[Location] = []
+        """Folders of what every run makes anew."""
         self._store: PartStore | None = None
 
     def __enter__(self) -> Self:
@@ -139,7 +137,7 @@ class HeldSink:
 
     def spool(self) -> Location:
         """Folder for unpacked copies of compressed sources; another one for each hold."""
-        self._unpacked = True
+        self._scratch.append(self._source)
         return self._source
 
     def open_run(self, fingerprint: str, *, resume: bool) -> dict[int, Part]:
@@ -178,11 +176,10 @@ class HeldSink:
             SinkError: It could not be written; what was at the sink before is untouched.
             SinkBusyError: Another job has taken the sink over; its output stands.
         """
-        location, empty = self.sink.location, compress(b"", codec_of(self.sink.location.uri))
+        location, empty = self.sink.location, self.sink.format.empty()
         with sink_errors(location):
             stored = [self.store.stored(p) for p in parts]
-            self._joined().commit(stored, empty, self._lock.prove)
-        size = sum(p.size for p in parts) or len(empty)
+            size = self._joined().commit(stored, empty, self._lock.prove)
         self._check_committed(size)
         self._clear(f"{location.uri} is committed, but ")
         return size
@@ -212,9 +209,9 @@ class HeldSink:
     def release(self) -> None:
         """Gives the sink free; parts stay for a rerun."""
         self._let_go()
-        if self._unpacked and self.held:
-            with suppress(Exception):  # unpacked copies are made anew by every run
-                self.remove(self._source)
+        for folder in self._scratch if self.held else ():
+            with suppress(Exception):
+                self.remove(folder)
         self._lock.release()
 
     def remove(self, folder: Location, keep: tuple[str, ...] = ()) -> None:
@@ -245,7 +242,10 @@ class HeldSink:
 
     def _joined(self) -> Join:
         if self._join is None:
-            self._join = store_at(self.sink.location).join(self._growing)
+            file = store_at(self.sink.location).join(self._growing)
+            self._join = self.sink.format.join(file, self._pieces)
+            if self._join is not file:
+                self._scratch.append(self._pieces)
         return self._join
 
     def _let_go(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from typing import Any, cast
 from sheaf_dagster.errors import SourceChangedError, SourceError, SourceNotFoundError
 from sheaf_dagster.storage.chunks import Chunk, FileScan, scan_stream
 from sheaf_dagster.storage.failures import describe
-from sheaf_dagster.storage.formats import is_plain, open_text
+from sheaf_dagster.storage.formats import AS_THEY_ARE, FieldMap, is_plain, open_text
 from sheaf_dagster.storage.location import Location, sink_errors
+from sheaf_dagster.storage.source_files import NamedFile, files_of
 from sheaf_dagster.storage.stores import FileState, store_at
 
 __all__ = ["ScannedSource", "SourceFile", "scan_source", "source_digest"]
@@ -27,6 +29,8 @@ class SourceFile:
     """Where ranges of its text can be read: the file itself, or a copy that was unpacked."""
     state: FileState
     digest: str
+    fields: FieldMap = AS_THEY_ARE
+    """Which of its columns is which field of the text's rows."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,10 @@ class ScannedSource:
 
 
 def scan_source(
-    locations: Sequence[Location],
+    sources: Sequence[Location | NamedFile],
     batch_size: int,
     *,
+    fields: FieldMap = AS_THEY_ARE,
     row_limit: int | None = None,
     spool: Location | None = None,
     stop: threading.Event | None = None,
@@ -68,11 +73,12 @@ def scan_source(
     Several files are read as one, in the given order; chunks and batches don't span files.
 
     Args:
-        locations: The files, in order.
+        sources: The files and folders, in order.
         batch_size: Rows of a batch.
+        fields: Which of their columns is which field.
         row_limit: Rows that count, over all files.
-        spool: Folder for copies of the text of compressed and Parquet files; needed where there are
-            any.
+        spool: Folder for copies of the text of files that aren't plain (``is_plain``); needed
+            where there are any.
         stop: Ends the scan early.
 
     Raises:
@@ -82,22 +88,26 @@ def scan_source(
     files: list[SourceFile] = []
     chunks: list[Chunk] = []
     rows = 0
-    for i, location in enumerate(locations):
+    named = [f for s in sources for f in ([s] if isinstance(s, NamedFile) else files_of([s]))]
+    for i, file in enumerate(named):
+        location, own = file.location, fields.beside(file.folders)
         left = None if row_limit is None else row_limit - rows
         state = store_at(location).require_state()
-        text, scan = _scan_file(location, batch_size, left, spool, i, stop)
+        text, scan = _scan_file(location, own, batch_size, left, spool, i, stop)
         if store_at(location).state() != state:
             raise SourceChangedError(
                 f"{location.uri} changed while it was read; run again once its writer has finished"
             )
         chunks += scan.chunks(batch_size, file=i, first_index=len(chunks), first_row=rows)
         rows += scan.rows
-        files.append(SourceFile(location, text, state, scan.digest))
+        files.append(SourceFile(location, text, state, scan.digest, own))
     return ScannedSource(
         files=tuple(files),
         chunks=tuple(chunks),
         rows=rows,
-        digest=_joint_digest([f.digest for f in files]),
+        digest=_joint_digest(
+            [_with_folders(f.digest, n) for f, n in zip(files, named, strict=True)]
+        ),
         stored_bytes=sum(f.state.size for f in files),
     )
 
@@ -117,6 +127,7 @@ class _UntilStopped:
 
 def _scan_file(
     location: Location,
+    fields: FieldMap,
     batch_size: int,
     row_limit: int | None,
     spool: Location | None,
@@ -126,7 +137,7 @@ def _scan_file(
     # A limit of no rows left still hashes the file; one row at least keeps the scanner simple.
     limit = None if row_limit is None else max(row_limit, 0)
     try:
-        if is_plain(location.uri):
+        if is_plain(location.uri, fields):
             with open_text(location) as plain:
                 stream = _UntilStopped(plain, stop)
                 return location, scan_stream(stream, batch_size, row_limit=limit)
@@ -137,7 +148,8 @@ def _scan_file(
         with sink_errors(text):
             store_at(text).make_parents()
             target = store_at(text).create()
-        with target, open_text(location, digest=digest, spool=target) as unpacked:
+        opened = open_text(location, fields=fields, digest=digest, spool=target)
+        with target, opened as unpacked:
             stream = _UntilStopped(unpacked, stop)
             return text, scan_stream(stream, batch_size, row_limit=limit, digest=digest)
     except SourceError as e:
@@ -161,13 +173,21 @@ def source_digest(
     """
     uris = [source] if isinstance(source, str) else list(source)
     digests = []
-    for uri in uris:
+    for file in files_of([Location.of(uri, storage_options) for uri in uris]):
         digest = hashlib.sha256()
-        with store_at(Location.of(uri, storage_options)).open() as f:
+        with store_at(file.location).open() as f:
             while block := f.read(4 * 2**20):
                 digest.update(block)
-        digests.append(f"sha256:{digest.hexdigest()}")
+        digests.append(_with_folders(f"sha256:{digest.hexdigest()}", file))
     return _joint_digest(digests)
+
+
+def _with_folders(digest: str, file: NamedFile) -> str:
+    """A file's digest, and of what its folders say: both are what its rows are."""
+    if not file.folders:
+        return digest
+    said = json.dumps(file.folders, sort_keys=True)
+    return f"sha256:{hashlib.sha256(f'{digest}{said}'.encode()).hexdigest()}"
 
 
 def _joint_digest(digests: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ import pytest
 
 from sheaf_dagster import BatchRunner, BatchSpec, SheafError, SinkError, SourceChangedError
 from sheaf_dagster.storage import retry
+from sheaf_dagster.storage.formats import parquet_join
 from sheaf_dagster.storage.stores import s3_join
 from tests.conftest import ROOT
 from tests.faults import KINDS, Faults, FaultyProxy
@@ -37,9 +38,9 @@ def rows(count: int) -> bytes:
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
-def on_disk(tmp_path, text: bytes, **fields) -> bytes:
+def on_disk(tmp_path, text: bytes, name: str = "out.jsonl", **fields) -> bytes:
     """What the job writes on the local disk."""
-    source, sink = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source, sink = tmp_path / "in.jsonl", tmp_path / name
     source.write_bytes(text)
     spec = BatchSpec(source=str(source), sink=str(sink), compute="local", **fields)
     BatchRunner(doubler()).run(spec)
@@ -64,10 +65,12 @@ def quick(monkeypatch) -> dict:
     return {"retries": {"total_max_attempts": 1}, "read_timeout": 0.3}
 
 
-def job(s3: ObjectStore, options: dict, compute: str = "local", count: int = 0) -> BatchSpec:
+def job(
+    s3: ObjectStore, options: dict, compute: str = "local", name: str = "out.jsonl"
+) -> BatchSpec:
     return BatchSpec(
-        source=s3.put("in.jsonl", rows(count or ROWS)),
-        sink=s3.uri("out.jsonl"),
+        source=s3.put("in.jsonl", rows(ROWS)),
+        sink=s3.uri(name),
         batch_size=16,
         compute=compute,
         storage_options=options,
@@ -147,11 +150,12 @@ def kill(child: subprocess.Popen) -> None:
     child.stdout.close()
 
 
-def test_a_killed_job_on_s3_resumes(s3, tmp_path):
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_a_killed_job_on_s3_resumes(s3, tmp_path, name):
     text = rows(60)
     spec = BatchSpec(
         source=s3.put("in.jsonl", text),
-        sink=s3.uri("out.jsonl"),
+        sink=s3.uri(name),
         batch_size=2,
         compute="local",
         storage_options=s3.options(),
@@ -160,14 +164,14 @@ def test_a_killed_job_on_s3_resumes(s3, tmp_path):
     while int(child.stdout.readline()) < 10:
         pass
     kill(child)
-    assert ".out.jsonl.sheaf/lock" in s3.names()
-    assert "out.jsonl" not in s3.names()
+    assert f".{name}.sheaf/lock" in s3.names()
+    assert name not in s3.names()
 
     result = BatchRunner(doubler(batch_seconds=0.1)).run(spec)
 
     assert result.resumed_rows >= 10
-    assert s3.get("out.jsonl") == on_disk(tmp_path, text, batch_size=2)
-    assert s3.names() == ["in.jsonl", "out.jsonl"]
+    assert s3.get(name) == on_disk(tmp_path, text, name, batch_size=2)
+    assert s3.names() == ["in.jsonl", name]
 
 
 @pytest.mark.ray
@@ -227,22 +231,27 @@ SEEDS = int(os.environ.get("SHEAF_FAULT_SEEDS", "4"))
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_random_faults_end_in_the_whole_output_or_in_one_error(s3, tmp_path, proxy, quick, seed):
-    spec = job(s3, s3.options(proxy.endpoint, **quick))
-    expected = on_disk(tmp_path, rows(ROWS), batch_size=16)
+def test_random_faults_end_in_the_whole_output_or_in_one_error(
+    s3, tmp_path, proxy, quick, seed, monkeypatch
+):
+    monkeypatch.setattr(parquet_join, "_GROUP_ROWS", 40)
+    monkeypatch.setattr(parquet_join, "_PIECE_BYTES", 3000)
+    name = ("out.jsonl", "out.parquet")[seed // 2 % 2]
+    spec = job(s3, s3.options(proxy.endpoint, **quick), name=name)
+    expected = on_disk(tmp_path, rows(ROWS), name, batch_size=16)
     # From faults that retries get over to those that they don't.
-    proxy.faults = Faults(seed, rate=(0.1, 0.2, 0.35, 0.6)[seed % 4], stall_seconds=1)
+    proxy.faults = Faults(seed, rate=(0.1, 0.35, 0.2, 0.6)[seed % 4], stall_seconds=1)
 
     try:
         BatchRunner(doubler()).run(spec)
     except SheafError as e:
         assert "s3://" in str(e)
         assert "\n" not in str(e)
-        assert "out.jsonl" not in s3.names()
+        assert name not in s3.names()
         proxy.faults = Faults()
         BatchRunner(doubler()).run(spec)  # and the next run, with the store well again, mends it
     assert proxy.faults.requests
-    assert s3.get("out.jsonl") == expected
+    assert s3.get(name) == expected
     assert s3.uploads() == []
 
 

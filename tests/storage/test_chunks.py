@@ -161,6 +161,6 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
 def test_missing_files_and_directories_are_named(place):
     with pytest.raises(SourceNotFoundError, match="nothing.jsonl does not exist; write it first"):
         scan_source([place.at("nothing.jsonl")], 1)
-    place.put("folder/in.jsonl", b"")
-    with pytest.raises(SourceError, match="is a directory"):
+    place.put("folder/in.txt", b"")
+    with pytest.raises(SourceNotFoundError, match="is a folder, and no .parquet or .jsonl file"):
         scan_source([place.at("folder")], 1)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.errors import WorkerCrashError
 from sheaf_dagster.storage import Chunk
+from sheaf_dagster.storage.formats import row_word
 
 __all__ = [
     "MAX_ATTEMPTS",
@@ -78,7 +79,9 @@ class OpenChunk:
 
     def crash(self, where: str, backend: str) -> WorkerCrashError:
         """Why it is given up."""
-        what = f"{where}, the {self.chunk.rows} rows from line {self.chunk.first_line}:"
+        what = (
+            f"{where}, the {self.chunk.rows} rows from {row_word(where)} {self.chunk.first_line}:"
+        )
         if len(self.deaths) > MAX_ATTEMPTS:
             return WorkerCrashError(
                 f"{what} their worker process died {len(self.deaths)} times (segmentation fault, "

@@ -17,7 +17,7 @@ from sheaf_dagster.batch.rows.repeatable import repeatable
 from sheaf_dagster.errors import SheafError
 from sheaf_dagster.masking import masked
 
-__all__ = ["error_line", "has_non_finite", "response_lines"]
+__all__ = ["error_line", "has_non_finite", "non_finite_in", "response_lines"]
 
 
 def response_lines(responses: Sequence[BaseModel]) -> tuple[list[bytes], int]:
@@ -39,7 +39,7 @@ def response_lines(responses: Sequence[BaseModel]) -> tuple[list[bytes], int]:
     for i, (line, response) in enumerate(zip(lines, responses, strict=True)):
         nulls, constants = line.count(b"null"), _has_constants(line)
         if constants or (nulls and nulls != _nones([response])):
-            bad += _count_non_finite(response.model_dump(mode="python"))
+            bad += non_finite_in(response.model_dump(mode="python"))
         if constants:
             lines[i] = to_json(response.model_dump(mode="json"), inf_nan_mode="null")
     return lines, bad
@@ -75,13 +75,14 @@ def _has_constants(data: bytes) -> bool:
     return (b"N" in data and b"NaN" in data) or (b"I" in data and b"Infinity" in data)
 
 
-def _count_non_finite(value: Any) -> int:
+def non_finite_in(value: Any) -> int:
+    """Numbers in a value that are not finite."""
     if isinstance(value, float):
         return value != value or value in (float("inf"), float("-inf"))
     if isinstance(value, dict):
-        return sum(map(_count_non_finite, value.values()))
+        return sum(map(non_finite_in, value.values()))
     if isinstance(value, (list, tuple, set, frozenset)):
-        return sum(map(_count_non_finite, value))
+        return sum(map(non_finite_in, value))
     return 0
 
 

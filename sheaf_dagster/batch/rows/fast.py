@@ -22,7 +22,7 @@ from sheaf_dagster.batch.rows.lossless import has_names
 from sheaf_dagster.batch.rows.plain import NOTHING, PlainModel
 from sheaf_dagster.contracts.base import PASSES
 
-__all__ = ["FastCodec", "fast_codec", "may_hide_fields"]
+__all__ = ["FastCodec", "fast_codec", "may_hide_fields", "writes_fields"]
 
 Accepts = Callable[[bytes], bool]
 Read = Callable[[bytes], BaseModel | None]
@@ -40,7 +40,7 @@ class FastCodec:
     def __init__(self, model: type[BaseModel], keep: tuple[str, ...] = ()) -> None:
         self.accepts: Accepts = _never
         self.read: Read = _not_read
-        self._writes = _is_plain(model)
+        self._writes = writes_fields(model)
         try:
             plain = PlainModel(model)
             self.accepts, self.read = _acceptor(plain, keep), _reader(plain)
@@ -171,7 +171,8 @@ _AS_PYDANTIC = (
 """What pydantic writes in a form of its own, or as a field's type has it, is a TypeError."""
 
 
-def _is_plain(model: type[BaseModel]) -> bool:
+@lru_cache(maxsize=64)
+def writes_fields(model: type[BaseModel]) -> bool:
     """Whether the fields' values are all that is written, under the fields' names."""
     schema: Any = core_schema_of(model)
     while isinstance(schema, dict) and schema["type"] == "function-after":

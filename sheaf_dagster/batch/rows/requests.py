@@ -28,9 +28,11 @@ from sheaf_dagster.batch.rows.unknown import (
     unknown_fields,
 )
 from sheaf_dagster.batch.rows.violations import Violations
+from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.contracts import Contract
 from sheaf_dagster.errors import InputValidationError
 from sheaf_dagster.storage import is_blank
+from sheaf_dagster.storage.formats import FieldMap, row_word
 
 __all__ = [
     "ChunkFindings",
@@ -54,10 +56,16 @@ class Row(NamedTuple):
     """Those that go into its answer; see ``rows.keep``."""
 
 
-def named_lines(rows: Sequence[Row]) -> str:
-    """Names the lines of rows: ``line 3``, ``lines 3–7``."""
+def named_lines(where: str, rows: Sequence[Row]) -> str:
+    """Names the lines of rows, ``line 3`` or ``lines 3–7``, or the rows of a table.
+
+    Args:
+        where: Their file.
+        rows: The rows.
+    """
+    word = row_word(where)
     first, last = min(r.line for r in rows), max(r.line for r in rows)
-    return f"line {first}" if first == last else f"lines {first}–{last}"
+    return f"{word} {first}" if first == last else f"{word}s {first}–{last}"
 
 
 @dataclass
@@ -99,6 +107,15 @@ class RowContract:
     def of(cls, contract: Contract, *, redact: bool = False) -> RowContract:
         """The parser of a contract's requests."""
         return cls(contract.model_type, contract.request, contract.response, redact)
+
+    def fields_of(self, options: BatchOptions) -> FieldMap:
+        """Which columns of a source are which fields of the contract's rows."""
+        typed = self.request.model_fields.get("model_type")
+        return FieldMap(
+            columns=options.columns or {},
+            constants=options.fields or {},
+            implied={"model_type": self.model_type} if typed and typed.is_required() else {},
+        )
 
     def validate(self, data: bytes, first_line: int) -> ChunkFindings:
         """Validates every row in a chunk's bytes; keeps none of them."""

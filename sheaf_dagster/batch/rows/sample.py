@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.contracts import contract_for, row_identity
-from sheaf_dagster.storage import Location, read_lines
+from sheaf_dagster.storage import Location, files_of, read_lines
+from sheaf_dagster.storage.formats import AS_THEY_ARE, FieldMap
 
 __all__ = ["OutputSample", "sample_output"]
 
@@ -40,7 +41,9 @@ class OutputSample:
 def sample_output(model: ModelSpec, spec: BatchSpec, rows: int = 200) -> OutputSample:
     """Reads the first rows of both files again and compares their request ids."""
     contract = RowContract.of(contract_for(model.model_type))
-    requests = _head(Location.of(spec.sources[0], spec.storage_options), rows)
+    first = files_of([Location.of(spec.sources[0], spec.storage_options)])[0]
+    fields = contract.fields_of(spec).beside(first.folders)
+    requests = _head(first.location, rows, fields)
     responses = _head(Location.of(spec.sink, spec.storage_options), len(requests))
     requests = requests[: len(responses)]
     parsed = (
@@ -65,10 +68,10 @@ def sample_output(model: ModelSpec, spec: BatchSpec, rows: int = 200) -> OutputS
     return OutputSample(pairs, in_order, len(pairs), sizes)
 
 
-def _head(location: Location, rows: int) -> list[tuple[int, bytes]]:
+def _head(location: Location, rows: int, fields: FieldMap = AS_THEY_ARE) -> list[tuple[int, bytes]]:
     """The first rows of a file, as far as they aren't too large to be shown."""
     head, size = [], 0
-    for number, line in islice(read_lines(location), rows):
+    for number, line in islice(read_lines(location, fields), rows):
         size += len(line)
         if size > _HEAD_BYTES:
             break

@@ -33,12 +33,12 @@ def checked_outputs(
         found = list(outputs)
     except TypeError:
         raise ResponseMismatchError(
-            f"{where}, {named_lines(rows)}: {name}.{method} returned {type(outputs).__name__}; it must "
+            f"{where}, {named_lines(where, rows)}: {name}.{method} returned {type(outputs).__name__}; it must "
             "return one output for each prepared row"
         ) from None
     if len(found) != len(rows):
         raise ResponseMismatchError(
-            f"{where}, {named_lines(rows)}: {name}.{method} returned {len(found)} outputs for {len(rows)} "
+            f"{where}, {named_lines(where, rows)}: {name}.{method} returned {len(found)} outputs for {len(rows)} "
             "prepared rows; it must return one for each, in the same order"
         )
     return found
@@ -62,12 +62,12 @@ def check_responses(
     """
     if not isinstance(responses, (list, tuple)):
         raise ResponseMismatchError(
-            f"{where}, {named_lines(rows)}: {name}.{method} returned {type(responses).__name__}; it must "
+            f"{where}, {named_lines(where, rows)}: {name}.{method} returned {type(responses).__name__}; it must "
             "return a list with one response for each request"
         )
     if len(responses) != len(rows):
         raise ResponseMismatchError(
-            f"{where}, {named_lines(rows)}: {name}.{method} returned {len(responses)} responses for "
+            f"{where}, {named_lines(where, rows)}: {name}.{method} returned {len(responses)} responses for "
             f"{len(rows)} requests; it must return one for each, in the same order"
         )
     kind: type | None = None
@@ -79,7 +79,7 @@ def check_responses(
             kind = type(response)
         else:
             raise ResponseMismatchError(
-                f"{where}, line {row.line}: {name} returned {type(response).__name__} instead "
+                f"{where}, {named_lines(where, [row])}: {name} returned {type(response).__name__} instead "
                 "of a response (a pydantic model)"
             )
         request = row.request
@@ -90,7 +90,7 @@ def check_responses(
         if None not in (asked, answered) and answered != asked:
             what = f"request {answered} in place of {asked}"
             raise ResponseMismatchError(
-                f"{where}, line {row.line}: {name} answered "
+                f"{where}, {named_lines(where, [row])}: {name} answered "
                 f"{'another request' if redact else what}; {method} must keep the order and copy "
                 "each id"
             )

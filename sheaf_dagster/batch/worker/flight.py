@@ -16,7 +16,7 @@ from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.backends.base import loop_of
 from sheaf_dagster.backends.common.notes import NOTES
 from sheaf_dagster.batch.messages import ChunkReport
-from sheaf_dagster.batch.rows.requests import Row
+from sheaf_dagster.batch.rows.requests import Row, named_lines
 from sheaf_dagster.batch.worker.counting import check_responses
 from sheaf_dagster.batch.worker.hanging import MAX_IN_A_ROW, took_too_long
 from sheaf_dagster.batch.worker.jobs import Jobs
@@ -203,10 +203,10 @@ class _Flight:
             self._most = max(1, min(self._most, len(self._under_way) + 1) // 2)
             self._tally.halved += 1
             log.warning(
-                "%s, line %d: out of memory with %d rows in flight (%s); going on with %d. Lower "
+                "%s, %s: out of memory with %d rows in flight (%s); going on with %d. Lower "
                 "max_in_flight to avoid this",
                 opened.batch.making.where,
-                row.line,
+                named_lines(opened.batch.making.where, [row]),
                 len(self._under_way) + 1,
                 type(error).__name__,
                 self._most,
@@ -252,7 +252,7 @@ class _Flight:
         name = type(self._jobs.loaded.backend).__name__
         if hung and self._hung_in_a_row >= max(MAX_IN_A_ROW, self._most):
             raise BatchTimeoutError(
-                f"{where}, line {row.line}: {name} hung on each of the {self._hung_in_a_row} rows "
+                f"{where}, {named_lines(where, [row])}: {name} hung on each of the {self._hung_in_a_row} rows "
                 "up to this one, so it seems to hang whatever it is given; look at the backend, or "
                 "raise batch_timeout"
             )
@@ -262,7 +262,9 @@ class _Flight:
         if _ends_the_job(answer):
             raise answer
         if job.on_error == "fail" and not isinstance(answer, _GivenUpError):
-            raise opened.predictor.failure(f"line {row.line}", answer, row.request)
+            raise opened.predictor.failure(
+                named_lines(opened.predictor.where, [row]), answer, row.request
+            )
         return opened.predictor.error(row, answer)
 
     def _require_alive(self) -> None:

@@ -47,7 +47,7 @@ class TimeLimit(Protocol):
 def took_too_long(where: str, rows: Sequence[Row], backend: str, seconds: float) -> str:
     """What to tell of a batch that hung."""
     return (
-        f"{where}, {named_lines(rows)}: {backend} gave no answer within "
+        f"{where}, {named_lines(where, rows)}: {backend} gave no answer within "
         f"batch_timeout={seconds:g} s and was stopped; look at these rows, raise batch_timeout, "
         "or lower batch_size"
     )

@@ -12,7 +12,7 @@ import orjson
 from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.batch.rows.inside import given_fields
 from sheaf_dagster.batch.rows.invalid import lines_in
-from sheaf_dagster.batch.rows.requests import Row, RowContract
+from sheaf_dagster.batch.rows.requests import Row, RowContract, named_lines
 from sheaf_dagster.batch.worker.making import ChunkInMaking
 from sheaf_dagster.contracts import row_identity
 from sheaf_dagster.errors import PreviousOutputError
@@ -82,14 +82,14 @@ def _require_answer_of(where: str, row: Row, answer: bytes, *, proven: bool) -> 
         found = _identity_in(answer, asked)
         if found != str(asked):
             raise PreviousOutputError(
-                f"{where}, line {row.line}: the last output has in its place the answer of another "
+                f"{where}, {named_lines(where, [row])}: the last output has in its place the answer of another "
                 "row, so rows were added, removed, moved or changed since; run the whole file"
             )
     # An id that was derived shows that the row is the same, to the byte.
     derived = asked is not None and "request_id" not in given_fields(request)
     if not (proven or derived):
         raise PreviousOutputError(
-            f"{where}, line {row.line}: the source has changed since the last output, and nothing "
+            f"{where}, {named_lines(where, [row])}: the source has changed since the last output, and nothing "
             "shows that this row has not: it brings an id of its own, or none. Run the whole file"
         )
 

@@ -20,12 +20,13 @@ from sheaf_dagster.batch.messages import (
     said_by,
     worker_name,
 )
-from sheaf_dagster.batch.rows.answers import error_line, response_lines
+from sheaf_dagster.batch.rows.answered import answers_for
+from sheaf_dagster.batch.rows.answers import error_line
 from sheaf_dagster.batch.rows.inside import extra_of
-from sheaf_dagster.batch.rows.keep import own_fields, with_fields, with_fields_anew
+from sheaf_dagster.batch.rows.keep import own_fields, with_fields_anew
 from sheaf_dagster.batch.rows.read_back import counted
 from sheaf_dagster.batch.rows.repeatable import repeatable
-from sheaf_dagster.batch.rows.requests import Row
+from sheaf_dagster.batch.rows.requests import Row, named_lines
 from sheaf_dagster.batch.worker.gpus import GpuFigures
 from sheaf_dagster.batch.worker.loading import LoadedBackend
 from sheaf_dagster.batch.worker.predict import Answer, ErrorLine
@@ -60,7 +61,7 @@ class ChunkInMaking:
     def __init__(self, job: FileWork, chunk: Chunk) -> None:
         self.job = job
         self.chunk = chunk
-        self._lines: list[bytes] = [b""] * chunk.rows
+        self._answers = answers_for(job.store.format, chunk.rows, job.keep)
         self._left = chunk.rows
         self._in_order = job.bucket_by is None and job.window is None
         self._tally = Tally()
@@ -91,7 +92,7 @@ class ChunkInMaking:
         """Puts the answer that a row keeps in its place; in the thread that reads."""
         keep = self.job.keep
         line = with_fields_anew(answer, keep, row.fields) if keep else answer
-        self._lines[row.position - self.chunk.first_row] = line
+        self._answers.add([row.position - self.chunk.first_row], [line])
         self._left -= 1
         counts, non_finite = counted(answer, response)
         self._counts.update(counts)
@@ -101,8 +102,7 @@ class ChunkInMaking:
     def reject(self, row: Row, error: Exception) -> None:
         """Puts the error row of an invalid row in its place; in the thread that reads."""
         line = error_line(row.request, error, redact=self.job.redact)
-        line = with_fields(line, row.fields) if self.job.keep else line
-        self._lines[row.position - self.chunk.first_row] = line
+        self._answers.add([row.position - self.chunk.first_row], [line], self._fields_of([row]))
         self._left -= 1
         self._tally.error_rows += 1
 
@@ -119,8 +119,8 @@ class ChunkInMaking:
         """
         return self.job.store.write(
             self.chunk.index,
-            b"\n".join([*self._lines, b""]),
-            rows=len(self._lines),
+            self._answers.content(),
+            rows=self.chunk.rows,
             error_rows=self._tally.error_rows,
             non_finite=self._non_finite,
             model=model,
@@ -142,14 +142,15 @@ class ChunkInMaking:
             part = self.written(loaded.tag)
         except Exception as e:
             return self.fail(loaded, e)
-        self._lines = []
+        del self._answers
         return self._report(loaded, part=part)
 
     def fail(self, loaded: LoadedBackend, error: BaseException) -> ChunkReport | None:
         """The report of a chunk that failed, once."""
         if self._failed:
             return None
-        self._failed, self._lines = True, []
+        self._failed = True
+        self.__dict__.pop("_answers", None)
         failure = ErrorMessage.of(error, self.where, redact=self.job.redact)
         return self._report(loaded, failure=failure)
 
@@ -180,34 +181,29 @@ class ChunkInMaking:
         )
 
     def _serialise(self, rows: Sequence[Row], answers: Sequence[Answer], backend: str) -> None:
-        responses = [a for a in answers if not isinstance(a, ErrorLine)]
-        try:
-            lines, bad = response_lines(responses)
-        except Exception:
-            lines, bad = self._one_by_one(rows, answers, backend)  # not the fault of all of them
-        else:
-            self._count(responses)
-        self._non_finite += bad
-        if len(lines) < len(answers):
-            made = iter(lines)
-            lines = [a if isinstance(a, ErrorLine) else next(made) for a in answers]
+        first, last = (row.position - self.chunk.first_row for row in (rows[0], rows[-1]))
+        at: Sequence[int] = range(first, last + 1)
+        if not self._in_order or len(at) != len(rows):
+            at = [row.position - self.chunk.first_row for row in rows]
         if self.job.keep:
-            lines = self._with_fields(rows, answers, lines)
-        first = rows[0].position - self.chunk.first_row
-        if self._in_order and rows[-1].position - rows[0].position == len(rows) - 1:
-            self._lines[first : first + len(rows)] = lines
-            return
-        for row, line in zip(rows, lines, strict=True):
-            self._lines[row.position - self.chunk.first_row] = line
+            self._require_free(rows, answers)
+        try:
+            self._non_finite += self._answers.add(at, answers, self._fields_of(rows))
+        except Exception:
+            self._one_by_one(at, rows, answers, backend)  # not the fault of all of them
+        else:
+            self._count([a for a in answers if not isinstance(a, ErrorLine)])
 
-    def _with_fields(
-        self, rows: Sequence[Row], answers: Sequence[Answer], lines: Sequence[bytes]
-    ) -> list[bytes]:
-        """The lines with the fields of their rows that are to be in them."""
+    def _fields_of(self, rows: Sequence[Row]) -> list[bytes] | None:
+        """The fields of rows that are to be in their answers, where any are."""
+        return [row.fields for row in rows] if self.job.keep else None
+
+    def _require_free(self, rows: Sequence[Row], answers: Sequence[Answer]) -> None:
+        """Refuses answers that have brought fields of such a name."""
         for row, answer in zip(rows, answers, strict=True):
             if not isinstance(answer, ErrorLine) and extra_of(answer):
-                own_fields(f"{self.where}, line {row.line}", answer, self.job.keep)
-        return [with_fields(line, row.fields) for row, line in zip(rows, lines, strict=True)]
+                where = f"{self.where}, {named_lines(self.where, [row])}"
+                own_fields(where, answer, self.job.keep)
 
     def _count(self, responses: Sequence[BaseModel]) -> None:
         if not any(map(_counts_beside_metadata, {type(r) for r in responses})):
@@ -219,32 +215,27 @@ class ChunkInMaking:
                 self._counts[kind[0]] += tokens
 
     def _one_by_one(
-        self, rows: Sequence[Row], answers: Sequence[Answer], backend: str
-    ) -> tuple[list[bytes], int]:
-        """Lines of answers of which some can't be written: half a surrogate, an unknown type."""
-        lines: list[bytes] = []
-        bad = 0
-        for row, answer in zip(rows, answers, strict=True):
-            if isinstance(answer, ErrorLine):
-                lines.append(answer)
-                continue
+        self, at: Sequence[int], rows: Sequence[Row], answers: Sequence[Answer], backend: str
+    ) -> None:
+        """Takes in answers of which some can't be written: half a surrogate, an unknown type."""
+        for position, row, answer in zip(at, rows, answers, strict=True):
             try:
-                (line,), n = response_lines([answer])
+                self._non_finite += self._answers.add([position], [answer], self._fields_of([row]))
             except Exception as e:
                 if self.job.on_error == "fail":
                     said = repeatable(said_by(e, redact=self.job.redact), row.request)
                     raise PredictError(
-                        f"{self.where}, line {row.line}: the answer of {backend} can't be written "
-                        'as JSON; fix the model, or use on_error="record" to go on without it: '
+                        f"{self.where}, {named_lines(self.where, [row])}: the answer of {backend} can't be written "
+                        f"as {self.job.store.format.written_as}; fix the model, or use "
+                        'on_error="record" to go on without it: '
                         f"{said}"
                     ) from e
                 self._tally.error_rows += 1
-                lines.append(error_line(row.request, e, redact=self.job.redact))
+                line = error_line(row.request, e, redact=self.job.redact)
+                self._answers.add([position], [line], self._fields_of([row]))
             else:
-                bad += n
-                self._count([answer])
-                lines.append(line)
-        return lines, bad
+                if not isinstance(answer, ErrorLine):
+                    self._count([answer])
 
 
 @lru_cache(maxsize=32)

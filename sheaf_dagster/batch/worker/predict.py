@@ -144,7 +144,7 @@ class Predictor:
         if not any(map(self._is_finite_alone, probes)):
             return answers
         self.on_halve(
-            f"{self.where}, {named_lines(rows)}: {self._name} answered no row of this batch with "
+            f"{self.where}, {named_lines(self.where, rows)}: {self._name} answered no row of this batch with "
             "finite numbers, though it does when they are alone; they are asked one at a time. "
             "Look for a row that spoils the others"
         )
@@ -177,7 +177,7 @@ class Predictor:
         self.halved += 1
         middle = len(rows) // 2
         self.on_halve(
-            f"{self.where}, {named_lines(rows)}: out of memory with {len(rows)} rows "
+            f"{self.where}, {named_lines(self.where, rows)}: out of memory with {len(rows)} rows "
             f"({type(error).__name__}); trying {middle}. Lower batch_size to avoid this"
         )
         torch = sys.modules.get("torch")
@@ -230,7 +230,7 @@ class Predictor:
                 error = BatchTimeoutError("took longer than batch_timeout allows")
             elif in_a_row >= MAX_IN_A_ROW:
                 raise BatchTimeoutError(
-                    f"{self.where}, line {row.line}: {self._name} hung on each of the "
+                    f"{self.where}, {named_lines(self.where, [row])}: {self._name} hung on each of the "
                     f"{in_a_row} rows before this one, each given alone, so it seems to hang "
                     "whatever it is given; look at the backend, or raise batch_timeout"
                 )
@@ -270,9 +270,10 @@ class Predictor:
         try:
             self._call(rows[low:high])
         except Exception as e:
-            place, cause, row = f"line {rows[low].line}", e, rows[low].request
+            place, cause, row = named_lines(self.where, rows[low:high]), e, rows[low].request
         else:
-            place, cause = f"{named_lines(all_rows)} together (each half alone succeeds)", error
+            all_lines = named_lines(self.where, all_rows)
+            place, cause = f"{all_lines} together (each half alone succeeds)", error
             row = [r.request for r in all_rows]
         return self.failure(place, cause, row)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.batch.messages import ChunkReport
-from sheaf_dagster.batch.rows.requests import Row
+from sheaf_dagster.batch.rows.requests import Row, named_lines
 from sheaf_dagster.batch.worker.hanging import TimeLimit, took_too_long
 from sheaf_dagster.batch.worker.jobs import Jobs
 from sheaf_dagster.batch.worker.loading import LoadedBackend
@@ -158,7 +158,9 @@ class _Device:
             elif isinstance(made.error, SheafError):
                 raise made.error
             elif making.job.on_error == "fail":
-                raise predictor.failure(f"line {row.line}", made.error, row.request)
+                raise predictor.failure(
+                    named_lines(predictor.where, [row]), made.error, row.request
+                )
             else:
                 failed.append((row, predictor.error(row, made.error)))
         if failed:

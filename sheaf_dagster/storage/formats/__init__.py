@@ -1,6 +1,7 @@
-"""The text of a file, as JSON lines, whatever its suffix says that it is.
+"""Formats of files, by their suffix: JSON lines, compressed or not, and Parquet.
 
-Plain files are read as they are; what else there is gives its text as a stream.
+Every file can be read as JSON lines: plain ones are read as they are, what else there is gives its
+text as a stream. What is written is kept in parts, and joined, as its format has it (``Format``).
 """
 
 from __future__ import annotations
@@ -8,38 +9,77 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Protocol
+from typing import IO
 
 from sheaf_dagster.storage.compression import codec_of, unpacked
-from sheaf_dagster.storage.formats.parquet import ParquetText, is_parquet
+from sheaf_dagster.storage.formats.base import Format
+from sheaf_dagster.storage.formats.fields import AS_THEY_ARE, FieldMap
+from sheaf_dagster.storage.formats.jsonl import JsonLines
+from sheaf_dagster.storage.formats.mapped import MappedText, Text
+from sheaf_dagster.storage.formats.meaning import ERROR_COLUMNS, REST_COLUMN, Meaning
+from sheaf_dagster.storage.formats.parquet import (
+    ParquetText,
+    is_parquet,
+    json_rows,
+    read_schema,
+    read_table,
+)
+from sheaf_dagster.storage.formats.table import Table, packed
 from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.stores import store_at
 
-__all__ = ["Text", "is_plain", "open_text"]
+__all__ = [
+    "AS_THEY_ARE",
+    "ERROR_COLUMNS",
+    "REST_COLUMN",
+    "FieldMap",
+    "Format",
+    "JsonLines",
+    "Meaning",
+    "Table",
+    "Text",
+    "format_of",
+    "is_parquet",
+    "is_plain",
+    "json_rows",
+    "open_text",
+    "packed",
+    "read_schema",
+    "read_table",
+    "row_word",
+]
 
 _BLOCK_BYTES = 4 * 2**20
 
 
-class Text(Protocol):
-    """A stream of text."""
-
-    def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fills the beginning of a buffer; 0 at the end."""
+def format_of(uri: str) -> Format:
+    """The format that a file's suffix names."""
+    return Table() if is_parquet(uri) else JsonLines(codec_of(uri))
 
 
-def is_plain(uri: str) -> bool:
+def row_word(uri: str) -> str:
+    """What a row of a file is called in messages: a line, or a row."""
+    return "row" if is_parquet(uri) else "line"
+
+
+def is_plain(uri: str, fields: FieldMap = AS_THEY_ARE) -> bool:
     """Whether a file's stored bytes are its text, so that ranges of it can be read as they are."""
-    return codec_of(uri) is None and not is_parquet(uri)
+    return codec_of(uri) is None and not is_parquet(uri) and not fields
 
 
 @contextmanager
 def open_text(
-    location: Location, *, digest: hashlib._Hash | None = None, spool: IO[bytes] | None = None
+    location: Location,
+    *,
+    fields: FieldMap = AS_THEY_ARE,
+    digest: hashlib._Hash | None = None,
+    spool: IO[bytes] | None = None,
 ) -> Iterator[Text]:
     """Opens a file's text.
 
     Args:
         location: The file; its suffix says what it is.
+        fields: Which of its columns, or of its rows' fields, is which field of the text's.
         digest: Takes in the stored bytes, where they aren't the text.
         spool: Receives a copy of the text, where it isn't what is stored.
 
@@ -53,8 +93,12 @@ def open_text(
             # Read from its end on, so that its bytes don't pass in order.
             while digest is not None and (block := raw.read(_BLOCK_BYTES)):
                 digest.update(block)
-            yield ParquetText(store, spool)
-        elif codec is not None:
-            yield unpacked(raw, codec, name=location.uri, digest=digest, spool=spool)
-        else:
-            yield raw  # type: ignore[misc]
+            yield ParquetText(store, spool, fields)
+            return
+        text: Text = raw  # type: ignore[assignment]
+        if codec is not None:
+            own_spool = None if fields else spool
+            text = unpacked(raw, codec, name=location.uri, digest=digest, spool=own_spool)
+        if fields:
+            text = MappedText(text, fields, digest if codec is None else None, spool)
+        yield text

@@ -16,8 +16,10 @@ struct, map            an object; a null in a struct is left out
 from __future__ import annotations
 
 import base64
+import difflib
 import io
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import IO, TYPE_CHECKING, Any
@@ -25,12 +27,16 @@ from typing import IO, TYPE_CHECKING, Any
 import orjson
 
 from sheaf_dagster.errors import SourceError
-from sheaf_dagster.storage.stores import Store
+from sheaf_dagster.protocols import version_in
+from sheaf_dagster.storage.formats.fields import AS_THEY_ARE, FieldMap
+from sheaf_dagster.storage.formats.meaning import Meaning
+from sheaf_dagster.storage.location import Location
+from sheaf_dagster.storage.stores import Store, store_at
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["ParquetText", "is_parquet"]
+__all__ = ["ParquetText", "is_parquet", "json_rows", "read_schema", "read_table"]
 
 _BATCH_BYTES = 8 * 2**20
 """About what is read at a time, however large row groups are."""
@@ -40,7 +46,8 @@ _BUFFER_BYTES = 2**20
 
 def is_parquet(uri: str) -> bool:
     """Whether a file's suffix says that it is a Parquet file."""
-    return uri.lower().endswith((".parquet", ".pq"))
+    name = uri.partition("?versionId=")[0] if version_in(uri) else uri
+    return name.lower().endswith((".parquet", ".pq"))
 
 
 class ParquetText:
@@ -49,17 +56,20 @@ class ParquetText:
     Args:
         store: The file; read in ranges, since its index is at its end.
         spool: Receives a copy of the text, so that workers can read ranges of it.
+        fields: Which column is which field.
 
     Raises:
         SourceError: Here or while reading: it is damaged, cut short, encrypted, no Parquet file at
             all, or has columns that can't be fields.
     """
 
-    def __init__(self, store: Store, spool: IO[bytes] | None = None) -> None:
+    def __init__(
+        self, store: Store, spool: IO[bytes] | None = None, fields: FieldMap = AS_THEY_ARE
+    ) -> None:
         self._name = store.uri
         self._spool = spool
         self._rows = 0
-        self._lines = _lines_of(store)
+        self._lines = _lines_of(store, fields.beside(fields.implied))
         self._rest = memoryview(b"")
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -86,7 +96,40 @@ class ParquetText:
         return n
 
 
-def _lines_of(store: Store) -> Iterator[tuple[int, bytes]]:
+def read_schema(location: Location) -> Any:
+    """The Arrow schema of a Parquet file."""
+    return _read(location, lambda file: file.schema_arrow)
+
+
+def read_table(location: Location) -> Any:
+    """A Parquet file as an Arrow table, all of it.
+
+    Raises:
+        SourceNotFoundError: There is no such file.
+        SourceError: It is no Parquet file, or can't be read.
+    """
+    return _read(location, lambda file: file.read())
+
+
+def _read(location: Location, what: Callable[[Any], Any]) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    store = store_at(location)
+    store.require_state()
+    try:
+        with pq.ParquetFile(pa.PythonFile(_Ranges(store), mode="r")) as file:
+            return what(file)
+    except (pa.ArrowException, OSError, ValueError) as e:
+        if isinstance(e, SourceError):
+            raise
+        raise SourceError(
+            f"{store.uri} can't be read as a Parquet file ({' '.join(str(e).split())}); write the "
+            "file again"
+        ) from e
+
+
+def _lines_of(store: Store, fields: FieldMap) -> Iterator[tuple[int, bytes]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -99,21 +142,83 @@ def _lines_of(store: Store) -> Iterator[tuple[int, bytes]]:
                 f"{store.uri} has several columns of one name ({', '.join(doubled)}); a field has "
                 "one. Rename or drop them"
             )
-        shapes = [_shape_of(field.type) for field in schema]
+        _require_columns(store.uri, fields, schema.names)
         for batch in file.iter_batches(batch_size=_rows_at_a_time(file.metadata)):
-            columns = [column.to_pylist() for column in batch.columns]
-            for i, shape in enumerate(shapes):
-                if shape is not None:
-                    columns[i] = [None if v is None else shape(v) for v in columns[i]]
-            lines = [
-                orjson.dumps(
-                    {n: v for n, v in zip(schema.names, row, strict=True) if v is not None},
-                    default=_as_json,
-                    option=orjson.OPT_APPEND_NEWLINE,
-                )
-                for row in (zip(*columns, strict=True) if columns else [()] * batch.num_rows)
-            ]
-            yield len(lines), b"".join(lines)
+            lines = json_rows(batch.replace_schema_metadata(schema.metadata), fields)
+            yield len(lines), b"".join(b"%b\n" % line for line in lines)
+
+
+def _require_columns(uri: str, fields: FieldMap, names: Sequence[str]) -> None:
+    known = {*names, *fields.defaults}
+    for field, column in fields.columns.items():
+        if column not in known:
+            close = difflib.get_close_matches(column, known, n=1)
+            meant = f"; did you mean {close[0]!r}?" if close else ""
+            raise SourceError(
+                f"{uri} has no column {column!r}, which columns names for the field {field!r}"
+                f"{meant} Its columns: {', '.join(names)}"
+            )
+
+
+def json_rows(batch: Any, fields: FieldMap = AS_THEY_ARE) -> list[bytes]:
+    """The rows of a record batch as lines of JSON, without newlines.
+
+    Args:
+        batch: The rows.
+        fields: Which column is which field.
+    """
+    names, meaning = batch.schema.names, Meaning.of(batch.schema)
+    columns = [_cells(column) for column in batch.columns]
+    for i, field in enumerate(batch.schema):
+        if (shape := _shape_of(field.type, nulls=meaning is not None)) is not None:
+            columns[i] = [None if v is None else shape(v) for v in columns[i]]
+    given: Callable[[dict[str, Any]], dict[str, Any]] = (
+        _without_nulls if meaning is None else meaning.row
+    )
+    if fields:
+        held = given
+        given = lambda row: fields.row(held(row))  # noqa: E731
+    rows = zip(*columns, strict=True) if columns else iter([()] * batch.num_rows)
+    return [
+        orjson.dumps(given(dict(zip(names, row, strict=True))), _as_json, _WITH_ARRAYS)
+        for row in rows
+    ]
+
+
+_WITH_ARRAYS = orjson.OPT_SERIALIZE_NUMPY
+
+
+def _cells(column: Any) -> list[Any]:
+    """The values of a column, ready for JSON.
+
+    Lists of numbers without a null stay arrays, which are written in a fraction of the time.
+    """
+    import pyarrow as pa
+
+    kind = column.type
+    numbers = (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)) and (
+        pa.types.is_float64(kind.value_type)
+        or pa.types.is_float32(kind.value_type)
+        or pa.types.is_int64(kind.value_type)
+    )
+    if not numbers:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    flat = column.flatten()  # of what isn't null
+    if flat.null_count:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    values = flat.to_numpy()
+    if pa.types.is_float32(kind.value_type):
+        values = values.astype("float64")  # JSON has the number that it is, not its shortest form
+    sizes = [0 if n is None else n for n in column.value_lengths().to_pylist()]
+    ends = itertools.accumulate(sizes)
+    cells = [values[end - n : end] for n, end in zip(sizes, ends, strict=True)]
+    return [
+        cell if ok else None for cell, ok in zip(cells, column.is_valid().to_pylist(), strict=True)
+    ]
+
+
+def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def _rows_at_a_time(metadata: Any) -> int:
@@ -122,22 +227,22 @@ def _rows_at_a_time(metadata: Any) -> int:
     return max(1, min(_BATCH_ROWS, int(_BATCH_BYTES / max(widest, 1))))
 
 
-def _shape_of(type: Any) -> Callable[[Any], Any] | None:
+def _shape_of(type: Any, nulls: bool) -> Callable[[Any], Any] | None:
     """What makes JSON's objects of a column's structs and maps; None where there are none."""
     import pyarrow as pa
 
     if pa.types.is_struct(type):
-        shapes = {field.name: _shape_of(field.type) for field in type}
+        shapes = {field.name: _shape_of(field.type, nulls) for field in type}
         return lambda value: {
-            name: v if (shape := shapes[name]) is None else shape(v)
+            name: v if v is None or (shape := shapes[name]) is None else shape(v)
             for name, v in value.items()
-            if v is not None
+            if nulls or v is not None
         }
     if pa.types.is_map(type):
-        item = _shape_of(type.item_type)
+        item = _shape_of(type.item_type, nulls)
         return lambda value: {str(k): v if item is None or v is None else item(v) for k, v in value}
     if hasattr(type, "value_type"):
-        element = _shape_of(type.value_type)
+        element = _shape_of(type.value_type, nulls)
         if element is not None:
             return lambda value: [None if v is None else element(v) for v in value]
     return None

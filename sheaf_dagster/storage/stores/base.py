@@ -319,8 +319,8 @@ class Join(ABC):
         return  # a store joins by itself, at the end
 
     @abstractmethod
-    def commit(self, parts: Sequence[StoredPart], empty: bytes, prove: Callable[[], None]) -> None:
-        """Makes the file of all parts, in order.
+    def commit(self, parts: Sequence[StoredPart], empty: bytes, prove: Callable[[], None]) -> int:
+        """Makes the file of all parts, in order; returns its size in bytes.
 
         Args:
             parts: All of them, those that were joined ahead too. Where these aren't the first,

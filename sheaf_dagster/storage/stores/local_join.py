@@ -58,7 +58,7 @@ class LocalJoin(Join):
             )
             self._sync.start()
 
-    def commit(self, parts: Sequence[StoredPart], empty: bytes, prove: Callable[[], None]) -> None:
+    def commit(self, parts: Sequence[StoredPart], empty: bytes, prove: Callable[[], None]) -> int:
         """Adds the parts that are missing, sees that all is on the disk, and renames the file."""
         if self._joined != [p.store.path for p in parts[: len(self._joined)]]:
             self.close()  # a chunk was run again after its first part was joined
@@ -75,6 +75,7 @@ class LocalJoin(Join):
         prove()
         os.replace(self._path, self._target)
         sync_folder(os.path.dirname(self._target))
+        return size
 
     def close(self) -> None:
         """Lets go of the file; the next part begins it anew."""

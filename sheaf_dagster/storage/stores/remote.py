@@ -220,7 +220,7 @@ class RemoteJoin(Join):
         self._target = target
         self._unseen = unseen
 
-    def commit(self, parts: Sequence[StoredPart], empty: bytes, prove: Callable[[], None]) -> None:
+    def commit(self, parts: Sequence[StoredPart], empty: bytes, prove: Callable[[], None]) -> int:
         """Writes the parts, in order, as one file that appears when it is whole."""
         target = self._target
         if target.shows_unfinished:
@@ -232,6 +232,7 @@ class RemoteJoin(Join):
             target.write(data)
         else:
             _stream(target, parts, b"", prove)
+        return sum(p.size for p in parts) or len(empty)
 
 
 def fetch_all(parts: Sequence[StoredPart]) -> bytes:

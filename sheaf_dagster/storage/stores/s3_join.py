@@ -105,7 +105,7 @@ class S3Join(Join):
         self._bucket, self._key, _ = target.fs.split_path(target.path)
         self._mark = ""
 
-    def commit(self, parts: Sequence[StoredPart], empty: bytes, prove: Callable[[], None]) -> None:
+    def commit(self, parts: Sequence[StoredPart], empty: bytes, prove: Callable[[], None]) -> int:
         """Writes the parts, in order, as one object: in one request where all of it is small."""
         self._mark = uuid.uuid4().hex
         size = sum(p.size for p in parts) if parts else len(empty)
@@ -124,6 +124,7 @@ class S3Join(Join):
             if not self._carried_out(e, size):
                 raise
             log.info("%s: committed, though the answer was lost", self._target.uri)
+        return size
 
     def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
         call: Callable[[], dict[str, Any]] = lambda: self._target.fs.call_s3(  # noqa: E731

@@ -1,0 +1,346 @@
+"""A part's content in the making: answers in any order, as lines or as columns."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
+
+import orjson
+from pydantic import BaseModel
+
+from sheaf_dagster.batch.rows.answers import non_finite_in, response_lines
+from sheaf_dagster.batch.rows.fast import writes_fields
+from sheaf_dagster.batch.rows.keep import with_fields
+from sheaf_dagster.errors import SinkError
+from sheaf_dagster.storage.formats import (
+    ERROR_COLUMNS,
+    REST_COLUMN,
+    Format,
+    Meaning,
+    Table,
+    packed,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["AnswersInMaking", "answers_for"]
+
+Answer = BaseModel | bytes
+"""A response, or the line of one or of a failed row."""
+
+
+class AnswersInMaking(Protocol):
+    """Takes in answers as they come; gives the content of the part that they make."""
+
+    def add(
+        self,
+        positions: Sequence[int],
+        answers: Sequence[Answer],
+        fields: Sequence[bytes] | None = None,
+    ) -> int:
+        """Takes in the answers of some rows; returns how many numbers became ``null``.
+
+        Args:
+            positions: Of the rows in the part.
+            answers: As many.
+            fields: As many; what the rows themselves have to be added, as it stands in a line.
+
+        Raises:
+            Exception: One can't be written; none of them is taken in then.
+        """
+
+    def content(self) -> bytes:
+        """All answers, in the order of their rows."""
+
+
+def answers_for(format: Format, rows: int, keep: Sequence[str] = ()) -> AnswersInMaking:
+    """The content of a part of a format, in the making.
+
+    Args:
+        format: Of the sink.
+        rows: Of the part.
+        keep: Names of fields that the rows themselves may have to be added.
+    """
+    return _Columns(format.schema, rows, keep) if isinstance(format, Table) else _Lines(rows)
+
+
+class _Lines:
+    """Lines of JSON."""
+
+    def __init__(self, rows: int) -> None:
+        self._lines: list[bytes] = [b""] * rows
+
+    def add(
+        self,
+        positions: Sequence[int],
+        answers: Sequence[Answer],
+        fields: Sequence[bytes] | None = None,
+    ) -> int:
+        lines, bad = response_lines([a for a in answers if isinstance(a, BaseModel)])
+        if len(lines) < len(answers):
+            made = iter(lines)
+            lines = [next(made) if isinstance(a, BaseModel) else a for a in answers]
+        if fields is not None:
+            lines = [*map(with_fields, lines, fields)]
+        first = positions[0]
+        if isinstance(positions, range):
+            self._lines[first : first + len(positions)] = lines
+        else:
+            for position, line in zip(positions, lines, strict=True):
+                self._lines[position] = line
+        return bad
+
+    def content(self) -> bytes:
+        return b"\n".join([*self._lines, b""])
+
+
+class _Columns:
+    """A table of a contract's columns."""
+
+    def __init__(self, schema: pa.Schema, rows: int, keep: Sequence[str]) -> None:
+        import pyarrow as pa
+
+        meaning = Meaning.of(schema)
+        assert meaning is not None
+        self._keep = keep
+        self._kept: list[dict[str, Any]] = []
+        """The fields of the rows themselves, which have the types that their values have."""
+        schema = pa.schema([f for f in schema if f.name not in keep], schema.metadata)
+        self._schema = schema
+        self._vectors = meaning.vectors
+        self._columns = [_Column(field, field.name in meaning.texts) for field in schema]
+        self._names = frozenset(schema.names)
+        self._errors = frozenset(ERROR_COLUMNS) <= self._names
+        self._rows = rows
+        self._at: list[int] = []
+        self._batches: list[pa.RecordBatch] = []
+
+    def add(
+        self,
+        positions: Sequence[int],
+        answers: Sequence[Answer],
+        fields: Sequence[bytes] | None = None,
+    ) -> int:
+        kept: list[dict[str, Any]] = [{} for _ in answers]
+        if fields is not None:
+            kept = [orjson.loads(b"{%b}" % text[1:]) for text in fields]
+        try:
+            batch, bad = self._batch([*map(self._fields, answers, repeat(_own_fields), kept)])
+        except Exception:  # what pydantic writes in a form of its own
+            batch, bad = self._batch([*map(self._fields, answers, repeat(_dumped), kept)])
+        self._batches.append(batch)
+        self._kept += kept if self._keep else ()
+        self._at += positions
+        return bad
+
+    def _fields(
+        self,
+        answer: Answer,
+        of: Callable[[BaseModel], dict[str, Any]],
+        kept: dict[str, Any],
+    ) -> dict[str, Any]:
+        """An answer's fields by column; those of its row, which its line may hold, go to ``kept``."""
+        if isinstance(answer, BaseModel):
+            return self._known(of(answer))
+        record = orjson.loads(bytes(answer))
+        kept |= {name: record.pop(name) for name in self._keep if name in record}
+        if "error" in record and self._errors:
+            return self._error_fields(record, answer)
+        return self._known(record)
+
+    def _known(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields that have a column, and the others in the column for them."""
+        if fields.keys() <= self._names:
+            return fields
+        more = fields.keys() - self._names
+        if REST_COLUMN not in self._names:
+            raise TypeError(
+                f"field {min(more)!r} is none of the contract's, whose fields are a table's columns"
+            )
+        return {**fields, REST_COLUMN: {name: fields[name] for name in fields if name in more}}
+
+    def _error_fields(self, record: dict[str, Any], line: bytes) -> dict[str, Any]:
+        error = record.pop("error")
+        if record.keys() <= self._names and isinstance(error, dict):
+            return {**record, **{name: error.get(short) for name, short in ERROR_COLUMNS.items()}}
+        # A form of the request's own, for which there are no columns.
+        known = {name: value for name, value in record.items() if name in self._names}
+        return {**known, "error_message": line.decode()}
+
+    def _batch(self, rows: Sequence[dict[str, Any]]) -> tuple[pa.RecordBatch, int]:
+        import pyarrow as pa
+
+        made = [column.of([row.get(column.name) for row in rows]) for column in self._columns]
+        arrays = [array for array, _ in made]
+        return pa.RecordBatch.from_arrays(arrays, schema=self._schema), sum(bad for _, bad in made)
+
+    def content(self) -> bytes:
+        import pyarrow as pa
+
+        table = pa.Table.from_batches(self._batches, self._schema).combine_chunks()
+        for name in self._keep:
+            table = table.append_column(name, _inferred(name, [k.get(name) for k in self._kept]))
+        if self._at != [*range(self._rows)]:
+            order = [0] * self._rows
+            for made, position in enumerate(self._at):
+                order[position] = made
+            table = table.take(pa.array(order, pa.int64()))
+        for name, depth in self._vectors.items():
+            i = table.schema.get_field_index(name)
+            array = _at_fixed_width(table.column(i).combine_chunks(), depth)
+            table = table.set_column(i, pa.field(name, array.type), array)
+        return packed(table.replace_schema_metadata(self._schema.metadata))
+
+
+def _inferred(name: str, values: list[Any]) -> pa.Array:
+    """A column of values of a type that no contract says."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError) as e:
+        raise SinkError(
+            f"keep: field {name!r} can't be a column of a Parquet file, whose values are of one type "
+            f"({e}); give it one, or name the sink .jsonl"
+        ) from e
+
+
+class _Column:
+    """Makes arrays of one column of Python's values."""
+
+    def __init__(self, field: pa.Field, holds_json: bool) -> None:
+        self.name = field.name
+        self._type = field.type
+        self._json = holds_json
+        self._convert = None if holds_json else _converter(field.type)
+        self._float_max = _float_max(field.type)
+
+    def of(self, values: list[Any]) -> tuple[pa.Array, int]:
+        """The array, and how many numbers in it aren't finite and became ``null``."""
+        import pyarrow as pa
+
+        if self._json:
+            texts = [None if v is None else orjson.dumps(v).decode() for v in values]
+            bad = sum(
+                non_finite_in(v)
+                for v, text in zip(values, texts, strict=True)
+                if text and "null" in text
+            )
+            return pa.array(texts, self._type), bad
+        if self._convert is not None:
+            values = [None if v is None else self._convert(v) for v in values]
+        array = pa.array(values, self._type)
+        if self._float_max is None or _is_finite(array):
+            return array, 0
+        finite = [_finite(v, self._float_max) for v in values]
+        return pa.array([v for v, _ in finite], self._type), sum(n for _, n in finite)
+
+
+def _own_fields(response: BaseModel) -> dict[str, Any]:
+    if not writes_fields(type(response)):
+        return _dumped(response)
+    return response.__dict__
+
+
+def _dumped(response: BaseModel) -> dict[str, Any]:
+    return response.model_dump(mode="json")
+
+
+def _converter(type: pa.DataType) -> Callable[[Any], Any] | None:
+    """What makes of a value what pyarrow takes for the type; None where it takes it as it is."""
+    import pyarrow as pa
+
+    if pa.types.is_string(type):
+        return _text
+    if pa.types.is_map(type):
+        item = _converter(type.item_type)
+        if item is None:
+            return lambda value: [*value.items()]
+        return lambda value: [(k, None if v is None else item(v)) for k, v in value.items()]
+    if pa.types.is_struct(type):
+        inner = {f.name: convert for f in type if (convert := _converter(f.type)) is not None}
+        return functools.partial(_struct, frozenset(f.name for f in type), inner)
+    if hasattr(type, "value_type"):
+        element = _converter(type.value_type)
+        if element is not None:
+            return lambda value: [None if v is None else element(v) for v in value]
+    return None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, UUID):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is no text")
+
+
+def _struct(names: frozenset[str], inner: dict[str, Callable[[Any], Any]], value: Any) -> Any:
+    if not value.keys() <= names:
+        raise TypeError(f"field {min(value.keys() - names)!r} is none of the contract's")
+    return {
+        name: inner[name](held) if name in inner and held is not None else held
+        for name, held in value.items()
+    }
+
+
+def _float_max(type: pa.DataType) -> float | None:
+    """The largest number of the floats within a type; None where there are none."""
+    import pyarrow as pa
+
+    if pa.types.is_float32(type):
+        return float(2**128 - 2**103)  # halfway to the first that is none: rounded beyond it
+    if pa.types.is_float64(type):
+        return float("inf")
+    inner = [type.field(i).type for i in range(type.num_fields)]
+    return next((m for t in inner if (m := _float_max(t)) is not None), None)
+
+
+def _is_finite(array: pa.Array) -> bool:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_floating(array.type):
+        return bool(pc.all(pc.is_finite(array), min_count=0).as_py())
+    if pa.types.is_map(array.type):
+        return _is_finite(array.items)
+    if pa.types.is_struct(array.type):
+        return all(_is_finite(array.field(i)) for i in range(array.type.num_fields))
+    return _is_finite(array.values) if hasattr(array.type, "value_type") else True
+
+
+def _finite(value: Any, most: float) -> tuple[Any, int]:
+    """A value with null in place of numbers that aren't finite, and how many there were."""
+    if isinstance(value, float):
+        return (value, 0) if -most < value < most else (None, 1)
+    if isinstance(value, dict):
+        pairs = {name: _finite(held, most) for name, held in value.items()}
+        return {k: v for k, (v, _) in pairs.items()}, sum(n for _, n in pairs.values())
+    if isinstance(value, (list, tuple)):
+        items = [_finite(held, most) for held in value]
+        return type(value)(v for v, _ in items), sum(n for _, n in items)
+    return value, 0
+
+
+def _at_fixed_width(array: pa.Array, depth: int) -> pa.Array:
+    """Lists of lists whose innermost ones have a fixed width where all of them have one.
+
+    Where there is none at all, nobody knows the width: they are of type null.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if depth:
+        inner = _at_fixed_width(array.values, depth - 1)
+        return pa.ListArray.from_arrays(array.offsets, inner, mask=array.is_null())
+    widths: Iterable[int] = pc.unique(pc.list_value_length(array).drop_null()).to_pylist()
+    if not widths:
+        return pa.nulls(len(array))
+    (width, *more) = widths
+    if more or not width:
+        return array
+    return array.cast(pa.list_(array.type.value_type, width))

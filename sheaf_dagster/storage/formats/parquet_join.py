@@ -1,0 +1,237 @@
+"""Parts of Arrow tables, encoded as the row groups of one Parquet file while they come.
+
+The file is the same whatever parts came when: a row group holds the next parts until it is large
+enough, and the schema is that of all parts together. It is known for certain only with the last
+one, so a file that was begun with another schema is begun anew then: vectors of one width that
+turn out to have several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sheaf_dagster.errors import SinkError
+from sheaf_dagster.storage.formats.meaning import Meaning
+from sheaf_dagster.storage.location import Location
+from sheaf_dagster.storage.stores import Join, StoredPart, store_at
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["ParquetJoin"]
+
+_GROUP_ROWS = 2**17
+_GROUP_BYTES = 32 * 2**20
+"""Of Arrow's memory; the larger a row group, the more a reader of one column can skip."""
+
+_PIECE_BYTES = 8 * 2**20
+"""S3 puts pieces of 5 MiB and more together by itself."""
+
+
+class ParquetJoin(Join):
+    """A Parquet file that grows by parts; holds a row group of them at most.
+
+    Args:
+        file: Puts the encoded pieces together, as the store of the file does.
+        room: Folder for these pieces.
+        base: The columns that the file has where no row says more of them.
+        read: Makes a table of a part's bytes.
+    """
+
+    def __init__(
+        self, file: Join, room: Location, base: pa.Schema, read: Callable[[bytes], pa.Table]
+    ) -> None:
+        self._file = file
+        self._room = room
+        self._base = base
+        self._read = read
+        self._pieces_made = 0
+        self._begin(None)
+
+    def _begin(self, schema: pa.Schema | None) -> None:
+        """Begins the file: with a schema that is known, or as the first row group has it."""
+        self._file.close()
+        self._writer: Any = None
+        self._schema = schema
+        self._seen: pa.Schema | None = None
+        self._stale = False
+        self._taken: list[str] = []
+        self._group: list[pa.Table] = []
+        self._group_rows = self._group_bytes = 0
+        self._pieces: list[StoredPart] = []
+        self._buffer = _Buffer()
+
+    def ahead(self, parts: Sequence[StoredPart]) -> None:
+        """Encodes the parts that come next."""
+        for part in parts:
+            table = self._read(part.read())
+            self._seen = (
+                table.schema if self._seen is None else _unified([self._seen, table.schema])
+            )
+            self._taken.append(part.store.path)
+            if self._stale:
+                continue
+            self._group.append(table)
+            self._group_rows += table.num_rows
+            self._group_bytes += part.size
+            if self._group_rows >= _GROUP_ROWS or self._group_bytes >= _GROUP_BYTES:
+                self._end_group()
+
+    def commit(self, parts: Sequence[StoredPart], empty: bytes, prove: Callable[[], None]) -> int:
+        """Encodes the parts that are missing, ends the file, and makes it appear."""
+        if self._taken != [p.store.path for p in parts[: len(self._taken)]]:
+            self._begin(None)  # a chunk was run again after its first part was encoded
+        self.ahead(parts[len(self._taken) :])
+        schema = self._known()
+        if self._writer is not None and (self._stale or self._writer.schema != schema):
+            self._begin(schema)
+            self.ahead(parts)
+        self._schema = schema
+        if self._group or self._writer is None:
+            self._end_group()
+        self._writer.close()
+        self._flush(least=1)
+        return self._file.commit(self._pieces, b"", prove)
+
+    def close(self) -> None:
+        """Lets go of what was encoded."""
+        self._begin(None)
+
+    def _known(self) -> pa.Schema:
+        """The schema of all parts so far, with the base's word for what none of them says."""
+        return self._base if self._seen is None else _completed(self._seen, self._base)
+
+    def _end_group(self) -> None:
+        import pyarrow as pa
+
+        schema = self._schema or self._known()
+        if self._writer is None:
+            self._writer = _writer(self._buffer, schema)
+        try:
+            tables = [_with_columns(t, self._writer.schema) for t in self._group]
+        except pa.ArrowException as e:
+            if self._schema is not None:
+                raise SinkError(f"rows can't be written as one Parquet file ({e})") from e
+            self._stale, self._group = True, []  # commit knows the schema that fits all
+            return
+        if tables:
+            self._writer.write_table(pa.concat_tables(tables), row_group_size=_GROUP_ROWS * 64)
+        self._group, self._group_rows, self._group_bytes = [], 0, 0
+        self._flush(least=_PIECE_BYTES)
+
+    def _flush(self, least: int) -> None:
+        if self._buffer.size < least:
+            return
+        data = self._buffer.taken()
+        store = store_at(self._room.child(f"piece-{self._pieces_made:06d}"))
+        if not self._pieces_made:
+            store.make_parents()
+        self._pieces_made += 1
+        store.write(data)
+        piece = StoredPart(store, len(data), store.checksum(data))
+        self._pieces.append(piece)
+        self._file.ahead([piece])
+
+
+def _writer(sink: _Buffer, schema: pa.Schema) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    dictionaries: bool | list[str] = True
+    if Meaning.of(schema) is not None:
+        # Numbers that a model makes hardly repeat: a dictionary of them is built for nothing.
+        texts = [f.name for f in schema if pa.types.is_string(f.type)]
+        dictionaries = [name for name in texts if not name.endswith("_id")]
+    return pq.ParquetWriter(
+        pa.PythonFile(sink, mode="w"),
+        schema,
+        compression="zstd",
+        use_dictionary=dictionaries,
+        write_statistics=True,
+    )
+
+
+def _unified(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    import pyarrow as pa
+
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException as e:
+        raise SinkError(
+            f"rows can't be written as one Parquet file, whose columns are of one type each ({e}); "
+            "give the field one type, or write JSON lines"
+        ) from e
+
+
+def _completed(schema: pa.Schema, base: pa.Schema) -> pa.Schema:
+    """The schema, with the base's types where it has none."""
+    import pyarrow as pa
+
+    fields = []
+    for held in schema:
+        i = base.get_field_index(held.name)
+        fields.append(held if i < 0 else held.with_type(_typed(held.type, base.field(i).type)))
+    return pa.schema(fields, metadata=schema.metadata)
+
+
+def _typed(own: pa.DataType, base: pa.DataType) -> pa.DataType:
+    import pyarrow as pa
+
+    if pa.types.is_null(own):
+        return base
+    if pa.types.is_list(own) and pa.types.is_list(base):
+        return pa.list_(_typed(own.value_type, base.value_type))
+    return own
+
+
+def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
+    if table.schema == schema:
+        return table
+    columns = [
+        table.column(f.name).cast(f.type)
+        if f.name in table.column_names
+        else pa.nulls(table.num_rows, f.type)
+        for f in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+class _Buffer:
+    """A file for pyarrow to write to, whose bytes are taken out as they come."""
+
+    def __init__(self) -> None:
+        self._blocks: list[bytes] = []
+        self._written = 0
+        self.size = 0
+        self.closed = False
+
+    def write(self, data: bytes) -> int:
+        self._blocks.append(bytes(data))
+        self.size += len(data)
+        self._written += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._written
+
+    def taken(self) -> bytes:
+        data, self._blocks, self.size = b"".join(self._blocks), [], 0
+        return data
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
