@@ -6,7 +6,7 @@ from sheaf_dagster.definitions.asset import build_batch_inference_asset
 from sheaf_dagster.definitions.capacity import check_definitions
 from sheaf_dagster.definitions.component import BatchInferenceComponent
 from sheaf_dagster.definitions.config import BatchConfig
-from sheaf_dagster.definitions.io_manager import JsonlIOManager
+from sheaf_dagster.definitions.io_manager import JsonlIOManager, RowsIOManager
 from sheaf_dagster.definitions.model_asset import build_model_asset
 from sheaf_dagster.definitions.options import ReportOptions, StepOptions
 from sheaf_dagster.definitions.resources import (
@@ -27,6 +27,7 @@ __all__ = [
     "RayClusterResource",
     "ReportOptions",
     "RowStream",
+    "RowsIOManager",
     "SourcePartitions",
     "StepOptions",
     "StorageResource",

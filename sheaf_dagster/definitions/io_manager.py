@@ -1,7 +1,8 @@
-"""Assets that return rows and assets that take them, with JSONL files in between."""
+"""Assets that return rows and assets that take them, with files in between."""
 
 # No postponed annotations here: Dagster reads those of nested resources as they are.
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
@@ -12,6 +13,7 @@ from pydantic import Field, PrivateAttr
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, ValidationReport
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.contracts import contract_for
+from sheaf_dagster.definitions.column_schema import table_schema
 from sheaf_dagster.definitions.paths import (
     SINK_METADATA,
     check_template,
@@ -20,15 +22,16 @@ from sheaf_dagster.definitions.paths import (
 )
 from sheaf_dagster.definitions.preview import row_preview
 from sheaf_dagster.definitions.resources import StorageResource
-from sheaf_dagster.definitions.row_sources import lines_of
+from sheaf_dagster.definitions.row_sources import lines_of, pieces_of
 from sheaf_dagster.definitions.row_views import view_for
 from sheaf_dagster.errors import InputValidationError, SheafError, SinkError
 from sheaf_dagster.storage import LineWriter, Location, store_at
+from sheaf_dagster.storage.formats import is_parquet, json_rows, read_schema
 
 if TYPE_CHECKING:
     from upath import UPath
 
-__all__ = ["MODEL_TYPE_METADATA", "JsonlIOManager"]
+__all__ = ["MODEL_TYPE_METADATA", "JsonlIOManager", "RowsIOManager"]
 
 MODEL_TYPE_METADATA = "sheaf_dagster/model_type"
 """Metadata of an asset: the model type whose requests its rows must be."""
@@ -38,15 +41,19 @@ _PREVIEW_ROWS = 5
 _MANY = "a dictionary of rows by partition key"
 
 
-class JsonlIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
-    """Writes what an asset returns as a JSONL file, and loads such files by annotation.
+class RowsIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
+    """Writes what an asset returns as a file of rows, and loads such files by annotation.
+
+    The files are JSON lines or, with ``format="parquet"``, tables. An asset whose own place has a
+    suffix (``sheaf_dagster/sink``) has the form that the suffix names.
 
     An asset may return an iterable or iterator of rows (dictionaries, typed requests,
     dataclasses), a table of pandas, polars or Arrow, a Ray Dataset, or the ``Path`` of a ready
     file. Iterators are streamed in constant memory (a generator is returned inside ``dg.Output``:
     Dagster takes a bare one for a stream of its own events). Where one run covers several partitions, it
     returns a dictionary (or an iterator of pairs) from partition key to any of these. The file
-    appears whole or not at all; NaN becomes ``null``.
+    appears whole or not at all; NaN becomes ``null`` in JSON. A Parquet file keeps the types of the
+    tables that it is given, and has those of Python's values otherwise.
 
     A downstream asset says by its annotation what it takes: ``list[dict]``,
     ``list[TimeSeriesResponse]``, ``RowStream[…]``, ``Iterator``, ``pandas.DataFrame``,
@@ -57,7 +64,8 @@ class JsonlIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
     was asked for (the first day of an asset that takes its own day before), the argument is an
     empty list, dictionary or table; None where the annotation allows it (``… | None``).
 
-    Files are where Dagster's ``UPathIOManager`` has them: ``{root}/<asset key>.jsonl``, or
+    Files are where Dagster's ``UPathIOManager`` has them: ``{root}/<asset key>.jsonl`` (or
+    ``.parquet``), or
     ``{root}/<asset key>/{partition_key}.jsonl`` with one folder a dimension where there are
     several, in the order of their names. An asset with the metadata ``sheaf_dagster/sink``, a
     template such as ``"{root}/requests/{partition_key}.jsonl"``, has its own place. Assets of
@@ -67,8 +75,13 @@ class JsonlIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
 
     storage: dg.ResourceDependency[StorageResource]
     prefix: str = Field(default="", description="Folder below the storage's root.")
+    format: Literal["jsonl", "parquet"] = Field(
+        default="jsonl", description="jsonl: lines of JSON; parquet: tables."
+    )
     compression: Literal["", "gz", "zst"] = Field(
-        default="", description="gz or zst: compress the files, and name them so."
+        default="",
+        description="gz or zst: compress files of JSON lines, and name them so. Parquet files are "
+        "compressed in any case.",
     )
     model_type: str | None = Field(
         default=None,
@@ -89,13 +102,19 @@ class JsonlIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
         """Makes the folder that Dagster's own path rules start from."""
         from upath import UPath
 
+        if self.format == "parquet" and self.compression:
+            raise dg.DagsterInvalidInvocationError(
+                f"RowsIOManager: compression={self.compression!r} goes with format='jsonl'; a Parquet "
+                "file is compressed in any case. Leave it out"
+            )
+
         base = "/".join(filter(None, [self.storage.base, self.prefix.strip("/")]))
         self._base_path = UPath(base, **Location.of(base, self.storage.options).options)
 
     # Where files are.
 
     def _with_extension(self, path: "UPath") -> "UPath":
-        name = ".".join(filter(None, [path.name, "jsonl", self.compression]))
+        name = ".".join(filter(None, [path.name, self.format, self.compression]))
         return path.with_name(name)  # type: ignore[no-any-return]
 
     def _get_path(self, context: dg.InputContext | dg.OutputContext) -> "UPath":
@@ -189,15 +208,15 @@ class JsonlIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
         preview: list[Any] = []
         report = ValidationReport(source=location.uri)
         with LineWriter(location) as writer:
-            for lines in _blocks(lines_of(obj, self.storage.options)):
-                block = b"\n".join(lines) + b"\n"
+            take = pieces_of if is_parquet(location.uri) else lines_of
+            for block in _blocks(take(obj, self.storage.options)):
                 if contract is not None:
-                    check = contract.validate(block, report.rows + 1)
+                    check = contract.validate(_text(block.lines()), report.rows + 1)
                     _add(report, check.violations, check.total_violations, check.invalid_rows)
-                report.rows += len(lines)
+                report.rows += block.rows
                 if report.ok:
-                    preview += _parsed(lines[: _PREVIEW_ROWS - len(preview)], len(preview) + 1)
-                    writer.write(block, len(lines))
+                    preview += _parsed(block.lines(_PREVIEW_ROWS - len(preview)), len(preview) + 1)
+                    block.write(writer)
             if not report.ok:
                 raise InputValidationError(report.summary(), report)
         metadata: dict[str, Any] = {
@@ -206,6 +225,8 @@ class JsonlIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
             "path": dg.MetadataValue.path(location.uri),
             "output_bytes": writer.size,
         }
+        if is_parquet(location.uri):
+            metadata["dagster/column_schema"] = table_schema(read_schema(location))
         if model_type:
             metadata["validation"] = f"all {writer.rows} rows are valid {model_type} requests"
         if preview and not self.redact_rows:
@@ -245,6 +266,10 @@ class JsonlIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
                 return _nothing(context)
         context.log.debug(f"Loading {len(files)} partitions as {wanted}")
         return view_for(wanted).make(list(files.values()), wanted)
+
+
+JsonlIOManager = RowsIOManager
+"""The name that it had when it wrote JSON lines alone."""
 
 
 def _metadata(context: dg.InputContext | dg.OutputContext) -> Mapping[str, Any]:
@@ -296,17 +321,62 @@ def _pairs(obj: Any, partitions: int) -> Iterator[tuple[str, Any]]:
         yield pair
 
 
-def _blocks(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
+@dataclass(frozen=True)
+class _Lines:
+    """Some rows as lines."""
+
+    held: list[bytes]
+
+    @property
+    def rows(self) -> int:
+        return len(self.held)
+
+    def lines(self, most: int | None = None) -> list[bytes]:
+        return self.held[:most]
+
+    def write(self, writer: LineWriter) -> None:
+        writer.write(_text(self.held), len(self.held))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Some rows as a table."""
+
+    held: Any
+
+    @property
+    def rows(self) -> int:
+        return int(self.held.num_rows)
+
+    def lines(self, most: int | None = None) -> list[bytes]:
+        return [line for b in self.held.slice(0, most).to_batches() for line in json_rows(b)]
+
+    def write(self, writer: LineWriter) -> None:
+        writer.write_table(self.held)
+
+
+def _blocks(pieces: Iterator[Any]) -> Iterator[_Lines | _Table]:
+    """Lines, about 1 MiB together, and tables, in their order."""
     held: list[bytes] = []
     size = 0
-    for line in lines:
-        held.append(line)
-        size += len(line)
+    for piece in pieces:
+        if not isinstance(piece, bytes):
+            if held:
+                yield _Lines(held)
+                held, size = [], 0
+            yield _Table(piece)
+            continue
+        held.append(piece)
+        size += len(piece)
         if size >= _BLOCK_BYTES:
-            yield held
+            yield _Lines(held)
             held, size = [], 0
     if held:
-        yield held
+        yield _Lines(held)
+
+
+def _text(lines: list[bytes]) -> bytes:
+    return b"".join(b"%b\n" % line for line in lines)
 
 
 def _parsed(lines: list[bytes], first: int) -> list[Any]:

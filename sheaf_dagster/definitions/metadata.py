@@ -16,6 +16,7 @@ from sheaf_dagster.batch.results import BatchResult, ValidationReport
 from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.contracts import DEVIATIONS
+from sheaf_dagster.definitions.column_schema import answers_schema
 from sheaf_dagster.definitions.links import file_metadata
 from sheaf_dagster.definitions.preview import preview_inline, preview_table
 from sheaf_dagster.plots import MAX_INLINE_CHARS, ForecastAxes, plot_of
@@ -86,6 +87,7 @@ def result_metadata(
         "source": _source(spec),
         SOURCE_DIGEST: result.source_digest,
         **_upstream(list(upstream)),
+        **_columns(spec, model),
         "workers": result.workers,
         "load_seconds": round(result.load_seconds, 3),
     }
@@ -123,6 +125,11 @@ def _validation(report: ValidationReport) -> str:
         else f"{report.invalid_rows:,} of {report.rows:,} rows invalid (error rows)"
     )
     return f"{valid}, checked in {report.seconds:.2f} s"
+
+
+def _columns(spec: BatchSpec, model: ModelSpec) -> dict[str, Any]:
+    schema = answers_schema(model.model_type, spec)
+    return {} if schema is None else {"dagster/column_schema": schema}
 
 
 def _tokens(result: BatchResult) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from sheaf_dagster.definitions.json_rows import (
 from sheaf_dagster.errors import SinkError
 from sheaf_dagster.storage import Location, read_lines
 
-__all__ = ["lines_of"]
+__all__ = ["lines_of", "pieces_of"]
 
 _SLICE_ROWS = 1024
 """Rows of a table that are Python objects at a time."""
@@ -58,11 +58,29 @@ def lines_of(obj: object, options: Mapping[str, Any] | None = None) -> Iterator[
     Raises:
         SinkError: It is something else, or a row can't be JSON; the message names the row.
     """
+    yield from _numbered(_lines(obj, dict(options or {}), top=True))
+
+
+def pieces_of(obj: object, options: Mapping[str, Any] | None = None) -> Iterator[Any]:
+    """The same for a file that is a table: tables as Arrow's own, with their types.
+
+    Args:
+        obj: As ``lines_of`` takes it.
+        options: What reaches the file of a path, where that is a remote one.
+
+    Returns:
+        A ``pyarrow.Table`` for each table; for each other row its line.
+    """
+    yield from _numbered(_pieces(obj, dict(options or {}), top=True))
+
+
+def _numbered(pieces: Iterator[Any]) -> Iterator[Any]:
+    """The pieces; an error names its row."""
     number = 0
     try:
-        for line in _lines(obj, dict(options or {}), top=True):
-            number += 1
-            yield line
+        for piece in pieces:
+            number += getattr(piece, "num_rows", 1)
+            yield piece
     except NoTableError as e:
         raise SinkError(str(e)) from e.__cause__
     except NoRowError as e:
@@ -70,12 +88,19 @@ def lines_of(obj: object, options: Mapping[str, Any] | None = None) -> Iterator[
 
 
 def _lines(obj: object, options: dict[str, Any], *, top: bool = False) -> Iterator[bytes]:
+    return _kind_of(obj, top=top).lines(obj, options)
+
+
+def _pieces(obj: object, options: dict[str, Any], *, top: bool = False) -> Iterator[Any]:
+    return _kind_of(obj, top=top).pieces(obj, options)
+
+
+def _kind_of(obj: object, *, top: bool) -> _Kind:
     for kind in _KINDS:
         if kind.takes(obj):
             if top and isinstance(kind, _Row):
                 break
-            yield from kind.lines(obj, options)
-            return
+            return kind
     what = f"a {type(obj).__name__}"
     if top:
         raise SinkError(
@@ -95,6 +120,10 @@ class _Kind(ABC):
 
     @abstractmethod
     def lines(self, obj: Any, options: dict[str, Any]) -> Iterator[bytes]: ...
+
+    def pieces(self, obj: Any, options: dict[str, Any]) -> Iterator[Any]:
+        """Tables of Arrow, where this is one; its lines otherwise."""
+        return self.lines(obj, options)
 
 
 class _Row(_Kind):
@@ -127,6 +156,17 @@ class _PandasTable(_Kind):
             for row in obj.iloc[start : start + _SLICE_ROWS].to_dict("records"):
                 yield json_line(row)
 
+    def pieces(self, obj: Any, options: dict[str, Any]) -> Iterator[Any]:
+        import pyarrow as pa
+
+        refuse_repeated_names(obj.columns)
+        try:
+            yield pa.Table.from_pandas(obj, preserve_index=False)
+        except (pa.ArrowException, TypeError) as e:
+            raise NoTableError(
+                f"the DataFrame can't be a Parquet file, whose columns are of one type each: {e}"
+            ) from e
+
 
 class _ArrowStream(_Kind):
     """Whatever speaks Arrow's C stream: tables of Arrow and polars, DuckDB's relations."""
@@ -148,6 +188,16 @@ class _ArrowStream(_Kind):
         for batch in batches:
             yield from _batch_lines(batch)
 
+    def pieces(self, obj: Any, options: dict[str, Any]) -> Iterator[Any]:
+        import pyarrow as pa
+
+        if _is(obj, "polars", "DataFrame"):
+            _refuse_unwritable(obj.schema)
+            # Newer kinds of text than Parquet's writers take.
+            obj = obj.to_arrow(compat_level=sys.modules["polars"].CompatLevel.oldest())
+        for batch in pa.RecordBatchReader.from_stream(obj):
+            yield _table(batch)
+
 
 class _ArrowBatch(_Kind):
     """One ``pyarrow.RecordBatch``, or an array of structs, which is the same."""
@@ -159,6 +209,11 @@ class _ArrowBatch(_Kind):
         if _is(obj, "pyarrow", "StructArray"):
             obj = sys.modules["pyarrow"].RecordBatch.from_struct_array(obj)
         yield from _batch_lines(obj)
+
+    def pieces(self, obj: Any, options: dict[str, Any]) -> Iterator[Any]:
+        if _is(obj, "pyarrow", "StructArray"):
+            obj = sys.modules["pyarrow"].RecordBatch.from_struct_array(obj)
+        yield _table(obj)
 
 
 class _NumpyRecords(_Kind):
@@ -202,6 +257,9 @@ class _PolarsQuery(_Kind):
     def lines(self, obj: Any, options: dict[str, Any]) -> Iterator[bytes]:
         yield from _lines(obj.collect(engine="streaming"), options)
 
+    def pieces(self, obj: Any, options: dict[str, Any]) -> Iterator[Any]:
+        return _pieces(obj.collect(engine="streaming"), options)
+
 
 class _RayDataset(_Kind):
     """A ``ray.data.Dataset``, batch by batch, in its order."""
@@ -213,9 +271,13 @@ class _RayDataset(_Kind):
         for table in obj.iter_batches(batch_format="pyarrow", batch_size=_SLICE_ROWS):
             yield from _lines(table, options)
 
+    def pieces(self, obj: Any, options: dict[str, Any]) -> Iterator[Any]:
+        for table in obj.iter_batches(batch_format="pyarrow", batch_size=_SLICE_ROWS):
+            yield from _pieces(table, options)
+
 
 class _File(_Kind):
-    """The path of a JSONL file that is ready: its rows are taken over as they are."""
+    """The path of a file that is ready: its rows are taken over as they are."""
 
     def takes(self, obj: object) -> bool:
         return isinstance(obj, os.PathLike) or _is(obj, "upath", "UPath")
@@ -240,6 +302,13 @@ class _Several(_Kind):
                 raise NoRowError(f"a {type(item).__name__} is no row; give one flat list of rows")
             else:
                 yield from _lines(item, options)
+
+    def pieces(self, obj: Any, options: dict[str, Any]) -> Iterator[Any]:
+        for item in obj:
+            if _ROW.takes(item) or isinstance(item, (list, tuple)):
+                yield from self.lines([item], options)
+            else:
+                yield from _pieces(item, options)
 
 
 _ROW = _Row()
@@ -270,6 +339,12 @@ def _is(obj: object, module: str, name: str) -> bool:
     loaded = sys.modules.get(module)
     cls = getattr(loaded, name, None) if loaded is not None else None
     return isinstance(cls, type) and isinstance(obj, cls)
+
+
+def _table(batch: Any) -> Any:
+    names = batch.schema.names
+    refuse_repeated_names(names)
+    return sys.modules["pyarrow"].Table.from_batches([batch])
 
 
 def _batch_lines(batch: Any) -> Iterator[bytes]:

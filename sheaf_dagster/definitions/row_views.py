@@ -24,6 +24,7 @@ from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.contracts import BaseRequest, BaseResponse, contract_for
 from sheaf_dagster.errors import InputValidationError, SourceError, SpecError
 from sheaf_dagster.storage import Location, read_blocks, read_lines, store_at
+from sheaf_dagster.storage.formats import is_parquet, read_table, row_word
 
 __all__ = ["RowStream", "view_for"]
 
@@ -131,12 +132,17 @@ class _Stream(_View):
 
 
 class _Pandas(_View):
-    """``pandas.DataFrame``: lists and objects stay what they are in JSON, nothing is guessed."""
+    """``pandas.DataFrame``: lists and objects stay what they are in JSON, nothing is guessed.
+
+    Of Parquet files it is the table that they hold.
+    """
 
     def serves(self, wanted: Any) -> bool:
         return _named(wanted, "pandas", "DataFrame")
 
     def make(self, files: Sequence[Location], wanted: Any) -> Any:
+        if files and all(is_parquet(file.uri) for file in files):
+            return _tables(files).to_pandas()
         return wanted.from_records(list(_rows(files, dict)))
 
 
@@ -174,6 +180,11 @@ def _scans(files: Sequence[Location]) -> list[Any]:
     scans = []
     for file in files:
         source: Any = file.uri
+        if is_parquet(file.uri):
+            if not _polars_reads(file):
+                source = io.BytesIO(store_at(file).read())
+            scans.append(pl.scan_parquet(source))
+            continue
         if not _polars_reads(file):
             text = _text(file)
             if not text.strip():
@@ -202,6 +213,8 @@ class _Arrow(_View):
     def make(self, files: Sequence[Location], wanted: Any) -> Any:
         import pyarrow as pa
 
+        if files and all(is_parquet(file.uri) for file in files):
+            return _tables(files)
         tables = [t for t in map(self._table, files) if t.num_rows]
         if not tables:
             return pa.table({})
@@ -242,7 +255,9 @@ class _RayDataset(_View):
         stores = [store_at(file) for file in files]
         for store in stores:
             store.require_state()
-        return ray.data.read_json(
+        tables = is_parquet(files[0].uri)
+        read = ray.data.read_parquet if tables else ray.data.read_json
+        return read(
             [store.path for store in stores],
             filesystem=stores[0].filesystem,
             file_extensions=None,
@@ -315,7 +330,7 @@ def _plain_rows(file: Location) -> Iterator[Any]:
         try:
             yield orjson.loads(line)
         except orjson.JSONDecodeError as e:
-            raise SourceError(f"{file.uri}, line {number}: is no JSON: {e}") from e
+            raise SourceError(f"{file.uri}, {row_word(file.uri)} {number}: is no JSON: {e}") from e
 
 
 def _typed_rows(file: Location, row_type: type[BaseModel]) -> Iterator[Any]:
@@ -324,7 +339,9 @@ def _typed_rows(file: Location, row_type: type[BaseModel]) -> Iterator[Any]:
     contracts: dict[str, RowContract] = {}
     for position, (number, line) in enumerate(read_lines(file)):
         if any_type:
-            contract = _contract_of(f"{file.uri}, line {number}", line, row_type, contracts)
+            contract = _contract_of(
+                f"{file.uri}, {row_word(file.uri)} {number}", line, row_type, contracts
+            )
         try:
             (row,) = contract.parse([(number, line)], position, validated=False)
         except (ValidationError, RecursionError) as e:
@@ -370,6 +387,8 @@ def _invalid(
         report.invalid_rows += check.invalid_rows
         report.total_violations += check.total_violations
         report.violations += check.violations[: 100 - len(report.violations)]
+    for violation in report.violations if is_parquet(file.uri) else ():
+        violation.column = violation.field
     shown = "\n".join(f"  {v}" for v in report.violations[:5])
     return InputValidationError(
         f"{file.uri}: {report.invalid_rows} of {report.rows} rows are no "
@@ -388,6 +407,13 @@ def _numbered_blocks(file: Location) -> Iterator[tuple[int, bytes]]:
 
 def _text(file: Location) -> bytes:
     return b"".join(read_blocks(file))
+
+
+def _tables(files: Sequence[Location]) -> Any:
+    """Parquet files as one table."""
+    import pyarrow as pa
+
+    return pa.concat_tables(map(read_table, files), promote_options="permissive")
 
 
 def _row_type(wanted: Any) -> Any:

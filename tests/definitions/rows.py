@@ -23,7 +23,7 @@ def row(value: float, **fields) -> dict[str, Any]:
 def run(
     root: Path | str, *assets, key: str | None = None, keys=None, raise_on_error=True, **manager
 ) -> dg.ExecuteInProcessResult:
-    """Materialises assets with a ``JsonlIOManager``: all there is, a partition, or a range.
+    """Materialises assets with a ``RowsIOManager``: all there is, a partition, or a range.
 
     ``manager`` are its arguments; ``storage`` among them takes the place of ``root``.
     """
@@ -41,7 +41,7 @@ def run(
             tags=tags,
             instance=instance,
             resources={
-                "io_manager": sd.JsonlIOManager(storage=storage, **manager),
+                "io_manager": sd.RowsIOManager(storage=storage, **manager),
                 "storage": storage,
                 "model": sd.ModelResource.from_spec(doubler()),
                 "ray_cluster": sd.RayClusterResource(),
