@@ -61,5 +61,5 @@ class ChildWatch:
     def close(self) -> None:
         """Ends the watch: the children have ended, or may go on."""
         if self._process is not None:
-            self._process.terminate()
+            self._process.kill()  # it has nothing to clear up, and SIGTERM may be held back here
             self._process.wait()
