@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from pydantic import ConfigDict, RootModel
+from pydantic import ConfigDict, RootModel, model_serializer
 
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner
 from sheaf_dagster.batch.rows.fast import fast_codec
 from sheaf_dagster.batch.rows.keep import check_keep, fields_of, with_fields, with_fields_anew
+from sheaf_dagster.contracts import registry
 from tests.batch.jobs import spec
 from tests.conftest import read_rows
 from tests.toys import NumberRequest, NumberResponse, doubler, shaped
@@ -180,14 +181,53 @@ class Talkative(sd.ModelBackend):
         return Open(request_id=request.request_id, model_name="m", value=1, sku="mine")
 
 
+class Shout(NumberResponse):
+    @model_serializer
+    def _as_text(self) -> str:
+        return "loud"
+
+
+class Shouter(sd.ModelBackend):
+    """Answers with what is written as a text."""
+
+    model_type = "shout"
+
+    def load(self):
+        pass
+
+    def predict(self, request):
+        return Shout(request_id=request.request_id, model_name="m", value=1)
+
+
 class Talk(NumberRequest):
     model_type: str = "talk"
 
 
+@pytest.fixture
+def own_contracts(monkeypatch):
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(registry, "_CONTRACTS", dict(registry._CONTRACTS))
+
+
+@pytest.mark.usefixtures("own_contracts")
 def test_an_answer_that_brings_such_a_field_itself_ends_the_job(write_rows, tmp_path):
     sd.register_contract("talk", Talk, Open)
     source = write_rows([1, 2], model_type="talk", sku="theirs")
     model = sd.ModelSpec(name="m", model_type="talk", backend=f"{__name__}:Talkative")
 
     with pytest.raises(sd.ResponseMismatchError, match="line 1: the answer has a field 'sku' of"):
+        run(spec(source, tmp_path, compute="local", keep=["sku"]), model)
+
+
+class Whisper(NumberRequest):
+    model_type: str = "shout"
+
+
+@pytest.mark.usefixtures("own_contracts")
+def test_an_answer_that_is_no_object_has_no_room_for_fields(write_rows, tmp_path):
+    sd.register_contract("shout", Whisper, Shout)
+    source = write_rows([1, 2], model_type="shout", sku="theirs")
+    model = sd.ModelSpec(name="m", model_type="shout", backend=f"{__name__}:Shouter")
+
+    with pytest.raises(sd.PredictError, match=r"line 1: .* it is no JSON object"):
         run(spec(source, tmp_path, compute="local", keep=["sku"]), model)

@@ -119,7 +119,13 @@ def _finite(value: Any) -> Any:
 
 
 def with_fields(line: bytes, fields: bytes) -> bytes:
-    """An answer's line with a row's fields behind its own."""
+    """An answer's line with a row's fields behind its own.
+
+    Raises:
+        TypeError: The answer is written as something else than an object.
+    """
+    if not line.startswith(b"{"):
+        raise TypeError("it is no JSON object, so the fields of keep can't be put beside it")
     return line[:-1] + (fields if len(line) > 2 else fields[1:]) + b"}"
 
 

@@ -95,7 +95,8 @@ class ChunkInMaking:
         self._answers.add([row.position - self.chunk.first_row], [line])
         self._left -= 1
         counts, non_finite = counted(answer, response)
-        self._counts.update(counts)
+        if counts:
+            self._counts.update(counts)
         self._counts[KEPT] += 1
         self._non_finite += non_finite
 
