@@ -62,7 +62,11 @@ def _check(asset: str, built: Mapping[str, Any], resources: Mapping[str, Any]) -
             WorkerPlan.of(
                 ResourceConfig(num_cpus=model.num_cpus, num_gpus=model.num_gpus), options
             ),
-            ClusterConfig(gpu_limit=cluster.gpu_limit, cpu_limit=cluster.cpu_limit),
+            ClusterConfig(
+                gpu_limit=cluster.gpu_limit,
+                shared_gpu_limit=cluster.shared_gpu_limit,
+                cpu_limit=cluster.cpu_limit,
+            ),
         )
     except ClusterCapacityError as e:
         raise ClusterCapacityError(f"asset {asset}: {e}") from e

@@ -131,6 +131,13 @@ class RayClusterResource(_Resource):
         ge=0,
         description="GPUs that one job may reserve; None: what the cluster has.",
     )
+    shared_gpu_limit: float | None = Field(
+        default=None,
+        gt=0,
+        description="GPUs that all jobs of this library on the cluster may reserve together, "
+        "whatever asset or run they belong to; a job that would exceed it waits until it is its "
+        "turn, and its run's log says for whom. Needs an address. None: no such limit.",
+    )
     cpu_limit: float | None = Field(
         default=None, gt=0, description="CPUs that one job may reserve; None: what the cluster has."
     )
@@ -182,6 +189,7 @@ class RayClusterResource(_Resource):
             address=self.address,
             connect_timeout_s=self.connect_timeout_s,
             gpu_limit=self.gpu_limit,
+            shared_gpu_limit=self.shared_gpu_limit,
             cpu_limit=self.cpu_limit,
             autoscaling=self.autoscaling,
             wait_for_capacity_s=self.wait_for_capacity_s,

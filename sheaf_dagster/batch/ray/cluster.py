@@ -37,7 +37,8 @@ def ray_session(config: ClusterConfig) -> Iterator[bool]:
 
     Raises:
         ClusterError: The cluster can't be reached within ``connect_timeout_s``.
-        SpecError: A local Ray can't use its temporary folder.
+        SpecError: A local Ray can't use its temporary folder, or ``shared_gpu_limit`` is given
+            for it.
     """
     import ray
 
@@ -61,6 +62,12 @@ def ray_session(config: ClusterConfig) -> Iterator[bool]:
             refuse_ray_client(os.environ["RAY_ADDRESS"])
         options["address"] = config.address
     private = options["address"] == "local"
+    if private and config.shared_gpu_limit is not None:
+        raise SpecError(
+            "shared_gpu_limit counts the GPUs of all jobs on one cluster, but this job would start "
+            'a Ray of its own, which no other job sees; start one for the machine ("ray start '
+            '--head") and give address="auto", or leave shared_gpu_limit out'
+        )
     where = config.address or os.environ.get("RAY_ADDRESS") or "this machine"
     cluster = None if private else cluster_behind(where)
     if cluster is not None:
@@ -139,7 +146,8 @@ def _no_note_on_tokens() -> Iterator[None]:
 
 
 def _limits(config: ClusterConfig) -> dict[str, float]:
-    limits = {"GPU": config.gpu_limit, "CPU": config.cpu_limit}
+    gpus = [v for v in (config.gpu_limit, config.shared_gpu_limit) if v is not None]
+    limits = {"GPU": min(gpus, default=None), "CPU": config.cpu_limit}
     return {k: v for k, v in limits.items() if v is not None}
 
 

@@ -31,6 +31,12 @@ class ClusterConfig(BaseModel):
     gpu_limit: float | None = Field(
         default=None, ge=0, description="GPUs that a job may reserve; None: what the cluster has."
     )
+    shared_gpu_limit: float | None = Field(
+        default=None,
+        gt=0,
+        description="GPUs that all jobs of this library on the cluster may reserve together; "
+        "a job that would exceed it waits until it is its turn. None: no such limit.",
+    )
     cpu_limit: float | None = Field(
         default=None, gt=0, description="CPUs that a job may reserve; None: what the cluster has."
     )
@@ -86,11 +92,15 @@ def verify_limits(plan: WorkerPlan, config: ClusterConfig) -> None:
     """
     if plan.compute == "local":
         return
-    for unit, limit in (("GPU", config.gpu_limit), ("CPU", config.cpu_limit)):
+    for unit, name, limit in (
+        ("GPU", "gpu_limit", config.gpu_limit),
+        ("GPU", "shared_gpu_limit", config.shared_gpu_limit),
+        ("CPU", "cpu_limit", config.cpu_limit),
+    ):
         each = plan.demand.get(unit, 0.0)
         if limit is not None and each * plan.workers > limit + 1e-9:
             raise ClusterCapacityError(
                 f"{spell_demand(plan.workers, each, unit, plan.compute)}, but the limit "
-                f"({unit.lower()}_limit) is {limit:g}; lower num_actors or the model's "
-                f"num_{unit.lower()}s, or raise {unit.lower()}_limit"
+                f"({name}) is {limit:g}; lower num_actors or the model's "
+                f"num_{unit.lower()}s, or raise {name}"
             )

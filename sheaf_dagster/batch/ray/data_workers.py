@@ -55,7 +55,8 @@ def _dataset(workers: Workers) -> Any:
                 **placement(workers.pool),
             )
         config = workers.config
-        limited = config.cpu_limit is not None or config.gpu_limit is not None
+        limits = (config.cpu_limit, config.gpu_limit, config.shared_gpu_limit)
+        limited = any(limit is not None for limit in limits)
         grows = config.autoscaling and not limited
         return feed.map_batches(
             run_task_of_ray_data,

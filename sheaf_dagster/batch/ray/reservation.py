@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
-import socket
+import threading
 import time
 import uuid
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from sheaf_dagster.batch.ray.capacity import WorkerPlan, amounts
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
 from sheaf_dagster.batch.ray.engine_choice import Engine
+from sheaf_dagster.batch.ray.gpu_queue import PLACE_MARK, holder_of
 from sheaf_dagster.errors import ClusterBusyError
 
 __all__ = ["describe_capacity", "placement", "reserved_pool"]
@@ -52,7 +53,7 @@ class _Group:
 
 @contextmanager
 def reserved_pool(
-    plan: WorkerPlan, config: ClusterConfig, engine: Engine = "ray_core"
+    plan: WorkerPlan, config: ClusterConfig, engine: Engine, stop: threading.Event
 ) -> Iterator[Any]:
     """The capacity of a whole pool of actors, as a Ray placement group; None where none is needed.
 
@@ -63,6 +64,7 @@ def reserved_pool(
 
     Raises:
         ClusterBusyError: ``wait_for_capacity_s`` passed; the message says who holds what.
+        CancelledError: ``stop`` was set, since the job is over.
     """
     pooled = plan.compute == "actors" and bool(plan.demand)
     if not pooled or (engine == "ray_data" and not _pools_can_be_placed()):
@@ -70,7 +72,7 @@ def reserved_pool(
         return
     from ray.util.placement_group import remove_placement_group
 
-    place = _Place(plan.demand, plan.workers, config)
+    place = _Place(plan.demand, plan.workers, config, stop)
     try:
         while True:
             group = place.take()
@@ -112,12 +114,19 @@ def _pools_can_be_placed() -> bool:
 class _Place:
     """One job's place in the queue for capacity."""
 
-    def __init__(self, demand: Mapping[str, float], workers: int, config: ClusterConfig) -> None:
+    def __init__(
+        self,
+        demand: Mapping[str, float],
+        workers: int,
+        config: ClusterConfig,
+        stop: threading.Event,
+    ) -> None:
         self._demand = demand
         self._workers = workers
+        self._stop = stop
         self._patience = config.wait_for_capacity_s
-        holder = config.holder or f"{socket.gethostname()}, process {os.getpid()}"
-        self._ticket = f"{_MARK}|{time.time():.6f}|{holder.replace('|', '/')}"
+        holder = holder_of(config).replace("|", "/")
+        self._ticket = f"{_MARK}|{time.time():.6f}|{holder}"
         self._since = time.monotonic()
         self._tell_at = self._since + TELL_EVERY_SECONDS
         self._group: Any = None
@@ -179,6 +188,8 @@ class _Place:
         )
 
     def _wait(self) -> None:
+        if self._stop.is_set():
+            raise CancelledError
         now = time.monotonic()
         waited = now - self._since
         if now < self._tell_at and waited < self._patience:
@@ -244,7 +255,7 @@ def _groups() -> list[_Group]:
 
     found = []
     for row in placement_group_table().values():
-        if row["state"] == "REMOVED":
+        if row["state"] == "REMOVED" or row["name"].startswith(PLACE_MARK):
             continue
         total: dict[str, float] = defaultdict(float)
         for bundle in row["bundles"].values():

@@ -20,11 +20,12 @@ from sheaf_dagster.batch.ray.cluster import (
 )
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
 from sheaf_dagster.batch.ray.engine_choice import Engine
+from sheaf_dagster.batch.ray.gpu_queue import gpu_share
 from sheaf_dagster.batch.ray.reservation import reserved_pool
 from sheaf_dagster.batch.ray.workers import Workers
 from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
 from sheaf_dagster.batch.worker.loading import ModelContext
-from sheaf_dagster.errors import ClusterError
+from sheaf_dagster.errors import ClusterError, SheafError
 from sheaf_dagster.storage import Chunk, ScannedSource
 
 if TYPE_CHECKING:  # they load Ray, beside which the first files are validated
@@ -83,6 +84,7 @@ class RayWorkforce:
         Raises:
             ClusterError: The cluster can't be reached.
             ClusterCapacityError: The job can't fit it.
+        SpecError: The limit of all jobs is that of a Ray that only this job uses.
         """
         self._shared = self._cleanup.enter_context(ray_session(self._config))
         verify_capacity(self._plan, self._config)
@@ -99,36 +101,13 @@ class RayWorkforce:
             self._warming = warm_up(self._context, self._slots)
 
     def start(self, tell: Tell) -> None:
-        """Waits for the capacity of a pool, then has the workers started.
+        """Has the workers started once there is capacity for them; doesn't wait for it.
 
-        Raises:
-            ClusterBusyError: Others held it for too long.
+        So a file that is invalid fails at once, however long others hold the GPUs.
         """
-        from sheaf_dagster.batch.ray.pool_watch import PoolWatch
-
-        pool = None
-        if self._shared:
-            pool = self._cleanup.enter_context(
-                reserved_pool(self._plan, self._config, self._engine)
-            )
-        coordinator = self._opened
-        workers = Workers(
-            self._context,
-            self._plan.compute,
-            self._config,
-            self._slots,
-            coordinator.for_workers(),
-            pool,
-        )
-        self._watch = PoolWatch(
-            coordinator,
-            self._plan,
-            self._slots,
-            self._config,
-        )
-        ended: list[ClusterError] = []
+        ended: list[SheafError] = []
         for name, target, arguments in (
-            ("sheaf-workers", self._employ, (workers, ended)),
+            ("sheaf-workers", self._employ, (ended,)),
             ("sheaf-reports", self._listen, (tell, ended)),
         ):
             thread = threading.Thread(target=target, args=arguments, daemon=True, name=name)
@@ -201,11 +180,13 @@ class RayWorkforce:
 
     # -- threads ---------------------------------------------------------------------------
 
-    def _employ(self, workers: Workers, ended: list[ClusterError]) -> None:
+    def _employ(self, ended: list[SheafError]) -> None:
         """Has workers started until the last one has left."""
         name = "Ray Data" if self._engine == "ray_data" else "Ray"
         again = "check the cluster and run again (finished chunks are kept)"
+        error: SheafError
         try:
+            workers = self._workers()
             if self._engine == "ray_data":
                 from sheaf_dagster.batch.ray.data_workers import run_on_ray_data
 
@@ -215,6 +196,8 @@ class RayWorkforce:
 
                 run_on_ray_core(workers, self._stop)
             error = ClusterError(f"{name} ended before all chunks were done; {again}")
+        except SheafError as e:
+            error = e
         except Exception as e:
             error = ClusterError(f"{name} stopped: {type(e).__name__}: {e}; {again}")
             error.__cause__ = e
@@ -222,7 +205,34 @@ class RayWorkforce:
         with suppress(ClusterError):  # whoever listens hears it too
             self._opened.all_left()
 
-    def _listen(self, tell: Tell, ended: list[ClusterError]) -> None:
+    def _workers(self) -> Workers:
+        """Those to start, once there is capacity for them.
+
+        Raises:
+            ClusterBusyError: Others held it for too long.
+            CancelledError: The job is over.
+        """
+        from sheaf_dagster.batch.ray.pool_watch import PoolWatch
+
+        pool = None
+        if self._shared:
+            gpus = self._plan.demand.get("GPU", 0.0) * self._slots
+            self._cleanup.enter_context(gpu_share(gpus, self._config, self._stop))
+            pool = self._cleanup.enter_context(
+                reserved_pool(self._plan, self._config, self._engine, self._stop)
+            )
+        coordinator = self._opened
+        self._watch = PoolWatch(coordinator, self._plan, self._slots, self._config)
+        return Workers(
+            self._context,
+            self._plan.compute,
+            self._config,
+            self._slots,
+            coordinator.for_workers(),
+            pool,
+        )
+
+    def _listen(self, tell: Tell, ended: list[SheafError]) -> None:
         """Tells of reports as they come, and of the end after the last."""
         try:
             while reports := self._opened.take_reports():

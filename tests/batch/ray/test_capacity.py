@@ -132,7 +132,7 @@ def test_pools_are_reserved_whole_and_in_turn(ray_cluster, caplog):
     def take(name: str, gpus: int) -> None:
         config = sd.ClusterConfig(holder=name)
         plan = WorkerPlan.of(sd.ResourceConfig(num_cpus=0, num_gpus=1), pool(gpus))
-        with reserved_pool(plan, config):
+        with reserved_pool(plan, config, "ray_core", threading.Event()):
             got.append(name)
             release[name].wait(60)
 
