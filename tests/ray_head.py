@@ -91,6 +91,23 @@ class RayHead:
         found = json.loads(self._get("/nodes?view=summary"))["data"]["summary"]
         return {n["raylet"]["nodeId"] for n in found if n["raylet"].get("state") == "ALIVE"}
 
+    def drain_node(self, node_id: str) -> None:
+        """Tells the cluster that a node will be taken away, as a cloud's notice does."""
+        subprocess.run(
+            [
+                *(_RAY, "drain-node", f"--address={self.address}", f"--node-id={node_id}"),
+                *("--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=notice"),
+                "--deadline-remaining-seconds=600",
+            ],
+            cwd=ROOT,
+            env=self.environment(),
+            check=True,
+        )
+
+    def alive_nodes(self) -> set[str]:
+        """Ids of the nodes that are up."""
+        return self._alive()
+
     def kill_node(self, node: int) -> None:
         """Ends all processes of a node at once, as when its machine is gone."""
         with suppress(ProcessLookupError):

@@ -12,7 +12,7 @@ import ray
 
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.ray.coordinator import Coordinator
-from sheaf_dagster.batch.ray.records import ChunkWork, ValidationWork
+from sheaf_dagster.batch.ray.records import ChunkWork, NodeDrains, ValidationWork
 from sheaf_dagster.batch.ray.roster import Presence
 from sheaf_dagster.errors import ClusterError
 from sheaf_dagster.storage import Chunk
@@ -109,12 +109,12 @@ class DriverClient:
         """Waits for reports that haven't been taken yet; none once all workers have left."""
         return Pending[list[ChunkReport]](self._actor.take_reports.remote()).get()
 
-    def look(self, lost_nodes: set[str]) -> Pending[Presence]:
-        """Tells which nodes are gone since the last look, and asks who is there.
+    def look(self, lost_nodes: set[str], draining: frozenset[str]) -> Pending[Presence]:
+        """Tells which nodes are gone since the last look or will be, and asks who is there.
 
         A model that kills whoever loads it fails its files then.
         """
-        return Pending(self._actor.look.remote(lost_nodes))
+        return Pending(self._actor.look.remote(lost_nodes, draining))
 
     def validate(self, work: ValidationWork) -> Pending[Any]:
         """Has a worker that has nothing else to do validate some chunks.
@@ -198,9 +198,9 @@ class Sitting:
         # Whether reports were heard is looked after beside the work, which it would hold up.
         self._telling = ThreadPoolExecutor(1, thread_name_prefix="sheaf-report")
 
-    def take(self) -> ChunkWork | ValidationWork | None:
+    def take(self) -> ChunkWork | ValidationWork | NodeDrains | None:
         """Waits for work; None where there will be no more."""
-        work: ChunkWork | ValidationWork | None = ray.get(
+        work: ChunkWork | ValidationWork | NodeDrains | None = ray.get(
             self._actor.take.remote(self._seat, self._turn)
         )
         return work

@@ -14,7 +14,7 @@ from typing import Any
 
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.ray.ledger import Later, Ledger
-from sheaf_dagster.batch.ray.records import ChunkWork, ValidationWork
+from sheaf_dagster.batch.ray.records import ChunkWork, NodeDrains, ValidationWork
 from sheaf_dagster.batch.ray.roster import Presence, Roster
 from sheaf_dagster.storage import Chunk
 
@@ -82,11 +82,12 @@ class Coordinator:
             await self._reported.wait()
         return self.ledger.take_reports()
 
-    async def look(self, lost_nodes: set[str]) -> Presence:
+    async def look(self, lost_nodes: set[str], draining: frozenset[str] = frozenset()) -> Presence:
         """The driver's round. A lost node's loads are none of the model's doing, so nodes come first."""
         if lost_nodes:
             self._roster.nodes_lost(lost_nodes)
             self.ledger.nodes_lost(lost_nodes)
+        self.ledger.nodes_drain(draining)
         if (error := self._roster.killed_by_their_model()) is not None:
             self.ledger.fail_all(error)
         self._pass_on()
@@ -149,7 +150,7 @@ class Coordinator:
         """A worker leaves its seat."""
         self.ledger.leave(seat, turn)
 
-    async def take(self, seat: int, turn: int) -> ChunkWork | ValidationWork | None:
+    async def take(self, seat: int, turn: int) -> ChunkWork | ValidationWork | NodeDrains | None:
         """Waits for work."""
         # A worker that has died may have left a call here: its turn is over, and it gets None.
         idle = False

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from sheaf_dagster.batch.logs import logger_at
 
-__all__ = ["LOGGER_OF_TOKENS", "cluster_behind", "cpus_counted"]
+__all__ = ["LOGGER_OF_TOKENS", "cluster_behind", "cpus_counted", "draining_nodes"]
 
 LOGGER_OF_TOKENS = "ray._private.authentication.authentication_token_setup"
 """Says that a new cluster asks for a token. Elsewhere: the note shows again."""
@@ -28,6 +28,18 @@ def cpus_counted() -> float:
 
         return float(get_num_cpus())
     return 0.0
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that are about to be taken away, as Ray has been told (preemption).
+
+    Where this isn't known, what their workers hold is run again once they are gone.
+    """
+    with suppress(ImportError, AttributeError):
+        from ray._private.state import state
+
+        return set(state.get_draining_nodes())
+    return set()
 
 
 def cluster_behind(address: str) -> str | None:

@@ -37,16 +37,18 @@ from math import ceil
 from typing import Final
 
 from sheaf_dagster.batch.messages import ChunkReport, ErrorMessage, FileWork, Hangs
-from sheaf_dagster.batch.ray.records import ChunkWork, OpenChunk, OpenFile, Seat, ValidationWork
+from sheaf_dagster.batch.ray.records import (
+    ChunkWork,
+    NodeDrains,
+    OpenChunk,
+    OpenFile,
+    Seat,
+    ValidationWork,
+)
 from sheaf_dagster.errors import BatchTimeoutError, SheafError
 from sheaf_dagster.storage import Chunk
 
-__all__ = [
-    "LATER",
-    "Later",
-    "Ledger",
-    "share_size",
-]
+__all__ = ["LATER", "Later", "Ledger", "share_size"]
 
 _SHARE_SECONDS = 0.25
 """About how much work a worker takes at a time: far more than the millisecond that asking
@@ -93,6 +95,7 @@ class Ledger:
         self._seats: dict[int, Seat] = {}
         self._reports: list[ChunkReport] = []
         self._lost_nodes: set[str] = set()
+        self._draining: frozenset[str] = frozenset()
         self._broken: ErrorMessage | None = None
         self._chunk_seconds: float | None = None
         self._begun = False
@@ -172,6 +175,11 @@ class Ledger:
                 self._take_back(seat)
         self.has_news = True
 
+    def nodes_drain(self, nodes: frozenset[str]) -> None:
+        """These nodes are about to be taken away: their workers get nothing more."""
+        self.has_news |= nodes != self._draining
+        self._draining = nodes
+
     def fail_all(self, error: SheafError) -> None:
         """Fails every file, those that are still to come too."""
         self._broken = ErrorMessage.of(error)
@@ -223,7 +231,7 @@ class Ledger:
 
     def take(
         self, number: int, turn: int, *, idle: bool = False
-    ) -> ChunkWork | ValidationWork | Later | None:
+    ) -> ChunkWork | ValidationWork | NodeDrains | Later | None:
         """What a worker is to do next; None where there will be nothing more for it.
 
         Args:
@@ -239,6 +247,8 @@ class Ledger:
         # Whoever holds a suspect holds nothing else.
         if seat.ending or any(chunk.suspect for chunk in held.values()):
             return LATER
+        if self.has_work and seat.node in self._draining:
+            return NodeDrains()
         if self._suspects and not held:
             return self._hand_out(seat, [self._suspects.popleft()])
         if self._pending:

@@ -8,6 +8,7 @@ import time
 from sheaf_dagster.batch.ray.capacity import WorkerPlan, amounts
 from sheaf_dagster.batch.ray.client import DriverClient, Pending
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
+from sheaf_dagster.batch.ray.inside import draining_nodes
 from sheaf_dagster.batch.ray.reservation import TELL_EVERY_SECONDS, describe_capacity
 from sheaf_dagster.batch.ray.roster import Presence
 from sheaf_dagster.errors import ClusterBusyError
@@ -60,6 +61,7 @@ class PoolWatch:
         self._had_room = self._has_room()
         self._asked: Pending[Presence] | None = None
         self._lost: set[str] = set()
+        self._draining: frozenset[str] = frozenset()
         self._nodes: set[str] = self._alive()
 
     def look(self) -> None:
@@ -74,9 +76,9 @@ class PoolWatch:
         if now < self._look_at:
             return
         self._look_at = now + _LOOK_EVERY_SECONDS
-        self._see_lost_nodes()
+        self._see_nodes()
         if self._asked is None:
-            self._asked = self._coordinator.look(self._lost)
+            self._asked = self._coordinator.look(self._lost, self._draining)
             self._lost = set()
         if not self._asked.is_there:
             return
@@ -128,8 +130,16 @@ class PoolWatch:
         free = ray.available_resources()
         return all(free.get(name, 0.0) >= each for name, each in self._demand.items())
 
-    def _see_lost_nodes(self) -> None:
+    def _see_nodes(self) -> None:
         alive = self._alive()
+        draining = frozenset(draining_nodes() & alive)
+        if draining - self._draining:
+            log.warning(
+                "%d node(s) of the cluster will be taken away soon; their workers leave after the "
+                "chunks that they hold",
+                len(draining),
+            )
+        self._draining = draining
         lost = self._nodes - alive
         self._nodes = alive
         if lost:

@@ -14,6 +14,7 @@ __all__ = [
     "MAX_ATTEMPTS",
     "MAX_LOSSES",
     "ChunkWork",
+    "NodeDrains",
     "OpenChunk",
     "OpenFile",
     "Seat",
@@ -37,6 +38,10 @@ class ValidationWork(NamedTuple):
 
     number: int
     chunks: Any
+
+
+class NodeDrains:
+    """Told to a worker instead of more work: its node is about to be taken away."""
 
 
 @dataclass

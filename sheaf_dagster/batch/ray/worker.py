@@ -15,7 +15,7 @@ import ray
 from sheaf_dagster.batch.messages import ChunkReport, ErrorMessage, FileWork, worker_name
 from sheaf_dagster.batch.parallel_validation import validate_group
 from sheaf_dagster.batch.ray.client import Sitting, WorkerClient
-from sheaf_dagster.batch.ray.records import ChunkWork, ValidationWork
+from sheaf_dagster.batch.ray.records import ChunkWork, NodeDrains, ValidationWork
 from sheaf_dagster.batch.rows.requests import Row
 from sheaf_dagster.batch.worker.hanging import TimeLimit, WorkerLimit, took_too_long
 from sheaf_dagster.batch.worker.loading import (
@@ -142,6 +142,7 @@ class _Pulled:
         self._seconds = seconds
         self.aborted = threading.Event()
         self.done = threading.Event()
+        self.node_drains = False
 
     def watch(self) -> None:
         """Learns, from a thread, that the driver gives up; ends the process if that has to be."""
@@ -171,6 +172,9 @@ class _Pulled:
     def __iter__(self) -> Iterator[ChunkWork]:
         started = time.monotonic()
         while (work := self._sitting.take()) is not None:
+            if isinstance(work, NodeDrains):
+                self.node_drains = True
+                return
             if isinstance(work, ValidationWork):
                 self._coordinator.validated(work, validate_group(work.chunks))
                 continue
@@ -187,9 +191,9 @@ def _work(
 ) -> None:
     """Runs chunks until there are no more."""
     sitting = coordinator.enter(leave.seat)
+    work = _Pulled(coordinator, sitting, leave.seconds)
     try:
         if _pass_gate(coordinator):
-            work = _Pulled(coordinator, sitting, leave.seconds)
             work.watch()
             try:
                 for report in _reports(work, context, backend):
@@ -198,6 +202,9 @@ def _work(
                 work.done.set()
     finally:
         sitting.leave()
+    if work.node_drains:
+        # Ray starts on another node again whatever ends without having returned.
+        os._exit(1)
 
 
 def _reports(

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -18,21 +17,9 @@ from sheaf_dagster.batch.ray import worker as ray_worker
 from sheaf_dagster.batch.ray.capacity import WorkerPlan, demand_of, places, shortage
 from sheaf_dagster.batch.ray.cluster import _no_note_on_tokens
 from sheaf_dagster.batch.ray.reservation import describe_capacity, reserved_pool
+from tests.batch.ray.specs import pool, tasks, wait_until
 from tests.conftest import ROOT, read_rows
 from tests.toys import doubler
-
-
-def pool(num_actors: int, **fields) -> sd.BatchSpec:
-    return sd.BatchSpec(
-        **{"source": "a", "sink": "b", "compute": "actors", "num_actors": num_actors, **fields}
-    )
-
-
-def wait_until(condition, what: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"gave up waiting for {what}"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -212,10 +199,6 @@ def test_a_job_waits_for_another_driver_names_it_and_follows_it_when_it_dies(
     finally:
         holder.kill()
         holder.wait()
-
-
-def tasks(source: str, tmp_path) -> sd.BatchSpec:
-    return sd.BatchSpec(source=source, sink=str(tmp_path / "tasks.jsonl"))
 
 
 class Rival:

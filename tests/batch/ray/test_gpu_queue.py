@@ -15,7 +15,7 @@ import pytest
 import sheaf_dagster as sd
 from sheaf_dagster.batch.ray.gpu_queue import gpu_share
 from sheaf_dagster.batch.ray.reservation import describe_capacity
-from tests.batch.ray.test_capacity import pool, tasks, wait_until
+from tests.batch.ray.specs import pool, tasks, wait_until
 from tests.conftest import ROOT, read_rows
 from tests.toys import doubler
 

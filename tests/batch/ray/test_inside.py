@@ -32,6 +32,14 @@ def test_ray_still_notes_tokens_by_this_logger():
     assert module.logger.name == inside.LOGGER_OF_TOKENS
 
 
+@pytest.mark.ray
+def test_ray_still_says_which_nodes_are_drained(ray_cluster):
+    from ray._private.state import state
+
+    assert isinstance(state.get_draining_nodes(), dict)
+    assert inside.draining_nodes() == set()
+
+
 @pytest.mark.parametrize("known", inside.__all__)
 def test_each_reach_has_a_test_here(known):
     assert f"inside.{known}" in open(__file__).read()

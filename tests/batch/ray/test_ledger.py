@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 
 from sheaf_dagster.batch.messages import ChunkReport, ErrorMessage, FileWork
 from sheaf_dagster.batch.ray.ledger import LATER, Ledger
-from sheaf_dagster.batch.ray.records import MAX_ATTEMPTS, MAX_LOSSES, ValidationWork
+from sheaf_dagster.batch.ray.records import (
+    MAX_ATTEMPTS,
+    MAX_LOSSES,
+    NodeDrains,
+    ValidationWork,
+)
 from sheaf_dagster.errors import WorkerCrashError
 from sheaf_dagster.storage import Chunk, Location, Part, PartStore
 
@@ -412,4 +417,30 @@ def test_what_fails_every_file_fails_those_to_come_too():
     reports = ledger.take_reports()
     assert [r.job for r in reports] == [0, 1]
     assert {type(r.failure.rebuilt()) for r in reports} == {WorkerCrashError}
+    assert not ledger.has_work
+
+
+def test_a_worker_on_a_node_that_is_drained_finishes_what_it_holds_and_gets_nothing_more():
+    ledger = Ledger(2, "b")
+    ledger.add(file(), chunks(6))
+    ledger.close()
+    going, staying = Worker(ledger, 0), Worker(ledger, 1)
+    for worker in (going, staying):
+        worker.start()
+        worker.ask()
+    held = list(going.held)
+    ledger.has_news = False
+
+    ledger.nodes_drain(frozenset(["node-0"]))
+    assert ledger.has_news, "who waits must hear of it"
+    assert isinstance(ledger.take(0, going.turn), NodeDrains)
+    while going.held:
+        going.report()
+    ledger.leave(0, going.turn)
+    going.start(node="node-2")  # where Ray has started it again
+    finish(ledger, [going, staying], 10)
+
+    assert held
+    reports = ledger.take_reports()
+    assert sorted(r.chunk for r in reports) == list(range(6)), "each once"
     assert not ledger.has_work

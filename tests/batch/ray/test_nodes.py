@@ -109,6 +109,39 @@ def test_a_job_goes_on_when_a_node_is_lost(cluster, write_rows, tmp_path, comput
     assert [p.name for p in tmp_path.glob(".out*")] == []
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("compute", ["tasks", "actors"])
+def test_a_worker_leaves_a_node_that_will_be_taken_away_and_nothing_is_run_twice(
+    cluster, write_rows, tmp_path, compute
+):
+    calls, loads = tmp_path / "calls", tmp_path / "loads"
+    known = cluster.alive_nodes()
+    node = cluster.add_node(1)
+    (node_id,) = cluster.alive_nodes() - known
+    driver = start(
+        cluster,
+        source=write_rows(list(range(300))),
+        sink=str(tmp_path / "out.jsonl"),
+        batch_size=4,
+        compute=compute,
+        num_actors=2 if compute == "actors" else None,
+        engine="ray_core",
+        model={"batch_seconds": 0.2, "call_log": str(calls), "load_log": str(loads)},
+    )
+    wait_for(loads, 2, driver)  # one on each node
+    wait_for(calls, 8, driver)
+
+    cluster.drain_node(node_id)
+    result, err = end(driver)
+    cluster.kill_node(node)
+
+    assert "1 node(s) of the cluster will be taken away soon" in err
+    assert result.get("rows") == 300, (result, err[-2000:])
+    assert len(calls.read_text().split()) == 75, "each batch once"
+    assert result["workers"] == 2
+    assert [r["value"] for r in read_rows(tmp_path / "out.jsonl")] == [2 * i for i in range(300)]
+
+
 @in_full
 def test_a_chunk_outlives_more_nodes_than_it_may_kill_workers(write_rows, tmp_path):
     losses = 5
