@@ -94,7 +94,7 @@ test-corpus: $(VENV)/.dev  ## The bad files, the huge ones too, with their memor
 	SHEAF_CORPUS=1 $(BIN)/python -m pytest tests/batch/test_corpus.py tests/batch/test_bad_places.py
 
 test-cluster: $(VENV)/.dev  ## Every way to run on real Ray clusters, with and without a token (minutes)
-	SHEAF_CLUSTER_TESTS=1 $(BIN)/python -m pytest tests/definitions/test_on_a_cluster.py tests/batch/ray/test_nodes.py
+	SHEAF_CLUSTER_TESTS=1 $(BIN)/python -m pytest tests/definitions/test_on_a_cluster.py tests/batch/ray/test_nodes.py tests/batch/ray/test_autoscaler.py
 
 test-soak: $(VENV)/.dev  ## Thousands of small jobs in one process, for minutes: does anything grow?
 	SHEAF_SOAK_SECONDS=240 $(BIN)/python -m pytest tests/batch/test_soak.py

@@ -22,6 +22,8 @@ import pytest
 from tests.conftest import ROOT, start_again
 from tests.ports import free_ports
 
+FAKE_HEAD_NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
+
 in_full = pytest.mark.skipif(
     not os.environ.get("SHEAF_CLUSTER_TESTS"), reason="make test-cluster runs it"
 )
@@ -37,15 +39,29 @@ class RayHead:
     """``ray start --head`` as a child process; a token is asked for if ``token``.
 
     Every process is told this cluster's address: there may be others on the machine.
+
+    Args:
+        token: Whether the cluster asks for one.
+        num_cpus: Of the head.
+        grows_by: Ray's own autoscaler adds up to so many nodes of one CPU each, through Ray's fake
+            provider of machines, and removes them when they idle for a few seconds.
     """
 
-    def __init__(self, *, token: bool = False, num_cpus: float = 2) -> None:
+    def __init__(self, *, token: bool = False, num_cpus: float = 2, grows_by: int = 0) -> None:
         self.token = secrets.token_hex(32) if token else None
         self.env = {
             "RAY_AUTH_MODE": "token" if token else "disabled",
             **({"RAY_AUTH_TOKEN": self.token} if self.token else {}),
         }
         self._num_cpus = num_cpus
+        self._grows_by = grows_by
+        if grows_by:
+            self.env |= {
+                "RAY_FAKE_CLUSTER": "1",
+                "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+                # The provider knows the head by this name.
+                "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+            }
         start_again(self._start_head, self.stop)
 
     def _start_head(self) -> None:
@@ -60,8 +76,48 @@ class RayHead:
             *("--head", f"--port={gcs}", f"--temp-dir={self.folder}"),
             *("--include-dashboard=true", "--dashboard-host=127.0.0.1"),
             *(f"--dashboard-port={dashboard}", f"--num-cpus={self._num_cpus}"),
+            *([f"--autoscaling-config={self._autoscaling()}"] if self._grows_by else []),
         )
         self._wait()
+
+    def _autoscaling(self) -> Path:
+        config = {
+            "cluster_name": "grows",
+            "max_workers": self._grows_by,
+            "idle_timeout_minutes": 0.1,
+            "upscaling_speed": 1.0,
+            "provider": {
+                "type": "fake_multinode",
+                "gcs_address": self.address,
+                "head_node_id": FAKE_HEAD_NODE_ID,
+                "use_node_id_as_ip": True,
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+            },
+            # What the autoscaler reads of any cluster.
+            "auth": {},
+            "file_mounts": {},
+            "cluster_synced_files": [],
+            "worker_setup_commands": [],
+            "worker_start_ray_commands": [],
+            "head_node_type": "ray.head.default",
+            "available_node_types": {
+                "ray.head.default": {
+                    "resources": {"CPU": self._num_cpus},
+                    "node_config": {},
+                    "max_workers": 0,
+                },
+                "worker": {
+                    "resources": {"CPU": 1, "object_store_memory": 80_000_000},
+                    "node_config": {},
+                    "min_workers": 0,
+                    "max_workers": self._grows_by,
+                },
+            },
+        }
+        path = self.folder / "autoscaling.yaml"
+        path.write_text(json.dumps(config))
+        return path
 
     def add_node(self, num_cpus: float, *, hidden: Path | None = None) -> int:
         """Starts another raylet; returns the process to kill with ``kill_node``.

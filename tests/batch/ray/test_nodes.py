@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, read_rows
+from tests.batch.ray.drivers import end, start
+from tests.conftest import read_rows
 from tests.ray_head import RayHead, in_full
 
 # A cluster that does not come up is started again, twice.
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
-
-DRIVER = """
-import json, logging, sys
-from sheaf_dagster import BatchRunner, BatchSpec, ClusterConfig, ModelSpec, SheafError
-logging.basicConfig(level=logging.INFO)
-address, job = sys.argv[1], json.loads(sys.argv[2])
-cluster = ClusterConfig(address=address, engine=job.pop("engine", "auto"))
-model = ModelSpec(
-    name="doubler",
-    model_type="number",
-    backend="tests.toys:Companions",
-    backend_kwargs={"together": 2, **job.pop("model")},
-)
-runner = BatchRunner(model, cluster, on_progress=None)
-try:
-    result = runner.run(BatchSpec(**job))
-except SheafError as e:
-    print(json.dumps({"error": type(e).__name__, "message": str(e)}))
-else:
-    print(json.dumps({"rows": result.rows, "workers": result.workers}))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -48,23 +26,6 @@ def cluster() -> Iterator[RayHead]:
         yield head
     finally:
         head.stop()
-
-
-def start(head: RayHead, **job) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, head.address, json.dumps(job)],
-        cwd=ROOT,
-        env=head.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def end(driver: subprocess.Popen) -> tuple[dict, str]:
-    out, err = driver.communicate(timeout=200)
-    assert out, err[-3000:]
-    return json.loads(out.splitlines()[-1]), err
 
 
 def wait_for(path: Path, lines: int, driver: subprocess.Popen) -> None:
@@ -95,7 +56,7 @@ def test_a_job_goes_on_when_a_node_is_lost(cluster, write_rows, tmp_path, comput
         batch_size=4,
         compute=compute,
         num_actors=2 if compute == "actors" else None,
-        engine=engine,
+        cluster={"engine": engine},
         model={"batch_seconds": 0.05, "call_log": str(calls), "load_log": str(loads)},
     )
     wait_for(loads, 2, driver)  # one on each node
@@ -125,11 +86,11 @@ def test_a_worker_leaves_a_node_that_will_be_taken_away_and_nothing_is_run_twice
         batch_size=4,
         compute=compute,
         num_actors=2 if compute == "actors" else None,
-        engine="ray_core",
-        model={"batch_seconds": 0.2, "call_log": str(calls), "load_log": str(loads)},
+        cluster={"engine": "ray_core"},
+        model={"batch_seconds": 1.0, "call_log": str(calls), "load_log": str(loads)},
     )
     wait_for(loads, 2, driver)  # one on each node
-    wait_for(calls, 8, driver)
+    wait_for(calls, 4, driver)
 
     cluster.drain_node(node_id)
     result, err = end(driver)
