@@ -19,6 +19,7 @@ from sheaf_dagster.batch.layout import layout_of
 from sheaf_dagster.batch.measured import measured
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.only_failed import OnlyFailed, last_output
+from sheaf_dagster.batch.receipt import write_receipt
 from sheaf_dagster.batch.results import BatchResult, ValidationReport
 from sheaf_dagster.batch.rows.columns import check_float_type, columns_of
 from sheaf_dagster.batch.rows.invalid import lines_in
@@ -402,7 +403,17 @@ class FileRun:
             model_version=self.context.version,
             **measured(self.spec, reports),
         )
+        if self.spec.receipt:
+            result.receipt = self._written_receipt(result)
         return result.of_job(self.context.spec, self.spec, redact=self.context.rows.redact)
+
+    def _written_receipt(self, result: BatchResult) -> str | None:
+        """Where the receipt is; None where it can't be written: the file itself is committed."""
+        try:
+            return write_receipt(self.context, self.spec, result)
+        except SheafError as e:
+            log.warning("%s is committed, but has no receipt: %s", result.sink, e)
+            return None
 
     @property
     def may_resume(self) -> bool:

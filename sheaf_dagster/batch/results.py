@@ -195,6 +195,7 @@ class BatchResult(BaseModel):
         batch_size: Rows of a batch; with ``batch_size="auto"`` what the workers ended with (the
             median), None where nothing was computed or a budget was in its place.
         batch_budget: Padded size of a batch: what the workers ended with (the median).
+        receipt: Where the receipt is; None where none was asked for, or none could be written.
     """
 
     model_config = ConfigDict(protected_namespaces=())
@@ -233,6 +234,7 @@ class BatchResult(BaseModel):
     halved_batches: int = 0
     batch_size: int | None = None
     batch_budget: int | None = None
+    receipt: str | None = None
 
     _job: tuple[ModelSpec, BatchSpec, bool] | None = PrivateAttr(None)
     """The model, the job, and whether rows must not be shown; known where the job ran."""

@@ -222,6 +222,11 @@ class BatchOptions(_Spec):
         default=None, gt=0, description="Run the first rows only (for trying things out)."
     )
 
+    receipt: bool = Field(
+        default=False,
+        description="Write a receipt beside the sink (<sink>.receipt.json): digests of source, output "
+        "and weights, the layout, versions of packages. `sheaf-dagster verify` compares with it.",
+    )
     price_per_million: dict[str, float] | None = Field(
         default=None,
         description="What a million tokens cost, in any currency: prompt, completion, and cached, "

@@ -1,5 +1,7 @@
 """The command line: the same jobs without Dagster."""
 
-from sheaf_dagster.cli.commands import main
+# Their commands enter ``main`` as these modules are imported.
+from sheaf_dagster.cli import commands, looking
+from sheaf_dagster.cli.app import main
 
-__all__ = ["main"]
+__all__ = ["commands", "looking", "main"]

@@ -1,18 +1,14 @@
-"""The commands: validate, estimate, run, report, backends, contracts."""
+"""The commands that run jobs and list what there is: validate, estimate, run, backends, contracts."""
 
 from __future__ import annotations
 
-import functools
-import importlib
 import json
 import os
 import signal
 import sys
-import webbrowser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import click
 from pydantic import ValidationError
@@ -21,12 +17,22 @@ from sheaf_dagster.backends import known_backends, resolve_backend
 from sheaf_dagster.batch.estimate import Past, estimate_job
 from sheaf_dagster.batch.job_file import JobFile
 from sheaf_dagster.batch.progress import OnProgress, progress_bar, progress_lines
-from sheaf_dagster.batch.report import local_report, remove_report, write_report
+from sheaf_dagster.batch.report import remove_report, write_report
 from sheaf_dagster.batch.results import BatchOutcome, BatchProgress
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.runner import BatchRunner
 from sheaf_dagster.batch.spec import BatchOptions, ModelSpec, Only, problems_of
 from sheaf_dagster.batch.validation import validate_files
+from sheaf_dagster.cli.app import (
+    assignment,
+    command,
+    import_modules,
+    imports,
+    json_option,
+    main,
+    quiet_option,
+    storage_option,
+)
 from sheaf_dagster.cli.output import (
     INTERRUPTED,
     INVALID,
@@ -37,7 +43,6 @@ from sheaf_dagster.cli.output import (
     print_json,
     print_table,
     report_fields,
-    tell_error,
     tell_outcome,
     valid_line,
 )
@@ -47,78 +52,18 @@ from sheaf_dagster.errors import (
     SpecError,
 )
 from sheaf_dagster.report import require_bokeh
-from sheaf_dagster.version import __version__
 
-__all__ = ["main"]
-
-F = TypeVar("F", bound=Callable[..., Any])
+__all__: list[str] = []
 
 
 class _TerminatedError(BaseException):
     """SIGTERM, on its way out of whatever was running."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="sheaf-dagster")
-def main() -> None:
-    """Offline model inference on JSONL files, as Dagster assets or from here.
-
-    Exit codes: 0 done; 1 the job failed; 2 the command, spec or limits can't work; 3 rows don't
-    match their contract; 4 failed for a passing reason, run it again; 130 and 143 interrupted,
-    what is finished is kept.
-    """
-
-
-def _imports(function: F) -> F:
-    """The option that imports a user's modules before the command looks anything up."""
-
-    def load(_: click.Context, __: click.Parameter, modules: tuple[str, ...]) -> tuple[str, ...]:
-        _import(modules)
-        return modules
-
-    return click.option(
-        "--import",
-        "imports",
-        multiple=True,
-        metavar="MODULE",
-        callback=load,
-        is_eager=True,
-        expose_value=False,
-        help="Python module to import first, from here or installed: one that registers "
-        "contracts or backends. May be given several times.",
-    )(function)
-
-
-_json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Write JSON to stdout, for scripts."
-)
-_quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
-
-
-def _command(function: F) -> F:
-    """Turns what ends a command into a message and an exit code."""
-
-    @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        as_json = bool(kwargs.get("as_json"))
-        try:
-            code = function(*args, **kwargs)
-        except SheafError as e:
-            tell_error(e, as_json=as_json)
-            code = code_of(e)
-        sys.exit(code)
-
-    return wrapped  # type: ignore[return-value]
-
-
 @main.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--model-type", required=True, help="Contract of the rows; see `contracts`.")
-@click.option(
-    "--storage-option", "-o", "options", multiple=True, metavar="NAME=VALUE",
-    help="Argument of the fsspec file system, such as endpoint_url. Credentials come from the "
-    "environment.",
-)  # fmt: skip
+@storage_option
 @click.option(
     "--column", "columns", multiple=True, metavar="FIELD=COLUMN",
     help="Column that holds a field of another name, such as history=sales.",
@@ -133,10 +78,10 @@ def _command(function: F) -> F:
     help="Violations to show for each file.",
 )  # fmt: skip
 @click.option("--redact", is_flag=True, help="Leave values of rows out of what is shown.")
-@_imports
-@_json_option
-@_quiet_option
-@_command
+@imports
+@json_option
+@quiet_option
+@command
 def validate(
     files: tuple[str, ...],
     model_type: str,
@@ -155,11 +100,11 @@ def validate(
     a folder of such files.
     """
     contract = RowContract.of(contract_for(model_type), redact=redact)
-    storage_options = dict(_assignment("--storage-option", o) for o in options)
+    storage_options = dict(assignment("--storage-option", o) for o in options)
     try:
         mapped = BatchOptions(
-            columns=dict(_assignment("--column", c, typed=False) for c in columns) or None,
-            fields=dict(_assignment("--field", f) for f in fields) or None,
+            columns=dict(assignment("--column", c, typed=False) for c in columns) or None,
+            fields=dict(assignment("--field", f) for f in fields) or None,
         )
     except ValidationError as e:
         raise SpecError(problems_of(e)) from e
@@ -202,10 +147,10 @@ def validate(
     help="Write a page about each file beside its sink (needs sheaf_dagster[html]); `report` opens "
     "it.",
 )  # fmt: skip
-@_imports
-@_json_option
-@_quiet_option
-@_command
+@imports
+@json_option
+@quiet_option
+@command
 def run(
     spec: str,
     changes: tuple[str, ...],
@@ -234,8 +179,8 @@ def run(
     """  # noqa: D301  (\b keeps click from joining the lines)
     if report:
         require_bokeh("--report")
-    job = JobFile.read(spec, dict(_assignment("--set", c, typed=False) for c in changes))
-    _import(job.imports)
+    job = JobFile.read(spec, dict(assignment("--set", c, typed=False) for c in changes))
+    import_modules(job.imports)
     if only is not None:
         for batch in job.batches:
             batch.only = only
@@ -272,17 +217,17 @@ def _check(runner: BatchRunner, job: JobFile, *, as_json: bool) -> int:
     "--set", "changes", multiple=True, metavar="PATH=VALUE",
     help="Value in place of the spec's, such as batch.source=today.jsonl.",
 )  # fmt: skip
-@_imports
-@_json_option
-@_command
+@imports
+@json_option
+@command
 def estimate(spec: str, asset: str | None, changes: tuple[str, ...], as_json: bool) -> int:
     """Say what the job of a YAML file would take: rows, tokens, time and cost; run nothing.
 
     Tokens of prompts are counted by their characters. Time, and the length of answers, are those of
     the asset's last materialisations; the cost is by batch.price_per_million.
     """
-    job = JobFile.read(spec, dict(_assignment("--set", c, typed=False) for c in changes))
-    _import(job.imports)
+    job = JobFile.read(spec, dict(assignment("--set", c, typed=False) for c in changes))
+    import_modules(job.imports)
     past: Sequence[Past] = ()
     if asset is not None:
         from sheaf_dagster.definitions.past_jobs import past_jobs  # loads dagster
@@ -364,31 +309,9 @@ def _run(
 
 
 @main.command()
-@click.argument("sink", metavar="SINK")
-@click.option(
-    "--storage-option", "-o", "options", multiple=True, metavar="NAME=VALUE",
-    help="Argument of the fsspec file system, such as endpoint_url. Credentials come from the "
-    "environment.",
-)  # fmt: skip
-@click.option("--path", "only_path", is_flag=True, help="Print where the page is; open nothing.")
-@_command
-def report(sink: str, options: tuple[str, ...], only_path: bool) -> int:
-    """Open the page about a finished file in a browser.
-
-    SINK is the file of answers, or the page itself. A page in a remote store is copied to a
-    temporary folder first.
-    """
-    path = local_report(sink, dict(_assignment("--storage-option", o) for o in options))
-    click.echo(path)
-    if not only_path and not webbrowser.open(Path(path).as_uri()):
-        click.echo("No browser was found; open that file yourself.", err=True)
-    return OK
-
-
-@main.command()
-@_imports
-@_json_option
-@_command
+@imports
+@json_option
+@command
 def backends(as_json: bool) -> int:
     """List the backends that a spec can name, with those of installed packages."""
     rows: list[dict[str, Any]] = []
@@ -423,9 +346,9 @@ def backends(as_json: bool) -> int:
 @main.command()
 @click.argument("model_type", metavar="[TYPE]", required=False)
 @click.option("--response", is_flag=True, help="The schema of an answer, not of a row.")
-@_imports
-@_json_option
-@_command
+@imports
+@json_option
+@command
 def contracts(model_type: str | None, response: bool, as_json: bool) -> int:
     """Print the JSON schema of a model type's rows; without TYPE, list the model types."""
     if model_type is not None:
@@ -442,32 +365,6 @@ def contracts(model_type: str | None, response: bool, as_json: bool) -> int:
     else:
         print_table(("MODEL TYPE", "REQUEST", "RESPONSE"), rows)
     return OK
-
-
-def _import(modules: Sequence[str]) -> None:
-    if modules and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except Exception as e:
-            if isinstance(e, SheafError):
-                raise click.UsageError(f"module {module}: {e}") from e
-            raise click.UsageError(
-                f"module {module} can't be imported: {type(e).__name__}: {e}"
-            ) from e
-
-
-def _assignment(option: str, text: str, *, typed: bool = True) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise click.UsageError(f"{option} {text!r}: must have the form NAME=VALUE")
-    if not typed:
-        return name, value
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 @contextmanager

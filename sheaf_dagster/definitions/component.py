@@ -249,6 +249,7 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     fields: Annotated[dict[str, Any] | None, _option("fields", {"horizon": 7})] = None
     float_type: Annotated[FloatType, _option("float_type", "float64")] = "float64"
     resume: Annotated[bool, _option("resume")] = True
+    receipt: Annotated[bool, _option("receipt")] = False
     price_per_million: Annotated[
         dict[str, float] | None,
         _option("price_per_million", {"prompt": 0.5, "completion": 1.5}),

@@ -93,6 +93,12 @@ def result_metadata(
     }
     if result.batch_size is not None:
         md["batch_size"] = result.batch_size
+    if spec.receipt:
+        md["receipt"] = (
+            file_metadata(result.receipt, spec.storage_options)
+            if result.receipt
+            else "not written; the run's log says why"
+        )
     if spec.row_limit is not None:
         md["row_limit"] = spec.row_limit
     if result.device_busy_fraction is not None:
