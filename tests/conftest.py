@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +28,11 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
 # A busy machine takes its time.
 os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "300")
+
+# In the background of a shell Ctrl-C is ignored. Dagster then has SIGTERM ignored, too, as it lets
+# both mean the same, and what later tests start would inherit that and outlive them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes is no matter of its own where several tests run at a time.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
