@@ -158,7 +158,8 @@ def test_a_server_that_dies_ends_the_job_retryable_and_the_next_run_goes_on(serv
         batch_size=4, on_error="record",
     )  # fmt: skip
     server.die_after = 20
-    runner = BatchRunner(spec(server.url))
+    # A few at a time, so that what is answered by then are whole chunks, in whatever order.
+    runner = BatchRunner(spec(server.url, max_in_flight=4))
 
     with pytest.raises(
         ServiceDownError, match=r"can't be reached .* what is answered is kept"
