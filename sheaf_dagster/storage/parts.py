@@ -6,9 +6,10 @@ from one listing and never has to trust a half-written record.
 
 A disk that lost its power may show the name and the size of a part and zeros for its bytes. So
 the name holds a checksum, too, and a rerun compares it with the bytes before it trusts them.
-The bytes of a part are on the disk before it is reported. Its name is left to the file system,
-which writes it within seconds, since that wait would cost as much again as the bytes. A rerun
-computes a part anew whose name was lost, and the sink needs none of them once it is committed.
+The bytes of a part are on the disk before it is reported, unless that takes longer than to compute
+it anew. Its name is left to the file system, which writes it within seconds, since that wait would
+cost as much again as the bytes. A rerun computes a part anew whose name was lost, and the sink needs
+none of them once it is committed.
 """
 
 from __future__ import annotations
@@ -100,8 +101,20 @@ class PartStore:
         non_finite: int,
         model: str = "",
         counts: Mapping[str, int] | None = None,
+        lasting: bool = True,
     ) -> Part:
-        """Stores a chunk's output, as its format has it; seen whole or not at all."""
+        """Stores a chunk's output, as its format has it; seen whole or not at all.
+
+        Args:
+            chunk: The chunk's index.
+            data: Its lines.
+            rows: As ``Part`` has them, like the four that follow.
+            error_rows: Likewise.
+            non_finite: Likewise.
+            model: Likewise.
+            counts: Likewise.
+            lasting: Whether to wait until the bytes are on the disk.
+        """
         stored = self.format.stored(data)
         checksum = store_at(self.folder).checksum(stored)
         size = len(stored)
@@ -118,7 +131,7 @@ class PartStore:
         )
         location = self.folder.child(part.name)
         with sink_errors(location):
-            store_at(location).write(stored, lasting="bytes")
+            store_at(location).write(stored, lasting="bytes" if lasting else None)
         return part
 
     def existing(self) -> dict[int, Part]:

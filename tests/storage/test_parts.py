@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sheaf_dagster import BatchRunner, BatchSpec, SinkError
+from sheaf_dagster.batch.worker import making
 from sheaf_dagster.batch.worker.notes import PartNotes
 from sheaf_dagster.storage import HeldSink, Location, Part, PartStore, Sink, store_at
 from tests.conftest import read_rows
@@ -104,6 +106,20 @@ def test_the_bytes_of_parts_and_the_name_of_the_sink_are_on_the_disk_before_they
     begins = [part.name for part in parts] + ["joined-"]
     assert [Path(f).name[: len(b)] for f, b in zip(files, begins, strict=True)] == begins
     assert folder == str(tmp_path)
+
+
+@pytest.mark.parametrize(("least", "waits"), [(0.0, True), (math.inf, False)])
+def test_a_job_waits_for_the_disk_where_a_part_took_long(
+    tmp_path, write_rows, synced, monkeypatch, least, waits
+):
+    monkeypatch.setattr(making, "_WORTH_SECONDS", least)
+    sink = tmp_path / "out" / "out.jsonl"
+    spec = BatchSpec(source=write_rows([1, 2]), sink=str(sink), batch_size=1, compute="local")
+
+    BatchRunner(doubler(), on_progress=None).run(spec)
+
+    assert any(Path(p).name.startswith("part-") for p in synced) == waits
+    assert Path(synced[-1]) == tmp_path / "out"
 
 
 def test_the_name_of_a_note_is_on_the_disk_too_since_it_may_have_been_paid_for(tmp_path, synced):

@@ -38,6 +38,9 @@ from sheaf_dagster.storage import Chunk, Part
 
 __all__ = ["Batch", "ChunkInMaking", "Finish"]
 
+_WORTH_SECONDS = 0.05
+"""What took less time to answer isn't waited for until it is on the disk, which takes as long."""
+
 Finish = Callable[[], "ChunkReport | None"]
 """What is left to do for some rows, in the thread that writes."""
 
@@ -126,6 +129,7 @@ class ChunkInMaking:
             non_finite=self._non_finite,
             model=model,
             counts=self._counts,
+            lasting=time.time() - self._started >= _WORTH_SECONDS,
         )
 
     def add(
