@@ -346,16 +346,15 @@ class Sizes(InStages):
         ]
 
 
-def test_batches_by_size_stay_within_the_budget_and_hardly_pad(write_rows, tmp_path):
+@local_or_tasks
+def test_batches_by_size_stay_within_the_budget_and_hardly_pad(write_rows, tmp_path, mode):
     calls = tmp_path / "calls"
     values = [float((37 * i) % 400) for i in range(1100)]
     model = shaped("stages", call_log=str(calls)).model_copy(
         update={"backend": f"{__name__}:Sizes"}
     )
 
-    result = BatchRunner(model).run(
-        spec(write_rows(values), tmp_path, batch_budget=4000, compute="local")
-    )
+    result = BatchRunner(model).run(spec(write_rows(values), tmp_path, batch_budget=4000, **mode))
 
     batches = [json.loads(line) for line in calls.read_text().splitlines()]
     assert [r["value"] for r in read_rows(result.sink)] == [2 * v for v in values]
