@@ -17,6 +17,7 @@ from benchmarks.common import in_process, requests_file
 from benchmarks.images import images
 from benchmarks.real_model import real_model
 from benchmarks.stages import stages
+from benchmarks.tables import tables
 from benchmarks.text_embedder import text_embedder
 
 RESULTS = Path(__file__).parent / "results"
@@ -160,6 +161,7 @@ def main(names: list[str]) -> None:
             real_model,
             text_embedder,
             images,
+            tables,
             backfill,
             arrivals,
         )

@@ -49,6 +49,25 @@ class Trivial(ModelBackend):
         return [respond(r, TimeSeriesResponse) for r in requests]
 
 
+class Echo(ModelBackend):
+    """Gives back each history as the forecast: what a job does beside the model."""
+
+    model_type = "time_series"
+
+    def load(self) -> None:
+        """There is nothing to load."""
+
+    def predict(self, request: Any) -> TimeSeriesResponse:
+        """The history itself."""
+        return TimeSeriesResponse(
+            request_id=request.request_id,
+            model_name=request.model_name,
+            mean=request.history,
+            horizon=request.horizon,
+            frequency=request.frequency.value,
+        )
+
+
 def respond(r: Any, response: type) -> Any:
     """The work that all contenders do for a row."""
     mean = sum(r.history) / len(r.history)
