@@ -17,6 +17,7 @@ from sheaf_dagster.backends.common.libraries import (
     use_own_threads,
 )
 from sheaf_dagster.backends.language.generation import Generator
+from sheaf_dagster.backends.language.pipeline_options import check_options
 from sheaf_dagster.backends.language.prompts import Sampling, answer, prompts_of
 from sheaf_dagster.backends.language.text_pipelines import PIPELINE_TASKS, Inputs, TextPipeline
 from sheaf_dagster.contracts import OPENAI_BATCH, TEXT, TextRequest
@@ -63,7 +64,7 @@ class TransformersPipelineBackend(ModelBackend):
         revision: Revision of a hub model.
 
     Raises:
-        SpecError: The task is unknown.
+        SpecError: The task is unknown, or an argument can't work, which may be seen at load.
         MissingDependencyError: At load: transformers or torch is not installed.
     """
 
@@ -94,6 +95,17 @@ class TransformersPipelineBackend(ModelBackend):
         known = (*_CAUSAL, *_SEQ2SEQ, *PIPELINE_TASKS)
         if task not in known:
             raise SpecError(f"task must be one of {', '.join(known)}, got {task!r}")
+        check_options(task, pipeline_kwargs or {})
+        for name, value, least in (
+            ("max_new_tokens", max_new_tokens, 1),
+            ("model_batch_size", model_batch_size, 1),
+            ("temperature", temperature, 0),
+            ("top_k", top_k, 0),
+        ):
+            if value < least:
+                raise SpecError(f"{name} must be at least {least}, got {value}")
+        if not 0 < top_p <= 1:
+            raise SpecError(f"top_p must be above 0, and at most 1, got {top_p}")
         self._model_id = model_id
         self._task = task
         self._device = device
@@ -126,6 +138,7 @@ class TransformersPipelineBackend(ModelBackend):
                 self._prefix,
                 self._model_batch_size,
             )
+            self._pipeline.prove()
             return
         kind = "CausalLM" if self._task in _CAUSAL else "Seq2SeqLM"
         model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(

@@ -453,6 +453,70 @@ def test_every_task_answers_as_its_pipeline_called_on_each_row(case, size, class
         assert deviations_of(answer) == ()
 
 
+@pytest.mark.parametrize(
+    ("case", "options", "says"),
+    [
+        ("classes", {"nope": 1}, r"pipeline_kwargs\.nope: there is no such argument.*top_k"),
+        ("classes", {"top_k": "x"}, r"top_k.*integer \(got 'x'\)"),
+        ("classes", {"top_k": 0}, r"top_k.*greater than 0"),
+        ("classes", {"function_to_apply": "tanh"}, r"function_to_apply.*'tanh'"),
+        ("entities", {"aggregation_strategy": "nope"}, r"aggregation_strategy.*'nope'"),
+        ("entities", {"aggregation_strategy": "simple", "stride": 500}, r"can't work.*stride"),
+        ("zero_shot", {"hypothesis_template": "about"}, r"hypothesis_template: has no place \{\}"),
+        ("zero_shot", {"candidate_labels": ["cat"]}, r"candidate_labels: there is no such"),
+        ("mask", {"targets": ["cat", "horse"]}, r"targets: the model has no token horse"),
+        ("mask", {"tokenizer_kwargs": {"nope": 1}}, r"tokenizer_kwargs\.nope: there is no such"),
+    ],
+)
+def test_arguments_of_a_pipeline_that_cannot_work_are_refused(case, options, says, classifiers):
+    task, folder = classifiers[case]
+    with pytest.raises(SpecError, match=says):
+        TransformersPipelineBackend(folder, task, device="cpu", pipeline_kwargs=options).load()
+
+
+def test_a_model_that_says_nothing_of_entailment_is_no_zero_shot_classifier(models, tmp_path):
+    folder = shutil.copytree(models["moods"], tmp_path / "moods")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "label2id": {"good": 0, "bad": 1}}))
+    backend = TransformersPipelineBackend(str(folder), "zero-shot-classification", device="cpu")
+
+    with pytest.raises(SpecError, match=r"label 'entailment'; its labels are good, bad"):
+        backend.load()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("model_batch_size", 0),
+        ("temperature", -0.1),
+        ("top_k", -1),
+        ("top_p", 0),
+        ("top_p", 1.5),
+        ("pipeline_kwargs", {"top_k": 3}),
+    ],
+)
+def test_arguments_of_generation_that_cannot_work_are_refused_at_once(field, value):
+    with pytest.raises(SpecError, match=field):
+        TransformersPipelineBackend("nowhere", **{field: value})
+
+
+def test_a_text_longer_than_what_was_asked_to_be_read_is_counted(models):
+    backend = TransformersPipelineBackend(
+        models["moods"],
+        "text-classification",
+        device="cpu",
+        dtype="float32",
+        pipeline_kwargs={"max_length": 4, "top_k": 1},
+    )
+    backend.load()
+
+    long, short = backend.batch_predict([row(0, "the blue dog says"), row(1, "the blue")])
+
+    assert (deviations_of(long), deviations_of(short)) == (("truncated",), ())
+    assert long.labels == backend.predict(row(0, "the blue")).labels
+
+
 LONG = " ".join(["the blue dog says a red cat"] * 12)
 """84 words; the models read 64 tokens."""
 

@@ -9,9 +9,11 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from sheaf_dagster.backends.language.lengths import tokens_at_most
+from sheaf_dagster.backends.language.pipeline_options import most_tokens
 from sheaf_dagster.backends.tables.records import grouped, plain
 from sheaf_dagster.contracts import TextRequest, TextResponse
 from sheaf_dagster.contracts.text import Label, MaskLabel
+from sheaf_dagster.errors import SpecError
 
 __all__ = ["PIPELINE_TASKS", "Inputs", "TextPipeline"]
 
@@ -69,8 +71,8 @@ class TextPipeline:
         tokenizer = pipeline.tokenizer
         # Without a padding token a model can't tell which tokens of a batch are none.
         self._batch_size = 1 if tokenizer.pad_token is None else batch_size
-        self._limit = min(tokenizer.model_max_length, _positions(pipeline.model))
-        tokenizer.model_max_length = self._limit
+        tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(pipeline.model))
+        self._limit = most_tokens(options, tokenizer.model_max_length)
         self._call = call
         self._in_parts = isgeneratorfunction(pipeline.preprocess)
         self._network = copy(pipeline)
@@ -78,6 +80,36 @@ class TextPipeline:
         # A fast tokenizer is set anew at each call, which can't be while another thread uses it.
         self._reader.tokenizer = deepcopy(tokenizer)
         self._tokenizing = Lock()
+
+    def prove(self) -> None:
+        """Answers a row, where there are arguments that may not work.
+
+        Raises:
+            SpecError: That can't be done.
+        """
+        tokenizer = self._pipeline.tokenizer
+        if self._task == _ZERO_SHOT and self._pipeline.entailment_id == -1:
+            raise SpecError(
+                "zero-shot-classification needs a model with a label 'entailment'; its labels are "
+                f"{', '.join(self._pipeline.model.config.label2id)}"
+            )
+        if not self._options:
+            return
+        targets = self._options.get("targets") or []
+        unknown = {targets} if isinstance(targets, str) else set(targets)
+        if unknown := unknown - tokenizer.get_vocab().keys():
+            # The library would take another token for each.
+            raise SpecError(
+                f"pipeline_kwargs.targets: the model has no token {', '.join(sorted(unknown))}"
+            )
+        text = tokenizer.mask_token if self._task == _MASKS else "a"
+        row = TextRequest(model_name="proof", text=text, candidate_labels=["a"])
+        try:
+            self.respond(row, self.infer([self.prepare(row)])[0])
+        except (AttributeError, LookupError, TypeError, ValueError) as e:
+            raise SpecError(
+                f"pipeline_kwargs {self._options!r} can't work with task {self._task!r}: {e}"
+            ) from e
 
     def prepare(self, request: Any) -> Inputs:
         """A row as the network takes it.
@@ -144,7 +176,7 @@ class TextPipeline:
         strategy = self._options.get("aggregation_strategy", "none")
         return (
             self._task == _TOKENS
-            and getattr(strategy, "value", strategy) != "none"
+            and strategy.lower() != "none"
             and bool(self._pipeline.tokenizer.is_fast)
         )
 
