@@ -86,7 +86,11 @@ class SentenceTransformersBackend(ModelBackend):
     ) -> None:
         if prompt is not None and prompt_name is not None:
             raise SpecError("'prompt' and 'prompt_name' are both given; give one of them")
-        for name, value in (("truncate_dim", truncate_dim), ("max_seq_length", max_seq_length)):
+        for name, value in (
+            ("truncate_dim", truncate_dim),
+            ("max_seq_length", max_seq_length),
+            ("encode_batch_size", encode_batch_size),
+        ):
             if value is not None and value < 1:
                 raise SpecError(f"{name!r} must be at least 1 (got {value})")
         self._prompt_name = prompt_name
@@ -137,6 +141,12 @@ class SentenceTransformersBackend(ModelBackend):
             if most is not None and self._max_seq_length > most:
                 raise SpecError(
                     f"{where} reads {most} tokens; max_seq_length={self._max_seq_length}"
+                )
+            marks = getattr(model.tokenizer, "num_special_tokens_to_add", int)()
+            if self._max_seq_length <= marks:
+                raise SpecError(
+                    f"{where} puts {marks} tokens of its own around a text; "
+                    f"max_seq_length={self._max_seq_length} leaves none of the text"
                 )
             model.max_seq_length = self._max_seq_length
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from sheaf_dagster.backends import ModelBackend, resolve_backend
+from sheaf_dagster.backends.arguments import check_arguments
 from sheaf_dagster.backends.base import Shape, answered_in_shape, close_backend, shape_of
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import ModelSpec
@@ -53,7 +54,7 @@ class ModelContext:
 
         Raises:
             UnknownBackendError, UnknownContractError: With the known names.
-            SpecError: The backend serves another model type.
+            SpecError: The backend serves another model type, or an argument is of a wrong type.
         """
         backend_cls = resolve_backend(spec.backend)
         contract = contract_for(spec.model_type)
@@ -64,6 +65,7 @@ class ModelContext:
                 f"model {spec.name!r}: backend {spec.backend!r} serves model type "
                 f"{' or '.join(map(repr, names))}, but the spec says {spec.model_type!r}; change one of them"
             )
+        check_arguments(backend_cls, spec.name, spec.backend_kwargs)
         return cls(spec, backend_cls, RowContract.of(contract, redact=redact))
 
     def arguments(self) -> dict[str, Any]:
