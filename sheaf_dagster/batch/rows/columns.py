@@ -59,7 +59,7 @@ def columns_of(
         keep: Fields of the rows themselves that are added; of the types that their values have.
 
     Raises:
-        SpecError: The contract has a field that is named like a column of our own.
+        SpecError: The contract has no fields, or one that is named like a column of our own.
     """
     import pyarrow as pa
 
@@ -67,6 +67,10 @@ def columns_of(
     defs = schema.get("$defs", {})
     if "$ref" in schema:  # a model that holds others of its own kind
         schema = defs[schema["$ref"].rpartition("/")[2]]
+    if schema.get("type") != "object":
+        raise SpecError(
+            f"{model.__name__} has no fields, so its answers have no columns; name the sink .jsonl"
+        )
     types = _Types(defs, pa.float32() if floats == "float32" else pa.float64())
     properties: dict[str, Any] = schema.get("properties", {})
     fields: dict[str, pa.DataType | None] = {
