@@ -14,13 +14,14 @@ from dataclasses import replace
 
 from sheaf_dagster.batch.committed import CommittedSink
 from sheaf_dagster.batch.keeping import Keeper, keep_answers
-from sheaf_dagster.batch.kept import KEPT
+from sheaf_dagster.batch.kept import KEPT, REPEATED, UNFILLED
 from sheaf_dagster.batch.layout import layout_of
 from sheaf_dagster.batch.measured import measured
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.only_failed import OnlyFailed, last_output
 from sheaf_dagster.batch.receipt import write_receipt
 from sheaf_dagster.batch.results import BatchResult, ValidationReport
+from sheaf_dagster.batch.reuse.file_reuse import FileReuse
 from sheaf_dagster.batch.rows.columns import check_float_type, columns_of
 from sheaf_dagster.batch.rows.invalid import lines_in
 from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
@@ -155,6 +156,9 @@ class FileRun:
         self._validation: ValidationReport | None = None
         self._chunks: tuple[Chunk, ...] = ()
         self.fingerprint = ""
+        self._result_fingerprint = ""
+        self._reuse = FileReuse.of(context, spec)
+        self._work: FileWork | None = None
         self._models: set[str] = set()
         self._joined = 0
         self._refused = False
@@ -183,8 +187,16 @@ class FileRun:
         source = self._scan(stop)
         self._source, self.rows = source, source.rows
         keep = tuple(self.spec.keep)
-        contract = replace(self.context.rows, strict=self.spec.strict, keep=keep)
-        report, self._chunks = validate_source(source, validate(contract, source))
+        contract = replace(
+            self.context.rows,
+            strict=self.spec.strict,
+            keep=keep,
+            digests=self._reuse is not None,
+        )
+        findings = validate(contract, source)
+        if self._reuse is not None:
+            findings = self._reuse.taken_from(findings)
+        report, self._chunks = validate_source(source, findings)
         report.seconds = time.perf_counter() - self.started
         self._validation = report
         if (refused := self._refused_rows(report)) is not None:
@@ -196,9 +208,13 @@ class FileRun:
         if report.unknown_fields:
             log.warning("%s: %s", report.source, report.unknown_summary())
         held = self._hold()
-        keeper = self._keeper = self._keeper_of(source)
+        keeper = self._keeper = self._keeper_of(source, report)
         kept_of = None if keeper is None else keeper.identity
         self.fingerprint = job_fingerprint(self.context, self.spec, source.digest, kept_of)
+        self._result_fingerprint = self.fingerprint
+        if self._reuse is not None and self.spec.only is None:
+            # Where answers come from doesn't make the output another one.
+            self._result_fingerprint = job_fingerprint(self.context, self.spec, source.digest)
         found = held.open_run(self.fingerprint, resume=self.spec.resume)
         by_index = {c.index: c for c in self._chunks}
         self.parts = {
@@ -208,7 +224,7 @@ class FileRun:
         if len(self._models) > 1:  # that run was killed before it could refuse them
             held.open_run(self.fingerprint, resume=False)
             self.parts, self._models = {}, set()
-        self.resumed_rows = sum(p.rows - p.counts.get(KEPT, 0) for p in self.parts.values())
+        self.resumed_rows = sum(p.rows - _without_work(p) for p in self.parts.values())
         job = FileWork(
             id=self.id,
             texts=tuple(f.text for f in source.files),
@@ -223,15 +239,16 @@ class FileRun:
             redact=self.context.rows.redact,
             strict=self.spec.strict,
             keep=keep,
+            indexed=self._reuse is not None,
         )
-        job = self._answer_without_model(job, keeper, stop)
+        self._work = job = self._answer_without_model(job, keeper, stop)
         self._count_errors(self.parts.values())
         return job, [c for c in self._chunks if c.index not in self.parts]
 
-    def _keeper_of(self, source: ScannedSource) -> Keeper | None:
+    def _keeper_of(self, source: ScannedSource, report: ValidationReport) -> Keeper | None:
         """What decides which answers of an earlier output are kept."""
         if self.spec.only is None:
-            return None
+            return None if self._reuse is None else self._reuse.keeper(all_valid=report.ok)
         with self._refusing():
             sink = self.sink.location
             state = last_output(sink)
@@ -338,7 +355,7 @@ class FileRun:
         size = 0
         for chunk in self._chunks[self._joined :]:
             part = self.parts.get(chunk.index)
-            if part is None or size >= _JOIN_BYTES:
+            if part is None or part.counts.get(UNFILLED) or size >= _JOIN_BYTES:
                 break
             ready.append(part)
             size += part.size
@@ -370,8 +387,9 @@ class FileRun:
         if self._keeper is not None:
             with self._refusing():
                 self._keeper.check_unchanged()
-        parts = [self.parts[c.index] for c in self._chunks]
-        size = self._hold().commit(parts)
+        with self._reuse_ends():
+            parts = [self.parts[c.index] for c in self._chunks]
+            size = self._hold().commit(parts)
         reports = self._reports
         made = {r.chunk for r in reports}
         tokens = tokens_in(parts, kept=True)
@@ -384,9 +402,10 @@ class FileRun:
             output_rows=sum(p.rows for p in parts),
             seconds=time.perf_counter() - self.started,
             source_digest=self._source.digest,
-            fingerprint=self.fingerprint,
+            fingerprint=self._result_fingerprint,
             resumed_rows=self.resumed_rows,
             reused_rows=sum(p.counts.get(KEPT, 0) for p in parts),
+            repeated_rows=sum(p.counts.get(REPEATED, 0) for p in parts),
             error_rows=sum(p.error_rows for p in parts),
             non_finite=sum(p.non_finite for p in parts),
             deviations=_deviations(parts),
@@ -415,6 +434,20 @@ class FileRun:
             log.warning("%s is committed, but has no receipt: %s", result.sink, e)
             return None
 
+    @contextmanager
+    def _reuse_ends(self) -> Iterator[None]:
+        """Gives rows the answers of equal ones, and an index to the output that is committed meanwhile."""
+        if self._reuse is None:
+            yield
+            return
+        assert self._work is not None
+        filled = self._reuse.filled(self._work, self._chunks, self.parts)
+        self._error_rows -= sum(self.parts[i].error_rows for i in filled)
+        self.parts |= filled
+        self._count_errors(filled.values())
+        with self._reuse.indexed(self._work, self._chunks, self.parts):
+            yield
+
     @property
     def may_resume(self) -> bool:
         """Whether finished parts are of use to a rerun."""
@@ -422,13 +455,20 @@ class FileRun:
 
     def abandon(self) -> None:
         """Gives the sink free after a failure; finished parts stay if they may be resumed."""
+        if self._reuse is not None:
+            self._reuse.close()
         if self._held is not None:
             self._held.release() if self.may_resume else self._held.discard()
 
 
 def _without_model(part: Part) -> bool:
     """Whether no model had a hand in a part: it consists of kept answers and error rows."""
-    return part.counts.get(KEPT, 0) + part.error_rows == part.rows
+    return _without_work(part) + part.error_rows == part.rows
+
+
+def _without_work(part: Part) -> int:
+    """Rows of a part that have, or will have, the answers of others."""
+    return sum(part.counts.get(letter, 0) for letter in (KEPT, UNFILLED, REPEATED))
 
 
 def _deviations(parts: Sequence[Part]) -> dict[str, int]:

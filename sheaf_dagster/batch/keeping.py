@@ -19,15 +19,17 @@ class Keeper(Protocol):
     """Decides which rows of a file keep the answers that an earlier output has.
 
     Attributes:
-        output: The earlier output.
+        output: The earlier output; None: there is none of use.
         identity: What the decision rests on; with another one it is another job, which doesn't
             resume what this one has done.
         proven: Whether the rows that keep their answers are known to be those that were answered.
+        checked: Whether tables have checks of the answers; see ``KeptAnswers``.
     """
 
-    output: Location
+    output: Location | None
     identity: str
     proven: bool
+    checked: bool
 
     def check_unchanged(self) -> None:
         """Makes sure that the earlier output is what it was when the job began.
@@ -37,13 +39,13 @@ class Keeper(Protocol):
         """
 
     def tables(
-        self, chunks: Sequence[Chunk], text: Location, stop: threading.Event | None
+        self, chunks: Sequence[Chunk], text: Location | None, stop: threading.Event | None
     ) -> Iterator[Table]:
         """The table of each chunk, in order.
 
         Args:
             chunks: All chunks of the source.
-            text: Where the text of the earlier output can be read by ranges.
+            text: Where the text of the earlier output can be read by ranges, if there is one.
             stop: Ends it early.
 
         Raises:
@@ -68,8 +70,8 @@ def keep_answers(
         done: Those whose parts are there.
         stop: Ends it early.
     """
-    text = text_of(keeper.output, held.spool)
-    kept = KeptAnswers(text, held.store.folder, keeper.proven)
+    text = None if keeper.output is None else text_of(keeper.output, held.spool)
+    kept = KeptAnswers(text, held.store.folder, keeper.proven, keeper.checked)
     whole = []
     for chunk, table in zip(chunks, keeper.tables(chunks, text, stop), strict=True):
         if chunk.index in done:

@@ -7,16 +7,31 @@ read them there: neither memory nor messages grow with the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sheaf_dagster.errors import SourceError
 from sheaf_dagster.storage import Chunk, Location, read_ranges, store_at
 
-__all__ = ["KEPT", "KEPT_TOKENS", "KeptAnswers", "Table", "table_of"]
+__all__ = [
+    "KEPT",
+    "KEPT_TOKENS",
+    "LINES",
+    "REPEATED",
+    "UNFILLED",
+    "KeptAnswers",
+    "Lines",
+    "Table",
+    "read_lines_of",
+    "repeat_rows",
+    "table_of",
+    "write_lines",
+]
 
 KEPT = "k"
 """Under which letter a part counts its kept answers."""
@@ -24,11 +39,26 @@ KEPT = "k"
 KEPT_TOKENS = {"prompt": "x", "output": "y", "hit": "z"}
 """Likewise the tokens of these, which nobody pays for again."""
 
-_ENTRY = np.dtype([("start", "<u8"), ("length", "<u4")])
+UNFILLED = "u"
+"""Likewise its rows that are to have the answer of an equal row, and have none yet."""
+
+REPEATED = "w"
+"""Likewise its rows that have the answer of an equal row of the same source."""
+
+_ENTRY = np.dtype([("start", "<u8"), ("length", "<u4"), ("check", "<u4")])
+
+_AS_ROW = 2**32 - 1
+"""A length that says: as the row at position ``start``."""
+
+LINES = np.dtype([("length", "<u4"), ("check", "<u4"), ("answers", "?")])
+
+Lines = NDArray[np.void]
+"""One entry a line of a part: its length without the newline, its CRC-32, and whether it is an
+answer, no error row."""
 
 Table = NDArray[np.void]
 """One entry a row of a chunk: the place of its answer in the text of the earlier output. A row whose
-length is 0 is run."""
+length is 0 is run; one may also be marked as equal to another row of the source."""
 
 _GAP = 64 * 2**10
 """Bytes between two answers that are read along, rather than asked for apart."""
@@ -36,11 +66,57 @@ _GAP = 64 * 2**10
 _RANGE = 16 * 2**20
 
 
-def table_of(starts: NDArray[Any], lengths: NDArray[Any]) -> Table:
-    """A table of places and lengths (0: the row is run)."""
-    table = np.empty(len(lengths), dtype=_ENTRY)
+def table_of(
+    starts: NDArray[Any], lengths: NDArray[Any], checks: NDArray[Any] | None = None
+) -> Table:
+    """A table of places and lengths (0: the row is run).
+
+    Args:
+        starts: Offsets in the text.
+        lengths: Bytes without the newline.
+        checks: CRC-32 of the answers, where ``KeptAnswers`` is ``checked``.
+    """
+    table = np.zeros(len(lengths), dtype=_ENTRY)
     table["start"], table["length"] = starts, lengths
+    if checks is not None:
+        table["check"] = checks
     return table
+
+
+def repeat_rows(table: Table, rows: NDArray[Any], first: NDArray[Any]) -> None:
+    """Says in a table that some rows are as others, whose positions in the source follow."""
+    table["start"][rows], table["length"][rows] = first, _AS_ROW
+
+
+def write_lines(
+    folder: Location, chunk: int, lines: Sequence[bytes], answers: NDArray[np.bool_]
+) -> None:
+    """Leaves beside a part what an index needs to know of its lines.
+
+    Args:
+        folder: Where the parts are.
+        chunk: The part's chunk.
+        lines: Without newlines.
+        answers: Which of them are answers.
+    """
+    record = np.empty(len(lines), dtype=LINES)
+    record["length"] = [len(line) for line in lines]
+    record["check"] = [zlib.crc32(line) for line in lines]
+    record["answers"] = answers
+    store_at(_lines_of(folder, chunk)).write(record.tobytes())
+
+
+def read_lines_of(folder: Location, chunk: int) -> Lines:
+    """What ``write_lines`` has left; of no lines where it isn't whole."""
+    try:
+        data = store_at(_lines_of(folder, chunk)).read()
+    except FileNotFoundError:
+        data = b""
+    return np.frombuffer(data if len(data) % LINES.itemsize == 0 else b"", dtype=LINES)
+
+
+def _lines_of(folder: Location, chunk: int) -> Location:
+    return folder.child(f"lines-{chunk:08d}")
 
 
 @dataclass(frozen=True)
@@ -52,28 +128,66 @@ class KeptAnswers:
         folder: Where the tables are.
         proven: The rows are known to be those that were answered. If not, only an id that is
             derived from a row's content shows that.
+        checked: They are known by their content, and the answers by their checks: one that isn't
+            what it was is not kept, and a row's own id is put into the others.
     """
 
-    answers: Location
+    answers: Location | None
     folder: Location
     proven: bool
+    checked: bool = False
 
     def write(self, chunk: int, table: Table) -> None:
         """Leaves a chunk's table for whoever runs it."""
         store_at(self._place(chunk)).write(table.tobytes())
 
-    def lines(self, chunk: Chunk) -> list[bytes | None]:
-        """The answers of a chunk's rows, without newlines; None: the row is run."""
-        table = np.frombuffer(store_at(self._place(chunk.index)).read(), dtype=_ENTRY)
-        found: list[bytes | None] = [None] * len(table)
+    def lines(self, chunk: Chunk) -> list[bytes | int | None]:
+        """What there is for each of a chunk's rows.
+
+        The answer, without newline; the position of the row whose answer is also its own; None: the
+        row is run.
+        """
+        table = self.table(chunk.index)
+        found: list[bytes | int | None] = [None] * len(table)
+        repeats = np.flatnonzero(table["length"] == _AS_ROW)
+        for row, first in zip(repeats.tolist(), table["start"][repeats].tolist(), strict=True):
+            found[row] = first
+        table["length"][repeats] = 0
+        if (answers := self.answers) is None:
+            return found
         groups = list(_groups(table))
-        reads = read_ranges([(self.answers, start, end) for _, start, end in groups])
+        reads = read_ranges([(answers, start, end) for _, start, end in groups])
         for (rows, start, _), read in zip(groups, reads, strict=True):
-            data = read()
-            places = zip(rows, table["start"][rows] - start, table["length"][rows], strict=True)
-            for row, at, length in places:
-                found[row] = data[at : at + length]
+            data = self._data(read)
+            places = zip(
+                rows.tolist(),
+                (table["start"][rows] - np.uint64(start)).tolist(),
+                table["length"][rows].tolist(),
+                table["check"][rows].tolist(),
+                strict=True,
+            )
+            for row, at, length, check in places:
+                line = data[at : at + length]
+                if not self.checked or zlib.crc32(line) == check:
+                    found[row] = line
         return found
+
+    def _data(self, read: Callable[[], bytes]) -> bytes:
+        try:
+            return read()
+        except SourceError:
+            if self.checked:  # the rows are run
+                return b""
+            raise
+
+    def table(self, chunk: int) -> Table:
+        """The table of a chunk."""
+        return np.frombuffer(store_at(self._place(chunk)).read(), dtype=_ENTRY).copy()
+
+    def repeated(self, chunk: int) -> NDArray[np.int64]:
+        """For each row of a chunk the position of the row whose answer it has, or -1."""
+        table = self.table(chunk)
+        return np.where(table["length"] == _AS_ROW, table["start"].astype(np.int64), -1)
 
     def _place(self, chunk: int) -> Location:
         return self.folder.child(f"kept-{chunk:08d}")

@@ -80,6 +80,8 @@ class FileWork:
     """Fields of the rows that go into their answers."""
     kept: KeptAnswers | None = None
     """Answers of an earlier output, whose rows are not run."""
+    indexed: bool = False
+    """Whether a part's lines are noted beside it, for the index of the output."""
     hangs: dict[int, Hangs] = field(default_factory=dict)
     """By chunk: what ran out of time in workers that were ended for it."""
 

@@ -118,24 +118,27 @@ class OnlyFailed:
                 f"{sink.uri} has the answers of another model than {context.spec.name!r} is now; "
                 "run the whole file, so that all its rows are answered by one"
             )
-        self.output = sink
+        self.output: Location | None = sink
+        self._sink = sink
         self._state = state
         self.identity = _identity(state)
         self.proven = source_digest.startswith(earlier.source_digest)
+        self.checked = False
         self._failed = FailedLines(context.rows.request, context.rows.response)
 
     def check_unchanged(self) -> None:
         """Compares the last output with what it was when the job began."""
-        if store_at(self.output).state() != self._state:
+        if store_at(self._sink).state() != self._state:
             raise PreviousOutputError(
-                f"{self.output.uri} was written to while its answers were kept for a new output, "
+                f"{self._sink.uri} was written to while its answers were kept for a new output, "
                 "which is thrown away. Run again"
             )
 
     def tables(
-        self, chunks: Sequence[Chunk], text: Location, stop: threading.Event | None
+        self, chunks: Sequence[Chunk], text: Location | None, stop: threading.Event | None
     ) -> Iterator[Table]:
         """The tables, in one pass over the last output."""
+        assert text is not None
         found = _places_in(text, self._failed, stop)
         starts, lengths, seen = _NONE, _NONE, 0
         for chunk in chunks:
@@ -150,7 +153,7 @@ class OnlyFailed:
         seen += sum(len(lengths) for _, lengths in found)
         if seen != rows:
             raise PreviousOutputError(
-                f"{self.output.uri} has {seen:,} lines, but the source has {rows:,} rows: it has "
+                f"{self._sink.uri} has {seen:,} lines, but the source has {rows:,} rows: it has "
                 "changed since. Run the whole file"
             )
 

@@ -159,7 +159,8 @@ class BatchResult(BaseModel):
         source_digest: ``sha256:<hex>`` of the source's stored bytes.
         fingerprint: Hash of all that decides the output: source, model, batch layout, policy.
         resumed_rows: Rows taken over from a killed run of the same job.
-        reused_rows: Rows that keep the answers of an earlier output (``only="failed"``).
+        reused_rows: Rows that have the answers of an earlier output (``reuse``, ``only="failed"``).
+        repeated_rows: Rows that have the answer of an equal row of the source (``reuse``).
         error_rows: Rows that hold an error response (``on_error="record"``).
         non_finite: Numbers that were not finite and became ``null``.
         deviations: Rows that are answered otherwise than asked, by kind (``Deviation``).
@@ -209,6 +210,7 @@ class BatchResult(BaseModel):
     fingerprint: str
     resumed_rows: int = 0
     reused_rows: int = 0
+    repeated_rows: int = 0
     error_rows: int = 0
     non_finite: int = 0
     deviations: dict[str, int] = Field(default_factory=dict)
@@ -257,7 +259,7 @@ class BatchResult(BaseModel):
         Resumed and reused rows don't count, nor does the wait for Ray and the model to come up.
         """
         seconds = self.validation.seconds + self.inference_seconds
-        answered = self.rows - self.resumed_rows - self.reused_rows
+        answered = self.rows - self.resumed_rows - self.reused_rows - self.repeated_rows
         return answered / seconds if seconds > 0 else 0.0
 
 

@@ -22,6 +22,7 @@ from sheaf_dagster.batch.ray.capacity import WorkerPlan
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, verify_limits
 from sheaf_dagster.batch.ray.engine_choice import engine_for
 from sheaf_dagster.batch.results import BatchOutcome, BatchResult, ValidationReport
+from sheaf_dagster.batch.reuse.previous import require_lines, reused_output
 from sheaf_dagster.batch.rows.keep import check_keep
 from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
 from sheaf_dagster.batch.validation import validate_files
@@ -177,7 +178,8 @@ class BatchRunner:
         plan = WorkerPlan.of(self.model_spec.resources, first)
         engine = engine_for(first, files, self.cluster)
         workforce = RayWorkforce(context, plan, engine, self.cluster)
-        return workforce if first.only is None else OnDemandWorkforce(workforce)
+        may_have_no_work = first.only is not None or reused_output(first) is not None
+        return OnDemandWorkforce(workforce) if may_have_no_work else workforce
 
     def fingerprint(self, spec: BatchSpec) -> str:
         """Identity of the output that a job would write: source, model, batch layout, policy.
@@ -252,6 +254,8 @@ class BatchRunner:
                     f"the sink {spec.sink} lies in the folder of the source, {uri}, whose files are "
                     "all read; choose another sink"
                 )
+        if (reused := reused_output(spec)) is not None:
+            require_lines(spec, reused)
         check_keep(spec.keep, self._context.rows.request, self._context.rows.response)
         if spec.batch_budget is not None:
             _require_size(self._context.backend_cls)

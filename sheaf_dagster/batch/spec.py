@@ -19,6 +19,7 @@ __all__ = [
     "OnError",
     "Only",
     "ResourceConfig",
+    "Reuse",
     "problems_of",
 ]
 
@@ -29,6 +30,7 @@ Compute = Literal["tasks", "actors", "local"]
 OnError = Literal["fail", "record"]
 Only = Literal["failed"]
 FloatType = Literal["float64", "float32"]
+Reuse = Literal["previous"]
 
 
 class _Spec(BaseModel):
@@ -218,6 +220,19 @@ class BatchOptions(_Spec):
     resume: bool = Field(
         default=True, description="Reuse the finished parts of a killed run of the same job."
     )
+    reuse: Reuse | None = Field(
+        default=None,
+        description="previous: rows whose content the sink's last output has answered already, by "
+        "the same model with the same arguments, take their answers from there; only the others are "
+        "run, and rows of equal content once. Batch mates then differ, and with some models the "
+        "last bits of an answer.",
+    )
+    reuse_from: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Another output to take them from: a path or URI; of an asset a template that "
+        "is filled in with the previous partition's key.",
+    )
     row_limit: int | None = Field(
         default=None, gt=0, description="Run the first rows only (for trying things out)."
     )
@@ -308,6 +323,11 @@ class BatchOptions(_Spec):
                 )
         if both := sorted({*(self.columns or ())} & {*(self.fields or ())}):
             raise ValueError(f"{both[0]!r} is given by columns and by fields; leave one out")
+        if self.reuse is not None and self.reuse_from is not None:
+            raise ValueError(
+                "reuse takes answers from the sink's last output, reuse_from from another one; "
+                "leave one of them out"
+            )
         if self.batch_budget is not None and self.bucket_by is not None:
             raise ValueError(
                 "batch_budget already makes batches of rows of like size; leave bucket_by out"

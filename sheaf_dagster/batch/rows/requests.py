@@ -14,6 +14,7 @@ from uuid import UUID
 from pydantic import BaseModel, ValidationError
 
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
+from sheaf_dagster.batch.rows.content import DIGEST_BYTES, content_digest
 from sheaf_dagster.batch.rows.fast import fast_codec
 from sheaf_dagster.batch.rows.general import GeneralCodec
 from sheaf_dagster.batch.rows.inside import given_fields
@@ -87,6 +88,8 @@ class ChunkFindings:
     """The field whose value no two rows may share; see ``rows.unique``."""
     keys: bytes = b""
     """The valid rows' values of it, hashed."""
+    digests: bytes = b""
+    """Of each row's content, where the contract is told so; see ``rows.content``."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class RowContract:
     """Refuse rows with fields that the contract doesn't know."""
     keep: tuple[str, ...] = ()
     """Fields that go into the answers; the contract need not know them."""
+    digests: bool = False
+    """Tell the digests of contents when rows are validated."""
 
     @classmethod
     def of(cls, contract: Contract, *, redact: bool = False) -> RowContract:
@@ -130,10 +135,14 @@ class RowContract:
         accepts = self._accepts if keys is None else None
         passed_on = 0
         invalid: list[int] = []
+        digests: list[bytes] = []
+        digest = content_digest(self.request) if self.digests else None
         # Line by line: a chunk's lines all at once are more than a processor's cache holds.
         for number, ended_line in enumerate(io.BytesIO(data), first_line):
             if accepts is not None and accepts(ended_line):
                 findings.rows += 1
+                if digest is not None:
+                    digests.append(digest(ended_line))
                 continue
             if is_blank(ended_line):
                 continue
@@ -163,12 +172,15 @@ class RowContract:
                     found = [violations.wrong_type(number, str(request.model_type))]
                 elif not found:
                     lost = lost_in(line)
-                    if not lost:
-                        continue
-                    count_rows(findings.unknown_fields, violations.names_of_repeated(lost))
-                    found = violations.of_lost(number, lost, strict=self.strict)
+                    if lost:
+                        count_rows(findings.unknown_fields, violations.names_of_repeated(lost))
+                        found = violations.of_lost(number, lost, strict=self.strict)
                     if not found:
+                        if digest is not None:
+                            digests.append(digest(line))
                         continue
+            if digest is not None:
+                digests.append(bytes(DIGEST_BYTES))
             findings.invalid_rows += 1
             invalid.append(number)
             findings.total_violations += len(found)
@@ -177,6 +189,7 @@ class RowContract:
         if keys is not None:
             findings.key, findings.keys = keys.field, keys.packed()
         findings.invalid = packed_lines(invalid, first_line)
+        findings.digests = b"".join(digests)
         return findings
 
     def why_invalid(self, number: int, line: bytes) -> InputValidationError:

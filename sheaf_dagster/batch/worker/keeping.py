@@ -12,6 +12,7 @@ import orjson
 from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.batch.rows.inside import given_fields
 from sheaf_dagster.batch.rows.invalid import lines_in
+from sheaf_dagster.batch.rows.own_id import with_own_id
 from sheaf_dagster.batch.rows.requests import Row, RowContract, named_lines
 from sheaf_dagster.batch.worker.making import ChunkInMaking
 from sheaf_dagster.contracts import row_identity
@@ -44,6 +45,7 @@ def rows_to_run(
         PreviousOutputError: A kept answer isn't known to be that of its row.
     """
     kept, chunk = making.job.kept, making.chunk
+    answers: Iterator[bytes | int | None]
     answers = repeat(None) if kept is None else iter(kept.lines(chunk))
     invalid = lines_in(chunk.invalid, chunk.first_line)
     to_run: list[Row] = []
@@ -53,12 +55,19 @@ def rows_to_run(
         for row, (number, line), answer in zip(rows, some, answers, strict=False):
             if number in invalid:
                 making.reject(row, contract.why_invalid(number, line))
-            elif answer is None:
+            elif isinstance(answer, int):
+                making.repeat(row)
+            elif answer is None or kept is None:
                 to_run.append(row)
-            else:
-                assert kept is not None
+            elif not kept.checked:
                 _require_answer_of(making.where, row, answer, proven=kept.proven)
                 making.keep(row, answer, contract.response)
+            elif (
+                own := with_own_id(answer, row.request, contract.request, contract.response)
+            ) is None:
+                to_run.append(row)
+            else:
+                making.keep(row, own, contract.response)
     return to_run
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel
 
-from sheaf_dagster.batch.kept import KEPT
+from sheaf_dagster.batch.kept import KEPT, UNFILLED, write_lines
 from sheaf_dagster.batch.messages import (
     ChunkReport,
     ErrorMessage,
@@ -73,6 +74,8 @@ class ChunkInMaking:
         """By the first letter of a kind of deviation or of tokens."""
         self._started = time.time()
         self._failed = False
+        self._is_answer = np.ones(chunk.rows, dtype=bool)
+        """Which lines are answers, no error rows and no gaps."""
 
     @property
     def where(self) -> str:
@@ -103,10 +106,17 @@ class ChunkInMaking:
         self._counts[KEPT] += 1
         self._non_finite += non_finite
 
+    def repeat(self, row: Row) -> None:
+        """Leaves a gap for the answer of an equal row; see ``reuse.repeated``."""
+        self._is_answer[row.position - self.chunk.first_row] = False
+        self._left -= 1
+        self._counts[UNFILLED] += 1
+
     def reject(self, row: Row, error: Exception) -> None:
         """Puts the error row of an invalid row in its place; in the thread that reads."""
         line = error_line(row.request, error, redact=self.job.redact)
         self._answers.add([row.position - self.chunk.first_row], [line], self._fields_of([row]))
+        self._is_answer[row.position - self.chunk.first_row] = False
         self._left -= 1
         self._tally.error_rows += 1
 
@@ -121,9 +131,13 @@ class ChunkInMaking:
         Args:
             model: Tag of the weights.
         """
+        content = self._answers.content()
+        if self.job.indexed:
+            lines = content.split(b"\n")[:-1]
+            write_lines(self.job.store.folder, self.chunk.index, lines, self._is_answer)
         return self.job.store.write(
             self.chunk.index,
-            self._answers.content(),
+            content,
             rows=self.chunk.rows,
             error_rows=self._tally.error_rows,
             non_finite=self._non_finite,
@@ -198,6 +212,10 @@ class ChunkInMaking:
             self._one_by_one(at, rows, answers, backend)  # not the fault of all of them
         else:
             self._count([a for a in answers if not isinstance(a, ErrorLine)])
+        if self._tally.error_rows:
+            self._is_answer[
+                [n for n, a in zip(at, answers, strict=True) if isinstance(a, ErrorLine)]
+            ] = False
 
     def _fields_of(self, rows: Sequence[Row]) -> list[bytes] | None:
         """The fields of rows that are to be in their answers, where any are."""
@@ -238,6 +256,7 @@ class ChunkInMaking:
                 self._tally.error_rows += 1
                 line = error_line(row.request, e, redact=self.job.redact)
                 self._answers.add([position], [line], self._fields_of([row]))
+                self._is_answer[position] = False
             else:
                 if not isinstance(answer, ErrorLine):
                     self._count([answer])

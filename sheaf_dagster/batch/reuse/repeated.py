@@ -1,0 +1,117 @@
+"""Giving rows the answers of equal rows of the same source, once those are there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from tempfile import TemporaryFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sheaf_dagster.batch.kept import REPEATED, UNFILLED, read_lines_of, write_lines
+from sheaf_dagster.batch.messages import FileWork
+from sheaf_dagster.batch.rows.invalid import lines_in
+from sheaf_dagster.batch.rows.keep import with_fields_anew
+from sheaf_dagster.batch.rows.own_id import with_own_id
+from sheaf_dagster.batch.rows.read_back import FailedLines, counted
+from sheaf_dagster.batch.rows.requests import RowContract
+from sheaf_dagster.batch.worker.keeping import contract_of
+from sheaf_dagster.storage import Chunk, Part, rows_in, store_at
+
+__all__ = ["filled_parts", "lines_in_part"]
+
+
+def filled_parts(
+    contract: RowContract, job: FileWork, chunks: Sequence[Chunk], parts: Mapping[int, Part]
+) -> dict[int, Part]:
+    """Makes the parts anew in which rows wait for the answers of equal ones; returns those.
+
+    Each part that is needed is read once, however many rows have its answers.
+
+    Args:
+        contract: Of the rows.
+        job: The file.
+        chunks: All of its chunks.
+        parts: All of its parts.
+    """
+    unfilled = [c for c in chunks if parts[c.index].counts.get(UNFILLED)]
+    if not unfilled:
+        return {}
+    assert job.kept is not None
+    gaps = {c.index: job.kept.repeated(c.index) for c in unfilled}
+    wanted = np.unique(np.concatenate([rows[rows >= 0] for rows in gaps.values()]))
+    with TemporaryFile() as file:
+        offsets = np.zeros(len(wanted) + 1, dtype=np.int64)
+        for chunk in chunks:
+            first, end = np.searchsorted(wanted, (chunk.first_row, chunk.first_row + chunk.rows))
+            if first == end:
+                continue
+            lines = lines_in_part(job, parts[chunk.index])
+            for n in range(first, end):
+                line = lines[wanted[n] - chunk.first_row]
+                file.write(line)
+                offsets[n + 1] = offsets[n] + len(line)
+
+        def answer_of(row: int) -> bytes:
+            n = int(np.searchsorted(wanted, row))
+            file.seek(offsets[n])
+            return file.read(offsets[n + 1] - offsets[n])
+
+        return {
+            chunk.index: _filled(
+                contract, job, chunk, parts[chunk.index], gaps[chunk.index], answer_of
+            )
+            for chunk in unfilled
+        }
+
+
+def _filled(
+    contract: RowContract,
+    job: FileWork,
+    chunk: Chunk,
+    part: Part,
+    firsts: NDArray[np.int64],
+    answer_of: Callable[[int], bytes],
+) -> Part:
+    contract = contract_of(contract, job)
+    failed = FailedLines(contract.request, contract.response)
+    data = store_at(job.texts[chunk.file]).read_range(chunk.start, chunk.end)
+    numbered = list(rows_in(data, chunk.first_line))
+    invalid = lines_in(chunk.invalid, chunk.first_line)
+    rows = contract.parse_all(numbered, chunk.first_row, invalid)
+    lines = lines_in_part(job, part)
+    answers = read_lines_of(job.store.folder, chunk.index)["answers"].copy()
+    counts, non_finite, error_rows = Counter(part.counts), part.non_finite, part.error_rows
+    for n in np.flatnonzero(firsts >= 0).tolist():
+        row, answer = rows[n], answer_of(int(firsts[n]))
+        own = with_own_id(answer, row.request, contract.request, contract.response)
+        line = answer if own is None else own
+        lines[n] = with_fields_anew(line, job.keep, row.fields) if job.keep else line
+        if failed.is_failed(line):
+            error_rows += 1
+            continue
+        answers[n : n + 1] = True
+        more, bad = counted(line, contract.response)
+        counts.update(more)
+        counts[REPEATED] += 1
+        non_finite += bad
+    del counts[UNFILLED]
+    if len(answers) == len(lines):
+        write_lines(job.store.folder, chunk.index, lines, answers)
+    filled = job.store.write(
+        chunk.index,
+        b"\n".join([*lines, b""]),
+        rows=part.rows,
+        error_rows=error_rows,
+        non_finite=non_finite,
+        model=part.model,
+        counts=counts,
+    )
+    store_at(job.store.location(part)).remove()
+    return filled
+
+
+def lines_in_part(job: FileWork, part: Part) -> list[bytes]:
+    """The lines of a part, without newlines."""
+    return list(job.store.format.lines(job.store.stored(part).read()))

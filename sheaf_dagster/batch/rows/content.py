@@ -1,0 +1,73 @@
+"""What a row asks, apart from who asks: rows of equal content may share an answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from pydantic import BaseModel
+
+__all__ = ["DIGEST_BYTES", "content_digest", "identity_field"]
+
+DIGEST_BYTES = 16
+
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_LONG_NUMBER = b"0" * 19
+"""So many digits are more than a float has, or a whole number of 64 bits."""
+
+_SHORT = b"j"
+_EXACT = b"e"
+_AS_IT_IS = b"l"
+"""Digests of the three ways to write a row down never meet."""
+
+
+def identity_field(contract: type[BaseModel]) -> str | None:
+    """The field by which a row is told from others of equal content, if the contract has one."""
+    names = (name for name in ("request_id", "custom_id") if name in contract.model_fields)
+    return next(names, None)
+
+
+def content_digest(contract: type[BaseModel]) -> Callable[[bytes], bytes]:
+    """Hashes the content of lines: their JSON in one form, without the row's identity.
+
+    The order of fields and the space between them don't count, the way a number is written does
+    (1 is another content than 1.0). What a row points to, a file say, isn't looked at.
+
+    Args:
+        contract: What the rows are.
+
+    Returns:
+        A function of a line; its digests have ``DIGEST_BYTES``.
+    """
+    identity = identity_field(contract) or ""
+
+    def digest(line: bytes) -> bytes:
+        return hashlib.blake2b(_written(line, identity), digest_size=DIGEST_BYTES).digest()
+
+    return digest
+
+
+def _written(line: bytes, identity: str) -> bytes:
+    # orjson reads a whole number of more than 64 bits as a float: two of them would be one.
+    if _LONG_NUMBER not in line.translate(_DIGITS):
+        try:
+            row = orjson.loads(line)
+            if isinstance(row, dict):
+                row.pop(identity, None)
+            return _SHORT + orjson.dumps(row, None, orjson.OPT_SORT_KEYS)
+        except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+            pass  # NaN, or half a surrogate
+    try:
+        row = json.loads(line, parse_float=_as_text, parse_int=_as_text)
+        if isinstance(row, dict):
+            row.pop(identity, None)
+        return _EXACT + json.dumps(row, sort_keys=True).encode()
+    except (ValueError, RecursionError):
+        return _AS_IT_IS + line.strip()
+
+
+def _as_text(number: str) -> Any:
+    return {"\0": number}

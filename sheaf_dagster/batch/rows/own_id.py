@@ -1,0 +1,60 @@
+"""Putting a row's own id into an answer that was made for another row of the same content."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import orjson
+from pydantic import BaseModel
+
+from sheaf_dagster.batch.rows.content import identity_field
+from sheaf_dagster.contracts import row_identity
+
+__all__ = ["with_own_id"]
+
+_VALUE = re.compile(rb'"(?:[^"\\]|\\.)*"|null')
+_decoder = json.JSONDecoder()
+
+
+def with_own_id(
+    line: bytes, request: Any, contract: type[BaseModel], response: type[BaseModel]
+) -> bytes | None:
+    """The line with the id of a row in place of the one that it has.
+
+    Args:
+        line: An answer, or an error row.
+        request: The row.
+        contract: The contract's request.
+        response: The contract's response.
+
+    Returns:
+        None where the line has no such field, though the contract's answers have.
+    """
+    asked, name = row_identity(request), identity_field(contract)
+    if asked is None or name is None or name not in response.model_fields:
+        return line
+    own = orjson.dumps(str(asked))
+    key = b'"%s":' % name.encode()
+    if line.count(key) == 1:
+        at = line.index(key) + len(key)
+        found = _VALUE.match(line, at)
+        return None if found is None else line[:at] + own + line[found.end() :]
+    return _at_top_level(line, name, own)
+
+
+def _at_top_level(line: bytes, name: str, own: bytes) -> bytes | None:
+    """The same where what is inside of the answer has a field of that name, too."""
+    try:
+        text, at = line.decode(), 1
+        while True:
+            key, at = _decoder.raw_decode(text, at)
+            _, end = _decoder.raw_decode(text, at + 1)
+            if key == name:
+                return text[: at + 1].encode() + own + text[end:].encode()
+            if text[end] != ",":
+                return None
+            at = end + 1
+    except (ValueError, IndexError):
+        return None

@@ -1,0 +1,312 @@
+"""Reusing the answers of an earlier output: which rows are run, and what the new output holds."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+
+import pytest
+
+import sheaf_dagster as sd
+from sheaf_dagster import BatchRunner, BatchSpec
+from sheaf_dagster.storage import Location, read_lines
+from tests.batch.jobs import leftovers
+from tests.toys import Doubler, shaped
+
+ROWS = [{"model_type": "number", "model_name": "m", "value": v} for v in range(120)]
+
+
+class Job:
+    """Runs rows into one sink; counts the rows that reach the model."""
+
+    def __init__(self, tmp_path, sink="out.jsonl", **fields):
+        self.folder = tmp_path
+        self.sink = str(tmp_path / "out" / sink)
+        self.fields = {"compute": "local", "batch_size": 8, "reuse": "previous", **fields}
+        self.calls = tmp_path / "calls"
+        self.model = None
+
+    def run(self, rows, shape="call", model=None, **fields):
+        text = rows if isinstance(rows, str) else "".join(json.dumps(r) + "\n" for r in rows)
+        (self.folder / "in.jsonl").write_text(text)
+        self.calls.unlink(missing_ok=True)
+        spec = BatchSpec(
+            source=str(self.folder / "in.jsonl"), sink=self.sink, **{**self.fields, **fields}
+        )
+        spec_of_model = self.model or shaped(shape, call_log=str(self.calls), **(model or {}))
+        return BatchRunner(spec_of_model, on_progress=None).run(spec)
+
+    @property
+    def ran(self):
+        return sum(map(int, self.calls.read_text().split())) if self.calls.exists() else 0
+
+    @property
+    def answers(self):
+        return [json.loads(line) for _, line in read_lines(Location.of(self.sink))]
+
+
+@pytest.fixture
+def job(tmp_path):
+    return Job(tmp_path)
+
+
+def doubled(rows):
+    return [2 * row["value"] for row in rows]
+
+
+def values(answers):
+    return [answer["value"] for answer in answers]
+
+
+def test_only_changed_rows_are_run_and_the_output_is_that_of_a_full_run(mode, tmp_path):
+    job = Job(tmp_path, **mode)
+    job.run(ROWS)
+    rows = [dict(row) for row in ROWS]
+    rows[7]["value"], rows[60]["value"] = 1000, 2000
+
+    result = job.run(rows)
+
+    reused = open(job.sink, "rb").read()
+    assert job.ran == 2
+    assert (result.rows, result.reused_rows, result.output_rows) == (120, 118, 120)
+    assert leftovers(tmp_path) == [".out.jsonl.sheaf-index", "out.jsonl"]
+    full = job.run(rows, reuse=None, compute="local", num_actors=None)
+    assert open(job.sink, "rb").read() == reused
+    assert full.reused_rows == 0 and full.fingerprint == result.fingerprint
+
+
+EDITS = {
+    "deleted": lambda rows: rows[:3] + rows[50:],
+    "reversed": lambda rows: rows[::-1],
+    "shuffled": lambda rows: random.Random(5).sample(rows, len(rows)),
+    "duplicated": lambda rows: [row for row in rows for _ in range(3)],
+    "inserted": lambda rows: rows[:1] + [dict(rows[0], value=500)] + rows[1:],
+    "other keys first": lambda rows: [dict(reversed(row.items())) for row in rows],
+    "named": lambda rows: [
+        dict(row, request_id=f"00000000-0000-4000-8000-{n:012}") for n, row in enumerate(rows)
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("edit", "suffix"), [*((edit, "") for edit in EDITS), ("shuffled", ".gz"), ("inserted", ".zst")]
+)
+def test_rows_keep_their_answers_wherever_they_go(job, edit, suffix):
+    job.sink += suffix
+    job.run(ROWS)
+    rows = EDITS[edit](ROWS)
+
+    result = job.run(rows)
+
+    assert values(job.answers) == doubled(rows)
+    assert job.ran == (edit == "inserted")
+    assert result.reused_rows == len(rows) - job.ran
+    ids = [answer["request_id"] for answer in job.answers]
+    again = job.run(rows, reuse=None)
+    assert ids == [answer["request_id"] for answer in job.answers]
+    assert again.output_rows == len(set(ids)) == len(rows)
+
+
+@pytest.mark.parametrize("compute", ["local", "tasks"])
+def test_nothing_is_loaded_where_nothing_changed(job, compute):
+    job.run(ROWS)
+    before = open(job.sink, "rb").read()
+    (job.folder / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ROWS))
+    spec = BatchSpec(
+        source=str(job.folder / "in.jsonl"), sink=job.sink, reuse="previous", compute=compute
+    )
+    model = shaped("call", call_log=str(job.calls), num_cpus=10_000)  # more than any cluster has
+
+    result = BatchRunner(model).run(spec)
+
+    assert (result.reused_rows, result.workers, result.load_seconds) == (120, 0, 0)
+    assert open(job.sink, "rb").read() == before
+
+
+@pytest.mark.parametrize("shape", ["stages", "flight"])
+def test_the_rest_is_run_in_any_shape(job, shape):
+    job.run(ROWS, shape)
+    rows = [*ROWS, *(dict(ROWS[0], value=v) for v in (300, 301, 300))]
+
+    result = job.run(rows, shape)
+
+    assert values(job.answers) == doubled(rows)
+    assert (result.reused_rows, result.repeated_rows) == (120, 1)
+
+
+@pytest.mark.parametrize(
+    "layout", [{}, {"bucket_by": "group"}, {"on_error": "record"}, {"keep": ["sku"]}]
+)
+def test_rows_of_equal_content_are_run_once(job, layout):
+    rows = [dict(ROWS[0], value=n % 7, group=n % 7 % 2, sku=f"{n % 7}") for n in range(300)]
+
+    result = job.run(rows, **layout)
+
+    assert (job.ran, result.repeated_rows, result.reused_rows) == (7, 293, 0)
+    assert values(job.answers) == doubled(rows)
+    assert len({answer["request_id"] for answer in job.answers}) == 300
+    if "keep" in layout:
+        assert [answer["sku"] for answer in job.answers] == [row["sku"] for row in rows]
+    assert job.run(rows, **layout).reused_rows == 300
+
+
+def test_rows_repeat_the_error_of_an_equal_row_and_error_rows_are_not_reused(job):
+    rows = [dict(ROWS[0], value=n % 4) for n in range(40)]
+
+    result = job.run(rows, on_error="record", model={"fail_on": 3.0})
+
+    assert result.error_rows == 10
+    assert [row.get("value") for row in job.answers] == [0, 2, 4, None] * 10
+    mended = job.run(rows, on_error="record", model={"fail_on": 3.0})
+    assert (mended.error_rows, mended.reused_rows) == (10, 30)
+    with pytest.raises(sd.TooManyErrorsError):
+        job.run(rows, on_error="record", max_error_rows=5, model={"fail_on": 3.0})
+
+
+def test_answers_of_another_model_or_other_columns_are_not_reused(job, caplog):
+    job.run(ROWS)
+
+    assert job.run(ROWS, model={"batch_seconds": 0.0001}).reused_rows == 0
+    assert "aren't reused, for something else made them: model changed" in caplog.text
+    assert job.run(ROWS, model={"batch_seconds": 0.0001}, keep=["sku"]).reused_rows == 0
+    assert "fields that travel along (keep) changed" in caplog.text
+
+
+def damage_end(index, _):
+    with open(index, "r+b") as file:
+        file.truncate(os.path.getsize(index) - 1)
+
+
+def damage_record(index, _):
+    with open(index, "r+b") as file:
+        file.seek(100)
+        file.write(b"\xff\x00\xff")
+
+
+def remove(index, _):
+    os.remove(index)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (damage_end, "its end is missing"),
+        (damage_record, "its records aren't those that were written"),
+        (remove, "has no index beside it"),
+    ],
+)
+def test_an_index_of_no_use_is_said_and_written_anew(job, caplog, harm, said):
+    job.run(ROWS)
+    harm(f"{job.folder}/out/.out.jsonl.sheaf-index", job)
+
+    with caplog.at_level(logging.WARNING):
+        assert job.run(ROWS).reused_rows == 0
+
+    assert said in caplog.text and "the index is written anew" in caplog.text
+    assert job.run(ROWS).reused_rows == 120
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_an_index_of_another_output_gives_no_answers(job, suffix):
+    job.sink += suffix
+    job.run(ROWS)
+    job.run([dict(row, value=row["value"] + 1) for row in ROWS], reuse=None)
+
+    result = job.run(ROWS)
+
+    assert values(job.answers) == doubled(ROWS)
+    assert result.reused_rows == 0
+
+
+def test_an_output_that_is_gone_is_no_obstacle(job):
+    job.run(ROWS)
+    os.remove(job.sink)
+
+    assert job.run(ROWS).reused_rows == 0
+    assert values(job.answers) == doubled(ROWS)
+
+
+class Moody(Doubler):
+    """Fails at a value as long as there is a file."""
+
+    def __init__(self, mood: str, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.mood = mood
+
+    def batch_predict(self, requests):
+        if os.path.exists(self.mood) and any(r.value == 60.5 for r in requests):
+            raise ValueError("not today")
+        return super().batch_predict(requests)
+
+
+def test_what_is_done_is_resumed_and_the_rest_is_reused(job):
+    mood = job.folder / "mood"
+    job.model = sd.ModelSpec(
+        name="m", model_type="number", backend=f"{__name__}:Moody",
+        backend_kwargs={"mood": str(mood), "call_log": str(job.calls)},
+    )  # fmt: skip
+    job.run(ROWS)
+    rows = [dict(row, value=n if n % 10 else n + 0.5) for n, row in enumerate(ROWS)]
+    mood.touch()
+    with pytest.raises(sd.PredictError, match="not today"):
+        job.run(rows)
+    assert values(job.answers) == doubled(ROWS)
+    mood.unlink()
+
+    result = job.run(rows)
+
+    assert (result.resumed_rows, job.ran, result.reused_rows) == (6, 6, 108)
+    assert values(job.answers) == doubled(rows)
+
+
+def test_two_outputs_reuse_one(job, tmp_path):
+    job.run(ROWS)
+    results = []
+    for n in (1, 2):
+        other = Job(tmp_path, f"day-{n}.jsonl", reuse=None, reuse_from=job.sink)
+        results.append(other.run([*ROWS, dict(ROWS[0], value=1000 + n)]))
+        assert values(other.answers) == [*doubled(ROWS), 2000 + 2 * n]
+
+    assert [result.reused_rows for result in results] == [120, 120]
+    absent = Job(tmp_path, "first.jsonl", reuse=None, reuse_from=f"{job.sink}-none")
+    assert absent.run(ROWS).reused_rows == 0
+
+
+def test_invalid_rows_keep_their_places_and_are_never_reused(job):
+    rows = [dict(ROWS[0], value=n if n % 5 else "no") for n in range(40)]
+
+    for reused in (0, 32):
+        result = job.run(rows, on_invalid="record")
+        assert (result.error_rows, result.reused_rows) == (8, reused)
+        assert [row.get("value") for row in job.answers] == [
+            2 * n if n % 5 else None for n in range(40)
+        ]
+
+
+def test_rows_that_failed_are_run_again_beside_an_index(job):
+    job.run(ROWS, on_error="record", model={"fail_every": 50})
+    mended = job.run(ROWS, on_error="record", only="failed", model={"fail_every": 50})
+
+    assert mended.error_rows == 3
+    again = job.run(ROWS, on_error="record", model={"fail_every": 50})
+    assert (again.reused_rows, again.error_rows) == (117, 3)
+
+
+@pytest.mark.s3
+def test_an_output_in_s3_is_reused(s3, tmp_path):
+    job = Job(tmp_path, storage_options=s3.storage_options)
+    job.sink = f"s3://{s3.name}/out.jsonl"
+    job.run(ROWS)
+
+    result = job.run([*ROWS[::-1], dict(ROWS[0], value=1000)])
+
+    assert (result.reused_rows, job.ran) == (120, 1)
+    lines = read_lines(Location.of(job.sink, s3.storage_options))
+    assert [json.loads(line)["value"] for _, line in lines] == [*doubled(ROWS)[::-1], 2000]
+
+
+def test_one_source_of_answers_is_enough():
+    with pytest.raises(ValueError, match="leave one of them out"):
+        BatchSpec(source="a", sink="b", reuse="previous", reuse_from="c")
