@@ -17,7 +17,7 @@ from dagster.components.resolved.core_models import (
 )
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from sheaf_dagster.batch.spec import BatchOptions, Compute, FloatType, OnError
+from sheaf_dagster.batch.spec import BatchOptions, Compute, FloatType, OnError, Reuse
 from sheaf_dagster.definitions.asset import build_batch_inference_asset
 from sheaf_dagster.definitions.model_asset import build_model_asset
 from sheaf_dagster.definitions.options import ReportOptions, StepOptions, changed_options
@@ -250,6 +250,8 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     float_type: Annotated[FloatType, _option("float_type", "float64")] = "float64"
     resume: Annotated[bool, _option("resume")] = True
     receipt: Annotated[bool, _option("receipt")] = False
+    reuse: Annotated[Reuse | None, _option("reuse", "previous")] = None
+    reuse_from: Annotated[str | None, _option("reuse_from", _NEITHER)] = None
     price_per_million: Annotated[
         dict[str, float] | None,
         _option("price_per_million", {"prompt": 0.5, "completion": 1.5}),

@@ -120,6 +120,9 @@ def result_metadata(
     md |= _tokens(result)
     if result.halved_batches:
         md["halved_batches"] = result.halved_batches
+    if spec.reuse is not None or spec.reuse_from is not None:
+        md["changed_rows"] = result.rows - result.reused_rows
+        md["repeated_rows"] = result.repeated_rows
     md[FINGERPRINT] = result.fingerprint
     return md
 

@@ -18,6 +18,7 @@ from sheaf_dagster.definitions.paths import (
     partition_fields,
     resolve,
 )
+from sheaf_dagster.definitions.previous_partitions import previous_partition
 from sheaf_dagster.definitions.sources import SourcePartitions
 from sheaf_dagster.errors import SpecError
 
@@ -61,6 +62,31 @@ class Places:
         if self.upstream is not None:
             self.upstream.check(self.partitions_def)
 
+    def _reusing(
+        self, partition: str | None, options: BatchOptions, root: str, instance: dg.DagsterInstance
+    ) -> BatchOptions:
+        """The options with the output of the previous partition, if its answers are to be reused.
+
+        The first partition has none before it: it reuses its own last output.
+        """
+        if options.reuse_from is None:
+            return options
+        before = partition
+        if partition is not None and self.partitions_def is not None:
+            before = previous_partition(partition, self.partitions_def, instance)
+            if before is None:
+                return options.model_copy(update={"reuse_from": None, "reuse": "previous"})
+        fields = partition_fields(before)
+        try:
+            found = resolve(options.reuse_from, root, fields)
+        except (KeyError, IndexError, ValueError) as e:
+            known = ", ".join(f"{{{name}}}" for name in ["root", *fields])
+            raise SpecError(
+                f"reuse_from {options.reuse_from!r} is no template that can be filled in: known "
+                f"here are {known}"
+            ) from e
+        return options.model_copy(update={"reuse_from": found})
+
     @property
     def metadata(self) -> dict[str, Any]:
         """What the asset's definition says of them."""
@@ -97,7 +123,7 @@ class Places:
             source = files[0] if len(files) == 1 else files
         try:
             return BatchSpec(
-                **options.model_dump(),
+                **self._reusing(partition, options, root, instance).model_dump(),
                 source=source,
                 sink=resolve(self.sink, root, fields),
                 storage_options=dict(storage_options),

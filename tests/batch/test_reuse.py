@@ -296,17 +296,22 @@ def test_rows_that_failed_are_run_again_beside_an_index(job):
 
 @pytest.mark.s3
 def test_an_output_in_s3_is_reused(s3, tmp_path):
-    job = Job(tmp_path, storage_options=s3.storage_options)
-    job.sink = f"s3://{s3.name}/out.jsonl"
+    job = Job(tmp_path, storage_options=s3.options())
+    job.sink = s3.uri("out.jsonl")
     job.run(ROWS)
 
     result = job.run([*ROWS[::-1], dict(ROWS[0], value=1000)])
 
     assert (result.reused_rows, job.ran) == (120, 1)
-    lines = read_lines(Location.of(job.sink, s3.storage_options))
+    lines = read_lines(Location.of(job.sink, s3.options()))
     assert [json.loads(line)["value"] for _, line in lines] == [*doubled(ROWS)[::-1], 2000]
 
 
 def test_one_source_of_answers_is_enough():
     with pytest.raises(ValueError, match="leave one of them out"):
         BatchSpec(source="a", sink="b", reuse="previous", reuse_from="c")
+
+
+def test_answers_are_reused_of_lines_only(tmp_path):
+    with pytest.raises(sd.SpecError, match=r"out.parquet: answers are reused as lines"):
+        Job(tmp_path, "out.parquet").run(ROWS)
