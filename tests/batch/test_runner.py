@@ -188,6 +188,7 @@ def test_progress_is_reported(mode, write_rows, tmp_path):
     assert all(a.rows_done <= b.rows_done for a, b in zip(seen, seen[1:], strict=False))
 
 
+@pytest.mark.ray
 def test_a_backend_and_contract_of_ones_own_need_no_package(tmp_path):
     script = tmp_path / "mine.py"
     script.write_text(
