@@ -26,6 +26,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "register_backend",
         "weights_digest",
     ),
+    "sheaf_dagster.batch.model_spec": ("ModelSpec", "ResourceConfig"),
     "sheaf_dagster.batch.ray.cluster_config": ("ClusterConfig",),
     "sheaf_dagster.batch.results": (
         "BatchOutcome",
@@ -35,7 +36,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "Violation",
     ),
     "sheaf_dagster.batch.runner": ("BatchRunner",),
-    "sheaf_dagster.batch.spec": ("BatchOptions", "BatchSpec", "ModelSpec", "ResourceConfig"),
+    "sheaf_dagster.batch.spec": ("BatchOptions", "BatchSpec"),
     "sheaf_dagster.definitions": (
         "BatchConfig",
         "BatchInferenceComponent",
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
         register_backend,
         weights_digest,
     )
+    from sheaf_dagster.batch.model_spec import ModelSpec, ResourceConfig
     from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
     from sheaf_dagster.batch.results import (
         BatchOutcome,
@@ -101,7 +103,7 @@ if TYPE_CHECKING:
         Violation,
     )
     from sheaf_dagster.batch.runner import BatchRunner
-    from sheaf_dagster.batch.spec import BatchOptions, BatchSpec, ModelSpec, ResourceConfig
+    from sheaf_dagster.batch.spec import BatchOptions, BatchSpec
     from sheaf_dagster.contracts import (
         AnyRequest,
         AnyResponse,

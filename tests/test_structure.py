@@ -136,6 +136,13 @@ def test_every_public_name_resolves():
         sd.nonsense  # noqa: B018
 
 
+def test_a_module_of_the_engine_room_holds_one_noun():
+    lengths = {p: len(p.read_text().splitlines()) for p in (PACKAGE / "batch").rglob("*.py")}
+
+    too_long = {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > 350}
+    assert not too_long, f"look for a second noun in {too_long}"
+
+
 def test_what_test_modules_share_is_in_none_of_them():
     for path in (ROOT / "tests").rglob("*.py"):
         for name in imported(path):

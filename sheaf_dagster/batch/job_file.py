@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
+from sheaf_dagster.batch.model_spec import ModelSpec
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
-from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import SpecError
 

@@ -1,18 +1,25 @@
-"""Deciding which rows of a file keep the answers that an earlier output has; in the driver."""
+"""Rows of a file that no model is asked about: they keep earlier answers, or are invalid; in the driver."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Container, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 
 from sheaf_dagster.batch.kept import KeptAnswers, Table
+from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.batch.rows.invalid import lines_in
-from sheaf_dagster.storage import Chunk, HeldSink, Location, text_of
+from sheaf_dagster.batch.rows.requests import RowContract
+from sheaf_dagster.batch.worker.keeping import part_without_model
+from sheaf_dagster.storage import Chunk, HeldSink, Location, Part, text_of
 
-__all__ = ["Keeper", "keep_answers"]
+__all__ = ["Keeper", "keep_answers", "made_without_model", "without_valid_rows"]
+
+_PARTS_AT_A_TIME = 4
+"""Parts that the driver makes itself: a remote store takes its time for each."""
 
 
 class Keeper(Protocol):
@@ -81,3 +88,34 @@ def keep_answers(
         if np.count_nonzero(table["length"]) + invalid >= chunk.rows:
             whole.append(chunk)
     return kept, whole
+
+
+def without_valid_rows(chunks: Sequence[Chunk], done: Container[int]) -> list[Chunk]:
+    """The chunks whose rows are all invalid, but for those whose parts are there."""
+    found = [c for c in chunks if c.invalid and c.index not in done]
+    return [c for c in found if len(lines_in(c.invalid, c.first_line)) >= c.rows]
+
+
+def made_without_model(
+    contract: RowContract, job: FileWork, chunks: Sequence[Chunk], stop: threading.Event | None
+) -> list[Part]:
+    """Makes the parts of chunks of which no row is to be run; what has such a row has no part.
+
+    Args:
+        contract: Of the rows.
+        job: The file.
+        chunks: Those that may need no model.
+        stop: Ends it early.
+
+    Raises:
+        PreviousOutputError: A kept answer doesn't fit its row.
+        InterruptedError: ``stop`` was set.
+    """
+
+    def make(chunk: Chunk) -> Part | None:
+        if stop is not None and stop.is_set():
+            raise InterruptedError("the job was stopped")
+        return part_without_model(contract, job, chunk)
+
+    with ThreadPoolExecutor(_PARTS_AT_A_TIME, thread_name_prefix="sheaf-keep") as pool:
+        return [part for part in pool.map(make, chunks) if part is not None]

@@ -1,15 +1,45 @@
-"""What the reports of a file's chunks say together of how it ran."""
+"""What the parts of a file, and the reports of its chunks, say together of how it ran."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import median_low
 from typing import Any
 
+from sheaf_dagster.batch.kept import KEPT, REPEATED
 from sheaf_dagster.batch.messages import ChunkReport
 from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.batch.spending import cost_of, tokens_in
+from sheaf_dagster.contracts import DEVIATIONS
+from sheaf_dagster.storage import Part
 
-__all__ = ["measured"]
+__all__ = ["counted", "measured"]
+
+
+def counted(spec: BatchSpec, parts: Sequence[Part], made: Collection[int]) -> dict[str, Any]:
+    """Fields of a ``BatchResult`` that are counts of its rows and of their tokens.
+
+    Args:
+        spec: The file.
+        parts: All of its parts.
+        made: The chunks that this run has answered.
+    """
+    tokens = tokens_in(parts, kept=True)
+    new_tokens = tokens_in(p for p in parts if p.chunk in made)
+    prices = spec.price_per_million
+    return {
+        "output_rows": sum(p.rows for p in parts),
+        "reused_rows": sum(p.counts.get(KEPT, 0) for p in parts),
+        "repeated_rows": sum(p.counts.get(REPEATED, 0) for p in parts),
+        "error_rows": sum(p.error_rows for p in parts),
+        "non_finite": sum(p.non_finite for p in parts),
+        "deviations": _deviations(parts),
+        "tokens": tokens,
+        "new_tokens": new_tokens,
+        "cost": cost_of(tokens, prices),
+        "new_cost": cost_of(new_tokens, prices),
+        "chunks": len(parts),
+    }
 
 
 def measured(spec: BatchSpec, reports: Sequence[ChunkReport]) -> dict[str, Any]:
@@ -36,6 +66,12 @@ def measured(spec: BatchSpec, reports: Sequence[ChunkReport]) -> dict[str, Any]:
         "batch_size": _batch_size(spec, reports),
         "batch_budget": _batch_budget(spec, reports),
     }
+
+
+def _deviations(parts: Sequence[Part]) -> dict[str, int]:
+    """Rows that are answered otherwise than asked, by kind; parts name a kind by its first letter."""
+    counts = {kind: sum(p.counts.get(kind[0], 0) for p in parts) for kind in DEVIATIONS}
+    return {kind: n for kind, n in counts.items() if n}
 
 
 def _batch_size(spec: BatchSpec, reports: Sequence[ChunkReport]) -> int | None:

@@ -11,12 +11,13 @@ from typing import Any
 
 from sheaf_dagster.batch.committed import CommittedSink
 from sheaf_dagster.batch.messages import ErrorMessage
+from sheaf_dagster.batch.model_spec import ModelSpec
 from sheaf_dagster.batch.progress import EVERY_SECONDS
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
 from sheaf_dagster.batch.results import BatchOutcome, BatchResult
 from sheaf_dagster.batch.rows.sample import OutputSample, sample_output
 from sheaf_dagster.batch.runner import BatchRunner
-from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.environment import from_environment
 from sheaf_dagster.errors import SheafError, SpecError
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sheaf_dagster.batch.model_spec import ModelSpec, problems_of
 from sheaf_dagster.batch.results import BatchResult
-from sheaf_dagster.batch.spec import BatchSpec, ModelSpec, problems_of
+from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.errors import SpecError
 from sheaf_dagster.storage import Location, source_digest, store_at

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sheaf_dagster.batch.findings import CHECKS, findings_of
+from sheaf_dagster.batch.model_spec import ModelSpec
 from sheaf_dagster.batch.results import BatchResult
 from sheaf_dagster.batch.rows.sample import OutputSample, sample_output
-from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.errors import SinkError, SourceNotFoundError
 from sheaf_dagster.plots import ForecastAxes
 from sheaf_dagster.report import CheckLine, Page, render_page

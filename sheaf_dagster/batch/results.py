@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
-from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.batch.model_spec import ModelSpec
+from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.masking import masked_error
 
 __all__ = ["BatchOutcome", "BatchProgress", "BatchResult", "ValidationReport", "Violation"]

@@ -14,8 +14,9 @@ from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.backends.base import shape_of
 from sheaf_dagster.batch.committed import CommittedSink
 from sheaf_dagster.batch.driver import run_job
-from sheaf_dagster.batch.file_run import job_fingerprint, sink_format
+from sheaf_dagster.batch.fingerprint import job_fingerprint, sink_format
 from sheaf_dagster.batch.layout import layout_of
+from sheaf_dagster.batch.model_spec import ModelSpec
 from sheaf_dagster.batch.only_failed import has_failed_rows, kept_identity, whole_output
 from sheaf_dagster.batch.progress import OnProgress, shown_progress
 from sheaf_dagster.batch.ray.capacity import WorkerPlan
@@ -24,7 +25,7 @@ from sheaf_dagster.batch.ray.engine_choice import engine_for
 from sheaf_dagster.batch.results import BatchOutcome, BatchResult, ValidationReport
 from sheaf_dagster.batch.reuse.previous import require_lines, reused_output
 from sheaf_dagster.batch.rows.keep import check_keep
-from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.validation import validate_files
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.batch.workforce import Workforce

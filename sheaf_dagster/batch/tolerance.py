@@ -11,11 +11,11 @@ import orjson
 from sheaf_dagster.batch.messages import shortened
 from sheaf_dagster.batch.results import ValidationReport
 from sheaf_dagster.batch.spec import BatchOptions
-from sheaf_dagster.errors import TooManyErrorsError
+from sheaf_dagster.errors import InputValidationError, SheafError, TooManyErrorsError
 from sheaf_dagster.storage import Chunk, Part, PartStore, ScannedSource, split_rows, store_at
 from sheaf_dagster.storage.formats import row_word
 
-__all__ = ["most_error_rows", "too_many_errors", "too_many_invalid"]
+__all__ = ["most_error_rows", "refusal_of", "too_many_errors"]
 
 _SHOWN = 3
 _SHOWN_CHARS = 200
@@ -69,7 +69,18 @@ def too_many_errors(
     )
 
 
-def too_many_invalid(options: BatchOptions, report: ValidationReport) -> TooManyErrorsError:
+def refusal_of(options: BatchOptions, report: ValidationReport) -> SheafError | None:
+    """Why a file isn't run whose rows are invalid; None: it is run."""
+    if report.ok:
+        return None
+    if options.on_invalid == "fail":
+        return InputValidationError(report.summary(), report)
+    if report.invalid_rows > most_error_rows(options, report.rows):
+        return _too_many_invalid(options, report)
+    return None
+
+
+def _too_many_invalid(options: BatchOptions, report: ValidationReport) -> TooManyErrorsError:
     """The error of a file of which more rows are invalid than may fail; nothing was run."""
     first = "; ".join(shortened(str(v), _SHOWN_CHARS) for v in report.violations[:_SHOWN])
     return TooManyErrorsError(

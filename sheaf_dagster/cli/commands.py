@@ -16,12 +16,13 @@ from pydantic import ValidationError
 from sheaf_dagster.backends import known_backends, resolve_backend
 from sheaf_dagster.batch.estimate import Past, estimate_job
 from sheaf_dagster.batch.job_file import JobFile
+from sheaf_dagster.batch.model_spec import ModelSpec, problems_of
 from sheaf_dagster.batch.progress import OnProgress, progress_bar, progress_lines
 from sheaf_dagster.batch.report import remove_report, write_report
 from sheaf_dagster.batch.results import BatchOutcome, BatchProgress
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.runner import BatchRunner
-from sheaf_dagster.batch.spec import BatchOptions, ModelSpec, Only, problems_of
+from sheaf_dagster.batch.spec import BatchOptions, Only
 from sheaf_dagster.batch.validation import validate_files
 from sheaf_dagster.cli.app import (
     assignment,

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from sheaf_dagster.batch.model_spec import ModelSpec
 from sheaf_dagster.batch.rows.columns import check_float_type
-from sheaf_dagster.batch.spec import BatchOptions, Compute, ModelSpec, Only
+from sheaf_dagster.batch.spec import BatchOptions, Compute, Only
 from sheaf_dagster.definitions.capacity import BUILT_METADATA, built_metadata
 from sheaf_dagster.definitions.checks import check_specs
 from sheaf_dagster.definitions.config import BatchConfig, run_config

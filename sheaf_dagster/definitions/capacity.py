@@ -7,9 +7,10 @@ from typing import Any
 
 import dagster as dg
 
+from sheaf_dagster.batch.model_spec import ResourceConfig
 from sheaf_dagster.batch.ray.capacity import WorkerPlan
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, verify_limits
-from sheaf_dagster.batch.spec import BatchOptions, ResourceConfig
+from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.definitions.resources import ModelResource, RayClusterResource
 from sheaf_dagster.errors import ClusterCapacityError
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import dagster as dg
 
+from sheaf_dagster.batch.model_spec import ModelSpec
 from sheaf_dagster.batch.results import BatchResult, ValidationReport
 from sheaf_dagster.batch.rows.sample import OutputSample
-from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.contracts import DEVIATIONS
 from sheaf_dagster.definitions.column_schema import answers_schema
 from sheaf_dagster.definitions.links import file_metadata

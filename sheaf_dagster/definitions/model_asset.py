@@ -7,8 +7,8 @@ from typing import Any
 
 import dagster as dg
 
+from sheaf_dagster.batch.model_spec import ModelSpec
 from sheaf_dagster.batch.runner import BatchRunner
-from sheaf_dagster.batch.spec import ModelSpec
 from sheaf_dagster.errors import SheafError
 from sheaf_dagster.storage.options import with_secrets_hidden
 

@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args
 import dagster as dg
 from pydantic import ValidationError
 
+from sheaf_dagster.batch.model_spec import problems_of
 from sheaf_dagster.batch.progress import EVERY_SECONDS
-from sheaf_dagster.batch.spec import BatchOptions, problems_of
+from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.definitions.checks import severities_of
 from sheaf_dagster.errors import MissingDependencyError, SpecError
 from sheaf_dagster.plots import ActualsOf, ForecastAxes, StartOf

@@ -9,7 +9,8 @@ from typing import Any
 import dagster as dg
 from pydantic import ValidationError
 
-from sheaf_dagster.batch.spec import BatchOptions, BatchSpec, Only, problems_of
+from sheaf_dagster.batch.model_spec import problems_of
+from sheaf_dagster.batch.spec import BatchOptions, BatchSpec, Only
 from sheaf_dagster.definitions.paths import (
     SINK_METADATA,
     SOURCE_METADATA,

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 import dagster as dg
 
 from sheaf_dagster.batch.messages import shortened
+from sheaf_dagster.batch.model_spec import ModelSpec
 from sheaf_dagster.batch.orders import FileOutcome
 from sheaf_dagster.batch.report import remove_report, write_report
 from sheaf_dagster.batch.results import BatchResult
 from sheaf_dagster.batch.rows.sample import OutputSample
-from sheaf_dagster.batch.spec import ModelSpec
 from sheaf_dagster.definitions.checks import CheckLedger
 from sheaf_dagster.definitions.history import Provenance
 from sheaf_dagster.definitions.interrupts import interrupts_wait

@@ -9,8 +9,8 @@ from typing import Any
 import dagster as dg
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
+from sheaf_dagster.batch.model_spec import ModelSpec, ResourceConfig, problems_of
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, refuse_ray_client
-from sheaf_dagster.batch.spec import ModelSpec, ResourceConfig, problems_of
 from sheaf_dagster.definitions.config import Engine
 from sheaf_dagster.definitions.credentials import merged, named_variables, s3_options
 from sheaf_dagster.definitions.variables import refuse_variables

@@ -10,12 +10,13 @@ from typing import Any
 import dagster as dg
 
 from sheaf_dagster.batch.logs import logs_told_to
+from sheaf_dagster.batch.model_spec import ModelSpec
 from sheaf_dagster.batch.orders import FileOutcome, StepOrder
 from sheaf_dagster.batch.progress import progress_lines
 from sheaf_dagster.batch.ray.capacity import WorkerPlan
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, verify_limits
 from sheaf_dagster.batch.runner import BatchRunner
-from sheaf_dagster.batch.spec import BatchOptions, ModelSpec, Only
+from sheaf_dagster.batch.spec import BatchOptions, Only
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.definitions.checks import blocking, severities_of
 from sheaf_dagster.definitions.clusters import cluster_config, cluster_limits, jobs_address

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sheaf_dagster.batch.spec import BatchOptions, Compute, ResourceConfig
+from sheaf_dagster.batch.model_spec import ResourceConfig
+from sheaf_dagster.batch.spec import BatchOptions, Compute
 
 __all__ = ["WorkerPlan", "amounts", "demand_of", "places", "shortage", "spell_demand"]
 

@@ -10,8 +10,9 @@ from typing import Any
 import orjson
 from pydantic import BaseModel
 
+from sheaf_dagster.batch.model_spec import ModelSpec
 from sheaf_dagster.batch.rows.requests import RowContract
-from sheaf_dagster.batch.spec import BatchSpec, ModelSpec
+from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.contracts import contract_for, row_identity
 from sheaf_dagster.storage import Location, files_of, read_lines
 from sheaf_dagster.storage.formats import AS_THEY_ARE, FieldMap

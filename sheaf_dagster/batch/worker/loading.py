@@ -15,8 +15,8 @@ from typing import Any
 from sheaf_dagster.backends import ModelBackend, resolve_backend
 from sheaf_dagster.backends.arguments import check_arguments
 from sheaf_dagster.backends.base import Shape, answered_in_shape, close_backend, shape_of
+from sheaf_dagster.batch.model_spec import ModelSpec
 from sheaf_dagster.batch.rows.requests import RowContract
-from sheaf_dagster.batch.spec import ModelSpec
 from sheaf_dagster.batch.worker.gpus import GpuSampler
 from sheaf_dagster.batch.worker.sizing import BatchSizer, BudgetSizer
 from sheaf_dagster.contracts import contract_for

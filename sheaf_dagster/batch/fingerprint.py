@@ -1,0 +1,79 @@
+"""What decides a job's output: its fingerprint, and the form in which its answers are written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from sheaf_dagster.batch.layout import layout_of
+from sheaf_dagster.batch.rows.columns import check_float_type, columns_of
+from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.batch.worker.loading import ModelContext
+from sheaf_dagster.contracts import contract_for, schema_of
+from sheaf_dagster.storage.compression import codec_of
+from sheaf_dagster.storage.formats import Format, Table, format_of
+from sheaf_dagster.version import __version__
+
+__all__ = ["job_fingerprint", "sink_format"]
+
+_LAYOUT_VERSION = 1
+"""Raised when the same job would be cut or written differently than by an older version."""
+
+
+def job_fingerprint(
+    context: ModelContext, spec: BatchSpec, source_digest: str, kept: str | None = None
+) -> str:
+    """Hash of all that decides a job's output (hex, 64 digits).
+
+    Args:
+        context: The model.
+        spec: The file.
+        source_digest: Of its source.
+        kept: The ``Keeper``'s identity, where answers of an earlier output are kept.
+    """
+    identity = {
+        "layout": _LAYOUT_VERSION,
+        "source": source_digest,
+        "model": context.version,
+        "contract": schema_of(context.rows.request),
+        "batch_size": spec.batch_size,
+        "bucket_by": spec.bucket_by,
+        "on_error": spec.on_error,
+        "row_limit": spec.row_limit,
+        "codec": codec_of(spec.sink),
+        "version": __version__,
+    }
+    if spec.batch_budget is not None:
+        identity |= {"batch_budget": spec.batch_budget, "batch_size": None}
+    if (window := layout_of(spec, context.backend_cls).window) is not None:
+        identity["window"] = window
+    if spec.columns or spec.fields:
+        identity["fields"] = [spec.columns, spec.fields]
+    if isinstance(format := sink_format(context, spec), Table):
+        identity["columns"] = format.columns.hex()
+    if spec.on_error == "record":  # what decides which rows become error rows, and their text
+        identity |= {"batch_timeout": spec.batch_timeout, "redact": context.rows.redact}
+    if spec.on_invalid == "record":  # likewise
+        identity |= {"on_invalid": "record", "strict": spec.strict, "redact": context.rows.redact}
+    if spec.keep:
+        identity["keep"] = spec.keep
+    if kept is not None:
+        identity["kept"] = kept
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sink_format(context: ModelContext, spec: BatchSpec) -> Format:
+    """How a job's answers are written: as lines, or in the columns of their contract.
+
+    Raises:
+        SpecError: The contract's answers can't be columns, or lines have no type of numbers.
+    """
+    format = format_of(spec.sink)
+    check_float_type(spec, spec.sink)
+    if not isinstance(format, Table):
+        return format
+    columns = columns_of(
+        contract_for(context.spec.model_type).response, spec.float_type, tuple(spec.keep)
+    )
+    return Table(columns.serialize().to_pybytes())

@@ -1,0 +1,120 @@
+"""What a model is: its backend, with what arguments, on what hardware."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+__all__ = ["ModelSpec", "ResourceConfig", "Spec", "problems_of"]
+
+
+class Spec(BaseModel):
+    """What specs have in common: unknown fields are refused, and so are unfit values that are set later."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        protected_namespaces=(),
+        validate_assignment=True,
+        hide_input_in_errors=True,  # a refused spec would be quoted with its credentials
+    )
+
+
+class ResourceConfig(Spec):
+    """What one worker of a model reserves: one task, or one actor."""
+
+    num_cpus: float = Field(default=1.0, ge=0, description="CPUs that one worker reserves.")
+    num_gpus: float = Field(
+        default=0.0, ge=0, description="GPUs that one worker reserves; fractions share a GPU."
+    )
+    memory_gb: float | None = Field(
+        default=None, gt=0, description="Memory (GiB) that one worker reserves."
+    )
+    custom: dict[str, float] = Field(
+        default_factory=dict, description="Custom Ray resources that one worker reserves."
+    )
+    replicas: int = Field(
+        default=1, ge=1, description="For sheaf-serve deployments; batch jobs don't use it."
+    )
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _whole_above_one(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError(
+                f"num_gpus={value:g}: a worker reserves a fraction of one GPU or a whole number of "
+                "them"
+            )
+        return value
+
+    @field_validator("custom")
+    @classmethod
+    def _custom_is_custom(cls, value: dict[str, float]) -> dict[str, float]:
+        named = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory_gb"}
+        for name, amount in value.items():
+            if name in named:
+                raise ValueError(f"custom: {name} is reserved by {named[name]}")
+            if amount < 0:
+                raise ValueError(f"custom: {name} must not be negative (got {amount:g})")
+        return value
+
+
+class ModelSpec(Spec):
+    """A model: which backend, with what arguments, on what hardware.
+
+    Field-compatible with the part of sheaf-serve 0.13's ``ModelSpec`` that says what to load.
+    """
+
+    name: str = Field(min_length=1, description="Name of the model, shown in metadata.")
+    model_type: str = Field(
+        description="Contract of its rows: a ModelType value or a registered name."
+    )
+    backend: str = Field(
+        min_length=1, description='Registry name of the backend, or "pkg.module:Class".'
+    )
+    backend_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Arguments of the backend's constructor (JSON values); "
+        '{"env": NAME} is read from the worker\'s environment.',
+    )
+    resources: ResourceConfig = Field(
+        default_factory=ResourceConfig, description="What one worker reserves."
+    )
+
+    @field_validator("model_type", mode="before")
+    @classmethod
+    def _plain_name(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, str) else value
+
+    @field_validator("backend_kwargs")
+    @classmethod
+    def _kwargs_are_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as e:
+            raise ValueError(f"backend_kwargs must hold JSON values only: {e}") from e
+        return value
+
+    def digest(self, tunables: Collection[str] = ()) -> str:
+        """Hash of everything that makes this model another model (hex, 64 digits).
+
+        The name and the reserved resources don't change answers and don't count.
+
+        Args:
+            tunables: Names of the backend's arguments that don't either.
+        """
+        identity = self.model_dump(mode="json", include={"model_type", "backend", "backend_kwargs"})
+        for name in tunables:
+            identity["backend_kwargs"].pop(name, None)
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def problems_of(error: ValidationError) -> str:
+    """What is wrong with a spec, field by field, in one line."""
+    return "; ".join(
+        f"{'.'.join(map(str, x['loc'])) or 'spec'}: {x['msg'].removeprefix('Value error, ')}"
+        for x in error.errors()
+    )
