@@ -242,6 +242,12 @@ class BatchResult(BaseModel):
     _job: tuple[ModelSpec, BatchSpec, bool] | None = PrivateAttr(None)
     """The model, the job, and whether rows must not be shown; known where the job ran."""
 
+    def __eq__(self, other: object) -> bool:
+        # Two that say the same are equal, wherever one of them has been sent from.
+        if not isinstance(other, BatchResult):
+            return NotImplemented
+        return self.__dict__ == other.__dict__
+
     def of_job(self, model: ModelSpec, spec: BatchSpec, *, redact: bool) -> BatchResult:
         """This result, with what a notebook needs to show its rows."""
         self._job = (model, spec, redact)
