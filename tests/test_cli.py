@@ -198,6 +198,16 @@ def test_run_checks_rows_without_running(workspace):
     assert not Path("out.jsonl").exists()
 
 
+def test_invalid_rows_that_are_recorded_are_no_obstacle_to_an_estimate(workspace):
+    write_words("in.jsonl", ["a", 5])
+
+    kept_from_running = call("estimate", "spec.yaml")
+    recorded = call("estimate", "spec.yaml", "--set", "batch.on_invalid=record")
+
+    assert (kept_from_running.exit_code, recorded.exit_code) == (3, 0)
+    assert "error rows" in recorded.stdout and "1 of invalid rows" in recorded.stdout
+
+
 def test_run_mends_the_rows_that_failed(workspace):
     write_spec(on_error="record")
     write_words("in.jsonl", ["a", "fail", "c"])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from pydantic import BaseModel
 
 from sheaf_dagster.batch.results import ValidationReport
+from sheaf_dagster.batch.rows.invalid import lines_in
 from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.spending import cost_of
+from sheaf_dagster.batch.tolerance import most_error_rows
 from sheaf_dagster.batch.validation import validate_source
 from sheaf_dagster.batch.worker.sizing import AUTO_LAYOUT_ROWS
 from sheaf_dagster.contracts.prompt_size import asked_tokens
@@ -46,7 +48,9 @@ class Estimate(BaseModel):
     Attributes:
         files: Source files.
         rows: Their rows.
-        invalid_rows: Rows that don't match the contract; with any the job would not begin.
+        invalid_rows: Rows that don't match the contract, and with which their file would not begin.
+        error_rows: Those that would become error rows (``on_invalid="record"``); no model is asked
+            about them.
         prompt_tokens: By the characters of the rows; None for rows that aren't of language models.
         most_completion_tokens: What the limits of the rows add up to; None where a row has none.
         completion_tokens: As many a row as in the earlier jobs.
@@ -59,6 +63,7 @@ class Estimate(BaseModel):
     files: int = 0
     rows: int = 0
     invalid_rows: int = 0
+    error_rows: int = 0
     prompt_tokens: int | None = None
     most_completion_tokens: int | None = None
     completion_tokens: int | None = None
@@ -86,9 +91,15 @@ def estimate_job(
     counted = _Counted()
     reports = [counted.take(contract, spec) for spec in specs]
     rows = sum(r.rows for r in reports)
+    recorded = sum(
+        report.invalid_rows
+        for spec, report in zip(specs, reports, strict=True)
+        if _are_recorded(spec, report)
+    )
+    to_run = rows - recorded
     rates = [p.rows_per_second for p in past if p.rows_per_second > 0]
     made = [p.completion_tokens / p.rows for p in past if p.rows and p.completion_tokens]
-    expected = round(median(made) * rows) if made and counted.language else None
+    expected = round(median(made) * to_run) if made and counted.language else None
     if expected is not None and counted.most is not None:
         expected = min(expected, counted.most)
     prices = specs[0].price_per_million if specs else None
@@ -101,15 +112,22 @@ def estimate_job(
     return Estimate(
         files=sum(len(spec.sources) for spec in specs),
         rows=rows,
-        invalid_rows=sum(r.invalid_rows for r in reports),
+        invalid_rows=sum(r.invalid_rows for r in reports) - recorded,
+        error_rows=recorded,
         prompt_tokens=counted.prompt if counted.language else None,
         most_completion_tokens=counted.most if counted.language else None,
         completion_tokens=expected,
-        seconds=median(p.load_seconds for p in past) + rows / median(rates) if rates else None,
+        seconds=median(p.load_seconds for p in past) + to_run / median(rates) if rates else None,
         cost=cost(expected),
         most_cost=cost(counted.most),
         based_on=len(past),
     )
+
+
+def _are_recorded(spec: BatchSpec, report: ValidationReport) -> bool:
+    """Whether a file's invalid rows become error rows, and are no more than it may have."""
+    most = most_error_rows(spec, report.rows)
+    return spec.on_invalid == "record" and report.invalid_rows <= most
 
 
 class _Counted:
@@ -122,6 +140,7 @@ class _Counted:
 
     def take(self, contract: RowContract, spec: BatchSpec) -> ValidationReport:
         """Validates a job's source, and counts its rows' tokens on the way."""
+        contract = replace(contract, strict=spec.strict, keep=tuple(spec.keep))
         locations = [Location.of(uri, spec.storage_options) for uri in spec.sources]
         with tempfile.TemporaryDirectory(prefix="sheaf-") as folder:
             source = scan_source(
@@ -139,9 +158,9 @@ class _Counted:
         for chunk, read in zip(source.chunks, ranges, strict=True):
             data = read()
             findings = contract.validate(data, chunk.first_line)
-            if not findings.invalid_rows:
-                rows = contract.parse(split_rows(data, chunk.first_line), chunk.first_row)
-                self._count(row.request for row in rows)
+            invalid = lines_in(findings.invalid, chunk.first_line)
+            lines = [x for x in split_rows(data, chunk.first_line) if x[0] not in invalid]
+            self._count(row.request for row in contract.parse(lines, chunk.first_row))
             yield findings
 
     def _count(self, requests: Iterable[object]) -> None:

@@ -130,6 +130,8 @@ def estimate_rows(found: Estimate, asset: str | None) -> list[tuple[str, str]]:
     rows = [("rows", f"{found.rows:,} in {found.files:,} file{'s' * (found.files != 1)}")]
     if found.invalid_rows:
         rows.append(("invalid rows", f"{found.invalid_rows:,}; `validate` names them"))
+    if found.error_rows:
+        rows.append(("error rows", f"{found.error_rows:,} of invalid rows; `validate` names them"))
     no_past = "not known: " + (
         f"{asset} has no materialisation that says" if asset else "name an asset with --asset"
     )

@@ -66,6 +66,21 @@ def test_what_nobody_knows_is_not_made_up(tmp_path):
     assert invalid.invalid_rows == 1
 
 
+@pytest.mark.parametrize(
+    ("limits", "invalid", "errors"),
+    [({"max_error_rows": 2}, 0, 2), ({"max_error_rows": 1}, 2, 0), ({"on_invalid": "fail"}, 2, 0)],
+)
+def test_invalid_rows_that_are_recorded_are_error_rows(tmp_path, limits, invalid, errors):
+    rows = [chat(0), {"custom_id": "row-1"}, chat(2, sku=1), chat(3) | {"sku": 1}]
+    spec = job(tmp_path, rows, **{"on_invalid": "record", "on_error": "record"} | limits)
+
+    found = estimate_job(contract(), [spec.model_copy(update={"strict": True})], PAST)
+
+    assert (found.rows, found.invalid_rows, found.error_rows) == (4, invalid, errors)
+    assert found.prompt_tokens == 2 * 10
+    assert found.seconds == 6 + (4 - errors) / 20
+
+
 def test_rows_of_other_models_have_a_time_and_no_tokens(tmp_path):
     rows = [{"model_type": "time_series", "model_name": "m", "history": [1, 2], "horizon": 2,
              "frequency": "1d"}]  # fmt: skip
