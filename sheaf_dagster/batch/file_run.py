@@ -161,7 +161,7 @@ class FileRun:
         with self._refusing():
             sink = self.sink.location
             state = last_output(sink)
-            return OnlyFailed(self.context, sink, state, source.digest, self._earlier)
+            return OnlyFailed(self.context, self.spec, state, source.digest, self._earlier)
 
     def _answer_without_model(
         self, job: FileWork, keeper: Keeper | None, stop: threading.Event | None

@@ -89,7 +89,7 @@ class OnlyFailed:
 
     Args:
         context: The model.
-        sink: The last output.
+        spec: The file, whose sink has the last output.
         state: Its size and version.
         source_digest: Of the source as it is now.
         earlier: What is known of the job that wrote the output.
@@ -101,11 +101,12 @@ class OnlyFailed:
     def __init__(
         self,
         context: ModelContext,
-        sink: Location,
+        spec: BatchSpec,
         state: FileState,
         source_digest: str,
         earlier: CommittedSink | None,
     ) -> None:
+        sink = Location.of(spec.sink, spec.storage_options)
         if earlier is None or earlier.output_bytes != state.size:
             earlier = CommittedSink("", state.size)
             log.warning(
@@ -120,6 +121,7 @@ class OnlyFailed:
             )
         self.output: Location | None = sink
         self._sink = sink
+        self._row_limit = spec.row_limit
         self._state = state
         self.identity = _identity(state)
         self.proven = source_digest.startswith(earlier.source_digest)
@@ -151,6 +153,12 @@ class OnlyFailed:
             starts, lengths = starts[chunk.rows :], lengths[chunk.rows :]
         rows = sum(chunk.rows for chunk in chunks)
         seen += sum(len(lengths) for _, lengths in found)
+        if seen > rows == self._row_limit:
+            raise PreviousOutputError(
+                f"{self._sink.uri} has {seen:,} lines, but row_limit is {rows:,}: the new output would "
+                "lose the answers of the other rows. Leave row_limit out, or give it as it was when "
+                "the output was written"
+            )
         if seen != rows:
             raise PreviousOutputError(
                 f"{self._sink.uri} has {seen:,} lines, but the source has {rows:,} rows: it has "

@@ -45,7 +45,7 @@ def with_failures(source, tmp_path, suffix="", **fields):
     job = spec(source, tmp_path, batch_size=50, on_error="record", **{"compute": "local"} | fields)
     job = job.model_copy(update={"sink": job.sink + suffix})
     result = run(job, doubler(fail_every=300))
-    assert result.error_rows == 4
+    assert result.error_rows == sum(n < result.rows for n in FAILING)
     return job
 
 
@@ -206,6 +206,15 @@ def test_an_answer_of_another_row_is_not_kept(source, tmp_path, edit, said):
 
     assert open(job.sink, "rb").read() == before
     assert leftovers(tmp_path) == ["out.jsonl"]
+
+
+def test_a_row_limit_does_not_cut_the_last_output(source, tmp_path):
+    job = with_failures(source, tmp_path, row_limit=400)
+
+    with pytest.raises(sd.PreviousOutputError, match="has 400 lines, but row_limit is 350"):
+        run(again(job, row_limit=350), doubler())
+
+    assert run(again(job), doubler()).reused_rows == 398
 
 
 def known(job, source_digest="", model=None):
