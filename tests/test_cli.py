@@ -226,6 +226,22 @@ def test_run_mends_the_rows_that_failed(workspace):
     assert (mended.exit_code, done.exit_code, gone.exit_code) == (0, 0, 1)
 
 
+def test_run_takes_the_answers_of_unchanged_rows(workspace):
+    call("run", "spec.yaml", "--reuse", "previous")
+    write_words("in.jsonl", ["c", "d", "a"])
+
+    again = call("run", "spec.yaml", "--reuse", "previous", "--set", "batch.reuse_from=none.jsonl")
+    other = call("run", "spec.yaml", "--reuse-from", "out.jsonl", "--set", "batch.sink=other.jsonl")
+    both = call("run", "spec.yaml", "--reuse", "previous", "--reuse-from", "out.jsonl")
+    nowhere = call("run", "spec.yaml", "--reuse-from", "")
+
+    assert "2 kept" in again.stdout and "3 kept" in other.stdout
+    assert [r["shout"] for r in read_rows("out.jsonl")] == ["C", "D", "A"]
+    assert [r["shout"] for r in read_rows("other.jsonl")] == ["C", "D", "A"]
+    assert "leave one of them out" in both.stderr and "reuse_from" in nowhere.stderr
+    assert (again.exit_code, other.exit_code, both.exit_code, nowhere.exit_code) == (0, 0, 2, 2)
+
+
 def test_one_bad_file_does_not_cost_the_others(workspace):
     write_words("bad.jsonl", ["fail"])
     spec = yaml.safe_load(Path("spec.yaml").read_text())

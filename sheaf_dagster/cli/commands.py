@@ -22,7 +22,7 @@ from sheaf_dagster.batch.report import remove_report, write_report
 from sheaf_dagster.batch.results import BatchOutcome, BatchProgress
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.runner import BatchRunner
-from sheaf_dagster.batch.spec import BatchOptions, Only
+from sheaf_dagster.batch.spec import BatchOptions, BatchSpec, Only, Reuse
 from sheaf_dagster.batch.validation import validate_files
 from sheaf_dagster.cli.app import (
     assignment,
@@ -139,6 +139,13 @@ def validate(
     "--only", type=click.Choice(get_args(Only)),
     help="failed: run only the rows that have an error row in the last output; keep the others.",
 )  # fmt: skip
+@click.option(
+    "--reuse", type=click.Choice(get_args(Reuse)),
+    help="previous: take the answers of unchanged rows from the last output; run only the others.",
+)  # fmt: skip
+@click.option(
+    "--reuse-from", metavar="PATH", help="The same, from another output: a path or fsspec URI.",
+)  # fmt: skip
 @click.option("--check", is_flag=True, help="Read the spec and check the rows; run nothing.")
 @click.option(
     "--redact", is_flag=True, help="Leave values of rows out of errors and of the report."
@@ -156,6 +163,8 @@ def run(
     spec: str,
     changes: tuple[str, ...],
     only: Only | None,
+    reuse: Reuse | None,
+    reuse_from: str | None,
     check: bool,
     redact: bool,
     report: bool,
@@ -185,6 +194,8 @@ def run(
     if only is not None:
         for batch in job.batches:
             batch.only = only
+    if reuse is not None or reuse_from is not None:
+        job.batch = [_reusing(batch, reuse, reuse_from) for batch in job.batches]
     progress = _progress(job.model.name, quiet=quiet, files=len(job.batches))
     with progress as on_progress:
         done = _Done(on_progress)
@@ -193,6 +204,15 @@ def run(
             return _check(runner, job, as_json=as_json)
         pages = _Pages(job.model, redact=redact) if report else None
         return _run(runner, job, done, pages, as_json=as_json)
+
+
+def _reusing(batch: BatchSpec, reuse: Reuse | None, reuse_from: str | None) -> BatchSpec:
+    """The same file, with what the command line says of reuse in place of what the spec says."""
+    given = {**batch.model_dump(exclude_unset=True), "reuse": reuse, "reuse_from": reuse_from}
+    try:
+        return BatchSpec(**given)
+    except ValidationError as e:
+        raise SpecError(problems_of(e)) from e
 
 
 def _check(runner: BatchRunner, job: JobFile, *, as_json: bool) -> int:
