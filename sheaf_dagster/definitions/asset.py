@@ -104,6 +104,7 @@ def build_batch_inference_asset(
     places = Places(source, sink, partitions_def or given.partitions_def, source_partitions)
     written = {"batch_size": batch_size, "compute": compute, "num_actors": num_actors}
     options = _options(f"asset {_name(given)}", batch, written)
+    places.check_reuse(options)
     check_float_type(options, sink)
     model_key = None if model_asset is None else dg.AssetDep.from_coercible(model_asset).asset_key
     spec = given.replace_attributes(

@@ -14,6 +14,7 @@ __all__ = [
     "SINK_METADATA",
     "SOURCE_METADATA",
     "SOURCE_PARTITIONS_METADATA",
+    "check_placeholders",
     "check_template",
     "partition_fields",
     "resolve",
@@ -39,7 +40,7 @@ def check_template(
     partitioned: bool,
     shared: bool = False,
 ) -> None:
-    """Refuses a path template that can't be filled in.
+    """Refuses a path template that can't be filled in, or that is the same for several partitions.
 
     Args:
         what: Names it in messages.
@@ -51,17 +52,7 @@ def check_template(
     Raises:
         SpecError: An unknown placeholder, or none that tells partitions apart.
     """
-    known = ["root", *(["partition_key", *dimensions] if partitioned else [])]
-    try:
-        used = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as e:
-        raise SpecError(f"{what} {template!r} is no valid template: {e}") from e
-    for name in used:
-        if name not in known:
-            raise SpecError(
-                f"{what} {template!r}: unknown placeholder {{{name}}}; known here: "
-                + ", ".join(f"{{{k}}}" for k in known)
-            )
+    used = check_placeholders(what, template, dimensions, partitioned=partitioned)
     if not partitioned or "partition_key" in used:
         return
     missing = [d for d in dimensions if d not in used]
@@ -75,6 +66,30 @@ def check_template(
                 else "every partition; put {partition_key} into it"
             )
         )
+
+
+def check_placeholders(
+    what: str, template: str, dimensions: list[str], *, partitioned: bool
+) -> list[str]:
+    """Refuses a path template that can't be filled in; returns its placeholders.
+
+    Arguments are those of ``check_template``.
+
+    Raises:
+        SpecError: It is no template, or a placeholder is unknown.
+    """
+    known = ["root", *(["partition_key", *dimensions] if partitioned else [])]
+    try:
+        used = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as e:
+        raise SpecError(f"{what} {template!r} is no valid template: {e}") from e
+    for name in used:
+        if name not in known:
+            raise SpecError(
+                f"{what} {template!r}: unknown placeholder {{{name}}}; known here: "
+                + ", ".join(f"{{{k}}}" for k in known)
+            )
+    return used
 
 
 def partition_fields(key: str | None) -> dict[str, str]:

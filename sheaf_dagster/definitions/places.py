@@ -15,6 +15,7 @@ from sheaf_dagster.definitions.paths import (
     SINK_METADATA,
     SOURCE_METADATA,
     SOURCE_PARTITIONS_METADATA,
+    check_placeholders,
     check_template,
     partition_fields,
     resolve,
@@ -47,12 +48,7 @@ class Places:
 
     def __post_init__(self) -> None:
         """Refuses templates that these partitions can't fill in."""
-        partitioned = self.partitions_def is not None
-        dimensions = (
-            [d.name for d in self.partitions_def.partitions_defs]
-            if isinstance(self.partitions_def, dg.MultiPartitionsDefinition)
-            else []
-        )
+        partitioned, dimensions = self.partitions_def is not None, self._dimensions
         check_template("sink", self.sink, dimensions, partitioned=partitioned)
         names = [] if self.upstream else dimensions
         check_template("source", self.source, names, partitioned=partitioned, shared=True)
@@ -62,6 +58,24 @@ class Places:
             )
         if self.upstream is not None:
             self.upstream.check(self.partitions_def)
+
+    @property
+    def _dimensions(self) -> list[str]:
+        if isinstance(self.partitions_def, dg.MultiPartitionsDefinition):
+            return [d.name for d in self.partitions_def.partitions_defs]
+        return []
+
+    def check_reuse(self, options: BatchOptions) -> None:
+        """Refuses a ``reuse_from`` that these partitions can't fill in; all may share one output.
+
+        Raises:
+            SpecError: It can't be filled in.
+        """
+        if options.reuse_from is not None:
+            partitioned = self.partitions_def is not None
+            check_placeholders(
+                "reuse_from", options.reuse_from, self._dimensions, partitioned=partitioned
+            )
 
     def _reusing(
         self, partition: str | None, options: BatchOptions, root: str, instance: dg.DagsterInstance

@@ -75,7 +75,48 @@ def test_which_partition_is_the_one_before(partitions, key, before):
         assert previous_partition(key, partitions, instance) == before
 
 
-def test_a_template_that_cannot_be_filled_in_is_refused():
+BOTH = dg.MultiPartitionsDefinition({"day": DAYS, "region": REGIONS})
+
+
+@pytest.mark.parametrize(
+    ("partitions", "template", "said"),
+    [
+        (
+            DAYS,
+            "{root}/{day}.jsonl",
+            r"unknown placeholder {day}; known here: {root}, {partition_k",
+        ),
+        (None, "{root}/{partition_key}.jsonl", r"unknown placeholder {partition_key}; known here"),
+        (BOTH, "{root}/{days}.jsonl", r"unknown placeholder {days}; known .*{day}, {region}"),
+        (DAYS, "{root}/{0}.jsonl", r"unknown placeholder {0}"),
+        (DAYS, "{root}/{day.jsonl", "no valid template"),
+        (BOTH, "{root}/{day}/{region}.jsonl", None),
+        (DAYS, "{root}/the one before all.jsonl", None),
+        (None, "s3://bucket/earlier.jsonl", None),
+    ],
+)
+def test_a_template_that_cannot_be_filled_in_is_refused_when_definitions_load(
+    partitions, template, said
+):
+    key = "x" if partitions is None else "{partition_key}"
+
+    def build():
+        return sd.build_batch_inference_asset(
+            "answers",
+            source=f"{{root}}/in/{key}",
+            sink=f"{{root}}/out/{key}",
+            partitions_def=partitions,
+            batch=sd.BatchOptions(reuse_from=template),
+        )
+
+    if said is None:
+        build()
+        return
+    with pytest.raises(sd.SpecError, match=f"reuse_from .*{said}"):
+        build()
+
+
+def test_a_template_of_the_run_config_is_refused_by_the_run():
     places = Places("{root}/in/{partition_key}", "{root}/out/{partition_key}", DAYS)
     options = sd.BatchOptions(reuse_from="{root}/{day}.jsonl")
 
