@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ConfigDict, RootModel, model_serializer
 
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner
 from sheaf_dagster.batch.rows.fast import fast_codec
-from sheaf_dagster.batch.rows.keep import check_keep, fields_of, with_fields, with_fields_anew
+from sheaf_dagster.batch.rows.keep import (
+    check_keep,
+    fields_of,
+    with_fields,
+    with_fields_anew,
+    with_free_fields,
+)
 from sheaf_dagster.contracts import registry
 from tests.batch.jobs import spec
 from tests.conftest import read_rows
-from tests.toys import NumberRequest, NumberResponse, doubler, shaped
+from tests.toys import Doubler, NumberRequest, NumberResponse, doubler, shaped
 
 ROWS = 40
 
@@ -167,6 +174,61 @@ def test_fields_that_cannot_travel_are_refused(keep, request_type, response, sai
 def test_names_that_cannot_be_fields_are_refused(keep):
     with pytest.raises(ValueError, match="keep"):
         sd.BatchOptions(keep=keep)
+
+
+@pytest.mark.parametrize(
+    ("error_row", "whole"),
+    [
+        (b'{"error":"no"}', b'{"error":"no","a":1.50,"b-c":null}'),
+        (b'{"a":"mine","error":"no"}', b'{"a":"mine","error":"no","b-c":null}'),
+        (b'{"b-c":null,"a":{"a":1}}', b'{"b-c":null,"a":{"a":1}}'),
+        (b'{"e":{"a":1}}', b'{"e":{"a":1},"a":1.50,"b-c":null}'),
+        (b"{}", b'{"a":1.50,"b-c":null}'),
+    ],
+)
+def test_an_error_rows_own_field_wins(error_row, whole):
+    assert with_free_fields(error_row, b',"a":1.50,"b-c":null') == whole
+
+
+class Labelled(NumberRequest):
+    """A request whose error rows have a form of their own."""
+
+    model_type: str = "labelled"
+
+    def error_record(self, error):
+        return {"error": str(error), "price": "unpaid"}
+
+
+class Labeller(Doubler):
+    model_type = "labelled"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "how"), [("", {}), ("", {"reuse": "previous"}), (".parquet", {})]
+)
+@pytest.mark.usefixtures("own_contracts")
+def test_an_error_row_has_no_field_twice(write_rows, tmp_path, suffix, how):
+    sd.register_contract("labelled", Labelled, NumberResponse)
+    source = write_rows([1, 3, 3], model_type="labelled", price="1.50", shop="A")
+    model = doubler(fail_on=3).model_copy(
+        update={"model_type": "labelled", "backend": f"{__name__}:Labeller"}
+    )
+    job = spec(source, tmp_path, compute="local", on_error="record", keep=["shop", "price"], **how)
+    job = job.model_copy(update={"sink": job.sink + suffix})
+
+    run(job, model)
+
+    if suffix:
+        rows = pq.read_table(job.sink).to_pylist()
+    else:
+        rows = [json.loads(line, object_pairs_hook=once_each) for line in open(job.sink)]
+    assert [(r["shop"], r["price"]) for r in rows] == [("A", "1.50"), *[("A", "unpaid")] * 2]
+
+
+def once_each(pairs):
+    """A JSON object none of whose names is there twice."""
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
 
 
 class Talkative(sd.ModelBackend):

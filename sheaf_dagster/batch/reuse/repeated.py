@@ -87,10 +87,13 @@ def _filled(
         row, answer = rows[n], answer_of(int(firsts[n]))
         own = with_own_id(answer, row.request, contract.request, contract.response)
         line = answer if own is None else own
-        lines[n] = with_fields_anew(line, job.keep, row.fields) if job.keep else line
         if failed.is_failed(line):
+            lines[n] = (
+                line  # an equal row's fields are the same, and its error row may have its own
+            )
             error_rows += 1
             continue
+        lines[n] = with_fields_anew(line, job.keep, row.fields) if job.keep else line
         answers[n : n + 1] = True
         more, bad = counted(line, contract.response)
         counts.update(more)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from sheaf_dagster.batch.rows.answers import non_finite_in, response_lines
 from sheaf_dagster.batch.rows.fast import writes_fields
-from sheaf_dagster.batch.rows.keep import with_fields
+from sheaf_dagster.batch.rows.keep import with_fields, with_free_fields
 from sheaf_dagster.errors import SinkError
 from sheaf_dagster.storage.formats import (
     ERROR_COLUMNS,
@@ -85,7 +85,10 @@ class _Lines:
             made = iter(lines)
             lines = [next(made) if isinstance(a, BaseModel) else a for a in answers]
         if fields is not None:
-            lines = [*map(with_fields, lines, fields)]
+            lines = [
+                (with_fields if isinstance(a, BaseModel) else with_free_fields)(line, own)
+                for a, line, own in zip(answers, lines, fields, strict=True)
+            ]
         first = positions[0]
         if isinstance(positions, range):
             self._lines[first : first + len(positions)] = lines
@@ -147,6 +150,7 @@ class _Columns:
         if isinstance(answer, BaseModel):
             return self._known(of(answer))
         record = orjson.loads(bytes(answer))
+        # An error row's own field stands in for its row's, as in lines.
         kept |= {name: record.pop(name) for name in self._keep if name in record}
         if "error" in record and self._errors:
             return self._error_fields(record, answer)

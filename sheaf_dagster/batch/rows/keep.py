@@ -17,7 +17,14 @@ from sheaf_dagster.batch.rows.inside import extra_of
 from sheaf_dagster.contracts import schema_of
 from sheaf_dagster.errors import ResponseMismatchError, SpecError
 
-__all__ = ["check_keep", "fields_of", "own_fields", "with_fields", "with_fields_anew"]
+__all__ = [
+    "check_keep",
+    "fields_of",
+    "own_fields",
+    "with_fields",
+    "with_fields_anew",
+    "with_free_fields",
+]
 
 _LARGE = re.compile(rb"[eE]\+?\d{3}")
 """What a number that is too large for a float may look like, as 1e999 does."""
@@ -127,6 +134,29 @@ def with_fields(line: bytes, fields: bytes) -> bytes:
     if not line.startswith(b"{"):
         raise TypeError("it is no JSON object, so the fields of keep can't be put beside it")
     return line[:-1] + (fields if len(line) > 2 else fields[1:]) + b"}"
+
+
+def with_free_fields(line: bytes, fields: bytes) -> bytes:
+    """An error row's line with those of a row's fields behind its own that it doesn't have itself.
+
+    What an error row says of itself is known only once its row has failed; it is what the contract's
+    author meant it to say.
+
+    Raises:
+        TypeError: The error row is written as something else than an object.
+    """
+    own = orjson.loads(bytes(line))  # orjson takes no subclasses
+    if not isinstance(own, dict):
+        return with_fields(line, fields)
+    given = msgspec.json.decode(b"{%b}" % fields[1:], type=dict[str, msgspec.Raw])
+    if own.keys().isdisjoint(given):
+        return with_fields(line, fields)
+    free = [
+        b",%b:%b" % (orjson.dumps(name), bytes(value))
+        for name, value in given.items()
+        if name not in own
+    ]
+    return with_fields(line, b"".join(free))
 
 
 def with_fields_anew(line: bytes, keep: Sequence[str], fields: bytes) -> bytes:
