@@ -213,6 +213,26 @@ def _single_row(suite: ConformanceSuite) -> None:
         )
 
 
+def _batch_invariant(suite: ConformanceSuite) -> None:
+    if not suite.cls.batch_invariant:
+        return
+    together = _as_lines(suite.batch())
+    batches = [[i] for i in range(len(suite.requests))]
+    batches.append(list(range(len(suite.requests)))[::-1])
+    for batch in batches:
+        answers = answered_in_shape(suite.loaded(), [suite.requests[i] for i in batch])
+        for i, line in zip(batch, _as_lines(answers), strict=True):
+            assert line == together[i], (
+                f"request {i} gets other bytes {'alone' if len(batch) == 1 else 'in another order'} "
+                f"than in a batch, {_shown(line)} in place of {_shown(together[i])}; fix that, or "
+                "don't declare batch_invariant"
+            )
+
+
+def _as_lines(answers: Sequence[Any]) -> list[str]:
+    return [answer.model_dump_json() for answer in answers]
+
+
 def _poison(suite: ConformanceSuite) -> None:
     alone = [suite.loaded().batch_predict([request])[0] for request in suite.requests]
     # That harmless mates change an answer, too, is for single_row to say.
@@ -336,6 +356,7 @@ _CHECKS: dict[str, Callable[[ConformanceSuite], None]] = {
     "order": _order,
     "json": _json,
     "single_row": _single_row,
+    "batch_invariant": _batch_invariant,
     "poison": _poison,
     "predict": _predict,
     "shapes": _shapes,
@@ -353,7 +374,8 @@ RULES: tuple[str, ...] = tuple(_CHECKS)
 
 ``empty_batch`` an empty list for no requests; ``count`` one response a request; ``order`` in
 their order, with their ids; ``json`` pydantic models that survive JSON; ``single_row`` a row's
-answer is the same alone and in a batch, within the tolerance; ``poison`` also beside rows with
+answer is the same alone and in a batch, within the tolerance; ``batch_invariant`` and to the byte,
+where the class declares it; ``poison`` also beside rows with
 infinite or huge numbers, empty or very long ones; ``predict`` and by ``predict``; ``shapes`` and by
 the methods that a worker calls, where there are others;
 ``repeatable`` the same batch gives the same answer, whatever ran before; ``seeded`` also from

@@ -73,6 +73,27 @@ class SeesBatchMates(Good):
         return [answer(r, r.value / (total or 1.0)) for r in requests]
 
 
+class Steady(Good):
+    """Declares what holds for it."""
+
+    batch_invariant = True
+
+
+class LastBits(SeesBatchMates):
+    """Declares what doesn't: its last bits are its mates', far within the tolerance."""
+
+    batch_invariant = True
+
+    def batch_predict(self, requests):
+        return [answer(r, r.value * (1 + 1e-15 * len(requests))) for r in requests]
+
+
+class OrderMatters(Steady):
+    def batch_predict(self, requests):
+        first = len(requests) > 1 and requests[0].value
+        return [answer(r, r.value + (1e-9 if first == 7.25 else 0)) for r in requests]
+
+
 class TwoModels(Good):
     def batch_predict(self, requests):
         return [answer(r, r.value * 3) for r in requests]
@@ -155,6 +176,12 @@ def test_a_backend_that_keeps_the_rules_passes():
     check_backend(Good, REQUESTS)
 
 
+def test_the_last_bits_count_only_where_a_backend_says_so():
+    check_backend(Steady, REQUESTS, rules=["batch_invariant"])
+    check_backend(LastBits, REQUESTS, rules=["single_row"])
+    check_backend(SeesBatchMates, REQUESTS, rules=["batch_invariant"])
+
+
 def test_an_instance_passes_too():
     check_backend(Good(factor=3.0), REQUESTS)
 
@@ -168,6 +195,8 @@ def test_an_instance_passes_too():
         (OwnIds, "order", "copy each id"),
         (Dictionaries, "json", "response 0 is a dict; it must be a pydantic model"),
         (SeesBatchMates, "single_row", r"request 0 gets another answer .* value: 1.0 and 0.22"),
+        (LastBits, "batch_invariant", r"request 0 gets other bytes alone than in a batch, .*1\.5"),
+        (OrderMatters, "batch_invariant", "request 2 gets other bytes in another order"),
         (
             Poisoned,
             "poison",

@@ -82,6 +82,13 @@ class ModelBackend(ABC):
     what is answered. They are no part of a job's fingerprint: changing them lets a job go on where
     it was."""
 
+    batch_invariant: ClassVar[bool] = False
+    """Whether a row's answer is the same to the byte whatever its batch mates are.
+
+    It makes a promise of this: an output for which answers were reused (``reuse``) is the same to
+    the byte as that of a full run. Otherwise the last bits of an answer may differ. Nothing runs
+    otherwise by it; ``sheaf_dagster.testing`` checks the backends that declare it."""
+
     @classmethod
     def identify(cls, **backend_kwargs: Any) -> str | None:
         """Identity of the weights that a constructor's arguments stand for, found without loading.
