@@ -216,7 +216,7 @@ def _single_row(suite: ConformanceSuite) -> None:
 def _batch_invariant(suite: ConformanceSuite) -> None:
     if not suite.cls.batch_invariant:
         return
-    together = _as_lines(suite.batch())
+    together = _as_lines(answered_in_shape(suite.loaded(), list(suite.requests)))
     batches = [[i] for i in range(len(suite.requests))]
     batches.append(list(range(len(suite.requests)))[::-1])
     for batch in batches:

@@ -86,8 +86,8 @@ class ModelBackend(ABC):
     """Whether a row's answer is the same to the byte whatever its batch mates are.
 
     It makes a promise of this: an output for which answers were reused (``reuse``) is the same to
-    the byte as that of a full run. Otherwise the last bits of an answer may differ. Nothing runs
-    otherwise by it; ``sheaf_dagster.testing`` checks the backends that declare it."""
+    the byte as that of a full run. Otherwise the last bits of an answer may differ. The
+    engine doesn't read it; ``sheaf_dagster.testing`` checks the backends that declare it."""
 
     @classmethod
     def identify(cls, **backend_kwargs: Any) -> str | None:

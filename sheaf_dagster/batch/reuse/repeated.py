@@ -88,9 +88,8 @@ def _filled(
         own = with_own_id(answer, row.request, contract.request, contract.response)
         line = answer if own is None else own
         if failed.is_failed(line):
-            lines[n] = (
-                line  # an equal row's fields are the same, and its error row may have its own
-            )
+            # Fields of equal rows are equal; some may be the error row's own.
+            lines[n] = line
             error_rows += 1
             continue
         lines[n] = with_fields_anew(line, job.keep, row.fields) if job.keep else line
