@@ -79,7 +79,7 @@ def test_what_is_no_file_is_no_source(tmp_path):
     expected = {
         tmp_path / "pipe.jsonl": "no regular file",
         "/dev/zero": "no regular file",
-        tmp_path / "folder.jsonl": "is a directory",
+        tmp_path / "folder.jsonl": "is a folder, and no .parquet or .jsonl file is in it",
         tmp_path / "loop.jsonl": "symbolic links",
         tmp_path / "dangling.jsonl": "does not exist",
         tmp_path / "pipe.jsonl" / "x": "does not exist",
