@@ -98,13 +98,13 @@ def _run_calls(
     But only where the model takes long enough for that to pay. Where it doesn't, handing each
     batch to the model's thread doesn't either, so that all is done there.
     """
-    while not stop():
+    while True:
         turn = at_home(lambda: _turn(jobs, batches))
         yield from jobs.heard([turn.report])
-        if turn.ended:
-            return
         if turn.slow:
             yield from _run_calls_beside(jobs, batches, stop)
+            return
+        if turn.ended or stop():
             return
 
 
