@@ -39,7 +39,7 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 
-def start_again(start: Callable[[], T], clear_up: Callable[[], object], tries: int = 3) -> T:
+def start_again(start: Callable[[], T], clear_up: Callable[[], object], tries: int = 6) -> T:
     """What ``start`` gives; it is tried again where it fails.
 
     A node of Ray's has 30 seconds to come up, which can't be set: on a busy machine it may not.
