@@ -37,6 +37,7 @@ class ApiServer:
         headers: Of the last request.
         connections: Connections that were opened.
         most_at_once: Requests that were under way together.
+        says: Makes status, data and headers of an answer to a body, in place of all else.
         on_answer: Called with the number of requests answered so far, before each further one.
     """
 
@@ -50,6 +51,7 @@ class ApiServer:
         self.retry_after, self.die_after = retry_after, die_after
         self.gate: threading.Barrier | None = None
         self.upstream: str | None = None
+        self.says: Callable[[dict[str, Any]], tuple[int, bytes, dict[str, str]]] | None = None
         self.on_answer: Callable[[int], None] = lambda answered: None
         self._seen: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -93,6 +95,8 @@ class ApiServer:
             dead = self.die_after is not None and len(self.bodies) >= self.die_after
         if dead:
             return self._reset(handler)
+        if self.says is not None:
+            return self._send(handler, *self.says(body))
         if self.key is not None and handler.headers["Authorization"] != f"Bearer {self.key}":
             return self._send(handler, 401, {"error": {"message": "wrong key", "type": "auth"}})
         found = _FAULT.search(text)
@@ -161,11 +165,10 @@ class ApiServer:
         handler.connection.close()
 
     def _send(self, handler: Any, status: int, body: Any, headers: Any = None) -> None:
-        data = json.dumps(body).encode()
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         handler.send_response(status)
-        for name, value in (headers or {}).items():
+        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
             handler.send_header(name, value)
-        handler.send_header("Content-Type", "application/json")
         handler.send_header("Content-Length", str(len(data)))
         handler.end_headers()
         handler.wfile.write(data)

@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -29,6 +30,7 @@ class BatchApiServer:
         looks: How often a batch is looked at before it ends.
         dies_at: Requests by method and path that are reset once they were carried out.
         lists: Whether it lists its batches.
+        garbles: Changes the lines of an output file before it is stored.
         ends: How the first batch ends, in place of ``completed``; with ``errors``.
     """
 
@@ -38,6 +40,7 @@ class BatchApiServer:
         self.dies_at: re.Pattern[str] | None = None
         self.lists = True
         self.ends: str | None = None
+        self.garbles: Callable[[list[str]], list[str]] = lambda lines: lines
         self.errors: list[dict[str, Any]] = []
         self._files: dict[str, bytes] = {}
         self._by_key: dict[str, dict[str, Any]] = {}
@@ -121,9 +124,10 @@ class BatchApiServer:
                 (answered if status["response"]["status_code"] == 200 else failed).append(status)
         for name, lines in (("output_file_id", answered), ("error_file_id", failed)):
             if lines:
-                batch[name] = self._file("".join(json.dumps(x) + "\n" for x in lines).encode())[
-                    "id"
-                ]
+                written = [json.dumps(line) for line in lines]
+                if name == "output_file_id":
+                    written = self.garbles(written)
+                batch[name] = self._file("\n".join(written).encode())["id"]
 
     def _answered(self, line: dict[str, Any]) -> dict[str, Any] | None:
         text = line["body"]["messages"][-1]["content"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -12,12 +13,15 @@ from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.common.libraries import require
 from sheaf_dagster.backends.language.bodies import body_of, key_of, response_of, seeded
 from sheaf_dagster.backends.language.refusal import RefusedError
+from sheaf_dagster.backends.language.server_answers import checked_answer, filtered, skipped_fields
 from sheaf_dagster.backends.language.vendor_batches import BatchLimits, VendorBatches
 from sheaf_dagster.contracts import OPENAI_BATCH, TEXT
 from sheaf_dagster.contracts.prompt_size import prompt_tokens
 from sheaf_dagster.errors import BackendError, ServiceDownError, SheafError, SpecError
 
 __all__ = ["OpenAIEndpointBackend"]
+
+log = logging.getLogger(__name__)
 
 _NAME = "openai_endpoint"
 _TURNS_AWAY = frozenset({429, 502, 503, 504})
@@ -32,9 +36,15 @@ class OpenAIEndpointBackend(ModelBackend):
     connections that stay open. The official client tries a request again where that may help
     (connections, stalls, 408, 409, 429, 5xx), after the time that ``Retry-After`` names.
 
-    What the server refuses is that row's error, with its status. If it can't be reached, turns
-    requests away after all retries (429, 502, 503, 504), or fails row after row, the job ends
-    retryable, and the next run goes on where it ended.
+    What the server refuses is that row's error, with its status; so is an answer that can't be the
+    asked one: an error with status 200, fewer choices or vectors than were asked for, JSON that is
+    cut off. Where an answer shows that a field had no effect (``logprobs``, a limit of tokens,
+    ``tool_choice``, ``response_format``) the row counts as ``ignored_field``, and a warning names
+    the field; one that the server's filter has cut counts as ``clipped``.
+
+    If the server can't be reached, turns requests away after all retries (429, 502, 503, 504), or
+    fails row after row, the job ends retryable, and the next run goes on where it ended. A refused
+    key, a redirect, and a server that knows no row's address or model (404) end it, too.
 
     Args:
         base_url: Where the API is, as clients are given it: ``http://host:8000/v1``.
@@ -157,7 +167,8 @@ class OpenAIEndpointBackend(ModelBackend):
         self._client: Any = None
         self._batches: VendorBatches | None = None
         self._tokens: Any = None
-        self._failures = 0
+        self._failures = self._not_found = self._answered = 0
+        self._skipped: set[str] = set()
         self._in_flight = 0
         self._down: SheafError | None = None
 
@@ -184,7 +195,9 @@ class OpenAIEndpointBackend(ModelBackend):
             max_retries=self._max_retries,
             timeout=self._timeout_s,
             default_headers=self._headers,
-            http_client=self._openai.DefaultAsyncHttpxClient(event_hooks={"request": hooks}),
+            http_client=self._openai.DefaultAsyncHttpxClient(
+                event_hooks={"request": hooks, "response": [_stay]}
+            ),
         )
         if self._submits == "batch":
             self._batches = VendorBatches(self._client, self._limits)
@@ -205,12 +218,18 @@ class OpenAIEndpointBackend(ModelBackend):
             if self._batches is None:
                 answer = await self._posted(url, body)
             else:
-                answer = await self._submitted(self._batches, key_of(request, url, body), url, body)
-            return response_of(request, url, answer)
+                said = await self._submitted(self._batches, key_of(request, url, body), url, body)
+                answer = checked_answer(url, body, said)
+            response = response_of(request, url, answer)
+            skipped = skipped_fields(url, body, answer)
+            if skipped:
+                self._warn_of(skipped)
+                response.deviates("ignored_field")
+            return response.deviates("clipped") if filtered(answer) else response
         finally:
             self._in_flight -= 1
             if not self._in_flight:  # a later job may find the server up again
-                self._down, self._failures = None, 0
+                self._down, self._failures, self._not_found = None, 0, 0
 
     async def _posted(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
         if self._tokens is not None:
@@ -231,11 +250,13 @@ class OpenAIEndpointBackend(ModelBackend):
         except ValueError as e:  # what calls itself JSON and is none
             text = f"{self._server} answered what is no JSON: {e}"
             raise self._failed(RefusedError(text, 502, "BadAnswer")) from e
-        if not isinstance(answer, dict):
-            text = f"{self._server} answered what is no JSON object: {str(answer)[:200]}"
-            raise self._failed(RefusedError(text, 502, "BadAnswer"))
+        try:
+            checked = checked_answer(url, body, answer)
+        except RefusedError as e:
+            raise (self._failed(e) if e.status_code >= 500 else e) from None
         self._failures = 0
-        return answer
+        self._answered += 1
+        return checked
 
     async def _submitted(
         self, batches: VendorBatches, key: str, url: str, body: dict[str, Any]
@@ -277,11 +298,27 @@ class OpenAIEndpointBackend(ModelBackend):
     def _refused(self, error: Any) -> Exception:
         status, said = error.status_code, error.body
         message = said.get("message") if isinstance(said, dict) else None
-        message = str(message or error.message)
-        if status in (401, 403):
+        # The client's own words hold the status alone where the server's have another form.
+        message = str(message or error.response.text.strip()[:500] or error.message)
+        if 300 <= status < 400:
+            place = error.response.extensions.get(_REDIRECT, "another address")
+            return BackendError(
+                f"{self._server} redirects ({status}) to {place}; set base_url to where the API is"
+            )
+        # Later 403 is what some servers say of one row: a model or a text that isn't allowed.
+        if status == 401 or (status == 403 and not self._answered):
             return BackendError(
                 f"{self._server} refuses the key ({status}): {message}; see api_key"
             )
+        if status == 402:
+            return BackendError(f"{self._server} wants to be paid ({status}): {message}")
+        if status == 404 and not self._answered:
+            self._not_found += 1
+            if self._not_found >= self._max_failures:
+                return BackendError(
+                    f"{self._server} doesn't know the address or the model of any of "
+                    f"{self._not_found} rows (404): {message}; see base_url and model"
+                )
         if status in _TURNS_AWAY:
             return self._is_down(f"turns requests away ({status}, {self._attempts}): {message}")
         kind = said.get("type") if isinstance(said, dict) else None
@@ -298,6 +335,16 @@ class OpenAIEndpointBackend(ModelBackend):
             return refusal
         return self._is_down(f"failed at {self._failures} rows one after the other: {refusal}")
 
+    def _warn_of(self, skipped: list[str]) -> None:
+        for name in sorted({*skipped} - self._skipped):
+            log.warning(
+                "%s gave an answer in which '%s' had no effect; such rows are counted as "
+                "ignored_field",
+                self._server,
+                name,
+            )
+        self._skipped.update(skipped)
+
     def _is_down(self, what: str) -> SheafError:
         """Ends the job: rows that wait don't try, too."""
         if self._down is None:
@@ -306,6 +353,18 @@ class OpenAIEndpointBackend(ModelBackend):
                 "answered is kept"
             )
         return self._down
+
+
+_REDIRECT = "sheaf_dagster.redirect"
+
+
+async def _stay(response: Any) -> None:
+    """Keeps the client from following a redirect by which a POST becomes a GET."""
+    if response.status_code in (301, 302, 303):
+        place = response.headers.get("location")
+        if place is not None:
+            del response.headers["location"]
+            response.extensions[_REDIRECT] = place
 
 
 def _estimated_tokens(body: Mapping[str, Any]) -> float:

@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-__all__ = ["CHAT", "COMPLETIONS", "EMBEDDINGS", "URLS", "check_body"]
+__all__ = ["CHAT", "COMPLETIONS", "EMBEDDINGS", "RESPONSES", "URLS", "check_body"]
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
+RESPONSES = "/v1/responses"
 
 
 def _whole(value: Any) -> Any:
@@ -135,16 +136,33 @@ class _EmbeddingBody(_Body):
     encoding_format: Literal["float", "base64"] | None = None
 
 
+class _ResponsesBody(_Body):
+    """A response that runs in the background has no answer yet when its request is answered."""
+
+    background: Literal[False] | None = None
+    max_output_tokens: Annotated[Whole, Field(gt=0)] | None = None
+    temperature: Annotated[Finite, Field(ge=0)] | None = None
+    top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+
+
+class _RankingBody(_Body):
+    query: str | dict[str, Any]
+    documents: Annotated[list[Any], Field(min_length=1)] | str | dict[str, Any]
+    top_n: Annotated[Whole, Field(ge=0)] | None = None
+
+
 _BODIES: Mapping[str, type[_Body]] = {
     CHAT: _ChatBody,
     COMPLETIONS: _CompletionBody,
     EMBEDDINGS: _EmbeddingBody,
-    "/v1/responses": _Body,
+    RESPONSES: _ResponsesBody,
     "/v1/score": _Body,
     "/score": _Body,
-    "/v1/rerank": _Body,
-    "/v2/rerank": _Body,
-    "/rerank": _Body,
+    "/v1/rerank": _RankingBody,
+    "/v2/rerank": _RankingBody,
+    "/rerank": _RankingBody,
 }
 URLS = tuple(_BODIES)
 """Every URL that a line may name; which of them a job answers is its backend's to say."""

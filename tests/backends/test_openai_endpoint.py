@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import threading
 import time
 from collections.abc import Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -401,3 +403,111 @@ def test_cost_is_that_of_the_tokens_by_their_prices(server, tmp_path):
     result = BatchRunner(spec(server.url)).run(job)
 
     assert result.cost == result.new_cost == pytest.approx(12 * (2.0 + 8.0) / 1e6)
+
+
+def answered(body: dict[str, Any], **fields: Any) -> bytes:
+    """A server's answer to a chat."""
+    message = {"role": "assistant", "content": "yes"}
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    return json.dumps({"id": "chatcmpl-1", "choices": choices, **fields}).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "data", "headers", "wanted"),
+    [
+        (200, b'{"error": {"message": "no room", "code": 500}}', {}, (500, "no room")),
+        (200, b'{"choices": [', {}, (502, "answered what is no JSON")),
+        (200, b"", {}, (502, "no JSON")),
+        (200, b"data: {}\n\n", {"Content-Type": "text/event-stream"}, (502, "no JSON object")),
+        (413, b"<html>too large</html>", {}, (413, "too large")),
+        (422, b'{"detail": [{"loc": ["body"]}]}', {}, (422, "loc")),
+        (404, b'{"error": {"message": "no model m"}}', {}, (404, "no model m")),
+        (400, b'{"error": "bad"}', {}, (400, "bad")),
+    ],
+)
+def test_an_odd_answer_to_a_row_is_that_rows_error(
+    status, data, headers, wanted, server, backend_of
+):
+    server.says = lambda body: (status, data, headers)
+
+    with pytest.raises(RefusedError, match=wanted[1]) as caught:
+        backend_of(max_retries=0).predict(line(0, "a"))
+
+    assert caught.value.status_code == wanted[0]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "message"),
+    [
+        (301, {"Location": "https://there/v1"}, r"redirects \(301\) to https://there/v1; set base_"),
+        (302, {"Location": "/login"}, r"redirects \(302\) to /login"),
+        (402, {}, r"wants to be paid \(402\)"),
+        (403, {}, r"refuses the key \(403\)"),
+    ],
+)  # fmt: skip
+def test_what_no_row_is_to_blame_for_ends_the_job(status, headers, message, server, backend_of):
+    server.says = lambda body: (status, b"{}", headers)
+
+    with pytest.raises(BackendError, match=message) as caught:
+        backend_of().predict(line(0, "a"))
+
+    assert not caught.value.retryable
+
+
+def test_a_row_that_is_forbidden_after_others_were_answered_is_that_rows_error(server, backend_of):
+    backend = backend_of()
+    backend.predict(line(0, "good"))
+
+    with pytest.raises(RefusedError) as caught:
+        backend.predict(line(1, "fault=403"))
+
+    assert caught.value.status_code == 403
+    assert said(backend.predict(line(2, "fine"))) == "enif"
+
+
+def test_a_server_that_finds_nothing_for_any_row_ends_the_job(server, backend_of):
+    backend = backend_of(max_failures=3)
+
+    outcomes = _one_batch(backend, [line(i, f"fault=404 {i}") for i in range(3)])
+
+    assert sorted(type(o).__name__ for o in outcomes) == ["BackendError", *["RefusedError"] * 2]
+    (ended,) = [o for o in outcomes if isinstance(o, BackendError)]
+    assert "doesn't know the address or the model of any of 3 rows (404)" in str(ended)
+
+
+def test_an_answer_that_is_compressed_and_large_is_read(server, backend_of):
+    text = "é" * 3_000_000
+    packed = gzip.compress(answered({}, said=text), compresslevel=1)
+    server.says = lambda body: (200, packed, {"Content-Encoding": "gzip"})
+
+    assert backend_of().predict(line(0, "a")).response.body["said"] == text
+
+
+def test_a_date_to_try_again_at_is_waited_for(server, backend_of):
+    tries: list[float] = []
+
+    def says(body: dict[str, Any]) -> tuple[int, bytes, dict[str, str]]:
+        tries.append(time.time())
+        if len(tries) > 1:
+            return 200, answered(body), {}
+        return 429, b"{}", {"Retry-After": formatdate(int(tries[0]) + 2, usegmt=True)}
+
+    server.says = says
+
+    backend_of().predict(line(0, "a"))
+
+    assert tries[1] >= int(tries[0]) + 2 - 0.01
+
+
+def test_fields_that_had_no_effect_and_numbers_that_are_none_are_counted(server, tmp_path, caplog):
+    rows = [line(0, "a", logprobs=True), line(1, "b"), line(2, "c", logprobs=True)]
+    server.says = lambda body: (200, answered(body, score=float("nan")), {})
+    sink = tmp_path / "out.jsonl"
+    job = BatchSpec(source=write(tmp_path / "in.jsonl", rows), sink=str(sink), compute="local")
+
+    result = BatchRunner(spec(server.url)).run(job)
+
+    assert result.deviations == {"ignored_field": 2}
+    assert result.non_finite == 3
+    assert read_rows(sink)[0]["response"]["body"]["score"] is None
+    assert caplog.text.count("'logprobs' had no effect") == 1

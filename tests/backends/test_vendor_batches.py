@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,3 +166,44 @@ def test_a_line_that_a_file_was_refused_for_is_that_rows_error(server, tmp_path)
 def test_a_server_without_a_batch_api_is_said(server, tmp_path):
     with pytest.raises(BackendError, match=r"refuses a batch \(404\).*submit=\"requests\""):
         BatchRunner(model(server.url + "/nothing")).run(job(tmp_path, ["a"]))
+
+
+def test_lines_that_are_doubled_foreign_or_broken_leave_each_row_its_own_answer(
+    server, tmp_path, caplog
+):
+    def error_of(line: str) -> str:
+        said = json.loads(line)
+        return json.dumps({**said, "response": {"status_code": 500, "body": {}}})
+
+    def garbled(lines: list[str]) -> list[str]:
+        if len(server.batches) > 1:
+            return lines
+        foreign = lines[0].replace('"custom_id": "', '"custom_id": "x')
+        cut, answers = lines[1][:-9], [lines[0], *lines[2:]]
+        return [foreign, error_of(lines[2]), *answers, error_of(lines[3]), cut, "[1]", "{}", ""]
+
+    server.garbles = garbled
+    texts = [f"text {i}" for i in range(6)]
+
+    result = BatchRunner(model(server.url)).run(job(tmp_path, texts))
+
+    assert [said(row) for row in read_rows(tmp_path / "out.jsonl")] == [t[::-1] for t in texts]
+    assert result.error_rows == 0
+    assert server.texts(1) == ["text 4"]  # the one whose line was cut
+    assert "3 lines of the answers to batch batch_0 can't be read" in caplog.text
+
+
+def test_an_answer_in_a_batch_is_held_against_what_was_asked(server, tmp_path):
+    def emptied(lines: list[str]) -> list[str]:
+        said = json.loads(lines[0])
+        said["response"]["body"]["choices"] = []
+        return [json.dumps(said), *lines[1:]]
+
+    server.garbles = emptied
+
+    result = BatchRunner(model(server.url)).run(job(tmp_path, ["a", "b"], on_error="record"))
+
+    rows = read_rows(tmp_path / "out.jsonl")
+    assert said(rows[0]) == "a"
+    assert "the answer's list 'choices' is empty" in rows[1]["error"]["message"]
+    assert result.error_rows == 1

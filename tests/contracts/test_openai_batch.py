@@ -66,6 +66,12 @@ def line(url: str, **fields) -> OpenAIBatchRequest:
         (EMBEDDINGS, {"input": None}, "body"),
         (EMBEDDINGS, {"dimensions": 0}, "body.dimensions"),
         (EMBEDDINGS, {"encoding_format": "int8"}, "body.encoding_format"),
+        ("/v1/responses", {"input": "a", "background": True}, "body.background"),
+        ("/v1/responses", {"input": "a", "stream": True}, "body"),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 0}, "body.max_output_tokens"),
+        ("/rerank", {"query": "a", "documents": ["b"], "top_n": -1}, "body.top_n"),
+        ("/v1/rerank", {"documents": ["b"]}, "body.query"),
+        ("/v2/rerank", {"query": "a"}, "body.documents"),
         ("/v1/images", {}, "url"),
     ],
 )
@@ -90,6 +96,7 @@ def test_what_no_model_can_answer_is_refused_with_its_place(url, fields, place):
         (COMPLETIONS, {"max_tokens": 0, "echo": True, "logprobs": 0}),
         (EMBEDDINGS, {"input": ["a", "b"], "encoding_format": "base64", "dimensions": 8}),
         ("/v1/score", {"text_1": "a", "text_2": "b"}),
+        ("/rerank", {"query": "a", "documents": ["b", {"content": []}], "top_n": 0}),
         ("/v1/responses", {"input": "a"}),
     ],
 )

@@ -10,9 +10,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
-from sheaf_dagster.contracts import OpenAIBatchRequest, TextRequest, TextResponse, row_identity
+from sheaf_dagster.backends.language.refusal import RefusedError
+from sheaf_dagster.contracts import (
+    OpenAIBatchRequest,
+    OpenAIBatchResponse,
+    TextRequest,
+    TextResponse,
+    row_identity,
+)
 from sheaf_dagster.contracts.openai_bodies import CHAT, COMPLETIONS
 
 __all__ = ["body_of", "key_of", "response_of", "seeded"]
@@ -77,16 +82,25 @@ def _draws(body: Mapping[str, Any]) -> bool:
     return body.get("temperature") != 0
 
 
-def response_of(request: Any, url: str, body: Mapping[str, Any]) -> BaseModel:
+def response_of(
+    request: Any, url: str, body: Mapping[str, Any]
+) -> TextResponse | OpenAIBatchResponse:
     """A row's response.
 
     Ids and times that a server made up are replaced by derived ones: the same file gives the same
     answers.
+
+    Raises:
+        RefusedError: A row of a text has an answer without one.
     """
     if isinstance(request, OpenAIBatchRequest):
         return request.answer(_repeatable(body, request.digest()))
     choice = body["choices"][0]
-    text = choice["message"].get("content") if url == CHAT else choice["text"]
+    said = choice["message"] if url == CHAT else {"content": choice["text"]}
+    text = said.get("content")
+    if not isinstance(text, str):
+        reason = said.get("refusal") or f"finish_reason is {choice.get('finish_reason')!r}"
+        raise RefusedError(f"the answer has no text: {reason}", 502, "NoText")
     usage = body.get("usage") or {}
     response = TextResponse(
         request_id=request.request_id,

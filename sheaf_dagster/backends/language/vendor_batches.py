@@ -17,6 +17,7 @@ row that is in a batch is waited for, and not submitted again.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from collections import OrderedDict
@@ -31,6 +32,8 @@ from sheaf_dagster.backends.language.refusal import RefusedError
 from sheaf_dagster.errors import BackendError, ServiceDownError
 
 __all__ = ["BatchLimits", "VendorBatches"]
+
+log = logging.getLogger(__name__)
 
 _QUIET_SECONDS = 0.5
 """A group that no row has joined for so long is submitted: the reader has no more, or waits."""
@@ -254,11 +257,11 @@ class VendorBatches:
         while (ended := await self._client.batches.retrieve(batch.id)).status not in _ENDED:
             await asyncio.sleep(self._limits.poll_s)
         answers: dict[str, bytes] = {}
-        for file in (ended.output_file_id, ended.error_file_id):
+        # A row may have lines in both files, or two in one: its answer counts before its errors.
+        for file in (ended.error_file_id, ended.output_file_id):
             if file is not None:
                 content = await self._client.files.content(file)
-                lines = [line for line in content.content.split(b"\n") if line.strip()]
-                answers |= {orjson.loads(line)["custom_id"]: line for line in lines}
+                answers |= _by_key(content.content, batch)
         if ended.status == "failed":
             answers |= _refused_lines(ended, batch)
         if ended.status in ("failed", "cancelled") and not answers and not batch.resumed:
@@ -283,6 +286,34 @@ async def _read(notes: Notes | None) -> dict[str, dict[str, Any]]:
 async def _write(notes: Notes | None, name: str, note: dict[str, Any]) -> None:
     if notes is not None:
         await asyncio.to_thread(notes.write, name, orjson.dumps(note))
+
+
+def _by_key(data: bytes, batch: _Batch) -> dict[str, bytes]:
+    """The lines of a file by their rows; of two answers to a row the first.
+
+    A line that can't be read leaves its row unanswered, to be submitted again.
+    """
+    found: dict[str, bytes] = {}
+    known, unread = set(batch.keys), 0
+    for line in data.split(b"\n"):
+        if not line.strip():
+            continue
+        try:
+            said = orjson.loads(line)
+            key = said["custom_id"]
+            status, _ = _status_and_body(said)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            unread += 1
+            continue
+        if key in known and (key not in found or status == 200 != _status(found[key])):
+            found[key] = line
+    if unread:
+        log.warning("%d lines of the answers to batch %s can't be read", unread, batch.id)
+    return found
+
+
+def _status(line: bytes) -> int:
+    return _status_and_body(orjson.loads(line))[0]
 
 
 def _status_and_body(said: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
