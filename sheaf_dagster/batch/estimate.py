@@ -10,15 +10,16 @@ from statistics import median
 from pydantic import BaseModel
 
 from sheaf_dagster.batch.results import ValidationReport
+from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.invalid import lines_in
-from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
+from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.spending import cost_of
 from sheaf_dagster.batch.tolerance import most_error_rows
 from sheaf_dagster.batch.validation import validate_source
 from sheaf_dagster.batch.worker.sizing import AUTO_LAYOUT_ROWS
 from sheaf_dagster.contracts.prompt_size import asked_tokens
-from sheaf_dagster.storage import Location, ScannedSource, read_ranges, scan_source, split_rows
+from sheaf_dagster.storage import Location, ScannedSource, lines_in_chunk, read_ranges, scan_source
 
 __all__ = ["Estimate", "Past", "estimate_job"]
 
@@ -156,10 +157,10 @@ class _Counted:
         texts = [f.text for f in source.files]
         ranges = read_ranges([(texts[c.file], c.start, c.end) for c in source.chunks])
         for chunk, read in zip(source.chunks, ranges, strict=True):
-            data = read()
+            data, contract = read(), contract.of_chunk(chunk)
             findings = contract.validate(data, chunk.first_line)
             invalid = lines_in(findings.invalid, chunk.first_line)
-            lines = [x for x in split_rows(data, chunk.first_line) if x[0] not in invalid]
+            lines = [x for x in lines_in_chunk(chunk, data) if x[0] not in invalid]
             self._count(row.request for row in contract.parse(lines, chunk.first_row))
             yield findings
 

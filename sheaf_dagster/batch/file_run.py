@@ -25,7 +25,8 @@ from sheaf_dagster.batch.only_failed import OnlyFailed, last_output
 from sheaf_dagster.batch.receipt import write_receipt
 from sheaf_dagster.batch.results import BatchResult, ValidationReport
 from sheaf_dagster.batch.reuse.file_reuse import FileReuse
-from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
+from sheaf_dagster.batch.rows.findings import ChunkFindings
+from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.tolerance import refusal_of
 from sheaf_dagster.batch.validation import validate_source

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from sheaf_dagster.batch.events import Tell, Waiting
 from sheaf_dagster.batch.messages import FileWork
-from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
+from sheaf_dagster.batch.rows.findings import ChunkFindings
+from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.workforce import Workforce
 from sheaf_dagster.storage import Chunk, ScannedSource
 

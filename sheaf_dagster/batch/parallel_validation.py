@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from sheaf_dagster.batch.ray.records import ValidationWork
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN
-from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
+from sheaf_dagster.batch.rows.findings import ChunkFindings
+from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.validation import validate_chunks
 from sheaf_dagster.storage import Chunk, Location
 

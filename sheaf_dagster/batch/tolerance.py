@@ -12,7 +12,7 @@ from sheaf_dagster.batch.messages import shortened
 from sheaf_dagster.batch.results import ValidationReport
 from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.errors import InputValidationError, SheafError, TooManyErrorsError
-from sheaf_dagster.storage import Chunk, Part, PartStore, ScannedSource, split_rows, store_at
+from sheaf_dagster.storage import Chunk, Part, PartStore, ScannedSource, lines_in_chunk, store_at
 from sheaf_dagster.storage.formats import row_word
 
 __all__ = ["most_error_rows", "refusal_of", "too_many_errors"]
@@ -105,7 +105,7 @@ def _errors_of(
     """The error rows of a part: the line of each request, and what its answer says."""
     asked = store_at(source.files[chunk.file].text).read_range(chunk.start, chunk.end)
     answers = store.lines(part)
-    for (line, _), answer in zip(split_rows(asked, chunk.first_line), answers, strict=True):
+    for (line, _), answer in zip(lines_in_chunk(chunk, asked), answers, strict=True):
         record = orjson.loads(answer)
         error = record.get("error") if isinstance(record, dict) else None
         if isinstance(error, dict):

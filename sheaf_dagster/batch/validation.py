@@ -16,8 +16,9 @@ from sheaf_dagster.batch.results import (
     ValidationReport,
     Violation,
 )
+from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.invalid import lines_in, packed_lines
-from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
+from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.rows.unique import Duplicate, SeenKeys
 from sheaf_dagster.batch.rows.unknown import count_rows
 from sheaf_dagster.batch.spec import BatchOptions
@@ -37,7 +38,7 @@ def validate_chunks(
     """Validates chunks one after the other, in this process."""
     ranges = read_ranges([(texts[c.file], c.start, c.end) for c in chunks])
     for chunk, read in zip(chunks, ranges, strict=True):
-        yield contract.validate(read(), chunk.first_line)
+        yield contract.of_chunk(chunk).validate(read(), chunk.first_line)
 
 
 def validate_source(

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from sheaf_dagster.batch.events import Tell
 from sheaf_dagster.batch.messages import FileWork
-from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
+from sheaf_dagster.batch.rows.findings import ChunkFindings
+from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.storage import Chunk, ScannedSource
 
 __all__ = ["Workforce"]

@@ -13,6 +13,7 @@ import io
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
@@ -23,7 +24,7 @@ from sheaf_dagster.batch.results import ValidationReport
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.contracts import BaseRequest, BaseResponse, contract_for
 from sheaf_dagster.errors import InputValidationError, SourceError, SpecError
-from sheaf_dagster.storage import Location, read_blocks, read_lines, store_at
+from sheaf_dagster.storage import Location, is_columnar, read_blocks, read_lines, store_at
 from sheaf_dagster.storage.formats import is_parquet, read_table, row_word
 
 __all__ = ["RowStream", "view_for"]
@@ -334,6 +335,7 @@ def _plain_rows(file: Location) -> Iterator[Any]:
 
 
 def _typed_rows(file: Location, row_type: type[BaseModel]) -> Iterator[Any]:
+    columnar = is_columnar(file)
     any_type = row_type in (BaseRequest, BaseResponse)
     contract = _contract(row_type)
     contracts: dict[str, RowContract] = {}
@@ -343,7 +345,8 @@ def _typed_rows(file: Location, row_type: type[BaseModel]) -> Iterator[Any]:
                 f"{file.uri}, {row_word(file.uri)} {number}", line, row_type, contracts
             )
         try:
-            (row,) = contract.parse([(number, line)], position, validated=False)
+            reader = replace(contract, table=True) if columnar else contract
+            (row,) = reader.parse([(number, line)], position, validated=False)
         except (ValidationError, RecursionError) as e:
             raise _invalid(file, contract, single=line if any_type else None, number=number) from e
         yield row.request

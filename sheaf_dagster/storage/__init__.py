@@ -14,6 +14,7 @@ from sheaf_dagster.storage.source import (
 )
 from sheaf_dagster.storage.source_files import NamedFile, files_of
 from sheaf_dagster.storage.stores import FileState, FoundFile, Store, store_at
+from sheaf_dagster.storage.table_rows import TableRows, is_columnar, lines_in_chunk
 
 __all__ = [
     "Chunk",
@@ -29,8 +30,11 @@ __all__ = [
     "Sink",
     "SourceFile",
     "Store",
+    "TableRows",
     "files_of",
     "is_blank",
+    "is_columnar",
+    "lines_in_chunk",
     "read_blocks",
     "read_lines",
     "read_ranges",

@@ -36,7 +36,7 @@ _MAX_MARKS = 8 * MAX_CHUNKS
 
 @dataclass(frozen=True)
 class Chunk:
-    """A line-aligned byte range that holds whole batches."""
+    """A byte range that holds whole batches: lines, or a table's rows."""
 
     index: int
     """Position among the chunks of the job."""
@@ -53,6 +53,8 @@ class Chunk:
     """CRC-32 of its bytes when they were validated; -1 before that."""
     invalid: bytes = b""
     """Lines whose rows were found invalid, as bits from the first line on."""
+    table: bool = False
+    """Whether its bytes are a table's rows in their columns (``TableRows``), not lines."""
 
     def validated(self, crc: int, invalid: bytes = b"") -> Chunk:
         """The same chunk with the checksum of the bytes that were validated, and what was found."""

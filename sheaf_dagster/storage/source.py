@@ -5,19 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from sheaf_dagster.errors import SourceChangedError, SourceError, SourceNotFoundError
 from sheaf_dagster.storage.chunks import Chunk, FileScan, scan_stream
 from sheaf_dagster.storage.failures import describe
-from sheaf_dagster.storage.formats import AS_THEY_ARE, FieldMap, is_plain, open_text
+from sheaf_dagster.storage.formats import (
+    AS_THEY_ARE,
+    FieldMap,
+    ParquetRows,
+    is_parquet,
+    is_plain,
+    open_text,
+)
 from sheaf_dagster.storage.location import Location, sink_errors
 from sheaf_dagster.storage.source_files import NamedFile, files_of
 from sheaf_dagster.storage.stores import FileState, store_at
+from sheaf_dagster.storage.table_rows import TableScan, copied_rows, stays_table
 
 __all__ = ["ScannedSource", "SourceFile", "scan_source", "source_digest"]
+
+_BLOCK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,7 @@ class SourceFile:
 
     stored: Location
     text: Location
-    """Where ranges of its text can be read: the file itself, or a copy that was unpacked."""
+    """Where ranges of its text, or of its table, can be read: the file itself, or a copy."""
     state: FileState
     digest: str
     fields: FieldMap = AS_THEY_ARE
@@ -120,9 +130,13 @@ class _UntilStopped:
         self._stop = stop
 
     def readinto(self, buffer: memoryview, /) -> int | None:
-        if self._stop is not None and self._stop.is_set():
-            raise InterruptedError("the job was stopped")
+        _require_going_on(self._stop)
         return cast("int | None", self._stream.readinto(buffer))
+
+
+def _require_going_on(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise InterruptedError("the job was stopped")
 
 
 def _scan_file(
@@ -133,7 +147,7 @@ def _scan_file(
     spool: Location | None,
     i: int,
     stop: threading.Event | None,
-) -> tuple[Location, FileScan]:
+) -> tuple[Location, FileScan | TableScan]:
     # A limit of no rows left still hashes the file; one row at least keeps the scanner simple.
     limit = None if row_limit is None else max(row_limit, 0)
     try:
@@ -143,11 +157,15 @@ def _scan_file(
                 return location, scan_stream(stream, batch_size, row_limit=limit)
         if spool is None:
             raise SourceError(f"{location.uri}: no place to unpack it was given")
-        text = spool.child(f"source-{i:04d}.jsonl")
-        digest = hashlib.sha256()
+        table = _table(location, fields)
+        text = spool.child(f"source-{i:04d}.{'jsonl' if table is None else 'arrows'}")
         with sink_errors(text):
             store_at(text).make_parents()
             target = store_at(text).create()
+        if table is not None:
+            with target:
+                return text, _copied(location, table, fields, batch_size, limit, target, stop)
+        digest = hashlib.sha256()
         opened = open_text(location, fields=fields, digest=digest, spool=target)
         with target, opened as unpacked:
             stream = _UntilStopped(unpacked, stop)
@@ -164,6 +182,44 @@ def _scan_file(
         raise SourceError(f"{location.uri} can't be read: {describe(e)}") from e
 
 
+def _table(location: Location, fields: FieldMap) -> ParquetRows | None:
+    """A file whose rows stay in its columns until they become requests; None where they don't."""
+    if not is_parquet(location.uri):
+        return None
+    table = ParquetRows(store_at(location), fields.beside(fields.implied))
+    return table if stays_table(table.schema) else None
+
+
+def _copied(
+    location: Location,
+    table: ParquetRows,
+    fields: FieldMap,
+    batch_size: int,
+    limit: int | None,
+    target: IO[bytes],
+    stop: threading.Event | None,
+) -> TableScan:
+    digest = _digest(location, stop)
+    rows = table.rows if limit is None else min(limit, table.rows)
+
+    def batches() -> Iterator[Any]:
+        for batch in table.batches():
+            _require_going_on(stop)
+            yield batch
+
+    fields = fields.beside(fields.implied)
+    return copied_rows(batches(), rows, batch_size, fields, target, digest)
+
+
+def _digest(location: Location, stop: threading.Event | None = None) -> str:
+    digest = hashlib.sha256()
+    with store_at(location).open() as f:
+        while block := f.read(_BLOCK_BYTES):
+            _require_going_on(stop)
+            digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
 def source_digest(
     source: str | Sequence[str], storage_options: dict[str, Any] | None = None
 ) -> str:
@@ -174,11 +230,7 @@ def source_digest(
     uris = [source] if isinstance(source, str) else list(source)
     digests = []
     for file in files_of([Location.of(uri, storage_options) for uri in uris]):
-        digest = hashlib.sha256()
-        with store_at(file.location).open() as f:
-            while block := f.read(4 * 2**20):
-                digest.update(block)
-        digests.append(_with_folders(f"sha256:{digest.hexdigest()}", file))
+        digests.append(_with_folders(_digest(file.location), file))
     return _joint_digest(digests)
 
 

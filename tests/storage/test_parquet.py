@@ -20,10 +20,10 @@ from sheaf_dagster import BatchRunner, BatchSpec, InputValidationError, SourceEr
 from sheaf_dagster.batch.rows.sample import sample_output
 from sheaf_dagster.storage import (
     Location,
+    lines_in_chunk,
     read_lines,
     scan_source,
     source_digest,
-    split_rows,
     store_at,
 )
 from tests.toys import doubler
@@ -146,7 +146,7 @@ def test_a_table_is_scanned_wherever_it_is_and_known_by_its_stored_bytes(place):
     found = [
         (number, orjson.loads(line)["v"])
         for c in source.chunks
-        for number, line in split_rows(text.read_range(c.start, c.end), c.first_line)
+        for number, line in lines_in_chunk(c, text.read_range(c.start, c.end))
     ]
     assert found == [(v + 1, v) for v in range(900)]
     assert source.digest == source_digest(location.uri, place.options)

@@ -23,7 +23,8 @@ from sheaf_dagster.batch.ray.engine_choice import Engine
 from sheaf_dagster.batch.ray.gpu_queue import gpu_share
 from sheaf_dagster.batch.ray.reservation import reserved_pool
 from sheaf_dagster.batch.ray.workers import Workers
-from sheaf_dagster.batch.rows.requests import ChunkFindings, RowContract
+from sheaf_dagster.batch.rows.findings import ChunkFindings
+from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.errors import ClusterError, SheafError
 from sheaf_dagster.storage import Chunk, ScannedSource

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sheaf_dagster.batch.reuse.spill import Digests, SortedSpill, digests_of
 from sheaf_dagster.batch.rows.content import DIGEST_BYTES
-from sheaf_dagster.batch.rows.requests import ChunkFindings
+from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.storage import Chunk
 
 __all__ = ["Repeats", "RowDigests"]

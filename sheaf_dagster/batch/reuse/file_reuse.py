@@ -15,8 +15,8 @@ from sheaf_dagster.batch.reuse.digests import RowDigests
 from sheaf_dagster.batch.reuse.index import IndexWriter, index_of
 from sheaf_dagster.batch.reuse.previous import ReusedAnswers, made_by, reused_output
 from sheaf_dagster.batch.reuse.repeated import filled_parts, lines_in_part
+from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.read_back import FailedLines
-from sheaf_dagster.batch.rows.requests import ChunkFindings
 from sheaf_dagster.batch.rows.unique import unique_key
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker.loading import ModelContext

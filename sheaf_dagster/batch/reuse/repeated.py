@@ -17,7 +17,7 @@ from sheaf_dagster.batch.rows.own_id import with_own_id
 from sheaf_dagster.batch.rows.read_back import FailedLines, counted
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.worker.keeping import contract_of
-from sheaf_dagster.storage import Chunk, Part, rows_in, store_at
+from sheaf_dagster.storage import Chunk, Part, lines_in_chunk, store_at
 
 __all__ = ["filled_parts", "lines_in_part"]
 
@@ -74,10 +74,10 @@ def _filled(
     firsts: NDArray[np.int64],
     answer_of: Callable[[int], bytes],
 ) -> Part:
-    contract = contract_of(contract, job)
+    contract = contract_of(contract, job, chunk)
     failed = FailedLines(contract.request, contract.response)
     data = store_at(job.texts[chunk.file]).read_range(chunk.start, chunk.end)
-    numbered = list(rows_in(data, chunk.first_line))
+    numbered = list(lines_in_chunk(chunk, data))
     invalid = lines_in(chunk.invalid, chunk.first_line)
     rows = contract.parse_all(numbered, chunk.first_row, invalid)
     lines = lines_in_part(job, part)

@@ -12,6 +12,7 @@ import orjson
 from pydantic import BaseModel
 
 from sheaf_dagster.batch.rows.answers import non_finite_in, response_lines
+from sheaf_dagster.batch.rows.arrays import all_finite
 from sheaf_dagster.batch.rows.fast import writes_fields
 from sheaf_dagster.batch.rows.keep import with_fields, with_free_fields
 from sheaf_dagster.errors import SinkError
@@ -238,7 +239,7 @@ class _Column:
         if self._convert is not None:
             values = [None if v is None else self._convert(v) for v in values]
         array = pa.array(values, self._type)
-        if self._float_max is None or _is_finite(array):
+        if self._float_max is None or all_finite(array):
             return array, 0
         finite = [_finite(v, self._float_max) for v in values]
         return pa.array([v for v, _ in finite], self._type), sum(n for _, n in finite)
@@ -302,19 +303,6 @@ def _float_max(type: pa.DataType) -> float | None:
         return float("inf")
     inner = [type.field(i).type for i in range(type.num_fields)]
     return next((m for t in inner if (m := _float_max(t)) is not None), None)
-
-
-def _is_finite(array: pa.Array) -> bool:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if pa.types.is_floating(array.type):
-        return bool(pc.all(pc.is_finite(array), min_count=0).as_py())
-    if pa.types.is_map(array.type):
-        return _is_finite(array.items)
-    if pa.types.is_struct(array.type):
-        return all(_is_finite(array.field(i)) for i in range(array.type.num_fields))
-    return _is_finite(array.values) if hasattr(array.type, "value_type") else True
 
 
 def _finite(value: Any, most: float) -> tuple[Any, int]:

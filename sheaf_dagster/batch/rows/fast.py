@@ -7,10 +7,9 @@ general codec's to accept or to refuse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from types import UnionType
-from typing import Any, NotRequired, Union, get_args, get_origin
+from typing import Any, NotRequired
 
 import msgspec
 import orjson
@@ -19,8 +18,7 @@ from typing_extensions import TypedDict
 
 from sheaf_dagster.batch.rows.inside import core_schema_of, maker, schemas_in
 from sheaf_dagster.batch.rows.lossless import has_names
-from sheaf_dagster.batch.rows.plain import NOTHING, PlainModel
-from sheaf_dagster.contracts.base import PASSES
+from sheaf_dagster.batch.rows.plain import PlainModel
 
 __all__ = ["FastCodec", "fast_codec", "may_hide_fields", "writes_fields"]
 
@@ -84,17 +82,10 @@ def _not_read(line: bytes) -> None:
 
 def _acceptor(plain: PlainModel, keep: tuple[str, ...]) -> Accepts:
     """Accepts plain rows, unless a validator of the model's own must see each."""
-    types, required = dict(plain.types), set(plain.required)
-    for validator in plain.validators:
-        passed: Mapping[str, Any] | None = getattr(validator, PASSES, None)
-        if passed is None:
-            return _never
-        for name, type_ in passed.items():
-            if not _includes(types.get(name, NOTHING), type_):
-                return _never  # a subclass has narrowed the field
-            types[name] = type_
-            if type_ is not None:
-                required.add(name)
+    passing = plain.passing()
+    if passing is None:
+        return _never
+    types, required = passing
     columns = [
         (name, type_) if name in required else (name, type_ | msgspec.UnsetType, msgspec.UNSET)
         for name, type_ in types.items()
@@ -151,14 +142,6 @@ def _reader(plain: PlainModel) -> Read:
         return request
 
     return read
-
-
-def _includes(own: Any, type_: Any) -> bool:
-    """Whether a field's own type is this one, or has it as a choice."""
-    choices = get_args(own) if get_origin(own) in (Union, UnionType) else (own,)
-    return (type(None) if type_ is None else type_) in (
-        type(None) if choice is None else choice for choice in choices
-    )
 
 
 _REFUSED = (msgspec.MsgspecError, ValueError, RecursionError)

@@ -13,13 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from uuid import UUID
 
 import msgspec
 from pydantic import BaseModel
 
 from sheaf_dagster.batch.rows.inside import core_schema_of
+from sheaf_dagster.contracts.base import PASSES
 
 __all__ = ["NOTHING", "NotPlainError", "PlainModel"]
 
@@ -48,6 +50,24 @@ class PlainModel:
         """Fields whose value stands for an enum's member."""
         for name, field in self._fields().items():
             self._add(name, field)
+
+    def passing(self) -> tuple[dict[str, Any], set[str]] | None:
+        """Types of fields, and those that are required, with which a row passes the validators.
+
+        None where a validator of the model's own must see each row.
+        """
+        types, required = dict(self.types), set(self.required)
+        for validator in self.validators:
+            passed: Mapping[str, Any] | None = getattr(validator, PASSES, None)
+            if passed is None:
+                return None
+            for name, type_ in passed.items():
+                if not _includes(types.get(name, NOTHING), type_):
+                    return None  # a subclass has narrowed the field
+                types[name] = type_
+                if type_ is not None:
+                    required.add(name)
+        return types, required
 
     def _fields(self) -> Mapping[str, Any]:
         model = self.model
@@ -114,6 +134,14 @@ class PlainModel:
             self.factories.append((name, lambda: copy.deepcopy(schema["default"])))
         else:
             raise NotPlainError
+
+
+def _includes(own: Any, type_: Any) -> bool:
+    """Whether a field's own type is this one, or has it as a choice."""
+    choices = get_args(own) if get_origin(own) in (Union, UnionType) else (own,)
+    return (type(None) if type_ is None else type_) in (
+        type(None) if choice is None else choice for choice in choices
+    )
 
 
 _COMMON = frozenset({"type", "ref", "metadata", "serialization"})

@@ -6,16 +6,18 @@ import hashlib
 import io
 import itertools
 import zlib
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, get_args
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
 
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
+from sheaf_dagster.batch.rows.columnar import column_codec, content_of_line
 from sheaf_dagster.batch.rows.content import DIGEST_BYTES, content_digest
 from sheaf_dagster.batch.rows.fast import fast_codec
+from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.general import GeneralCodec
 from sheaf_dagster.batch.rows.inside import given_fields
 from sheaf_dagster.batch.rows.invalid import invalid_row, packed_lines, why_invalid
@@ -32,11 +34,10 @@ from sheaf_dagster.batch.rows.violations import Violations
 from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.contracts import Contract
 from sheaf_dagster.errors import InputValidationError
-from sheaf_dagster.storage import is_blank
+from sheaf_dagster.storage import Chunk, TableRows, is_blank
 from sheaf_dagster.storage.formats import FieldMap, row_word
 
 __all__ = [
-    "ChunkFindings",
     "Row",
     "RowContract",
     "named_lines",
@@ -69,29 +70,6 @@ def named_lines(where: str, rows: Sequence[Row]) -> str:
     return f"{word} {first}" if first == last else f"{word}s {first}–{last}"
 
 
-@dataclass
-class ChunkFindings:
-    """What validating one chunk found."""
-
-    rows: int = 0
-    crc: int = 0
-    violations: list[Violation] = field(default_factory=list)
-    total_violations: int = 0
-    invalid_rows: int = 0
-    unknown_fields: dict[str, int] = field(default_factory=dict)
-    """Rows by the name of a field that their contract doesn't know."""
-    meant: dict[str, str] = field(default_factory=dict)
-    """By the name of such a field the one that was probably meant."""
-    invalid: bytes = b""
-    """The lines of invalid rows; see ``rows.invalid``."""
-    key: str = ""
-    """The field whose value no two rows may share; see ``rows.unique``."""
-    keys: bytes = b""
-    """The valid rows' values of it, hashed."""
-    digests: bytes = b""
-    """Of each row's content, where the contract is told so; see ``rows.content``."""
-
-
 @dataclass(frozen=True)
 class RowContract:
     """Parses and validates the rows of one model type."""
@@ -107,11 +85,17 @@ class RowContract:
     """Fields that go into the answers; the contract need not know them."""
     digests: bool = False
     """Tell the digests of contents when rows are validated."""
+    table: bool = False
+    """The rows are a table's, and come in its columns (``TableRows``)."""
 
     @classmethod
     def of(cls, contract: Contract, *, redact: bool = False) -> RowContract:
         """The parser of a contract's requests."""
         return cls(contract.model_type, contract.request, contract.response, redact)
+
+    def of_chunk(self, chunk: Chunk) -> RowContract:
+        """The same for a chunk's bytes."""
+        return self if self.table == chunk.table else replace(self, table=chunk.table)
 
     def fields_of(self, options: BatchOptions) -> FieldMap:
         """Which columns of a source are which fields of the contract's rows."""
@@ -125,6 +109,11 @@ class RowContract:
     def validate(self, data: bytes, first_line: int) -> ChunkFindings:
         """Validates every row in a chunk's bytes; keeps none of them."""
         findings = ChunkFindings(crc=zlib.crc32(data))
+        if self.table:
+            rows = TableRows.of(data)
+            if self._take_columns(rows, findings):
+                return findings
+            data = b"".join(b"%b\n" % line for line in rows.lines())
         validate = GeneralCodec(self.request).read
         observe = observing(self.request)
         violations = Violations(self.request, self.model_type, self.redact)
@@ -159,7 +148,7 @@ class RowContract:
                     request, unknown = _observed(line, observe, validate)
                     unknown = [f for f in unknown if f.path not in self.keep]
                     if unknown:
-                        _count_unknown(findings, violations.names_of(unknown))
+                        findings.count_unknown(violations.names_of(unknown))
                         found = violations.of_unknown(number, unknown) if self.strict else []
             except ValidationError as e:
                 found = violations.of_error(number, line, e)
@@ -192,9 +181,25 @@ class RowContract:
         findings.digests = b"".join(digests)
         return findings
 
+    def _take_columns(self, rows: TableRows, findings: ChunkFindings) -> bool:
+        """Notes rows that are valid for certain by their columns; False: look at each line."""
+        codec = column_codec(self.request)
+        if codec is None or not self._is_of_one_type or unique_key(self.request) or self.digests:
+            return False
+        others = codec.accepts(rows, self.keep)
+        if others is None or (others and self.strict):
+            return False
+        findings.rows = rows.batch.num_rows
+        if others and observing(self.request) is not None:
+            violations = Violations(self.request, self.model_type, self.redact)
+            for name, number in sorted(others.items()):
+                names = violations.names_of([UnknownField(name, name, self.request)])
+                findings.count_unknown(names, number)
+        return True
+
     def why_invalid(self, number: int, line: bytes) -> InputValidationError:
         """The error of a row that was found invalid."""
-        found = self.validate(line + b"\n", number).violations
+        found = replace(self, table=False).validate(line + b"\n", number).violations
         key = unique_key(self.request) or ""
         again = Violation(line=number, field=key, message="is the same as on an earlier line")
         return why_invalid(number, found or [again])
@@ -223,7 +228,7 @@ class RowContract:
         except (ValidationError, RecursionError):
             number, line = numbered
             stand_in = invalid_row(
-                self.request, line, position, lambda: _derived_id(position, line)
+                self.request, line, position, lambda: self._derived_id(position, line)
             )
             fields = fields_of(self.keep)(line) if self.keep else b""
             return Row(position, number, stand_in, fields)
@@ -233,7 +238,8 @@ class RowContract:
     ) -> list[Row]:
         """Rows of lines; a missing ``request_id`` is derived.
 
-        The id is a UUIDv5 of the row's position in the source and its bytes.
+        The id is a UUIDv5 of the row's position in the source and its bytes, of a table's row what
+        it says.
 
         Args:
             lines: Line numbers and lines.
@@ -258,27 +264,56 @@ class RowContract:
                 if "request_id" not in given_fields(request):
                     # Past pydantic's setattr: a user's contract may be frozen.
                     line = lines[position - first_position][1]
-                    request.__dict__["request_id"] = _derived_id(position, line)
+                    request.__dict__["request_id"] = self._derived_id(position, line)
+        numbers = [number for number, _ in lines]
+        return self._rows(requests, first_position, numbers, (line for _, line in lines))
+
+    def parse_columns(self, rows: TableRows, first_line: int, first_position: int) -> list[Row]:
+        """As ``parse``, of a table's rows, which were found valid before.
+
+        Args:
+            rows: The rows.
+            first_line: Number of the first in its file.
+            first_position: Its position in the source.
+        """
+        codec = column_codec(self.request)
+        requests = None
+        if codec is not None:
+            requests = codec.read(rows, lambda i, content: _derived(first_position + i, content))
+        if requests is None:
+            return self.parse(list(enumerate(rows.lines(), first_line)), first_position)
+        numbers = range(first_line, first_line + len(requests))
+        lines = rows.only(self.keep).lines() if self.keep else ()
+        return self._rows(requests, first_position, numbers, lines)
+
+    def _rows(
+        self,
+        requests: Sequence[Any],
+        first_position: int,
+        numbers: Iterable[int],
+        lines: Iterable[bytes],
+    ) -> list[Row]:
         if (placed := getattr(self.request, "placed", None)) is not None:
             for position, request in enumerate(requests, first_position):
                 placed(request, position)
-        numbers = [number for number, _ in lines]
         if not self.keep:
             return [*map(Row, itertools.count(first_position), numbers, requests)]
-        fields = map(fields_of(self.keep), (line for _, line in lines))
+        fields = map(fields_of(self.keep), lines)
         return [*map(Row, itertools.count(first_position), numbers, requests, fields)]
 
     @property
     def _accepts(self) -> Callable[[bytes], bool] | None:
         """A short cut for ``validate``, where it can't miss a row of another model type."""
+        return fast_codec(self.request, self.keep).accepts if self._is_of_one_type else None
+
+    @property
+    def _is_of_one_type(self) -> bool:
+        """Whether a row that the contract takes is of the model's type."""
         field = self.request.model_fields.get("model_type")
-        fixed = field is None or [*map(str, get_args(field.annotation))] == [self.model_type]
-        return fast_codec(self.request, self.keep).accepts if fixed else None
+        return field is None or [*map(str, get_args(field.annotation))] == [self.model_type]
 
-
-def _count_unknown(findings: ChunkFindings, names: Mapping[str, str | None]) -> None:
-    count_rows(findings.unknown_fields, dict.fromkeys(names, 1))
-    findings.meant.update({n: m for n, m in names.items() if m and n in findings.unknown_fields})
+    def _derived_id(self, position: int, line: bytes) -> UUID:
+        return _derived(position, content_of_line(line) if self.table else line.strip())
 
 
 def _observed(
@@ -292,8 +327,6 @@ def _observed(
     return request, unknown_fields(request)
 
 
-def _derived_id(position: int, line: bytes) -> UUID:
-    digest = hashlib.sha1(
-        _NAMESPACE + b"%d:" % position + line.strip(), usedforsecurity=False
-    ).digest()
+def _derived(position: int, content: bytes) -> UUID:
+    digest = hashlib.sha1(_NAMESPACE + b"%d:" % position + content, usedforsecurity=False).digest()
     return UUID(bytes=digest[:16], version=5)

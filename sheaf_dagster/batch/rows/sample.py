@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -14,7 +14,7 @@ from sheaf_dagster.batch.model_spec import ModelSpec
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.contracts import contract_for, row_identity
-from sheaf_dagster.storage import Location, files_of, read_lines
+from sheaf_dagster.storage import Location, files_of, is_columnar, read_lines
 from sheaf_dagster.storage.formats import AS_THEY_ARE, FieldMap
 
 __all__ = ["OutputSample", "sample_output"]
@@ -41,8 +41,9 @@ class OutputSample:
 
 def sample_output(model: ModelSpec, spec: BatchSpec, rows: int = 200) -> OutputSample:
     """Reads the first rows of both files again and compares their request ids."""
-    contract = RowContract.of(contract_for(model.model_type))
     first = files_of([Location.of(spec.sources[0], spec.storage_options)])[0]
+    contract = RowContract.of(contract_for(model.model_type))
+    contract = replace(contract, table=is_columnar(first.location))
     fields = contract.fields_of(spec).beside(first.folders)
     requests = _head(first.location, rows, fields)
     responses = _head(Location.of(spec.sink, spec.storage_options), len(requests))

@@ -17,15 +17,16 @@ from sheaf_dagster.batch.rows.requests import Row, RowContract, named_lines
 from sheaf_dagster.batch.worker.making import ChunkInMaking
 from sheaf_dagster.contracts import row_identity
 from sheaf_dagster.errors import PreviousOutputError
-from sheaf_dagster.storage import Chunk, Part, rows_in, store_at
+from sheaf_dagster.storage import Chunk, Part, lines_in_chunk, store_at
 
 __all__ = ["contract_of", "part_without_model", "rows_to_run"]
 
 _AT_A_TIME = 1024
 
 
-def contract_of(contract: RowContract, job: FileWork) -> RowContract:
-    """The contract of a job's rows."""
+def contract_of(contract: RowContract, job: FileWork, chunk: Chunk) -> RowContract:
+    """The contract of a chunk's rows."""
+    contract = contract.of_chunk(chunk)
     if not (job.keep or job.strict):
         return contract
     return replace(contract, keep=job.keep, strict=job.strict)
@@ -80,7 +81,8 @@ def part_without_model(contract: RowContract, job: FileWork, chunk: Chunk) -> Pa
     making = ChunkInMaking(job, chunk)
     data = store_at(job.texts[chunk.file]).read_range(chunk.start, chunk.end)
     making.require_validated(data)
-    rows_to_run(contract_of(contract, job), making, rows_in(data, chunk.first_line))
+    lines = lines_in_chunk(chunk, data)
+    rows_to_run(contract_of(contract, job, chunk), making, lines)
     return making.written("") if making.complete else None
 
 

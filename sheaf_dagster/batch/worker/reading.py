@@ -8,13 +8,13 @@ from itertools import islice
 from typing import Any
 
 from sheaf_dagster.batch.messages import FileWork
-from sheaf_dagster.batch.rows.requests import Row
+from sheaf_dagster.batch.rows.requests import Row, RowContract
 from sheaf_dagster.batch.worker.keeping import contract_of, rows_to_run
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.batch.worker.making import Batch, ChunkInMaking
 from sheaf_dagster.batch.worker.sizing import BatchSizer, spans
 from sheaf_dagster.batch.worker.visibility import require_visible
-from sheaf_dagster.storage import Chunk, read_ranges, rows_in
+from sheaf_dagster.storage import Chunk, TableRows, lines_in_chunk, read_ranges, rows_in
 
 __all__ = ["read_batches"]
 
@@ -50,9 +50,7 @@ def _read_chunk(
         require_visible(making.where, job.texts[chunk.file], job.store.folder)
         data = read()
         making.require_validated(data)
-        lines = rows_in(data, chunk.first_line)
-        del data
-        for rows in _batches(context, sizer, making, lines):
+        for rows in _batches(context, sizer, making, data):
             yield Batch(making, rows)
     except Exception as e:
         yield Batch(making, (), e)
@@ -62,10 +60,10 @@ def _batches(
     context: ModelContext,
     sizer: BatchSizer,
     making: ChunkInMaking,
-    lines: Iterator[tuple[int, bytes]],
+    data: bytes,
 ) -> Iterator[list[Row]]:
     job, chunk = making.job, making.chunk
-    contract = contract_of(context.rows, job)
+    contract = contract_of(context.rows, job, chunk)
     if job.batch_size is None:
         sizer.make_room(chunk.rows)
 
@@ -76,14 +74,14 @@ def _batches(
 
     all_run = job.kept is None and not chunk.invalid
     if job.bucket_by is None and all_run:
+        take = _reader(contract, chunk, data)
         for start, stop in spans(chunk.rows, size):
-            batch = list(islice(lines, stop - start))
-            yield contract.parse(batch, chunk.first_row + start)
+            yield take(start, stop)
         return
     rows = (
-        contract.parse(list(lines), chunk.first_row)
+        _reader(contract, chunk, data)(0, chunk.rows)
         if all_run
-        else rows_to_run(contract, making, lines)
+        else rows_to_run(contract, making, lines_in_chunk(chunk, data))
     )
     # The window is the chunk: it is the same at every run, so the batches of one size are too.
     buckets: dict[Any, list[Row]] = defaultdict(list)
@@ -93,3 +91,16 @@ def _batches(
     for bucket in buckets.values():
         for start, stop in spans(len(bucket), size):
             yield bucket[start:stop]
+
+
+def _reader(contract: RowContract, chunk: Chunk, data: bytes) -> Callable[[int, int], list[Row]]:
+    """What reads the rows of a chunk, from one to before another; each once, in order."""
+    if chunk.table:
+        table = TableRows.of(data)
+        return lambda start, stop: contract.parse_columns(
+            table.slice(start, stop), chunk.first_line + start, chunk.first_row + start
+        )
+    lines = rows_in(data, chunk.first_line)
+    return lambda start, stop: contract.parse(
+        list(islice(lines, stop - start)), chunk.first_row + start
+    )

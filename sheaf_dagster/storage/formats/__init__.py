@@ -18,6 +18,7 @@ from sheaf_dagster.storage.formats.jsonl import JsonLines
 from sheaf_dagster.storage.formats.mapped import MappedText, Text
 from sheaf_dagster.storage.formats.meaning import ERROR_COLUMNS, REST_COLUMN, Meaning
 from sheaf_dagster.storage.formats.parquet import (
+    ParquetRows,
     ParquetText,
     is_parquet,
     json_rows,
@@ -36,6 +37,7 @@ __all__ = [
     "Format",
     "JsonLines",
     "Meaning",
+    "ParquetRows",
     "Table",
     "Text",
     "format_of",
@@ -93,7 +95,8 @@ def open_text(
             # Read from its end on, so that its bytes don't pass in order.
             while digest is not None and (block := raw.read(_BLOCK_BYTES)):
                 digest.update(block)
-            yield ParquetText(store, spool, fields)
+            own = fields.beside(fields.implied)
+            yield ParquetText(ParquetRows(store, own), spool, own)
             return
         text: Text = raw  # type: ignore[assignment]
         if codec is not None:

@@ -20,6 +20,7 @@ import difflib
 import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import IO, TYPE_CHECKING, Any
@@ -34,9 +35,10 @@ from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.stores import Store, store_at
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from typing_extensions import Buffer
 
-__all__ = ["ParquetText", "is_parquet", "json_rows", "read_schema", "read_table"]
+__all__ = ["ParquetRows", "ParquetText", "is_parquet", "json_rows", "read_schema", "read_table"]
 
 _BATCH_BYTES = 8 * 2**20
 """About what is read at a time, however large row groups are."""
@@ -50,43 +52,86 @@ def is_parquet(uri: str) -> bool:
     return name.lower().endswith((".parquet", ".pq"))
 
 
-class ParquetText:
-    """A stream of the JSON lines of a Parquet file, copied to a spool as they pass.
+class ParquetRows:
+    """The rows of a Parquet file, a few megabytes at a time.
 
     Args:
         store: The file; read in ranges, since its index is at its end.
-        spool: Receives a copy of the text, so that workers can read ranges of it.
         fields: Which column is which field.
+
+    Attributes:
+        schema: Its columns.
+        rows: How many rows it has.
 
     Raises:
         SourceError: Here or while reading: it is damaged, cut short, encrypted, no Parquet file at
             all, or has columns that can't be fields.
     """
 
-    def __init__(
-        self, store: Store, spool: IO[bytes] | None = None, fields: FieldMap = AS_THEY_ARE
-    ) -> None:
+    def __init__(self, store: Store, fields: FieldMap = AS_THEY_ARE) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         self._name = store.uri
+        self._read = 0
+        with self._reading():
+            raw = pa.PythonFile(_Ranges(store), mode="r")
+            self._file = pq.ParquetFile(raw, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+            self.schema: pa.Schema = self._file.schema_arrow
+            self.rows: int = self._file.metadata.num_rows
+            _require_one_of_each(store.uri, self.schema.names)
+            _require_columns(store.uri, fields, self.schema.names)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows, whose texts are known to be such."""
+        with self._reading(), self._file:
+            for batch in self._file.iter_batches(batch_size=_rows_at_a_time(self._file.metadata)):
+                batch.validate(full=True)
+                yield batch
+                self._read += batch.num_rows
+
+    def lines(self, fields: FieldMap) -> Iterator[bytes]:
+        """The rows as lines of JSON, some at a time."""
+        with self._reading():
+            for batch in self.batches():
+                rows = json_rows(batch.replace_schema_metadata(self.schema.metadata), fields)
+                yield b"".join(b"%b\n" % row for row in rows)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        import pyarrow as pa
+
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as e:
+            if isinstance(e, SourceError):
+                raise
+            raise SourceError(
+                f"{self._name} can't be read as a Parquet file, somewhere after row "
+                f"{self._read} ({' '.join(str(e).split())}); write the file again"
+            ) from e
+
+
+class ParquetText:
+    """A stream of the JSON lines of a Parquet file, copied to a spool as they pass.
+
+    Args:
+        file: The file.
+        spool: Receives a copy of the text, so that workers can read ranges of it.
+        fields: Which column is which field.
+    """
+
+    def __init__(
+        self, file: ParquetRows, spool: IO[bytes] | None = None, fields: FieldMap = AS_THEY_ARE
+    ) -> None:
         self._spool = spool
-        self._rows = 0
-        self._lines = _lines_of(store, fields.beside(fields.implied))
+        self._lines = file.lines(fields)
         self._rest = memoryview(b"")
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fills the buffer as far as the rows at hand reach; 0 after the last one."""
-        import pyarrow as pa
-
         if not self._rest:
-            try:
-                rows, text = next(self._lines, (0, b""))
-            except (pa.ArrowException, OSError, ValueError, OverflowError) as e:
-                if isinstance(e, SourceError):
-                    raise
-                raise SourceError(
-                    f"{self._name} can't be read as a Parquet file, somewhere after row "
-                    f"{self._rows} ({' '.join(str(e).split())}); write the file again"
-                ) from e
-            self._rows += rows
+            text = next(self._lines, b"")
             self._rest = memoryview(text)
             if self._spool is not None:
                 self._spool.write(text)
@@ -129,23 +174,13 @@ def _read(location: Location, what: Callable[[Any], Any]) -> Any:
         ) from e
 
 
-def _lines_of(store: Store, fields: FieldMap) -> Iterator[tuple[int, bytes]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    raw = pa.PythonFile(_Ranges(store), mode="r")
-    with pq.ParquetFile(raw, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
-        schema = file.schema_arrow
-        doubled = sorted({n for n in schema.names if schema.names.count(n) > 1})
-        if doubled:
-            raise SourceError(
-                f"{store.uri} has several columns of one name ({', '.join(doubled)}); a field has "
-                "one. Rename or drop them"
-            )
-        _require_columns(store.uri, fields, schema.names)
-        for batch in file.iter_batches(batch_size=_rows_at_a_time(file.metadata)):
-            lines = json_rows(batch.replace_schema_metadata(schema.metadata), fields)
-            yield len(lines), b"".join(b"%b\n" % line for line in lines)
+def _require_one_of_each(uri: str, names: Sequence[str]) -> None:
+    doubled = sorted({n for n in names if names.count(n) > 1})
+    if doubled:
+        raise SourceError(
+            f"{uri} has several columns of one name ({', '.join(doubled)}); a field has "
+            "one. Rename or drop them"
+        )
 
 
 def _require_columns(uri: str, fields: FieldMap, names: Sequence[str]) -> None:
