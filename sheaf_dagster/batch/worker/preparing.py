@@ -116,8 +116,10 @@ class Preparing:
 
     def _measure(self, future: Future[Slice]) -> None:
         if not future.cancelled():
+            made = future.result()
             with self._room:
-                self._row_bytes = max(0.95 * self._row_bytes, future.result().row_bytes)
+                self._row_bytes = max(0.95 * self._row_bytes, made.row_bytes)
+                self._seconds = max(1e-6, 0.5 * (self._seconds + made.seconds / len(made.ready)))
                 self._room.notify_all()
 
     def is_done(self, window: Window) -> bool:
@@ -135,10 +137,7 @@ class Preparing:
 
     def take(self, window: Window) -> dict[int, Ready]:
         """What was made of the rows, by their position."""
-        slices = [future.result() for future in window.slices]
-        found = [ready for made in slices for ready in made.ready]
-        seconds = sum(made.seconds for made in slices) / len(found)
-        self._seconds = max(1e-6, 0.5 * (self._seconds + seconds))
+        found = [ready for future in window.slices for ready in future.result().ready]
         return {row.position: made for row, made in zip(window.batch.rows, found, strict=True)}
 
     def gone(self, rows: int) -> None:
