@@ -125,8 +125,8 @@ class FileRun:
             raise refused
         if not report.ok:
             log.warning("%s", report.recorded_summary())
-        if report.unknown_fields:
-            log.warning("%s: %s", report.source, report.unknown_summary())
+        for text in report.warnings():
+            log.warning("%s: %s", report.source, text)
         held = self._hold()
         keeper = self._keeper = self._keeper_of(source, report)
         kept_of = None if keeper is None else keeper.identity

@@ -58,6 +58,9 @@ class ValidationReport(BaseModel):
             ``name (repeated)`` of one that an object has again, where the last one counts. From a
             hundred names on, further ones are counted together as ``…``.
         meant: By the name of such a field the contract's own that was probably meant.
+        duplicate_ids: Rows with the ``request_id`` of an earlier row. (Where the contract, or
+            ``strict``, refuses them, they are violations.)
+        first_duplicate: Which the first of them is, and whose id it has.
     """
 
     source: str
@@ -70,6 +73,8 @@ class ValidationReport(BaseModel):
     seconds: float = 0.0
     unknown_fields: dict[str, int] = Field(default_factory=dict)
     meant: dict[str, str] = Field(default_factory=dict)
+    duplicate_ids: int = 0
+    first_duplicate: str = ""
 
     @property
     def ok(self) -> bool:
@@ -79,9 +84,8 @@ class ValidationReport(BaseModel):
     def summary(self, shown: int = 5) -> str:
         """One readable message: the counts, the first few violations, and what to do."""
         if self.ok:
-            unknown = self.unknown_summary()
             valid = f"{self.source}: all {self.rows} rows are valid"
-            return f"{valid}; {unknown}" if unknown else valid
+            return "; ".join([valid, *self.warnings()])
         many = "" if self.total_violations == 1 else "s"
         headline = (
             f"{self.source}: {self.invalid_rows:,} of {self.rows:,} rows are invalid "
@@ -104,6 +108,20 @@ class ValidationReport(BaseModel):
         return (
             f"{self.source}: {self.invalid_rows:,} of {self.rows:,} rows are invalid and become "
             f"error rows: {first}{more}"
+        )
+
+    def warnings(self) -> list[str]:
+        """What valid rows may not have meant: fields that were ignored, ids that they share."""
+        return [text for text in (self.unknown_summary(), self.duplicates_summary()) if text]
+
+    def duplicates_summary(self) -> str:
+        """How many rows share their id with an earlier one, in one line; empty where none does."""
+        if not self.duplicate_ids:
+            return ""
+        rows = "1 row has" if self.duplicate_ids == 1 else f"{self.duplicate_ids:,} rows have"
+        return (
+            f"{rows} the id of an earlier row ({self.first_duplicate}), so answers can't be told "
+            "apart by id; strict=True refuses such rows"
         )
 
     def unknown_summary(self, shown: int = 5) -> str:

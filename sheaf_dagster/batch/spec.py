@@ -88,8 +88,8 @@ class BatchOptions(Spec):
     )
     strict: bool = Field(
         default=False,
-        description="Refuse rows with fields that the contract doesn't know. Otherwise they are "
-        "ignored, counted and named.",
+        description="Refuse rows with fields that the contract doesn't know, and rows with the id "
+        "of an earlier row. Otherwise such fields are ignored, and both are counted and named.",
     )
     keep: list[str] = Field(
         default_factory=list,

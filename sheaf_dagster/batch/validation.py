@@ -51,8 +51,23 @@ def validate_source(
         source_digest=source.digest,
         source_bytes=source.stored_bytes,
     )
-    validated = []
-    seen = SeenKeys()
+    with SeenKeys() as seen:
+        chunks, key, is_unique = _validated(source, findings, report, seen)
+        if is_unique:
+            _refuse_duplicates(report, source, key, seen, chunks)
+        else:
+            _count_duplicates(report, source, key, seen)
+    return report, tuple(chunks)
+
+
+def _validated(
+    source: ScannedSource,
+    findings: Iterable[ChunkFindings],
+    report: ValidationReport,
+    seen: SeenKeys,
+) -> tuple[list[Chunk], str, bool]:
+    """Takes findings into the report; returns the chunks, the rows' key and whether it is unique."""
+    validated, key, is_unique = [], "", False
     several = len(source.files) > 1
     for chunk, found in zip(source.chunks, findings, strict=True):
         if found.rows != chunk.rows:
@@ -72,14 +87,34 @@ def validate_source(
         report.invalid_rows += found.invalid_rows
         count_rows(report.unknown_fields, found.unknown_fields)
         report.meant.update({n: m for n, m in found.meant.items() if n in report.unknown_fields})
-        seen.add(chunk.file, found.key, found.keys)
+        seen.add(chunk.file, found.keys)
+        key, is_unique = found.key, found.key_is_unique
         validated.append(chunk.validated(found.crc, found.invalid))
-    _note_duplicates(report, source, seen, validated)
-    return report, tuple(validated)
+    return validated, key, is_unique
 
 
-def _note_duplicates(
-    report: ValidationReport, source: ScannedSource, seen: SeenKeys, chunks: list[Chunk]
+def _count_duplicates(
+    report: ValidationReport, source: ScannedSource, key: str, seen: SeenKeys
+) -> None:
+    """Counts rows whose id an earlier one has, and names the first."""
+    report.duplicate_ids, duplicates = seen.duplicates()
+    found = next(duplicates, None)
+    if found is None:
+        return
+    uri, first = (source.files[n].stored.uri for n in (found.file, found.first_file))
+    where = "" if found.file == found.first_file else f" of {first}"
+    report.first_duplicate = (
+        f"{row_word(uri)} {found.line} has the '{key}' of {row_word(first)} "
+        f"{found.first_line}{where}"
+    )
+
+
+def _refuse_duplicates(
+    report: ValidationReport,
+    source: ScannedSource,
+    key: str,
+    seen: SeenKeys,
+    chunks: list[Chunk],
 ) -> None:
     """Counts rows whose key an earlier one has, and marks their lines in the chunks."""
     number, duplicates = seen.duplicates()
@@ -93,7 +128,7 @@ def _note_duplicates(
         lines = lines_in(chunk.invalid, chunk.first_line).union(found.line for found in some)
         packed = packed_lines(sorted(lines), chunk.first_line)
         chunks[index] = chunk.validated(chunk.crc, packed)
-        _show_duplicates(report, seen.field, names, some)
+        _show_duplicates(report, key, names, some)
 
 
 def _show_duplicates(

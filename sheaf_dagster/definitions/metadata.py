@@ -118,6 +118,8 @@ def result_metadata(
         md["batch_budget"] = result.batch_budget
     if result.validation.unknown_fields:
         md["unknown_fields"] = dg.MetadataValue.json(result.validation.unknown_fields)
+    if result.validation.duplicate_ids:
+        md["duplicate_ids"] = result.validation.duplicate_ids
     md |= _tokens(result)
     if result.halved_batches:
         md["halved_batches"] = result.halved_batches

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from uuid import UUID
 
 import pytest
 
 import sheaf_dagster as sd
-from sheaf_dagster import BatchRunner, ModelSpec
+from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec
 from tests.batch.jobs import leftovers, spec
+from tests.conftest import read_rows
 from tests.toys import doubler
 
 
@@ -55,3 +57,53 @@ def test_limits_of_a_cluster_are_no_matter_where_nothing_is_run(write_rows, tmp_
     assert (report.ok, report.rows) == (True, 2)
     with pytest.raises(sd.ClusterCapacityError):
         runner.run(spec(write_rows([1, 2]), tmp_path))
+
+
+def rows_with_ids(path, *numbers: int | None) -> str:
+    """Writes rows whose ids end in these numbers; None for a row without."""
+    path.write_text(
+        "".join(
+            json.dumps(
+                {"model_type": "number", "model_name": "m", "value": i}
+                | ({} if number is None else {"request_id": str(UUID(int=number))})
+            )
+            + "\n"
+            for i, number in enumerate(numbers)
+        )
+    )
+    return str(path)
+
+
+def test_rows_that_share_an_id_are_counted_and_warned_of(tmp_path, caplog):
+    source = rows_with_ids(tmp_path / "in.jsonl", 7, None, None, 8, 7, 8, 7)
+
+    result = BatchRunner(doubler()).run(spec(source, tmp_path, compute="local"))
+
+    assert (result.validation.duplicate_ids, result.validation.ok) == (3, True)
+    assert [row["value"] for row in read_rows(result.sink)] == [0, 2, 4, 6, 8, 10, 12]
+    said = "3 rows have the id of an earlier row (line 5 has the 'request_id' of line 1)"
+    assert said in caplog.text
+    assert said in result.validation.summary()
+
+
+def test_rows_of_several_files_that_share_an_id_are_told_by_their_files(tmp_path):
+    files = [rows_with_ids(tmp_path / f"{n}.jsonl", n, 9) for n in range(2)]
+    job = BatchSpec(source=files, sink=str(tmp_path / "out.jsonl"))
+
+    report = BatchRunner(doubler()).validate(job)
+
+    assert report.duplicate_ids == 1
+    assert report.first_duplicate == f"line 2 has the 'request_id' of line 2 of {files[0]}"
+
+
+def test_a_strict_job_refuses_rows_that_share_an_id(tmp_path):
+    source = rows_with_ids(tmp_path / "in.jsonl", 7, 8, None, 7)
+    job = spec(source, tmp_path, strict=True, compute="local")
+
+    with pytest.raises(sd.InputValidationError, match=r"line 4, field 'request_id': .* line 1"):
+        BatchRunner(doubler()).run(job)
+    recorded = BatchRunner(doubler()).run(job.model_copy(update={"on_invalid": "record"}))
+
+    assert recorded.error_rows == recorded.validation.invalid_rows == 1
+    assert recorded.validation.duplicate_ids == 0
+    assert "same" in read_rows(recorded.sink)[3]["error"]["message"]

@@ -42,6 +42,7 @@ class FileReuse:
         self._output = output
         self._made_by = made_by(context, spec)
         self._sink = Location.of(spec.sink, spec.storage_options)
+        self._strict = spec.strict
         self._digests = RowDigests()
 
     @classmethod
@@ -61,7 +62,8 @@ class FileReuse:
             all_valid: Every row is valid. Of rows that share a key all but the first are invalid,
                 and so may be the one whose answer an equal row would wait for.
         """
-        repeats = all_valid or unique_key(self._context.rows.request) is None
+        may_share = not self._strict and unique_key(self._context.rows.request) is None
+        repeats = all_valid or may_share
         return ReusedAnswers(self._output, self._digests, self._made_by, repeats=repeats)
 
     def filled(

@@ -20,6 +20,7 @@ from msgspec import inspect
 from pydantic import BaseModel
 
 from sheaf_dagster.batch.rows.arrays import all_finite
+from sheaf_dagster.batch.rows.fast import IDENTITY
 from sheaf_dagster.batch.rows.inside import maker
 from sheaf_dagster.batch.rows.plain import PlainModel
 from sheaf_dagster.storage import TableRows
@@ -64,7 +65,7 @@ class ColumnCodec:
         self._required = frozenset(() if passing is None else passing[1])
         self._make = maker(model)
         self._forbids = model.model_config.get("extra") == "forbid"
-        self._has_id = "request_id" in model.model_fields
+        self._has_id = IDENTITY in model.model_fields
 
     def accepts(self, rows: TableRows, known: Sequence[str] = ()) -> dict[str, int] | None:
         """Whether all rows are such of the model for certain: then what they have besides.
@@ -100,6 +101,16 @@ class ColumnCodec:
         for name in others.intersection(given.columns):
             number[name] -= rows.batch.column(given.columns[name]).null_count
         return {name: n for name, n in number.items() if n}
+
+    def ids(self, rows: TableRows) -> list[Any]:
+        """The ``request_id`` of each of the rows that ``accepts`` took, None where it gives none."""
+        given = _Given.of(rows.batch.schema.names, rows.fields)
+        if not self._has_id or IDENTITY not in given.names:
+            return []
+        if IDENTITY in given.constants:
+            return [self._types[IDENTITY].one(given.constants[IDENTITY])] * rows.batch.num_rows
+        array = rows.batch.column(given.columns[IDENTITY])
+        return self._types[IDENTITY].of(array, _values(array))
 
     def read(self, rows: TableRows, derive_id: DeriveId) -> list[Any] | None:
         """The requests of rows that are known to be such of the model; None: read them as lines.

@@ -27,7 +27,9 @@ class ChunkFindings:
     invalid: bytes = b""
     """The lines of invalid rows; see ``rows.invalid``."""
     key: str = ""
-    """The field whose value no two rows may share; see ``rows.unique``."""
+    """The field by which rows are told apart; see ``rows.unique``."""
+    key_is_unique: bool = False
+    """Whether a row with the key of an earlier one is invalid."""
     keys: bytes = b""
     """The valid rows' values of it, hashed."""
     digests: bytes = b""

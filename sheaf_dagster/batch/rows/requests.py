@@ -16,14 +16,14 @@ from pydantic import BaseModel, ValidationError
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
 from sheaf_dagster.batch.rows.columnar import column_codec, content_of_line
 from sheaf_dagster.batch.rows.content import DIGEST_BYTES, content_digest
-from sheaf_dagster.batch.rows.fast import fast_codec
+from sheaf_dagster.batch.rows.fast import IDENTITY, fast_codec
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.general import GeneralCodec
 from sheaf_dagster.batch.rows.inside import given_fields
 from sheaf_dagster.batch.rows.invalid import invalid_row, packed_lines, why_invalid
 from sheaf_dagster.batch.rows.keep import fields_of
 from sheaf_dagster.batch.rows.lossless import lost_in
-from sheaf_dagster.batch.rows.unique import KeysOfChunk, unique_key
+from sheaf_dagster.batch.rows.unique import KeysOfChunk, key_field, unique_key
 from sheaf_dagster.batch.rows.unknown import (
     UnknownField,
     count_rows,
@@ -80,7 +80,7 @@ class RowContract:
     redact: bool = False
     """Leave values out of violations."""
     strict: bool = False
-    """Refuse rows with fields that the contract doesn't know."""
+    """Refuse rows with fields that the contract doesn't know, or with an earlier row's id."""
     keep: tuple[str, ...] = ()
     """Fields that go into the answers; the contract need not know them."""
     digests: bool = False
@@ -111,25 +111,27 @@ class RowContract:
         findings = ChunkFindings(crc=zlib.crc32(data))
         if self.table:
             rows = TableRows.of(data)
-            if self._take_columns(rows, findings):
+            if self._take_columns(rows, findings, first_line):
                 return findings
             data = b"".join(b"%b\n" % line for line in rows.lines())
         validate = GeneralCodec(self.request).read
         observe = observing(self.request)
         violations = Violations(self.request, self.model_type, self.redact)
-        key = unique_key(self.request)
-        keys = None if key is None else KeysOfChunk(key)
+        key = key_field(self.request)
+        keys = KeysOfChunk()
         expected = self.model_type
         typed = "model_type" in self.request.model_fields
-        accepts = self._accepts if keys is None else None
+        accepts = self._accepts if key in (None, IDENTITY) else None
         passed_on = 0
         invalid: list[int] = []
         digests: list[bytes] = []
         digest = content_digest(self.request) if self.digests else None
         # Line by line: a chunk's lines all at once are more than a processor's cache holds.
         for number, ended_line in enumerate(io.BytesIO(data), first_line):
-            if accepts is not None and accepts(ended_line):
+            if accepts is not None and (taken := accepts(ended_line)):
                 findings.rows += 1
+                if taken is not True:
+                    keys.add(taken, number)
                 if digest is not None:
                     digests.append(digest(ended_line))
                 continue
@@ -155,8 +157,8 @@ class RowContract:
             except RecursionError:
                 found = [Violation(line=number, field="", message="JSON is nested too deeply")]
             else:
-                if keys is not None:
-                    keys.add(request, number)
+                if key is not None and key in given_fields(request):
+                    keys.add(getattr(request, key), number)
                 if typed and request.model_type != expected:
                     found = [violations.wrong_type(number, str(request.model_type))]
                 elif not found:
@@ -175,13 +177,13 @@ class RowContract:
             findings.total_violations += len(found)
             if len(findings.violations) < MAX_VIOLATIONS_SHOWN:
                 findings.violations += found[: MAX_VIOLATIONS_SHOWN - len(findings.violations)]
-        if keys is not None:
-            findings.key, findings.keys = keys.field, keys.packed()
+        findings.key, findings.key_is_unique = key or "", self._key_is_unique
+        findings.keys = keys.packed()
         findings.invalid = packed_lines(invalid, first_line)
         findings.digests = b"".join(digests)
         return findings
 
-    def _take_columns(self, rows: TableRows, findings: ChunkFindings) -> bool:
+    def _take_columns(self, rows: TableRows, findings: ChunkFindings, first_line: int) -> bool:
         """Notes rows that are valid for certain by their columns; False: look at each line."""
         codec = column_codec(self.request)
         if codec is None or not self._is_of_one_type or unique_key(self.request) or self.digests:
@@ -190,6 +192,12 @@ class RowContract:
         if others is None or (others and self.strict):
             return False
         findings.rows = rows.batch.num_rows
+        keys = KeysOfChunk()
+        for line, id in enumerate(codec.ids(rows), first_line):
+            if id is not None:
+                keys.add(id, line)
+        findings.key, findings.key_is_unique = IDENTITY, self._key_is_unique
+        findings.keys = keys.packed()
         if others and observing(self.request) is not None:
             violations = Violations(self.request, self.model_type, self.redact)
             for name, number in sorted(others.items()):
@@ -200,7 +208,7 @@ class RowContract:
     def why_invalid(self, number: int, line: bytes) -> InputValidationError:
         """The error of a row that was found invalid."""
         found = replace(self, table=False).validate(line + b"\n", number).violations
-        key = unique_key(self.request) or ""
+        key = key_field(self.request) or ""
         again = Violation(line=number, field=key, message="is the same as on an earlier line")
         return why_invalid(number, found or [again])
 
@@ -300,6 +308,10 @@ class RowContract:
             return [*map(Row, itertools.count(first_position), numbers, requests)]
         fields = map(fields_of(self.keep), lines)
         return [*map(Row, itertools.count(first_position), numbers, requests, fields)]
+
+    @property
+    def _key_is_unique(self) -> bool:
+        return self.strict or unique_key(self.request) is not None
 
     @property
     def _accepts(self) -> Callable[[bytes], bool] | None:

@@ -1,21 +1,31 @@
 """Rows whose key another row of the source has already.
 
-A contract names its key: a class attribute ``unique_key`` with a field's name. The driver keeps 16
-bytes a row, in which the key is a hash of 96 bits, and no rows.
+A contract names its key, which no two rows may share: a class attribute ``unique_key`` with a
+field's name. Of other contracts it is ``request_id``, which rows should not share; those that do are
+counted, and refused where the job is strict. A key is hashed to 96 bits. The driver keeps up to
+20 MB of them, and further ones on disk (24 bytes a row); a row without an id costs nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+from uuid import UUID
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
-__all__ = ["Duplicate", "KeysOfChunk", "SeenKeys", "unique_key"]
+from sheaf_dagster.batch.reuse.spill import SortedSpill
+from sheaf_dagster.batch.rows.content import identity_field
 
-_RECORD = np.dtype([("high", "<u8"), ("low", "<u4"), ("line", "<u4")])
+__all__ = ["Duplicate", "KeysOfChunk", "SeenKeys", "key_field", "unique_key"]
+
+_PACKED = np.dtype([("high", "<u8"), ("low", "<u4"), ("line", "<u4")])
+_RECORD = np.dtype([("high", "<u8"), ("low", "<u4"), ("file", "<u4"), ("line", "<u8")])
+_IN_MEMORY = 2**20
 
 
 class Duplicate(NamedTuple):
@@ -33,68 +43,99 @@ def unique_key(contract: type[BaseModel]) -> str | None:
     return key if isinstance(key, str) and key in contract.model_fields else None
 
 
+def key_field(contract: type[BaseModel]) -> str | None:
+    """The field whose value is looked at: that of ``unique_key``, or else the row's identity."""
+    return unique_key(contract) or identity_field(contract)
+
+
 class KeysOfChunk:
     """Collects the keys of some lines."""
 
-    def __init__(self, field: str) -> None:
-        self.field = field
-        self._records = bytearray()
+    def __init__(self) -> None:
+        self._hashes: list[bytes] = []
+        self._lines: list[int] = []
 
-    def add(self, request: Any, line: int) -> None:
-        """Notes a valid row."""
-        value = str(getattr(request, self.field)).encode("utf-8", "surrogatepass")
-        self._records += hashlib.blake2b(value, digest_size=12).digest()
-        self._records += line.to_bytes(4, "little")
+    def add(self, key: Any, line: int) -> None:
+        """Notes the key of a valid row."""
+        value = key.bytes if type(key) is UUID else str(key).encode("utf-8", "surrogatepass")
+        self._hashes.append(hashlib.blake2b(value, digest_size=12).digest())
+        self._lines.append(line)
 
     def packed(self) -> bytes:
         """What ``SeenKeys`` takes."""
-        return bytes(self._records)
+        records = np.empty(len(self._lines), dtype=[("hash", "V12"), ("line", "<u4")])
+        records["hash"] = np.frombuffer(b"".join(self._hashes), dtype="V12")
+        records["line"] = self._lines
+        return records.tobytes()
 
 
 class SeenKeys:
-    """The keys of a source's chunks, in their order.
-
-    Attributes:
-        field: The key's name.
-    """
+    """The keys of a source's chunks, in their order."""
 
     def __init__(self) -> None:
-        self.field = ""
-        self._packed: list[bytes] = []
-        self._ends: list[int] = [0]
-        self._files: list[int] = []
+        self._waiting: list[NDArray[np.void]] = []
+        self._size = 0
+        self._spill: SortedSpill | None = None
 
-    def add(self, file: int, field: str, packed: bytes) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._spill is not None:
+            self._spill.__exit__(kind, error, traceback)
+
+    def add(self, file: int, packed: bytes) -> None:
         """Takes the keys of a source's next chunk."""
-        if packed:
-            self.field = field
-            self._packed.append(packed)
-            self._ends.append(self._ends[-1] + len(packed) // _RECORD.itemsize)
-            self._files.append(file)
+        if not packed:
+            return
+        given = np.frombuffer(packed, dtype=_PACKED)
+        records = np.empty(len(given), dtype=_RECORD)
+        for name in ("high", "low", "line"):
+            records[name] = given[name]
+        records["file"] = file
+        self._waiting.append(records)
+        self._size += records.nbytes
+        if self._size > _IN_MEMORY:
+            if self._spill is None:
+                self._spill = SortedSpill(_RECORD)
+            self._spill.add(self._taken())
 
     def duplicates(self) -> tuple[int, Iterator[Duplicate]]:
         """How many rows have an earlier one's key, and which they are, in the source's order."""
-        if not self._packed:
-            return 0, iter(())
-        records = np.frombuffer(b"".join(self._packed), dtype=_RECORD)
-        order = np.argsort(records["high"], kind="stable")
-        high = records["high"][order]
-        close = np.flatnonzero(high[1:] == high[:-1])
-        same = close[records["low"][order[close + 1]] == records["low"][order[close]]]
-        starts = np.ones(len(order), dtype=bool)
-        starts[same + 1] = False
-        found = same + 1
-        # A key's first row stands where its run in the sorted order begins.
-        run_starts = np.flatnonzero(starts)
-        firsts = run_starts[np.searchsorted(run_starts, found, side="right") - 1]
-        pairs = np.stack([order[found], order[firsts]], axis=1)
-        pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
-        return len(pairs), (self._place(records, *pair) for pair in pairs.tolist())
+        pairs = [_pairs_in(block) for block in self._sorted()]
+        found = np.concatenate(pairs) if pairs else np.empty((0, 4), dtype=np.int64)
+        found = found[np.lexsort((found[:, 1], found[:, 0]))]
+        return len(found), (Duplicate(*pair.tolist()) for pair in found)
 
-    def _place(self, records: Any, row: int, first: int) -> Duplicate:
-        files = [
-            self._files[int(np.searchsorted(self._ends, at, side="right")) - 1]
-            for at in (row, first)
-        ]
-        lines = records["line"]
-        return Duplicate(files[0], int(lines[row]), files[1], int(lines[first]))
+    def _taken(self) -> NDArray[np.void]:
+        records = np.concatenate(self._waiting)
+        self._waiting, self._size = [], 0
+        return records
+
+    def _sorted(self) -> Iterable[NDArray[np.void]]:
+        if self._spill is None:
+            if self._waiting:
+                records = self._taken()
+                yield records[np.lexsort((records["low"], records["high"]))]
+            return
+        if self._waiting:
+            self._spill.add(self._taken())
+        yield from self._spill.in_order()
+
+
+def _pairs_in(records: NDArray[np.void]) -> NDArray[np.int64]:
+    """Of sorted records those with the key of an earlier one, each with the first (n × 4)."""
+    same = (records["high"][1:] == records["high"][:-1]) & (
+        records["low"][1:] == records["low"][:-1]
+    )
+    later = np.flatnonzero(same) + 1
+    starts = np.flatnonzero(np.concatenate([[True], ~same]))
+    # A key's first row stands where its run begins.
+    first = starts[np.searchsorted(starts, later, side="right") - 1]
+    columns = [records[name][rows] for rows in (later, first) for name in ("file", "line")]
+    return np.stack(columns, axis=1).astype(np.int64)

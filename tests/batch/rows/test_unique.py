@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import random
 from typing import ClassVar
+from uuid import UUID
 
+import orjson
 import pytest
 from pydantic import BaseModel
 
-from sheaf_dagster.batch.rows.unique import Duplicate, KeysOfChunk, SeenKeys, unique_key
+from sheaf_dagster.batch.rows import unique
+from sheaf_dagster.batch.rows.fast import fast_codec
+from sheaf_dagster.batch.rows.requests import RowContract
+from sheaf_dagster.batch.rows.unique import Duplicate, KeysOfChunk, SeenKeys, key_field, unique_key
+from sheaf_dagster.contracts import OpenAIBatchRequest, TimeSeriesRequest, contract_for
 
 
 class Keyed(BaseModel):
@@ -17,14 +23,16 @@ class Keyed(BaseModel):
 
 
 def packed(rows: list[tuple[str, int]]) -> bytes:
-    keys = KeysOfChunk("name")
+    keys = KeysOfChunk()
     for name, line in rows:
-        keys.add(Keyed(name=name), line)
+        keys.add(name, line)
     return keys.packed()
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_each_later_row_is_paired_with_the_first_of_its_key(seed):
+@pytest.mark.parametrize("in_memory", [2**20, 500, 0], ids=["memory", "disk", "disk at once"])
+@pytest.mark.parametrize("seed", range(3))
+def test_each_later_row_is_paired_with_the_first_of_its_key(seed, in_memory, monkeypatch):
+    monkeypatch.setattr(unique, "_IN_MEMORY", in_memory)
     rng = random.Random(seed)
     seen, first, wanted = SeenKeys(), {}, []
     for file in range(3):
@@ -38,9 +46,10 @@ def test_each_later_row_is_paired_with_the_first_of_its_key(seed):
                     wanted.append(Duplicate(file, line, *first[name]))
                 first.setdefault(name, (file, line))
                 line += rng.randrange(1, 3)
-            seen.add(file, "name", packed(rows))
+            seen.add(file, packed(rows))
 
-    number, found = seen.duplicates()
+    with seen:
+        number, found = seen.duplicates()
 
     assert list(found) == wanted
     assert number == len(wanted)
@@ -48,7 +57,7 @@ def test_each_later_row_is_paired_with_the_first_of_its_key(seed):
 
 def test_a_source_without_keys_has_no_duplicates():
     seen = SeenKeys()
-    seen.add(0, "", b"")
+    seen.add(0, b"")
 
     assert seen.duplicates()[0] == 0
 
@@ -57,5 +66,29 @@ def test_a_key_is_a_field_of_the_contract():
     class Other(BaseModel):
         name: str
 
-    assert unique_key(Keyed) == "name"
-    assert unique_key(Other) is None
+    assert unique_key(Keyed) == key_field(Keyed) == "name"
+    assert unique_key(Other) is key_field(Other) is None
+    assert unique_key(TimeSeriesRequest) is None
+    assert key_field(TimeSeriesRequest) == "request_id"
+    assert key_field(OpenAIBatchRequest) == "custom_id"
+
+
+def series(id: str | None, **fields: object) -> bytes:
+    given = {} if id is None else {"request_id": id}
+    row = {**given, "model_type": "time_series", "model_name": "m", "history": [1.0], "horizon": 1}
+    return orjson.dumps({**row, "frequency": "1d", **fields}) + b"\n"
+
+
+def test_a_row_that_is_read_the_short_way_has_the_key_of_one_that_is_read_the_long_way():
+    contract = RowContract.of(contract_for("time_series"))
+    id = "0f8fad5b-d9cb-469f-a165-70867728950e"
+    short, long = series(id), series(id.upper(), unknown=1)
+
+    found = [contract.validate(line, 7) for line in (short, long)]
+    without = contract.validate(series(None) + series(None), 1)
+
+    assert fast_codec(TimeSeriesRequest).accepts(short) == UUID(id)
+    assert not fast_codec(TimeSeriesRequest).accepts(long)
+    assert found[0].keys == found[1].keys != b""
+    assert without.keys == b""
+    assert fast_codec(TimeSeriesRequest).accepts(series(None)) is True
