@@ -411,3 +411,31 @@ class Show:
 
     def predict(self, x):
         return [repr([v if isinstance(v, str) else float(v) for v in r]) for r in x]
+
+
+@pytest.mark.parametrize("text", ["inf", "-Infinity", "1e400"])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_text_that_reads_as_infinity_is_refused_where_the_model_takes_numbers(
+    text, as_list, tmp_path
+):
+    table = pd.DataFrame({"seats": range(40), "age": range(40)}, dtype=float)
+    fitted = HistGradientBoostingRegressor().fit(table.to_numpy() if as_list else table, range(40))
+    backend = load(fitted, tmp_path)
+    rows = [{"seats": text, "age": 1}, {"seats": float("inf"), "age": 1}]
+    bad, infinite = [[*r.values()] for r in rows] if as_list else rows
+
+    with pytest.raises(ValueError, match=rf"'features\.(seats|0)': '{text}' is a text that reads"):
+        predictions(backend, [bad])
+
+    # The model takes infinity itself, which is what such a row asks for.
+    expected = fitted.predict([[np.inf, 1]] if as_list else table.assign(seats=np.inf, age=1))[:1]
+    np.testing.assert_allclose(predictions(backend, [infinite]), expected)
+
+
+def test_a_category_may_read_as_infinity(tmp_path):
+    table = pd.DataFrame({"ticker": ["inf", "msft"] * 4})
+    estimator = make_pipeline(OneHotEncoder(), LinearRegression()).fit(table, [1, 2] * 4)
+
+    found = predictions(load(estimator, tmp_path), [{"ticker": "inf"}])
+
+    np.testing.assert_allclose(found, [1.0])

@@ -7,7 +7,8 @@ with that. A row's cells come out the same whatever its batch mates hold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sheaf_dagster.backends.tables.dates import read_date
@@ -34,7 +35,8 @@ def frame_of(
         known: What the model knows of columns, by position.
 
     Raises:
-        ValueError: A value of a column of dates is none; it is named.
+        ValueError: A value of a column of dates is none, or a text in a column that isn't of texts
+            reads as infinity; it is named.
     """
     import pandas as pd
 
@@ -69,6 +71,9 @@ def array_of(rows: Sequence[Sequence[Any]], known: Mapping[int, FittedColumn] | 
         _is_number(v) for row in rows for v in row
     )
     none = {i for i, c in fitted.items() if c.none}
+    for i, values in enumerate(zip(*rows, strict=True) if objects else ()):
+        if not fitted.get(i, _PLAIN).objects:
+            _check_texts(values, str(i))
     filled = [
         [np.nan if v is None and i not in none else v for i, v in enumerate(row)] for row in rows
     ]
@@ -91,6 +96,8 @@ def _column(values: list[Any], fitted: FittedColumn, name: str) -> Any:
             return pd.Series(read, dtype="datetime64[ns]")
         missing = None if fitted.none else pd.NaT if fitted.dates == "datetime" else np.nan
         return pd.Series([missing if v is None else v for v in read], dtype=object)
+    if not fitted.objects:
+        _check_texts(values, name)
     filled = [np.nan if v is None and not fitted.none else v for v in values]
     if fitted.objects or fitted.none or _loses(filled):
         return pd.Series(filled, dtype=object)
@@ -102,6 +109,21 @@ def _date(value: Any, kind: str, name: str) -> Any:
         return read_date(value, kind)
     except (ValueError, OverflowError) as e:
         raise ValueError(f"'features.{name}': {e}; the model was fitted to dates") from e
+
+
+def _check_texts(values: Iterable[Any], name: str) -> None:
+    """Refuses texts that an estimator of numbers would read as infinity, and answer."""
+    for value in values:
+        if isinstance(value, str):
+            try:
+                is_infinite = math.isinf(float(value))
+            except ValueError:
+                continue
+            if is_infinite:
+                raise ValueError(
+                    f"'features.{name}': {value!r} is a text that reads as infinity, and the model "
+                    "wasn't fitted to texts there; a missing value is null"
+                )
 
 
 def _loses(values: list[Any]) -> bool:

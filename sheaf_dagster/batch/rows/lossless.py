@@ -1,7 +1,8 @@
 """What reading a line as JSON loses without a word: a repeated field, a number out of range.
 
 Of two fields of one name JSON's readers keep the last, and of a number beyond the range of a float
-they make infinity. The row is then another one than its writer may have meant. Looking for that
+they make infinity; so does pydantic of a text in a field of numbers. The row is then another one
+than its writer may have meant. Looking for that
 must not cost what reading costs: a line is first held against what it has if nothing was lost, and
 only one that differs is read with a mind to it.
 """
@@ -10,12 +11,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import orjson
+from pydantic import BaseModel
 
 __all__ = ["Lost", "has_names", "lost_in"]
+
+_MAY_BE_NO_NUMBER = re.compile(rb'"\s*[+-]?(?:inf|nan|[\d._]+e\+?[\d_]{2,}|\d{309})', re.IGNORECASE)
+"""The beginning of every text that Python's ``float`` reads as no finite number."""
 
 
 _DIGITS_OF_A_FLOAT = 308
@@ -31,10 +37,12 @@ class Lost(NamedTuple):
     Attributes:
         field: The name that an object has more than once.
         number: The number that is out of range; empty where it is a field that was lost.
+        path: Where a text stands that was read as a number, and is no finite one.
     """
 
     field: str = ""
     number: str = ""
+    path: tuple[int | str, ...] = ()
 
 
 def has_names(line: bytes, number: int) -> bool:
@@ -47,17 +55,43 @@ def has_names(line: bytes, number: int) -> bool:
     return line.count(b'":') == number and b'" :' not in line
 
 
-def lost_in(line: bytes) -> list[Lost]:
+def lost_in(line: bytes, request: BaseModel) -> list[Lost]:
     """What reading a line loses.
 
     Args:
         line: A row that its contract has taken.
+        request: What the contract made of it.
     """
+    texts = _texts_as_numbers(line, request) if _MAY_BE_NO_NUMBER.search(line) else []
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError:  # a number out of range, or NaN
-        return _looked_at(line)
-    return [] if has_names(line, _names(row)) else _looked_at(line)
+        return texts + _looked_at(line)
+    return texts if has_names(line, _names(row)) else texts + _looked_at(line)
+
+
+def _texts_as_numbers(line: bytes, request: BaseModel) -> list[Lost]:
+    """Texts of a line that stand in its row as numbers, and as none that is finite."""
+    try:
+        return list(_compared(request, json.loads(line), ()))
+    except (ValueError, RecursionError):
+        return []
+
+
+def _compared(value: Any, raw: Any, path: tuple[int | str, ...]) -> Iterator[Lost]:
+    if isinstance(raw, str):
+        if isinstance(value, float) and not math.isfinite(value):
+            yield Lost(number=raw, path=path)
+    elif isinstance(raw, dict):
+        if isinstance(value, BaseModel):
+            names = {f.alias or name: name for name, f in type(value).model_fields.items()}
+            value = {key: value.__dict__.get(names.get(key, key)) for key in raw}
+        if isinstance(value, dict):
+            for key, part in raw.items():
+                yield from _compared(value.get(key), part, (*path, key))
+    elif isinstance(raw, list) and isinstance(value, (list, tuple)) and len(raw) == len(value):
+        for i, part in enumerate(raw):
+            yield from _compared(value[i], part, (*path, i))
 
 
 def _names(value: Any) -> int:

@@ -162,7 +162,7 @@ class RowContract:
                 if typed and request.model_type != expected:
                     found = [violations.wrong_type(number, str(request.model_type))]
                 elif not found:
-                    lost = lost_in(line)
+                    lost = lost_in(line, request)
                     if lost:
                         count_rows(findings.unknown_fields, violations.names_of_repeated(lost))
                         found = violations.of_lost(number, lost, strict=self.strict)

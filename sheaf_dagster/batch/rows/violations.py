@@ -100,8 +100,10 @@ class Violations:
         out_of_range = [
             Violation(
                 line=number,
-                field="",
-                message="a number is beyond the range of a float; a missing value is null",
+                field=self._path(one.path),
+                message="is a text that reads as no finite number; a missing value is null"
+                if one.path
+                else "a number is beyond the range of a float; a missing value is null",
                 excerpt="" if self.redact else _short(one.number),
             )
             for one in lost
