@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from uuid import UUID
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import sheaf_dagster as sd
@@ -107,3 +109,20 @@ def test_a_strict_job_refuses_rows_that_share_an_id(tmp_path):
     assert recorded.error_rows == recorded.validation.invalid_rows == 1
     assert recorded.validation.duplicate_ids == 0
     assert "same" in read_rows(recorded.sink)[3]["error"]["message"]
+
+
+@pytest.mark.parametrize("odd", [False, True], ids=["columns", "lines"])
+def test_rows_of_a_table_that_share_an_id_are_counted_too(odd, tmp_path):
+    ids = [str(UUID(int=n)) if n else None for n in (7, 0, 8, 7, 0)]
+    table = pa.table({"model_name": ["m"] * 5, "value": [1.0] * 5, "request_id": ids})
+    if odd:  # a column that no contract knows, of a kind that is read as lines
+        table = table.append_column("more", pa.array([float("nan")] * 5))
+    pq.write_table(table, tmp_path / "in.parquet")
+    job = spec(tmp_path / "in.parquet", tmp_path)
+
+    report = BatchRunner(doubler()).validate(job)
+    strict = BatchRunner(doubler()).validate(job.model_copy(update={"strict": True}))
+
+    assert report.ok
+    assert report.first_duplicate == "row 4 has the 'request_id' of row 1"
+    assert "request_id" in [v.field for v in strict.violations if v.line == 4]

@@ -71,9 +71,9 @@ def array_of(rows: Sequence[Sequence[Any]], known: Mapping[int, FittedColumn] | 
         _is_number(v) for row in rows for v in row
     )
     none = {i for i, c in fitted.items() if c.none}
-    for i, values in enumerate(zip(*rows, strict=True) if objects else ()):
+    for i, column in enumerate(zip(*rows, strict=True) if objects else ()):
         if not fitted.get(i, _PLAIN).objects:
-            _check_texts(values, str(i))
+            _check_texts(column, str(i))
     filled = [
         [np.nan if v is None and i not in none else v for i, v in enumerate(row)] for row in rows
     ]

@@ -84,8 +84,8 @@ def _compared(value: Any, raw: Any, path: tuple[int | str, ...]) -> Iterator[Los
             yield Lost(number=raw, path=path)
     elif isinstance(raw, dict):
         if isinstance(value, BaseModel):
-            names = {f.alias or name: name for name, f in type(value).model_fields.items()}
-            value = {key: value.__dict__.get(names.get(key, key)) for key in raw}
+            fields, own = type(value).model_fields, value.__dict__
+            value = {**own, **{f.alias: own[name] for name, f in fields.items() if f.alias}}
         if isinstance(value, dict):
             for key, part in raw.items():
                 yield from _compared(value.get(key), part, (*path, key))
