@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from sheaf_dagster.contracts import registry
 from tests.batch.jobs import MODES
 from tests.crashes import TwoNodes
 
@@ -24,3 +25,9 @@ def two_nodes() -> Iterator[TwoNodes]:
     cluster = TwoNodes()
     yield cluster
     cluster.stop()
+
+
+@pytest.fixture
+def own_contracts(monkeypatch):
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(registry, "_CONTRACTS", dict(registry._CONTRACTS))

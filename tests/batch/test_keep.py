@@ -18,7 +18,6 @@ from sheaf_dagster.batch.rows.keep import (
     with_fields_anew,
     with_free_fields,
 )
-from sheaf_dagster.contracts import registry
 from tests.batch.jobs import spec
 from tests.conftest import read_rows
 from tests.toys import Doubler, NumberRequest, NumberResponse, doubler, shaped
@@ -263,12 +262,6 @@ class Shouter(sd.ModelBackend):
 
 class Talk(NumberRequest):
     model_type: str = "talk"
-
-
-@pytest.fixture
-def own_contracts(monkeypatch):
-    """What a test registers is forgotten after it."""
-    monkeypatch.setattr(registry, "_CONTRACTS", dict(registry._CONTRACTS))
 
 
 @pytest.mark.usefixtures("own_contracts")

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import sheaf_dagster as sd
 from sheaf_dagster import (
     BatchRunner,
     BatchSpec,
@@ -24,7 +25,7 @@ from sheaf_dagster.batch.rows.sample import sample_output
 from sheaf_dagster.contracts import EmbeddingResponse
 from sheaf_dagster.storage import Location, read_lines
 from tests.conftest import read_rows
-from tests.toys import doubler
+from tests.toys import Doubler, NumberRequest, NumberResponse, doubler
 
 
 class Lengths(ModelBackend):
@@ -95,6 +96,58 @@ def test_a_table_has_the_rows_and_the_counts_of_the_lines(write_rows, tmp_path):
     assert table.output_bytes == (tmp_path / "a.parquet").stat().st_size
     sample = sample_output(model, job(source, tmp_path / "a.parquet"))
     assert (sample.in_order, sample.compared) == (True, 52)
+
+
+class Formed(NumberRequest):
+    """A request whose error rows have forms of their own."""
+
+    model_type: str = "formed"
+
+    def error_record(self, error):
+        return FORMS[int(self.value)]
+
+
+class FormedDoubler(Doubler):
+    """Fails on values for which there is a form."""
+
+    model_type = "formed"
+
+    def batch_predict(self, requests):
+        if any(r.value < len(FORMS) for r in requests):
+            raise ValueError("there is a form for it")
+        return super().batch_predict(requests)
+
+
+FORMS = [
+    {"why": "because"},
+    {"error": "no"},
+    {"request_id": "r", "error": {"type": "E", "message": "m", "code": 5}},
+    {"error": {"type": 1, "message": "m"}},
+    {"note": "n", "value": "no number", "shop": "B"},
+    ["no object"],
+]
+
+
+@pytest.mark.parametrize("keep", [[], ["shop"]])
+@pytest.mark.usefixtures("own_contracts")
+def test_an_error_row_of_any_form_is_read_as_its_line(write_rows, tmp_path, keep):
+    sd.register_contract("formed", Formed, NumberResponse)
+    forms = FORMS[: len(FORMS) - len(keep)]  # fields are kept beside those of an object
+    source = write_rows([*range(len(forms)), 9], model_type="formed", shop="A")
+    model = doubler().model_copy(
+        update={"model_type": "formed", "backend": f"{__name__}:FormedDoubler"}
+    )
+
+    lines, table = (
+        run(job(source, tmp_path / f"out.{suffix}", on_error="record", keep=keep), model)
+        for suffix in ("jsonl", "parquet")
+    )
+
+    read = [orjson.loads(line) for _, line in read_lines(Location.of(table.sink))]
+    assert read == read_rows(lines.sink)
+    assert lines.error_rows == table.error_rows == len(forms)
+    answers = pq.read_table(table.sink).column("value").to_pylist()
+    assert answers[-1] == 18.0
 
 
 @pytest.mark.ray

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
@@ -11,8 +11,8 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel
 
-from sheaf_dagster.batch.rows.answers import non_finite_in, response_lines
-from sheaf_dagster.batch.rows.arrays import all_finite
+from sheaf_dagster.batch.rows.answers import ErrorLine, non_finite_in, response_lines
+from sheaf_dagster.batch.rows.arrays import all_finite, at_fixed_width
 from sheaf_dagster.batch.rows.fast import writes_fields
 from sheaf_dagster.batch.rows.keep import with_fields, with_free_fields
 from sheaf_dagster.errors import SinkError
@@ -118,6 +118,9 @@ class _Columns:
         self._vectors = meaning.vectors
         self._columns = [_Column(field, field.name in meaning.texts) for field in schema]
         self._names = frozenset(schema.names)
+        self._texts = frozenset(f.name for f in schema if pa.types.is_string(f.type)).difference(
+            meaning.texts
+        )
         self._errors = frozenset(ERROR_COLUMNS) <= self._names
         self._rows = rows
         self._at: list[int] = []
@@ -151,11 +154,12 @@ class _Columns:
         if isinstance(answer, BaseModel):
             return self._known(of(answer))
         record = orjson.loads(bytes(answer))
+        failed = self._errors and isinstance(answer, ErrorLine)
+        if failed and not isinstance(record, dict):
+            return {"error_message": answer.decode()}
         # An error row's own field stands in for its row's, as in lines.
         kept |= {name: record.pop(name) for name in self._keep if name in record}
-        if "error" in record and self._errors:
-            return self._error_fields(record, answer)
-        return self._known(record)
+        return self._error_fields(record, answer) if failed else self._known(record)
 
     def _known(self, fields: dict[str, Any]) -> dict[str, Any]:
         """The fields that have a column, and the others in the column for them."""
@@ -169,11 +173,11 @@ class _Columns:
         return {**fields, REST_COLUMN: {name: fields[name] for name in fields if name in more}}
 
     def _error_fields(self, record: dict[str, Any], line: bytes) -> dict[str, Any]:
-        error = record.pop("error")
-        if record.keys() <= self._names and isinstance(error, dict):
+        error = record.pop("error", None)
+        if record.keys() <= self._names and _is_plain(error):
             return {**record, **{name: error.get(short) for name, short in ERROR_COLUMNS.items()}}
         # A form of the request's own, for which there are no columns.
-        known = {name: value for name, value in record.items() if name in self._names}
+        known = {n: v for n, v in record.items() if n in self._texts and isinstance(v, str)}
         return {**known, "error_message": line.decode()}
 
     def _batch(self, rows: Sequence[dict[str, Any]]) -> tuple[pa.RecordBatch, int]:
@@ -196,9 +200,19 @@ class _Columns:
             table = table.take(pa.array(order, pa.int64()))
         for name, depth in self._vectors.items():
             i = table.schema.get_field_index(name)
-            array = _at_fixed_width(table.column(i).combine_chunks(), depth)
+            array = at_fixed_width(table.column(i).combine_chunks(), depth)
             table = table.set_column(i, pa.field(name, array.type), array)
         return packed(table.replace_schema_metadata(self._schema.metadata))
+
+
+def _is_plain(error: Any) -> bool:
+    """Whether what an error row says of its error has its place in the columns for errors."""
+    return (
+        isinstance(error, dict)
+        and {"type", "message"} <= error.keys() <= set(ERROR_COLUMNS.values())
+        and isinstance(error["type"], str)
+        and isinstance(error["message"], str)
+    )
 
 
 def _inferred(name: str, values: list[Any]) -> pa.Array:
@@ -316,23 +330,3 @@ def _finite(value: Any, most: float) -> tuple[Any, int]:
         items = [_finite(held, most) for held in value]
         return type(value)(v for v, _ in items), sum(n for _, n in items)
     return value, 0
-
-
-def _at_fixed_width(array: pa.Array, depth: int) -> pa.Array:
-    """Lists of lists whose innermost ones have a fixed width where all of them have one.
-
-    Where there is none at all, nobody knows the width: they are of type null.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if depth:
-        inner = _at_fixed_width(array.values, depth - 1)
-        return pa.ListArray.from_arrays(array.offsets, inner, mask=array.is_null())
-    widths: Iterable[int] = pc.unique(pc.list_value_length(array).drop_null()).to_pylist()
-    if not widths:
-        return pa.nulls(len(array))
-    (width, *more) = widths
-    if more or not width:
-        return array
-    return array.cast(pa.list_(array.type.value_type, width))

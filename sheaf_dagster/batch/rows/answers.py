@@ -17,7 +17,11 @@ from sheaf_dagster.batch.rows.repeatable import repeatable
 from sheaf_dagster.errors import SheafError
 from sheaf_dagster.masking import masked
 
-__all__ = ["error_line", "has_non_finite", "non_finite_in", "response_lines"]
+__all__ = ["ErrorLine", "error_line", "has_non_finite", "non_finite_in", "response_lines"]
+
+
+class ErrorLine(bytes):
+    """The finished line of a failed row, without its newline, in place of a response."""
 
 
 def response_lines(responses: Sequence[BaseModel]) -> tuple[list[bytes], int]:

@@ -1,13 +1,14 @@
-"""Looks at Arrow's arrays."""
+"""What is asked of Arrow's arrays."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["all_finite"]
+__all__ = ["all_finite", "at_fixed_width"]
 
 
 def all_finite(array: pa.Array) -> bool:
@@ -25,3 +26,23 @@ def all_finite(array: pa.Array) -> bool:
     if pa.types.is_struct(array.type):
         return all(all_finite(array.field(i)) for i in range(array.type.num_fields))
     return all_finite(array.flatten()) if hasattr(array.type, "value_type") else True
+
+
+def at_fixed_width(array: pa.Array, depth: int) -> pa.Array:
+    """Lists of lists whose innermost ones have a fixed width where all of them have one.
+
+    Where there is none at all, nobody knows the width: they are of type null.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if depth:
+        inner = at_fixed_width(array.values, depth - 1)
+        return pa.ListArray.from_arrays(array.offsets, inner, mask=array.is_null())
+    widths: Iterable[int] = pc.unique(pc.list_value_length(array).drop_null()).to_pylist()
+    if not widths:
+        return pa.nulls(len(array))
+    (width, *more) = widths
+    if more or not width:
+        return array
+    return array.cast(pa.list_(array.type.value_type, width))

@@ -114,7 +114,7 @@ class ChunkInMaking:
 
     def reject(self, row: Row, error: Exception) -> None:
         """Puts the error row of an invalid row in its place; in the thread that reads."""
-        line = error_line(row.request, error, redact=self.job.redact)
+        line = ErrorLine(error_line(row.request, error, redact=self.job.redact))
         self._answers.add([row.position - self.chunk.first_row], [line], self._fields_of([row]))
         self._is_answer[row.position - self.chunk.first_row] = False
         self._left -= 1
@@ -254,7 +254,7 @@ class ChunkInMaking:
                         f"{said}"
                     ) from e
                 self._tally.error_rows += 1
-                line = error_line(row.request, e, redact=self.job.redact)
+                line = ErrorLine(error_line(row.request, e, redact=self.job.redact))
                 self._answers.add([position], [line], self._fields_of([row]))
                 self._is_answer[position] = False
             else:

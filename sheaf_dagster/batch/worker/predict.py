@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.backends.base import answered_in_shape
 from sheaf_dagster.batch.messages import Hangs, said_by
-from sheaf_dagster.batch.rows.answers import error_line, has_non_finite
+from sheaf_dagster.batch.rows.answers import ErrorLine, error_line, has_non_finite
 from sheaf_dagster.batch.rows.repeatable import repeatable
 from sheaf_dagster.batch.rows.requests import Row, named_lines
 from sheaf_dagster.batch.spec import OnError
@@ -35,10 +35,6 @@ __all__ = [
     "Stage",
     "is_suspicious",
 ]
-
-
-class ErrorLine(bytes):
-    """The finished line of a failed row, without its newline, in place of a response."""
 
 
 Answer = BaseModel | ErrorLine

@@ -68,7 +68,11 @@ class Meaning:
         error = {short: values.pop(name, None) for name, short in ERROR_COLUMNS.items()}
         if error["message"] is None and error["type"] is None:
             return values
+        said = {n: v for n, v in values.items() if v is not None or n in self.kept}
+        if error["type"] is None:  # a form of the request's own, as its line has it
+            own = orjson.loads(error["message"])
+            kept = {n: v for n, v in said.items() if n in self.kept}
+            return {**kept, **own} if isinstance(own, dict) else own
         if error["status_code"] is None:
             del error["status_code"]
-        said = {n: v for n, v in values.items() if v is not None or n in self.kept}
         return {**said, "error": error}
