@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo backfill choose-model digits texts ui test test-fast test-pythons test-faults test-crashes test-corpus test-cluster test-soak test-stores test-vllm bench-language fuzz audit lint format docs pictures bench clean
+.PHONY: help demo backfill choose-model digits texts ui test test-fast test-pythons test-faults test-crashes test-corpus test-cluster test-soak test-stores test-s3 test-vllm bench-language fuzz audit lint format docs pictures bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -117,6 +117,14 @@ $(VENV)-stores/.done: pyproject.toml constraints.txt
 test-stores: $(VENV)-stores/.done  ## Google's and Azure's stores as emulators, in .venv-stores (needs npm; minutes)
 	PATH="$(CURDIR)/$(VENV)-stores/node_modules/.bin:$$PATH" SHEAF_STORES=1 \
 		$(VENV)-stores/bin/python -m pytest tests/storage -k "gcs or azure or clients or adlfs"
+
+$(VENV)-swift/.done:
+	$(PYTHON) -m venv $(VENV)-swift
+	$(VENV)-swift/bin/python -m pip --disable-pip-version-check -q install swift==2.38.3
+	@touch $@
+
+test-s3: $(VENV)/.dev $(VENV)-swift/.done  ## The tests of S3 on OpenStack Swift, which enforces what real stores do (minutes)
+	SHEAF_SWIFT=$(CURDIR)/$(VENV)-swift/bin $(BIN)/python -m pytest -n 2 --dist loadfile -m s3
 
 fuzz: $(VENV)/.dev  ## Any bytes through all that reads a source, for a minute (atheris)
 	$(BIN)/python -m tests.fuzz -max_total_time=60

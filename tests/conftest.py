@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.object_store import ObjectStore, Server
+from tests.swift_store import SwiftServer
 
 T = TypeVar("T")
 
@@ -75,15 +76,16 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[Server]:
-    """An S3 endpoint on loopback."""
-    server = Server()
+def s3_server() -> Iterator[Server | SwiftServer]:
+    """An S3 endpoint on loopback: moto's, or Swift's where ``SHEAF_SWIFT`` has its programs."""
+    swift = os.environ.get("SHEAF_SWIFT")
+    server = Server() if swift is None else SwiftServer(Path(swift))
     yield server
     server.stop()
 
 
 @pytest.fixture
-def s3(s3_server: Server) -> ObjectStore:
+def s3(s3_server: Server | SwiftServer) -> ObjectStore:
     """An empty bucket."""
     return s3_server.bucket()
 

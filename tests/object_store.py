@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,14 @@ class ObjectStore:
     endpoint: str
     bucket: str
     client: Any
+    key: str = KEY
+    secret: str = SECRET
 
     def options(self, endpoint: str | None = None, **config: Any) -> dict[str, Any]:
         """``storage_options`` that reach it, directly or through another endpoint."""
         options: dict[str, Any] = {
-            "key": KEY,
-            "secret": SECRET,
+            "key": self.key,
+            "secret": self.secret,
             "endpoint_url": endpoint or self.endpoint,
             "client_kwargs": {"region_name": "us-east-1"},
         }
@@ -50,6 +53,22 @@ class ObjectStore:
         return [u["Key"] for u in found.get("Uploads", ())]
 
 
+def bucket_on(endpoint: str, key: str = KEY, secret: str = SECRET) -> ObjectStore:
+    """A new bucket of a server."""
+    import boto3
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=key,
+        aws_secret_access_key=secret,
+        region_name="us-east-1",
+    )
+    name = f"bucket-{uuid.uuid4().hex}"
+    client.create_bucket(Bucket=name)
+    return ObjectStore(endpoint, name, client, key, secret)
+
+
 class Server:
     """moto's server in a thread of this process."""
 
@@ -61,22 +80,9 @@ class Server:
         self._server.start()
         host, port = self._server.get_host_and_port()
         self.endpoint = f"http://{host}:{port}"
-        self._buckets = 0
 
     def bucket(self) -> ObjectStore:
-        import boto3
-
-        client = boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            aws_access_key_id=KEY,
-            aws_secret_access_key=SECRET,
-            region_name="us-east-1",
-        )
-        self._buckets += 1
-        name = f"bucket-{self._buckets}"
-        client.create_bucket(Bucket=name)
-        return ObjectStore(self.endpoint, name, client)
+        return bucket_on(self.endpoint)
 
     def stop(self) -> None:
         self._server.stop()

@@ -287,11 +287,14 @@ def test_a_renewal_that_hangs_is_given_up_and_the_next_one_passes(proxy, through
         assert held.held
 
 
+@pytest.mark.parametrize("first", ["free", "a killed job's"])
 @pytest.mark.parametrize("conditions", ["ignored", "refused"])
 def test_on_a_store_without_conditions_a_lock_is_looked_at_before_it_is_written(
-    s3, sink, through, proxy, conditions
+    s3, sink, through, proxy, conditions, first
 ):
     proxy.faults = Faults(conditions=conditions)
+    if first != "free":
+        foreign(sink)
     held, parts = filled(through, [b"a\n"])
     assert not marker(through).marker().exact
     with pytest.raises(SinkBusyError, match="written by another job"):

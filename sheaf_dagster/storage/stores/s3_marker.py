@@ -6,6 +6,7 @@ S3 compares ETags itself (``If-None-Match``, ``If-Match``).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 from sheaf_dagster.storage.marker import Marker, Stored
@@ -27,8 +28,8 @@ _UNKNOWN_CONDITION = frozenset(
 class S3Marker(Marker):
     """An object of S3, whose conditions the store itself checks.
 
-    What says that it is S3 may know less than AWS does. So each bucket is asked once, on an object
-    of our own, whether it refuses what it has to refuse.
+    What says that it is S3 may know less than AWS does. So each bucket is asked once, on the first
+    object that we write there, whether it refuses what it has to refuse.
     """
 
     _heeds: dict[tuple[str, str], bool] = {}  # noqa: RUF012  (of all markers of this process)
@@ -60,13 +61,19 @@ class S3Marker(Marker):
     def create(self, content: bytes) -> str | None:
         """Makes the object where there is none."""
         if self._store not in self._heeds:
-            return self._create_and_ask(content)
+            if self.read() is not None:
+                return None
+            return self._write_and_ask(content, self._create_plainly, IfNoneMatch="*")
         if not self.exact:
             return self._create_plainly(content)
         return self._put(content, IfNoneMatch="*")
 
     def replace(self, content: bytes, version: str, timeout: float | None = None) -> str | None:
         """Writes over a version."""
+        if self._store not in self._heeds:
+            if not self._is_there(version):
+                return None
+            return self._write_and_ask(content, self._write_plainly, IfMatch=version)
         if not self.exact:
             return self._plain.replace(content, version)
         return self._put(content, timeout, IfMatch=version)
@@ -102,11 +109,18 @@ class S3Marker(Marker):
         found = self.read()
         return found is not None and found.version == version
 
-    def _create_and_ask(self, content: bytes) -> str | None:
-        if self.read() is not None:
-            return None
+    def _write_and_ask(
+        self, content: bytes, plainly: Callable[[bytes], str | None], **condition: str
+    ) -> str | None:
+        """Writes, as the first one to this bucket, and asks it on what it wrote.
+
+        Args:
+            content: What to write.
+            plainly: Writes it where the store has no such conditions.
+            condition: Under which to write.
+        """
         try:
-            version = self._put(content, IfNoneMatch="*")
+            version = self._put(content, None, **condition)
             if version is None:
                 return None
             self._heeds[self._store] = (
@@ -117,14 +131,15 @@ class S3Marker(Marker):
             if code_of(e) not in _UNKNOWN_CONDITION:
                 raise
             self._heeds[self._store] = False
-        if self.exact:
-            return version
-        return self._create_plainly(content)
+        return version if self.exact else plainly(content)
 
     def _create_plainly(self, content: bytes) -> str | None:
         found = self._plain.read()
         if found is not None and found.content != content:
             return None
+        return self._write_plainly(content)
+
+    def _write_plainly(self, content: bytes) -> str:
         self._at.write(content)
         return hashlib.sha256(content).hexdigest()
 

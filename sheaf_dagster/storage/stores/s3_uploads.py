@@ -47,10 +47,13 @@ def _pages(store: RemoteStore, bucket: str, prefix: str) -> Iterator[list[dict[s
     while True:
         call = partial(store.fs.call_s3, "list_multipart_uploads", **where)
         page = store.request("list_multipart_uploads", call)
-        yield page.get("Uploads") or []
-        if not page.get("IsTruncated"):
+        uploads = page.get("Uploads") or []
+        yield uploads
+        if not uploads or not page.get("IsTruncated"):
             return
-        where |= {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+        # Not by NextKeyMarker, which Swift writes twice.
+        last = uploads[-1]
+        where |= {"KeyMarker": last["Key"], "UploadIdMarker": last["UploadId"]}
 
 
 def _abort(fs: Any, bucket: str, upload: dict[str, Any]) -> None:
