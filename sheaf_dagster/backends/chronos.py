@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.common.digest import weights_digest
 from sheaf_dagster.backends.common.libraries import pick_device, require, use_own_threads
+from sheaf_dagster.backends.forecasting.row_draws import drawing_by_row
 from sheaf_dagster.contracts import ModelType, OutputMode, TimeSeriesRequest, TimeSeriesResponse
 from sheaf_dagster.errors import SpecError
 
@@ -44,8 +45,8 @@ class ChronosBackend(ModelBackend):
     What the families give: Bolt and Chronos-2 predict quantiles, of which the median is
     reported as ``mean``, crossing levels are put in order, other levels are interpolated linearly
     (levels beyond the trained ones are held at the outermost), and samples are drawn step by step
-    from the interpolated distribution. T5 draws paths, of which mean and quantiles are taken. Draws are seeded by the
-    requests, so that a batch gives the same answer whenever it runs.
+    from the interpolated distribution. T5 draws paths, of which mean and quantiles are taken. Each row's draws
+    have a seed of their own, made of its ``request_id``: they depend on no batch mate.
 
     Missing values are null or NaN. An infinite value, or one beyond float32, fails its row. Rows
     that are answered otherwise than asked are noted: ``truncated`` where the history is longer than
@@ -249,14 +250,20 @@ class ChronosBackend(ModelBackend):
             return [
                 p[row.target].float().cpu().numpy() for row, p in zip(rows, predicted, strict=True)
             ]
-        options = {}
-        if self._family == _DRAWS:
-            seed = hashlib.sha256(b"".join(row.id for row in rows))
-            torch.manual_seed((int.from_bytes(seed.digest()[:6], "big") + self._seed) % 2**63)
-            options = {"num_samples": rows[0].paths}
         contexts = [history[0] for history in given]
-        predicted = self._pipeline.predict(contexts, prediction_length=horizon, **options)
+        if self._family == _DRAWS:
+            paths = rows[0].paths
+            with drawing_by_row(self._pipeline.model, [self._seed_of(row) for row in rows], paths):
+                predicted = self._pipeline.predict(
+                    contexts, prediction_length=horizon, num_samples=paths
+                )
+        else:
+            predicted = self._pipeline.predict(contexts, prediction_length=horizon)
         return list(predicted.float().cpu().numpy())
+
+    def _seed_of(self, row: _Prepared) -> int:
+        own = hashlib.sha256(row.id).digest()
+        return (int.from_bytes(own[:6], "big") + self._seed) % 2**63
 
 
 def _check(request: TimeSeriesRequest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from importlib import metadata
 from statistics import NormalDist
@@ -37,6 +38,8 @@ _SEASONS = {
     Frequency.WEEKLY: 52,
     Frequency.MONTHLY: 12,
 }
+_PUT_ASIDE = re.compile("disabling Box-Cox|No drift term")
+"""What the library warns of when it does without what its arguments ask for."""
 
 
 class StatsForecastBackend(ModelBackend):
@@ -53,8 +56,10 @@ class StatsForecastBackend(ModelBackend):
 
     Missing values (null, NaN) take the value before them, and the response's
     ``metadata.filled_values`` counts them. An infinite value fails the row. Of a multivariate
-    history only the variate to forecast is used; the row is noted as ``ignored_field``, and so is a
-    ``target_index`` of a history without variates.
+    history only the variate to forecast is used; the row is noted as ``ignored_field``. So is a
+    ``target_index`` of a history without variates, and a history for which the library puts an
+    argument aside (``TBATS`` its Box-Cox transformation where a value isn't positive); the
+    library's own words are in ``metadata.warnings``.
 
     Args:
         model: Class of ``statsforecast.models``: ``AutoETS``, ``AutoTheta``, ``AutoARIMA``,
@@ -125,9 +130,10 @@ class StatsForecastBackend(ModelBackend):
             response.deviates("ignored_field")
         season = self._season or _SEASONS[request.frequency]
         try:
-            with warnings.catch_warnings(), np.errstate(all="ignore"):
-                warnings.simplefilter("ignore")
+            with warnings.catch_warnings(record=True) as told, np.errstate(all="ignore"):
+                warnings.simplefilter("always")
                 self._answer(request, history, season, response)
+            self._note_ignored(season, [str(w.message) for w in told], response)
         except MemoryError:
             raise
         except Exception as e:  # the library has no class of its own for what it can't fit
@@ -140,6 +146,17 @@ class StatsForecastBackend(ModelBackend):
             response.metadata |= {"model": "last season", "reason": reason}
             response.deviates("fell_back")
         return response
+
+    def _note_ignored(
+        self, season: int | list[int], told: list[str], response: TimeSeriesResponse
+    ) -> None:
+        """Notes arguments of the model that the library has put aside for this history."""
+        found = [text for text in dict.fromkeys(told) if _PUT_ASIDE.search(text)]
+        if found and getattr(self._model.build(season), "use_boxcox", True) is None:
+            found = [text for text in found if "Box-Cox" not in text]  # the library may choose
+        if found:
+            response.metadata["warnings"] = found
+            response.deviates("ignored_field")
 
     def _check(self, request: TimeSeriesRequest) -> None:
         """Raises ValueError for what no history and no fallback can mend."""

@@ -73,6 +73,22 @@ def test_the_paths_of_t5_are_the_librarys(backends):
     assert answer.mean == pytest.approx(drawn.mean(0).tolist(), rel=1e-5)
 
 
+def test_the_paths_of_t5_are_a_rows_own_whatever_its_mates(backends):
+    import torch
+
+    backend = backends["t5"]
+    alone = row(0, output_mode="samples", num_samples=6, horizon=70)  # more than one pass
+    mates = [row(i, output_mode="samples", num_samples=6, horizon=70) for i in (3, 1, 2)]
+    torch.manual_seed(5)
+
+    by_itself = backend.predict(alone)
+    first, *_, last = backend.batch_predict([alone, *mates, alone])
+
+    assert first.samples == last.samples
+    assert np.array(first.samples) == pytest.approx(np.array(by_itself.samples), rel=1e-5)
+    assert "generate" not in vars(backend._pipeline.model.model)
+
+
 @pytest.mark.parametrize(
     "bad", [float("inf"), float("-inf"), 1e39, -1e300], ids=["inf", "-inf", "1e39", "-1e300"]
 )

@@ -450,6 +450,29 @@ def test_variates_that_have_no_effect_are_noted():
 
 
 @pytest.mark.parametrize(
+    ("model", "kwargs", "history", "noted"),
+    [
+        ("TBATS", {}, [0.0, *SEASONAL], True),
+        ("TBATS", {}, SEASONAL, False),
+        ("TBATS", {"use_boxcox": False}, [0.0, *SEASONAL], False),
+        ("TBATS", {"use_boxcox": None}, [0.0, *SEASONAL], False),
+        ("ARIMA", {"order": [0, 2, 1], "include_drift": True}, SEASONAL, True),
+        ("ARIMA", {"order": [0, 1, 1], "include_drift": True}, SEASONAL, False),
+    ],
+)
+def test_an_argument_that_the_library_puts_aside_is_noted(model, kwargs, history, noted):
+    backend = loaded(model, season_length=7, model_kwargs=kwargs)
+
+    answer = backend.predict(row(history=history))
+
+    made = getattr(models, model)(season_length=7, **kwargs)
+    by_hand = made.forecast(y=np.array(history), h=answer.horizon)["mean"]
+    assert answer.mean == pytest.approx(by_hand.tolist())
+    assert deviations_of(answer) == (("ignored_field",) if noted else ())
+    assert len(answer.metadata.get("warnings", [])) == noted
+
+
+@pytest.mark.parametrize(
     ("fields", "says"),
     [
         ({"output_mode": "samples", "num_samples": 0}, "'num_samples' must be at least 1"),
