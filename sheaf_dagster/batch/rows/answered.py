@@ -154,7 +154,7 @@ class _Columns:
         if isinstance(answer, BaseModel):
             return self._known(of(answer))
         record = orjson.loads(bytes(answer))
-        failed = self._errors and isinstance(answer, ErrorLine)
+        failed = self._errors and (isinstance(answer, ErrorLine) or "error" in record)
         if failed and not isinstance(record, dict):
             return {"error_message": answer.decode()}
         # An error row's own field stands in for its row's, as in lines.
@@ -236,12 +236,15 @@ class _Column:
         self._type = field.type
         self._json = holds_json
         self._convert = None if holds_json else _converter(field.type)
+        self._is_text = self._convert is _text
         self._float_max = _float_max(field.type)
 
     def of(self, values: list[Any]) -> tuple[pa.Array, int]:
         """The array, and how many numbers in it aren't finite and became ``null``."""
         import pyarrow as pa
 
+        if all(v is None for v in values):
+            return pa.nulls(len(values), self._type), 0
         if self._json:
             texts = [None if v is None else orjson.dumps(v).decode() for v in values]
             bad = sum(
@@ -250,7 +253,7 @@ class _Column:
                 if text and "null" in text
             )
             return pa.array(texts, self._type), bad
-        if self._convert is not None:
+        if self._convert is not None and not (self._is_text and {*map(type, values)} == {str}):
             values = [None if v is None else self._convert(v) for v in values]
         array = pa.array(values, self._type)
         if self._float_max is None or all_finite(array):

@@ -237,7 +237,7 @@ def test_a_field_that_no_column_holds_is_never_left_out_silently():
 def test_an_error_row_of_an_own_form_is_kept_whole():
     line = orjson.dumps({"request_id": "a", "failed": {"why": "x"}, "error": True})
     (row,), _ = written(table_of(TabularResponse), [line])
-    assert row == {"request_id": "a", "error": {"type": None, "message": line.decode()}}
+    assert row == orjson.loads(line)
 
 
 @given(answers=st.lists(RICH, min_size=1, max_size=3))
