@@ -11,6 +11,8 @@ export DAGSTER_HOME := $(CURDIR)/.dagster_home
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export PYTHONUNBUFFERED := 1
+# The tests and Ray start hundreds of processes that import this project: bytecode is kept for them.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo backfill choose-model digits texts ui test test-fast test-pythons test-faults test-crashes test-corpus test-cluster test-soak test-stores test-s3 test-vllm bench-language fuzz audit lint format docs pictures bench clean
