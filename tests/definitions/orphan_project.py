@@ -14,7 +14,8 @@ def forecast() -> dg.JobDefinition:
     """The job of the project in the folder that the environment names."""
     root = Path(os.environ["SHEAF_TEST_ROOT"])
     # However busy the machine is: the step is at the fifth day until the test lets it go on.
-    project = Project(root, DAYS, {"slow_while": str(root / "gate"), "slow_from": 400})
+    arguments = {"slow_while": str(root / "gate"), "slow_from": 400}
+    project = Project(root, DAYS, arguments, on_disk=True)
     defs = dg.Definitions(
         assets=project.defs.assets,
         resources=project.defs.resources,

@@ -47,11 +47,19 @@ class Project:
         partitions_def: Partitions of both assets; each has the file that its key names.
         backend_kwargs: How the toy model misbehaves.
         model: Another model than that.
+        on_disk: Keep the instance in ``root / "dagster"``, for other processes: runs take three
+            times as long.
         fields: Further arguments of ``inference_asset``.
     """
 
     def __init__(
-        self, root: Path, partitions_def=None, backend_kwargs=None, model=None, **fields
+        self,
+        root: Path,
+        partitions_def=None,
+        backend_kwargs=None,
+        model=None,
+        on_disk=False,
+        **fields,
     ) -> None:
         self.root = root
         self.partitions_def = partitions_def
@@ -86,7 +94,8 @@ class Project:
             },
         )
         (root / "dagster").mkdir(parents=True, exist_ok=True)
-        self.instance = dg.DagsterInstance.local_temp(str(root / "dagster"))
+        make = dg.DagsterInstance.local_temp if on_disk else dg.DagsterInstance.ephemeral
+        self.instance = make(str(root / "dagster"))
 
     def write(self, key: str, values: list) -> None:
         """Writes the source of a partition, or ``"all"``: one row a value."""

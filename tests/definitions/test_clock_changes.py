@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dagster as dg
-import pytest
 
 import sheaf_dagster as sd
 from tests.conftest import read_rows
@@ -14,11 +13,6 @@ HOURS = dg.HourlyPartitionsDefinition(
     "2025-10-26-00:00", end_date="2025-10-26-05:00", timezone="Europe/Berlin"
 )
 """With two hours from two to three, of which the second is 02:00+0100."""
-
-
-@pytest.fixture
-def instance(tmp_path) -> dg.DagsterInstance:
-    return dg.DagsterInstance.local_temp(str(tmp_path))
 
 
 def test_the_hour_that_comes_twice_is_asked_for_twice(tmp_path, instance):

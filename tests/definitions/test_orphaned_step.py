@@ -35,7 +35,7 @@ def children() -> Iterator[list[psutil.Process]]:
 
 
 def test_a_retry_beside_a_step_that_lives_on_never_mixes_with_it(tmp_path, children):
-    project = Project(tmp_path, DAYS)
+    project = Project(tmp_path, DAYS, on_disk=True)
     keys = DAYS.get_partition_keys()
     for day, key in enumerate(keys):
         project.write(key, [100 * day + i for i in range(12)])
@@ -53,7 +53,7 @@ def test_a_retry_beside_a_step_that_lives_on_never_mixes_with_it(tmp_path, child
         run.kill()
         run.wait()
     (run_id,) = {r.run_id for r in project.records()}
-    other = Project(tmp_path, DAYS, {"batch_seconds": 0.01})
+    other = Project(tmp_path, DAYS, {"batch_seconds": 0.01}, on_disk=True)
 
     beside = other.run(keys[0], keys[-1], only=True, parent=run_id)
 

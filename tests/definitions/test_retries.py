@@ -133,7 +133,7 @@ import json, sys
 from pathlib import Path
 from tests.definitions.project import DAYS, Project
 import dagster as dg
-project = Project(Path(sys.argv[1]), DAYS, json.loads(sys.argv[2]))
+project = Project(Path(sys.argv[1]), DAYS, json.loads(sys.argv[2]), on_disk=True)
 keys = DAYS.get_partition_keys()
 project.run(keys[0], keys[-1], only=True)
 """
@@ -146,7 +146,7 @@ def test_a_killed_or_interrupted_run_keeps_what_is_done(tmp_path, how):
     first.touch()
     # However late the signal comes: the first run doesn't get past the fifth day.
     model = {"slow_while": str(first), "slow_from": 5}
-    project = Project(tmp_path, DAYS, model)
+    project = Project(tmp_path, DAYS, model, on_disk=True)
     for day, k in enumerate(keys):
         project.write(k, [day] * 12)
     child = subprocess.Popen(

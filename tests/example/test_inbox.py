@@ -66,7 +66,7 @@ def test_the_inbox_can_be_in_s3(s3, monkeypatch, tmp_path):
     asset, sensor, storage = build_inbox(Path("unused"))
     s3.put("inbox/monday.jsonl", REQUESTS.encode())
 
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral() as instance:
         with dg.build_sensor_context(instance=instance, resources={"inbox": storage}) as context:
             (request,) = sensor(context).run_requests
         instance.add_dynamic_partitions("inbox_files", ["monday"])
