@@ -158,7 +158,9 @@ def build_batch_inference_asset(
         return dg.multi_asset(
             name=spec.key.to_python_identifier(),
             specs=[spec],
-            check_specs=check_specs(spec.key),
+            check_specs=check_specs(
+                spec.key, spec.partitions_def if shown.checks_by_partition else None
+            ),
             backfill_policy=(step.backfill_policy or dg.BackfillPolicy.single_run())
             if partitioned
             else None,

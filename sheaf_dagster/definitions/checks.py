@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,12 +64,23 @@ def blocking(failed: Iterable[str], severities: Mapping[str, dg.AssetCheckSeveri
     return [name for name in CHECKS if name in failed and severities[name] == ERROR]
 
 
-def check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
-    """The checks of an asset; Dagster lets a blocking one block where it fails with ERROR."""
-    return [
-        dg.AssetCheckSpec(name, asset=key, description=text, blocking=True)
-        for name, text in CHECKS.items()
-    ]
+def check_specs(
+    key: dg.AssetKey, partitions_def: dg.PartitionsDefinition | None = None
+) -> list[dg.AssetCheckSpec]:
+    """The checks of an asset; Dagster lets a blocking one block where it fails with ERROR.
+
+    Args:
+        key: The asset.
+        partitions_def: Its partitions, where each has results of its own.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.PreviewWarning)  # partitions_def, on each check
+        return [
+            dg.AssetCheckSpec(
+                name, asset=key, description=text, blocking=True, partitions_def=partitions_def
+            )
+            for name, text in CHECKS.items()
+        ]
 
 
 @dataclass

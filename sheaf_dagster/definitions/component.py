@@ -326,6 +326,10 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
             {"no_row_failed": "ERROR"},
         ),
     ] = None
+    checks_by_partition: Annotated[
+        bool,
+        _says("Record the result of each check at each partition, too.", True),
+    ] = False
     op: Annotated[
         OpSpec | None,
         _says("Pool, tags and backfill policy of the asset's step.", {"pool": "forecasts"}),
@@ -385,6 +389,7 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
                     name: dg.AssetCheckSeverity[value]
                     for name, value in (self.check_severities or {}).items()
                 },
+                checks_by_partition=self.checks_by_partition,
             ),
             model=model,
             ray_cluster=key_of("ray_cluster", self.ray_cluster),

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 
 import dagster as dg
 
-__all__ = ["LOGGED_ITS_OWN_EVENTS", "dynamic_partitions_of"]
+__all__ = ["LOGGED_ITS_OWN_EVENTS", "checks_of_partition", "dynamic_partitions_of"]
 
 LOGGED_ITS_OWN_EVENTS = "__source_asset_observation__"
 """Metadata of an output whose asset has logged its own events.
@@ -21,6 +22,43 @@ downstream steps of the same run would be skipped, with this mark.
 
 Elsewhere: each partition is materialised twice. Look into ``execute_step`` for what it skips.
 """
+
+
+def checks_of_partition(
+    instance: dg.DagsterInstance,
+    key: dg.AssetKey,
+    partition: str,
+    results: Iterable[dg.AssetCheckResult],
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """The events by which results of checks stand at a partition, as of its last materialisation.
+
+    Dagster makes an event of a result by itself, but in a step of a range it leaves the partition
+    out. Without the materialisation that was looked at, its pages call the result outdated.
+
+    Elsewhere: look for what ``AssetCheckResult.to_asset_check_evaluation`` does with a range.
+    """
+    from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+        AssetCheckEvaluationTargetMaterializationData as Target,
+    )
+
+    of_partition = dg.AssetRecordsFilter(key, asset_partitions=[partition])
+    records = instance.fetch_materializations(of_partition, limit=1).records
+    last = next(iter(records), None)
+    target = last and Target(
+        storage_id=last.storage_id, run_id=last.run_id, timestamp=last.timestamp
+    )
+    for result in results:
+        yield dg.AssetCheckEvaluation(
+            asset_key=key,
+            check_name=str(result.check_name),
+            passed=result.passed,
+            metadata=result.metadata,
+            target_materialization_data=target,
+            severity=result.severity,
+            description=result.description,
+            blocking=True,
+            partition=partition,
+        )
 
 
 def dynamic_partitions_of(instance: dg.DagsterInstance) -> AbstractContextManager[object]:

@@ -86,6 +86,9 @@ class ReportOptions:
         redact_rows: Keep row values out of errors, metadata, previews and reports.
         check_severities: Severity by check name, in place of the default. A check that fails
             with ERROR holds downstream assets back; with WARN it is only shown.
+        checks_by_partition: Record the result of each check at each partition, too, so that a red
+            check stands at its day (a preview of Dagster's). A run of many partitions writes one
+            event more for each check and partition.
     """
 
     actuals: ActualsOf | None = None
@@ -94,6 +97,7 @@ class ReportOptions:
     report: Literal["html"] | None = None
     redact_rows: bool = False
     check_severities: Mapping[str, dg.AssetCheckSeverity] = field(default_factory=dict)
+    checks_by_partition: bool = False
 
     def axes_for(self, partition: str | None) -> ForecastAxes:
         """What the plot of a partition's forecasts is drawn with."""

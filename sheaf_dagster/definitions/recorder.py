@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import dagster as dg
 
@@ -15,6 +15,7 @@ from sheaf_dagster.batch.results import BatchResult
 from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.definitions.checks import CheckLedger
 from sheaf_dagster.definitions.history import Provenance
+from sheaf_dagster.definitions.inside import checks_of_partition
 from sheaf_dagster.definitions.interrupts import interrupts_wait
 from sheaf_dagster.definitions.links import file_metadata
 from sheaf_dagster.definitions.metadata import FAILED_CHECKS, result_metadata
@@ -66,6 +67,8 @@ class StepRecorder:
         self._model = model
         self._report = report
         self._checks = CheckLedger(severities)
+        # Dagster itself puts the results of a run of one partition at that partition.
+        self._by_partition = report.checks_by_partition and not context.has_partition_key
         self._provenance = Provenance(context, key, plan.keys, model_key)
         deps = context.assets_def.specs_by_key[key].deps
         self._upstream = [dep.asset_key for dep in deps if dep.asset_key != model_key]
@@ -118,6 +121,19 @@ class StepRecorder:
         self._context.log_event(
             dg.AssetMaterialization(self._key, partition=partition, metadata=md, tags=tags)
         )
+        self._check_alone(
+            partition, lambda checks: checks.committed(partition or "", result, sample)
+        )
+
+    def _check_alone(self, partition: str | None, note: Callable[[CheckLedger], object]) -> None:
+        """Records at a partition of a range what the checks find of its file alone."""
+        if not self._by_partition or partition is None:
+            return
+        checks = CheckLedger(self._checks.severities)
+        note(checks)
+        results = checks.results(self._key)
+        for event in checks_of_partition(self._context.instance, self._key, partition, results):
+            self._context.log_event(event)
 
     def _written_report(
         self, file: PlannedFile, result: BatchResult, sample: OutputSample
@@ -150,10 +166,11 @@ class StepRecorder:
             "unchanged; not run again"
         )
         self._context.log.info(f"{name or 'asset'}: {why}")
+        rows, failed = (earlier.rows, earlier.failed_checks) if earlier else (0, ())
+        self._checks.passed_over(name, rows, failed)
+        self._check_alone(name, lambda checks: checks.passed_over(name, rows, failed))
         if earlier is None:  # an output of which Dagster has not heard
-            self._checks.passed_over(name, 0, ())
             return
-        self._checks.passed_over(name, earlier.rows, earlier.failed_checks)
         if mending and self._context.run.tags.get(_BACKFILL):
             # Dagster waits for a materialisation of each partition of a backfill.
             self._context.log_event(earlier.materialization)
@@ -163,6 +180,7 @@ class StepRecorder:
     def _fail(self, partition: str | None, error: Exception) -> None:
         self._failed[partition or ""] = error
         self._checks.failed(partition or "", error)
+        self._check_alone(partition, lambda checks: checks.failed(partition or "", error))
         self._context.log.error(f"{partition or 'asset'}: {error}")
 
     def tell_spent(self) -> None:
