@@ -1,7 +1,7 @@
 """A batch inference asset from a ``defs.yaml``."""
 
 # No postponed annotations here: Dagster reads those of components as they are.
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal
 
 import dagster as dg
 from dagster.components.resolved.core_models import (
@@ -15,10 +15,18 @@ from dagster.components.resolved.core_models import (
     resolve_asset_spec,
     resolve_partitions_def,
 )
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import Field
 
 from sheaf_dagster.batch.spec import BatchOptions, Compute, FloatType, OnError, Reuse
 from sheaf_dagster.definitions.asset import build_batch_inference_asset
+from sheaf_dagster.definitions.component_fields import (
+    ArrivalsSpec,
+    RetryPolicySpec,
+    form_of,
+    option,
+    resource_field,
+    says,
+)
 from sheaf_dagster.definitions.model_asset import build_model_asset
 from sheaf_dagster.definitions.options import ReportOptions, StepOptions, changed_options
 from sheaf_dagster.definitions.resources import (
@@ -26,6 +34,7 @@ from sheaf_dagster.definitions.resources import (
     RayClusterResource,
     StorageResource,
 )
+from sheaf_dagster.definitions.scaffolder import BatchInferenceScaffolder
 from sheaf_dagster.definitions.sensor import build_jsonl_arrival_sensor
 from sheaf_dagster.definitions.sources import SourcePartitions
 from sheaf_dagster.errors import SpecError
@@ -41,146 +50,6 @@ _EXAMPLE_ASSET = {
 
 _NEITHER = "{{ None }}"
 """In the example, which has every field: of two that exclude each other, the one left out."""
-
-_Template = Annotated[str, Field(pattern=r"\{\{.*\}\}")]
-
-
-def _says(description: str, example: Any = None) -> Any:
-    """The description of a field, and its value in the example, as the UI and ``dg`` show them."""
-    examples = None if example is None else [example]
-    return dg.Resolver.default(description=description, examples=examples)
-
-
-def _option(name: str, example: Any = None) -> Any:
-    """A field of ``BatchOptions``, described as it is there."""
-    return _says(str(BatchOptions.model_fields[name].description), example)
-
-
-def _form_of(resource: type[dg.ConfigurableResource], leave_out: tuple[str, ...] = ()) -> Any:
-    """What YAML may say of a resource: its own fields, with their descriptions.
-
-    A number or choice may be a template, such as ``"{{ env.GPU_LIMIT }}"``, like any other
-    attribute of a component.
-    """
-    fields: dict[str, Any] = {}
-    for name, field in resource.model_fields.items():
-        kind: Any = field.annotation
-        if kind in (str, str | None) or get_origin(kind) is dict:
-            fields[name] = kind, field
-            continue
-        for rule in field.metadata:
-            kind = Annotated[kind, rule]
-        fields[name] = kind | _Template, Field(field.default, description=field.description)
-    for name in leave_out:
-        del fields[name]
-    form = create_model(
-        resource.__name__.removesuffix("Resource"),
-        __config__=ConfigDict(extra="forbid", protected_namespaces=()),
-        __doc__=resource.__doc__,
-        **fields,
-    )
-    return str | form
-
-
-def _resource(
-    resource: type[dg.ConfigurableResource],
-    description: str,
-    form: Any,
-    name: str,
-    example: dict[str, Any],
-) -> Any:
-    """A resolver for the key of a resource, or the resource itself."""
-
-    def resolve(context: dg.ResolutionContext, value: Any) -> Any:
-        if not isinstance(value, BaseModel):
-            return context.resolve_value(value)
-        return resource(**context.resolve_value(value.model_dump(exclude_unset=True)))
-
-    return dg.Resolver(
-        resolve,
-        model_field_type=form,
-        model_field_name=name,
-        description=description,
-        examples=[example],
-    )
-
-
-class ArrivalsSpec(dg.Model, dg.Resolvable):
-    """A sensor that runs the asset for each file that lands."""
-
-    source: Annotated[
-        str | None,
-        _says("Template of the location to watch; by default the asset's source."),
-    ] = None
-    files_per_run: Annotated[int, _says("Files that one run may cover.")] = 1
-    settle_seconds: Annotated[
-        float,
-        _says("How long a file must not have changed (local folders)."),
-    ] = 10.0
-    minimum_interval_seconds: Annotated[int, _says("Time between two looks.")] = 30
-    running: Annotated[bool, _says("Whether the sensor starts with its code location.")] = False
-
-
-class RetryPolicySpec(dg.Model, dg.Resolvable):
-    """How often a step is tried again after an error that retrying can mend."""
-
-    max_retries: Annotated[int, _says("How often.")] = 1
-    delay: Annotated[float | None, _says("Seconds before a retry.")] = None
-    backoff: Annotated[Literal["linear", "exponential"] | None, _says("How the delay grows.")] = (
-        None
-    )
-    jitter: Annotated[
-        Literal["full", "plus_minus"] | None, _says("How the delay is varied at random.")
-    ] = None
-
-    def policy(self) -> dg.RetryPolicy:
-        """The policy."""
-        return dg.RetryPolicy(
-            self.max_retries,
-            self.delay,
-            dg.Backoff[self.backoff.upper()] if self.backoff else None,
-            dg.Jitter[self.jitter.upper()] if self.jitter else None,
-        )
-
-
-class BatchInferenceParams(BaseModel):
-    """What ``dg scaffold`` may be told."""
-
-    backend: str = Field(default="statsforecast", description="Backend of the model.")
-    model_type: str = Field(default="time_series", description="Model type of the rows.")
-
-
-class BatchInferenceScaffolder(dg.Scaffolder[BatchInferenceParams]):
-    """Writes a ``defs.yaml`` that loads as it is."""
-
-    @classmethod
-    def get_scaffold_params(cls) -> type[BatchInferenceParams]:
-        """What it may be told."""
-        return BatchInferenceParams
-
-    def scaffold(self, request: dg.ScaffoldRequest[BatchInferenceParams]) -> None:
-        """Writes the file, named after its folder."""
-        name = request.target_path.name
-        dg.scaffold_component(
-            request,
-            {
-                "asset": {
-                    "key": name,
-                    "deps": [f"{name}_requests"],
-                    "partitions_def": {"type": "daily", "start_date": "2026-01-01"},
-                },
-                "source": f"{{root}}/{name}_requests/{{partition_key}}.jsonl",
-                "sink": f"{{root}}/{name}/{{partition_key}}.jsonl",
-                "batch_size": 64,
-                "model": {
-                    "name": name,
-                    "model_type": request.params.model_type,
-                    "backend": request.params.backend,
-                },
-                "ray_cluster": {},
-                "storage": {"root": "data"},
-            },
-        )
 
 
 @dg.scaffold_with(BatchInferenceScaffolder)
@@ -207,14 +76,14 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     ]
     source: Annotated[
         str,
-        _says(
+        says(
             'Template of the file of requests, such as "{root}/requests/{partition_key}.jsonl".',
             "{root}/requests/{partition_key}.jsonl",
         ),
     ]
     sink: Annotated[
         str,
-        _says(
+        says(
             'Template of the file of responses, such as "{root}/forecasts/{partition_key}.jsonl".',
             "{root}/forecasts/{partition_key}.jsonl",
         ),
@@ -233,59 +102,59 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
             examples=[_EXAMPLE_ASSET["partitions_def"]],
         ),
     ] = None
-    batch_size: Annotated[int | Literal["auto"], _option("batch_size", 64)] = 32
-    compute: Annotated[Compute, _option("compute", "actors")] = "tasks"
-    num_actors: Annotated[int | None, _option("num_actors", 2)] = None
-    on_error: Annotated[OnError, _option("on_error", "record")] = "fail"
-    on_invalid: Annotated[OnError, _option("on_invalid", "record")] = "fail"
-    max_error_rows: Annotated[int | None, _option("max_error_rows", _NEITHER)] = None
-    max_error_fraction: Annotated[float | None, _option("max_error_fraction", 0.01)] = None
-    batch_timeout: Annotated[float | None, _option("batch_timeout", 60.0)] = None
-    batch_budget: Annotated[int | Literal["auto"] | None, _option("batch_budget", _NEITHER)] = None
-    strict: Annotated[bool, _option("strict")] = False
-    keep: Annotated[list[str], _option("keep", ["sku", "store"])] = Field(default_factory=list)
-    bucket_by: Annotated[str | None, _option("bucket_by", "horizon")] = None
-    columns: Annotated[dict[str, str] | None, _option("columns", {"history": "sales"})] = None
-    fields: Annotated[dict[str, Any] | None, _option("fields", {"horizon": 7})] = None
-    float_type: Annotated[FloatType, _option("float_type", "float64")] = "float64"
-    resume: Annotated[bool, _option("resume")] = True
-    receipt: Annotated[bool, _option("receipt")] = False
-    reuse: Annotated[Reuse | None, _option("reuse", "previous")] = None
-    reuse_from: Annotated[str | None, _option("reuse_from", _NEITHER)] = None
+    batch_size: Annotated[int | Literal["auto"], option("batch_size", 64)] = 32
+    compute: Annotated[Compute, option("compute", "actors")] = "tasks"
+    num_actors: Annotated[int | None, option("num_actors", 2)] = None
+    on_error: Annotated[OnError, option("on_error", "record")] = "fail"
+    on_invalid: Annotated[OnError, option("on_invalid", "record")] = "fail"
+    max_error_rows: Annotated[int | None, option("max_error_rows", _NEITHER)] = None
+    max_error_fraction: Annotated[float | None, option("max_error_fraction", 0.01)] = None
+    batch_timeout: Annotated[float | None, option("batch_timeout", 60.0)] = None
+    batch_budget: Annotated[int | Literal["auto"] | None, option("batch_budget", _NEITHER)] = None
+    strict: Annotated[bool, option("strict")] = False
+    keep: Annotated[list[str], option("keep", ["sku", "store"])] = Field(default_factory=list)
+    bucket_by: Annotated[str | None, option("bucket_by", "horizon")] = None
+    columns: Annotated[dict[str, str] | None, option("columns", {"history": "sales"})] = None
+    fields: Annotated[dict[str, Any] | None, option("fields", {"horizon": 7})] = None
+    float_type: Annotated[FloatType, option("float_type", "float64")] = "float64"
+    resume: Annotated[bool, option("resume")] = True
+    receipt: Annotated[bool, option("receipt")] = False
+    reuse: Annotated[Reuse | None, option("reuse", "previous")] = None
+    reuse_from: Annotated[str | None, option("reuse_from", _NEITHER)] = None
     price_per_million: Annotated[
         dict[str, float] | None,
-        _option("price_per_million", {"prompt": 0.5, "completion": 1.5}),
+        option("price_per_million", {"prompt": 0.5, "completion": 1.5}),
     ] = None
-    max_cost: Annotated[float | None, _option("max_cost", 20.0)] = None
-    max_tokens_total: Annotated[int | None, _option("max_tokens_total", 50_000_000)] = None
+    max_cost: Annotated[float | None, option("max_cost", 20.0)] = None
+    max_tokens_total: Annotated[int | None, option("max_tokens_total", 50_000_000)] = None
     launch: Annotated[
         Literal["step", "ray_job"],
-        _says("step: the step drives Ray itself; ray_job: it submits a Ray job.", "step"),
+        says("step: the step drives Ray itself; ray_job: it submits a Ray job.", "step"),
     ] = "step"
     redact_rows: Annotated[
         bool,
-        _says("Keep row values out of errors, metadata, previews and reports."),
+        says("Keep row values out of errors, metadata, previews and reports."),
     ] = False
     report: Annotated[
         Literal["html"] | None,
-        _says(
+        says(
             "html: write a page about each partition beside its sink; needs sheaf_dagster[html].",
             "html",
         ),
     ] = None
     model_resource: Annotated[
         Any,
-        _resource(
+        resource_field(
             ModelResource,
             "The model, or the key of a ModelResource.",
-            _form_of(ModelResource),
+            form_of(ModelResource),
             "model",
             {"name": "ets", "model_type": "time_series", "backend": "statsforecast"},
         ),
     ] = "model"
     model_asset: Annotated[
         ResolvedAssetKey | None,
-        _says(
+        says(
             "Key of the model as an asset, by which Dagster knows what an earlier model has made. "
             "It is added here where the model is written here, and one of the project otherwise.",
             "forecaster",
@@ -293,50 +162,50 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     ] = None
     ray_cluster: Annotated[
         Any,
-        _resource(
+        resource_field(
             RayClusterResource,
             "The Ray cluster and its limits, or the key of a RayClusterResource.",
-            _form_of(RayClusterResource),
+            form_of(RayClusterResource),
             "ray_cluster",
             {"cpu_limit": 8},
         ),
     ] = "ray_cluster"
     storage: Annotated[
         Any,
-        _resource(
+        resource_field(
             StorageResource,
             "Where the files are, or the key of a StorageResource. Credentials are written "
             "{env: NAME}.",
-            _form_of(StorageResource, ("s3",)),
+            form_of(StorageResource, ("s3",)),
             "storage",
             {"root": "s3://my-bucket/prefix"},
         ),
     ] = "storage"
     retry_policy: Annotated[
         RetryPolicySpec | None,
-        _says(
+        says(
             "Retries of the step, for errors that retrying can mend.",
             {"max_retries": 3, "delay": 30.0, "backoff": "exponential"},
         ),
     ] = None
     check_severities: Annotated[
         dict[str, Literal["WARN", "ERROR"]] | None,
-        _says(
+        says(
             "Severity by check, such as {no_row_failed: ERROR}: one that holds back what follows.",
             {"no_row_failed": "ERROR"},
         ),
     ] = None
     checks_by_partition: Annotated[
         bool,
-        _says("Record the result of each check at each partition, too.", True),
+        says("Record the result of each check at each partition, too.", True),
     ] = False
     op: Annotated[
         OpSpec | None,
-        _says("Pool, tags and backfill policy of the asset's step.", {"pool": "forecasts"}),
+        says("Pool, tags and backfill policy of the asset's step.", {"pool": "forecasts"}),
     ] = None
     arrivals: Annotated[
         ArrivalsSpec | None,
-        _says("Adds a sensor that runs the asset for each file that lands.", {"running": True}),
+        says("Adds a sensor that runs the asset for each file that lands.", {"running": True}),
     ] = None
 
     @classmethod

@@ -13,19 +13,15 @@ import io
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
-import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from sheaf_dagster.batch.results import ValidationReport
-from sheaf_dagster.batch.rows.requests import RowContract
-from sheaf_dagster.contracts import BaseRequest, BaseResponse, contract_for
-from sheaf_dagster.errors import InputValidationError, SourceError, SpecError
-from sheaf_dagster.storage import Location, is_columnar, read_blocks, read_lines, store_at
-from sheaf_dagster.storage.formats import is_parquet, read_table, row_word
+from sheaf_dagster.definitions.loaded_rows import rows_of
+from sheaf_dagster.errors import SourceError, SpecError
+from sheaf_dagster.storage import Location, read_blocks, store_at
+from sheaf_dagster.storage.formats import is_parquet, read_table
 
 __all__ = ["RowStream", "view_for"]
 
@@ -57,7 +53,7 @@ class RowStream(Generic[RowT]):
         return [f.uri for f in self._files]
 
     def __iter__(self) -> Iterator[RowT]:
-        return _rows(self._files, self.row_type)
+        return rows_of(self._files, self.row_type)
 
     def __class_getitem__(cls, row_type: Any) -> Any:
         # A class, not typing's alias: Dagster takes only what isinstance does.
@@ -115,7 +111,7 @@ class _Rows(_View):
         )
 
     def make(self, files: Sequence[Location], wanted: Any) -> Any:
-        return list(_rows(files, _row_type(wanted)))
+        return list(rows_of(files, _row_type(wanted)))
 
 
 class _Stream(_View):
@@ -129,7 +125,7 @@ class _Stream(_View):
     def make(self, files: Sequence[Location], wanted: Any) -> Any:
         if _is_subclass(wanted, RowStream):
             return wanted(files)
-        return itertools.chain(_rows(files, dict))  # UPathIOManager awaits a bare generator
+        return itertools.chain(rows_of(files, dict))  # UPathIOManager awaits a bare generator
 
 
 class _Pandas(_View):
@@ -144,7 +140,7 @@ class _Pandas(_View):
     def make(self, files: Sequence[Location], wanted: Any) -> Any:
         if files and all(is_parquet(file.uri) for file in files):
             return _tables(files).to_pandas()
-        return wanted.from_records(list(_rows(files, dict)))
+        return wanted.from_records(list(rows_of(files, dict)))
 
 
 class _Polars(_View):
@@ -318,94 +314,6 @@ _VIEWS: tuple[_View, ...] = (
     _RayDataset(),
     _Place(),
 )
-
-
-def _rows(files: Sequence[Location], row_type: Any) -> Iterator[Any]:
-    typed = _is_subclass(row_type, BaseModel)
-    for file in files:
-        yield from _typed_rows(file, row_type) if typed else _plain_rows(file)
-
-
-def _plain_rows(file: Location) -> Iterator[Any]:
-    for number, line in read_lines(file):
-        try:
-            yield orjson.loads(line)
-        except orjson.JSONDecodeError as e:
-            raise SourceError(f"{file.uri}, {row_word(file.uri)} {number}: is no JSON: {e}") from e
-
-
-def _typed_rows(file: Location, row_type: type[BaseModel]) -> Iterator[Any]:
-    columnar = is_columnar(file)
-    any_type = row_type in (BaseRequest, BaseResponse)
-    contract = _contract(row_type)
-    contracts: dict[str, RowContract] = {}
-    for position, (number, line) in enumerate(read_lines(file)):
-        if any_type:
-            contract = _contract_of(
-                f"{file.uri}, {row_word(file.uri)} {number}", line, row_type, contracts
-            )
-        try:
-            reader = replace(contract, table=True) if columnar else contract
-            (row,) = reader.parse([(number, line)], position, validated=False)
-        except (ValidationError, RecursionError) as e:
-            raise _invalid(file, contract, single=line if any_type else None, number=number) from e
-        yield row.request
-
-
-def _contract(row_type: type[BaseModel]) -> RowContract:
-    field = row_type.model_fields.get("model_type")
-    default = None if field is None else field.default
-    return RowContract(str(default) if isinstance(default, str) else "", row_type)
-
-
-def _contract_of(
-    where: str, line: bytes, base: type[BaseModel], known: dict[str, RowContract]
-) -> RowContract:
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError as e:
-        raise SourceError(f"{where}: is no JSON: {e}") from e
-    if not isinstance(row, dict) or "model_type" not in row:
-        raise SourceError(
-            f"{where}: is no {base.__name__}, it names no model_type. Rows that failed in the model "
-            '(on_error="record") hold an error instead; load such files as list[dict].'
-        )
-    name = str(row["model_type"])
-    if name not in known:
-        contract = contract_for(name)
-        row_type = contract.request if base is BaseRequest else contract.response
-        known[name] = RowContract(name, row_type)
-    return known[name]
-
-
-def _invalid(
-    file: Location, contract: RowContract, *, single: bytes | None, number: int
-) -> InputValidationError:
-    """The error over all rows of a file, since one was found that doesn't fit."""
-    report = ValidationReport(source=file.uri)
-    blocks = [(number, single + b"\n")] if single is not None else _numbered_blocks(file)
-    for first_line, block in blocks:
-        check = contract.validate(block, first_line)
-        report.rows += check.rows
-        report.invalid_rows += check.invalid_rows
-        report.total_violations += check.total_violations
-        report.violations += check.violations[: 100 - len(report.violations)]
-    for violation in report.violations if is_parquet(file.uri) else ():
-        violation.column = violation.field
-    shown = "\n".join(f"  {v}" for v in report.violations[:5])
-    return InputValidationError(
-        f"{file.uri}: {report.invalid_rows} of {report.rows} rows are no "
-        f"{contract.request.__name__}:\n{shown}\n  Rows that failed in the model "
-        '(on_error="record") hold an error instead; load such files as list[dict].',
-        report,
-    )
-
-
-def _numbered_blocks(file: Location) -> Iterator[tuple[int, bytes]]:
-    number = 1
-    for block in read_blocks(file):
-        yield number, block
-        number += block.count(b"\n")
 
 
 def _text(file: Location) -> bytes:

@@ -1,0 +1,118 @@
+"""The rows of files that a downstream asset loads, plain or as models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from sheaf_dagster.batch.results import ValidationReport
+from sheaf_dagster.batch.rows.requests import RowContract
+from sheaf_dagster.contracts import BaseRequest, BaseResponse, contract_for
+from sheaf_dagster.errors import InputValidationError, SourceError
+from sheaf_dagster.storage import Location, is_columnar, read_blocks, read_lines
+from sheaf_dagster.storage.formats import is_parquet, row_word
+
+__all__ = ["rows_of"]
+
+
+def rows_of(files: Sequence[Location], row_type: Any) -> Iterator[Any]:
+    """The rows of files, one file after the other.
+
+    Args:
+        files: Lines or Parquet.
+        row_type: A model to read rows as; anything else: plain values. Of ``BaseRequest`` and
+            ``BaseResponse`` each row says which one it is.
+
+    Raises:
+        SourceError: A row is no JSON, or doesn't say what it is.
+        InputValidationError: Rows don't fit the model; all of the file are told.
+    """
+    typed = isinstance(row_type, type) and issubclass(row_type, BaseModel)
+    for file in files:
+        yield from _typed_rows(file, row_type) if typed else _plain_rows(file)
+
+
+def _plain_rows(file: Location) -> Iterator[Any]:
+    for number, line in read_lines(file):
+        try:
+            yield orjson.loads(line)
+        except orjson.JSONDecodeError as e:
+            raise SourceError(f"{file.uri}, {row_word(file.uri)} {number}: is no JSON: {e}") from e
+
+
+def _typed_rows(file: Location, row_type: type[BaseModel]) -> Iterator[Any]:
+    columnar = is_columnar(file)
+    any_type = row_type in (BaseRequest, BaseResponse)
+    contract = _contract(row_type)
+    contracts: dict[str, RowContract] = {}
+    for position, (number, line) in enumerate(read_lines(file)):
+        if any_type:
+            contract = _contract_of(
+                f"{file.uri}, {row_word(file.uri)} {number}", line, row_type, contracts
+            )
+        try:
+            reader = replace(contract, table=True) if columnar else contract
+            (row,) = reader.parse([(number, line)], position, validated=False)
+        except (ValidationError, RecursionError) as e:
+            raise _invalid(file, contract, single=line if any_type else None, number=number) from e
+        yield row.request
+
+
+def _contract(row_type: type[BaseModel]) -> RowContract:
+    field = row_type.model_fields.get("model_type")
+    default = None if field is None else field.default
+    return RowContract(str(default) if isinstance(default, str) else "", row_type)
+
+
+def _contract_of(
+    where: str, line: bytes, base: type[BaseModel], known: dict[str, RowContract]
+) -> RowContract:
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as e:
+        raise SourceError(f"{where}: is no JSON: {e}") from e
+    if not isinstance(row, dict) or "model_type" not in row:
+        raise SourceError(
+            f"{where}: is no {base.__name__}, it names no model_type. Rows that failed in the model "
+            '(on_error="record") hold an error instead; load such files as list[dict].'
+        )
+    name = str(row["model_type"])
+    if name not in known:
+        contract = contract_for(name)
+        row_type = contract.request if base is BaseRequest else contract.response
+        known[name] = RowContract(name, row_type)
+    return known[name]
+
+
+def _invalid(
+    file: Location, contract: RowContract, *, single: bytes | None, number: int
+) -> InputValidationError:
+    """The error over all rows of a file, since one was found that doesn't fit."""
+    report = ValidationReport(source=file.uri)
+    blocks = [(number, single + b"\n")] if single is not None else _numbered_blocks(file)
+    for first_line, block in blocks:
+        check = contract.validate(block, first_line)
+        report.rows += check.rows
+        report.invalid_rows += check.invalid_rows
+        report.total_violations += check.total_violations
+        report.violations += check.violations[: 100 - len(report.violations)]
+    for violation in report.violations if is_parquet(file.uri) else ():
+        violation.column = violation.field
+    shown = "\n".join(f"  {v}" for v in report.violations[:5])
+    return InputValidationError(
+        f"{file.uri}: {report.invalid_rows} of {report.rows} rows are no "
+        f"{contract.request.__name__}:\n{shown}\n  Rows that failed in the model "
+        '(on_error="record") hold an error instead; load such files as list[dict].',
+        report,
+    )
+
+
+def _numbered_blocks(file: Location) -> Iterator[tuple[int, bytes]]:
+    number = 1
+    for block in read_blocks(file):
+        yield number, block
+        number += block.count(b"\n")
