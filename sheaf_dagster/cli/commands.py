@@ -1,8 +1,7 @@
-"""The commands that run jobs and list what there is: validate, estimate, run, backends, contracts."""
+"""The commands about jobs: validate, run, estimate."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -13,7 +12,6 @@ from typing import Any, get_args
 import click
 from pydantic import ValidationError
 
-from sheaf_dagster.backends import known_backends, resolve_backend
 from sheaf_dagster.batch.estimate import Past, estimate_job
 from sheaf_dagster.batch.job_file import JobFile
 from sheaf_dagster.batch.model_spec import ModelSpec, problems_of
@@ -47,7 +45,7 @@ from sheaf_dagster.cli.output import (
     tell_outcome,
     valid_line,
 )
-from sheaf_dagster.contracts import contract_for, known_model_types, schema_of
+from sheaf_dagster.contracts import contract_for
 from sheaf_dagster.errors import (
     SheafError,
     SpecError,
@@ -327,65 +325,6 @@ def _run(
         return OK
     # Of different failures, the one that a rerun doesn't mend is what a script must hear of.
     return failed[0]
-
-
-@main.command()
-@imports
-@json_option
-@command
-def backends(as_json: bool) -> int:
-    """List the backends that a spec can name, with those of installed packages."""
-    rows: list[dict[str, Any]] = []
-    for name in known_backends():
-        try:
-            cls = resolve_backend(name)
-        except SheafError as e:
-            rows.append({"name": name, "error": str(e)})
-            continue
-        served = cls.model_type
-        types = [str(t) for t in ((served,) if isinstance(served, str) else served)]
-        what = next(iter((cls.__doc__ or "").strip().splitlines()), "")
-        path = f"{cls.__module__}:{cls.__qualname__}"
-        rows.append({"name": name, "model_types": types, "class": path, "description": what})
-    if as_json:
-        print_json(rows)
-        return OK
-    print_table(
-        ("NAME", "MODEL TYPE", "WHAT"),
-        [
-            (
-                r["name"],
-                ", ".join(r.get("model_types", ["?"])),
-                r.get("error", r.get("description", "")),
-            )
-            for r in rows
-        ],
-    )
-    return OK
-
-
-@main.command()
-@click.argument("model_type", metavar="[TYPE]", required=False)
-@click.option("--response", is_flag=True, help="The schema of an answer, not of a row.")
-@imports
-@json_option
-@command
-def contracts(model_type: str | None, response: bool, as_json: bool) -> int:
-    """Print the JSON schema of a model type's rows; without TYPE, list the model types."""
-    if model_type is not None:
-        contract = contract_for(model_type)
-        kind = contract.response if response else contract.request
-        click.echo(json.dumps(schema_of(kind), indent=2, ensure_ascii=False))
-        return OK
-    rows = [
-        (c.model_type, c.request.__name__, c.response.__name__)
-        for c in map(contract_for, known_model_types())
-    ]
-    if as_json:
-        print_json([dict(zip(("model_type", "request", "response"), r, strict=True)) for r in rows])
-    else:
-        print_table(("MODEL TYPE", "REQUEST", "RESPONSE"), rows)
-    return OK
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 # No postponed annotations here: Dagster reads those of nested resources as they are.
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
@@ -22,11 +21,12 @@ from sheaf_dagster.definitions.paths import (
 )
 from sheaf_dagster.definitions.preview import row_preview
 from sheaf_dagster.definitions.resources import StorageResource
+from sheaf_dagster.definitions.row_blocks import blocks_of, text_of
 from sheaf_dagster.definitions.row_sources import lines_of, pieces_of
 from sheaf_dagster.definitions.row_views import view_for
 from sheaf_dagster.errors import InputValidationError, SheafError, SinkError
 from sheaf_dagster.storage import LineWriter, Location, store_at
-from sheaf_dagster.storage.formats import is_parquet, json_rows, read_schema
+from sheaf_dagster.storage.formats import is_parquet, read_schema
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -36,7 +36,6 @@ __all__ = ["MODEL_TYPE_METADATA", "JsonlIOManager", "RowsIOManager"]
 MODEL_TYPE_METADATA = "sheaf_dagster/model_type"
 """Metadata of an asset: the model type whose requests its rows must be."""
 
-_BLOCK_BYTES = 2**20
 _PREVIEW_ROWS = 5
 _MANY = "a dictionary of rows by partition key"
 
@@ -209,9 +208,9 @@ class RowsIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
         report = ValidationReport(source=location.uri)
         with LineWriter(location) as writer:
             take = pieces_of if is_parquet(location.uri) else lines_of
-            for block in _blocks(take(obj, self.storage.options)):
+            for block in blocks_of(take(obj, self.storage.options)):
                 if contract is not None:
-                    check = contract.validate(_text(block.lines()), report.rows + 1)
+                    check = contract.validate(text_of(block.lines()), report.rows + 1)
                     _add(report, check.violations, check.total_violations, check.invalid_rows)
                 report.rows += block.rows
                 if report.ok:
@@ -319,64 +318,6 @@ def _pairs(obj: Any, partitions: int) -> Iterator[tuple[str, Any]]:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise problem
         yield pair
-
-
-@dataclass(frozen=True)
-class _Lines:
-    """Some rows as lines."""
-
-    held: list[bytes]
-
-    @property
-    def rows(self) -> int:
-        return len(self.held)
-
-    def lines(self, most: int | None = None) -> list[bytes]:
-        return self.held[:most]
-
-    def write(self, writer: LineWriter) -> None:
-        writer.write(_text(self.held), len(self.held))
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Some rows as a table."""
-
-    held: Any
-
-    @property
-    def rows(self) -> int:
-        return int(self.held.num_rows)
-
-    def lines(self, most: int | None = None) -> list[bytes]:
-        return [line for b in self.held.slice(0, most).to_batches() for line in json_rows(b)]
-
-    def write(self, writer: LineWriter) -> None:
-        writer.write_table(self.held)
-
-
-def _blocks(pieces: Iterator[Any]) -> Iterator[_Lines | _Table]:
-    """Lines, about 1 MiB together, and tables, in their order."""
-    held: list[bytes] = []
-    size = 0
-    for piece in pieces:
-        if not isinstance(piece, bytes):
-            if held:
-                yield _Lines(held)
-                held, size = [], 0
-            yield _Table(piece)
-            continue
-        held.append(piece)
-        size += len(piece)
-        if size >= _BLOCK_BYTES:
-            yield _Lines(held)
-            held, size = [], 0
-    if held:
-        yield _Lines(held)
-
-
-def _text(lines: list[bytes]) -> bytes:
-    return b"".join(b"%b\n" % line for line in lines)
 
 
 def _parsed(lines: list[bytes], first: int) -> list[Any]:
