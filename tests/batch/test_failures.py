@@ -117,7 +117,11 @@ def test_a_load_that_fails_ends_the_job_with_its_error(mode, write_rows, tmp_pat
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("compute", "engine"), [("tasks", "ray_data"), ("actors", "ray_core")])
+@pytest.mark.parametrize(
+    ("compute", "engine"),
+    # Tasks of ray_core: test_poison_rows. A worker of ray_data that dies once: test_crashes.
+    [pytest.param("tasks", "ray_data", marks=pytest.mark.long), ("actors", "ray_core")],
+)
 def test_rows_that_kill_their_worker_are_reported_not_retried_for_ever(
     ray_cluster, write_rows, tmp_path, compute, engine
 ):

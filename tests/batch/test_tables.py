@@ -156,7 +156,7 @@ def test_all_modes_write_the_same_bytes(ray_cluster, write_rows, tmp_path):
     written = []
     for engine, mode in (
         ("auto", {"compute": "local"}),
-        ("ray_data", {"compute": "tasks"}),
+        ("ray_core", {"compute": "tasks"}),
         ("ray_core", {"compute": "actors", "num_actors": 2}),
     ):
         spec = job(source, tmp_path / "out.parquet", bucket_by="value", **mode)
