@@ -306,10 +306,9 @@ def test_arrivals_need_a_source_with_the_partitions_of_the_asset(load):
     assert "reads several files for a partition" in causes_of(error.value)
 
 
-@pytest.fixture
-def project(tmp_path) -> Path:
-    """An empty ``dg`` project, and the package's entry points as an installation has them."""
-    package = tmp_path / "shop"
+def write_project(root: Path) -> Path:
+    """An empty ``dg`` project by hand; its package."""
+    package = root / "shop"
     (package / "defs").mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "defs" / "__init__.py").touch()
@@ -317,10 +316,31 @@ def project(tmp_path) -> Path:
         "from pathlib import Path\n\nimport dagster as dg\n\n"
         "defs = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)\n"
     )
-    (tmp_path / "pyproject.toml").write_text(
+    (root / "pyproject.toml").write_text(
         '[project]\nname = "shop"\nversion = "0"\n'
         '[tool.dg]\ndirectory_type = "project"\n[tool.dg.project]\nroot_module = "shop"\n'
     )
+    return package
+
+
+def create_project(root: Path) -> Path:
+    """The project of a new user, as Dagster's own ``create-dagster`` makes it; its package."""
+    pytest.importorskip("create_dagster")
+    subprocess.run(
+        [_program("create-dagster"), "project", str(root), "--no-uv-sync"],
+        env={**os.environ, "DAGSTER_DG_UPDATE_CHECK_ENABLED": "0"},
+        check=True,
+    )
+    return root / "src" / "shop"
+
+
+def _program(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
+@pytest.fixture
+def entry_points(tmp_path) -> Path:
+    """A folder with the package's entry points as an installation has them."""
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     info = tmp_path / "site" / "sheaf_entry_points-0.dist-info"
     info.mkdir(parents=True)
@@ -331,18 +351,24 @@ def project(tmp_path) -> Path:
             for group, entries in ours.items()
         )
     )
-    return tmp_path
+    return info.parent
 
 
 @pytest.mark.daemon
-def test_dg_scaffolds_checks_and_names_the_line_of_a_mistake(project):
+@pytest.mark.parametrize(
+    "make", [write_project, pytest.param(create_project, marks=pytest.mark.long)]
+)
+def test_dg_scaffolds_checks_and_names_the_line_of_a_mistake(tmp_path, entry_points, make):
+    root = tmp_path / "shop"
+    package = make(root)
+
     def dg_command(*args: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [str(Path(sys.executable).with_name("dg")), *args],
-            cwd=project,
+            [_program("dg"), *args],
+            cwd=root,
             env={
                 **os.environ,
-                "PYTHONPATH": os.pathsep.join(map(str, (ROOT, project, project / "site"))),
+                "PYTHONPATH": os.pathsep.join(map(str, (ROOT, package.parent, entry_points))),
                 "VIRTUAL_ENV": str(Path(sys.executable).parent.parent),
             },
             capture_output=True,
@@ -351,7 +377,7 @@ def test_dg_scaffolds_checks_and_names_the_line_of_a_mistake(project):
         )
 
     made = dg_command("scaffold", "defs", TYPE, "forecasts", "--backend", "chronos2")
-    file = project / "shop" / "defs" / "forecasts" / "defs.yaml"
+    file = package / "defs" / "forecasts" / "defs.yaml"
     text = file.read_text() if file.exists() else ""
     good = dg_command("check", "defs")  # which checks the YAML first
     file.write_text(text.replace("batch_size:", "bach_size:"))
