@@ -92,7 +92,9 @@ def test_what_dagster_knows_of_source_and_model_decides_what_may_be_kept(project
     path.write_text(path.read_text().replace('"value": 4', '"value": 4.5'))
 
     changed = project.run(KEYS[0], KEYS[1], config=ONLY)
-    other = Project(project.root, DAYS, {"batch_seconds": 0.1}).run(KEYS[1], KEYS[1], config=ONLY)
+    renewed = Project(project.root, DAYS, {"batch_seconds": 0.1})
+    renewed.instance = project.instance
+    other = renewed.run(KEYS[1], KEYS[1], config=ONLY)
 
     assert "line 2: the last output has in its place the answer of another row" in failure(changed)
     assert values(project, KEYS[1]) == [None, 8, 10]
