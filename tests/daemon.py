@@ -52,7 +52,7 @@ class Daemon:
         self._log.close()
         self.instance.dispose()
 
-    def until(self, what: str, check: Callable[[], T | None], seconds: float = 120) -> T:
+    def until(self, what: str, check: Callable[[], T | None], seconds: float = 300) -> T:
         """The first true answer of ``check``."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -60,7 +60,6 @@ def undisturbed(source) -> dict[str, bytes]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_kill_at_any_moment_loses_and_doubles_nothing(
     number, two_nodes, source, undisturbed, tmp_path

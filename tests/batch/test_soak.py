@@ -65,7 +65,6 @@ def test_small_jobs_in_this_process_leave_nothing_behind(write_rows, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.ray
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("engine", ["ray_core", "ray_data"])
 def test_small_jobs_on_ray_leave_nothing_behind(ray_cluster, write_rows, tmp_path, engine):
     import ray

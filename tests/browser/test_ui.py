@@ -40,7 +40,7 @@ def dagster(page, tmp_path):
     server = DagsterDev(tmp_path, "-w", "workspace.yaml", env={"SHEAF_EXAMPLE_ROOT": str(data)})
     try:
         subprocess.run(
-            [sys.executable, "-c", REQUESTS], cwd=ROOT, env=server.env, check=True, timeout=120
+            [sys.executable, "-c", REQUESTS], cwd=ROOT, env=server.env, check=True, timeout=300
         )
         broken = data / "requests" / "2013-06-13.jsonl"
         lines = broken.read_text().splitlines()

@@ -12,7 +12,7 @@ import pytest
 from tests.dagster_dev import DagsterDev
 from tests.definitions.backfill_project import HANGS, POWER_CUT, days
 
-pytestmark = [pytest.mark.daemon, pytest.mark.timeout(420)]
+pytestmark = pytest.mark.daemon
 ASSETS = {"at_once": 10, "by_three": 5, "one_by_one": 2, "cut_short": 6, "called_off": 6}
 """Days of each asset."""
 

@@ -18,7 +18,7 @@ from tests.definitions.project import DAYS, Project, failure
 
 
 def wait_until(true: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not true():
         assert time.monotonic() < deadline, f"gave up waiting for {what}"
         time.sleep(0.05)

@@ -37,7 +37,7 @@ def test_dg_launches_a_range_as_one_run_and_names_its_bad_day(tmp_path):
         env={**os.environ, "DAGSTER_HOME": str(home), "SHEAF_TEST_ROOT": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )  # fmt: skip
 
     assert done.returncode != 0

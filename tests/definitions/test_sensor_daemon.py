@@ -11,7 +11,7 @@ from tests.conftest import read_rows
 from tests.daemon import Daemon
 from tests.definitions.inbox import ROW
 
-pytestmark = [pytest.mark.daemon, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.daemon
 BAD = ROW.replace(b"1}", b'"x"}')
 SENSOR = "predictions_arrivals"
 

@@ -84,7 +84,6 @@ def place(tmp_path) -> dict[str, str]:
 
 @pytest.mark.ray
 @pytest.mark.model
-@pytest.mark.timeout(900)
 def test_the_demo_goes_through_all_three_doors_and_beats_last_week(place, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "example_project.demo"], cwd=ROOT, env=place,
@@ -117,7 +116,6 @@ def test_the_demo_goes_through_all_three_doors_and_beats_last_week(place, tmp_pa
 @pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.model
-@pytest.mark.timeout(900)
 def test_a_backfill_of_days_is_one_run_with_a_table_by_month(place):
     done = subprocess.run(
         [sys.executable, "-m", "example_project.backfill", "2013-06-28", "2013-07-04"], cwd=ROOT,

@@ -33,7 +33,6 @@ REQUESTS = "".join(
 @pytest.mark.long
 @pytest.mark.daemon
 @pytest.mark.model
-@pytest.mark.timeout(240)
 def test_a_file_dropped_into_the_inbox_starts_a_run(tmp_path):
     data = tmp_path / "data"
     daemon = Daemon(tmp_path, "example_project.definitions", SHEAF_EXAMPLE_ROOT=str(data))

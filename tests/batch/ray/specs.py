@@ -20,7 +20,7 @@ def tasks(source: str, tmp_path) -> sd.BatchSpec:
     return sd.BatchSpec(source=source, sink=str(tmp_path / "tasks.jsonl"))
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 300) -> None:
     """Waits for a condition, and fails where it does not come."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -23,7 +23,7 @@ def cluster() -> Iterator[RayHead]:
 
 
 def wait_for_nodes(cluster: RayHead, count: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(cluster.alive_nodes()) != count:
         assert time.monotonic() < deadline, f"{len(cluster.alive_nodes())} nodes, not {count}"
         time.sleep(0.5)

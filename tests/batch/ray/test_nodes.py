@@ -29,7 +29,7 @@ def cluster() -> Iterator[RayHead]:
 
 
 def wait_for(path: Path, lines: int, driver: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (path.exists() and len(path.read_text().split()) >= lines):
         assert driver.poll() is None, driver.communicate()
         assert time.monotonic() < deadline, f"gave up waiting for {path}"
