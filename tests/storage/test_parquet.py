@@ -121,7 +121,7 @@ def test_types_that_json_has_not_are_written_as_the_documentation_says(tmp_path)
     assert b'"price":12345678901234567890.10' in next(text), "with all its digits"
 
 
-@pytest.mark.parametrize("writer", ["pandas", "polars", "many small row groups"])
+@pytest.mark.parametrize("writer", ["pandas", "polars", "duckdb", "many small row groups"])
 def test_files_of_other_writers_are_read(writer, tmp_path):
     path = tmp_path / "in.parquet"
     data = {"sku": ["a", "b", None], "sales": [[1.0, 2.0], [], [3.0]], "n": [1, 2, 3]}
@@ -129,6 +129,9 @@ def test_files_of_other_writers_are_read(writer, tmp_path):
         pytest.importorskip("pandas").DataFrame(data).to_parquet(path)
     elif writer == "polars":
         pytest.importorskip("polars").DataFrame(data).write_parquet(path)
+    elif writer == "duckdb":
+        table = pa.table(data)
+        pytest.importorskip("duckdb").from_arrow(table).write_parquet(str(path))
     else:
         pq.write_table(pa.table(data), path, row_group_size=1, compression="gzip")
 
@@ -170,9 +173,74 @@ TABLE = stored(pa.table({"v": [1, 2, 3] * 1000}))
 )
 def test_a_file_that_is_no_table_of_rows_is_named_with_what_is_wrong(tmp_path, data, said):
     (tmp_path / "in.parquet").write_bytes(data)
+    location = Location.of(f"{tmp_path}/in.parquet")
     with pytest.raises(SourceError, match=said) as e:
         rows_of(tmp_path / "in.parquet")
-    assert f"{tmp_path}/in.parquet" in str(e.value)
+    assert location.uri in str(e.value)
+    with pytest.raises(SourceError, match=said) as e:
+        scan_source([location], 4, spool=Location.of(f"{tmp_path}/spool"))
+    assert str(e.value).count(location.uri) == 1
+
+
+def test_a_text_that_is_none_is_refused_before_a_row_is_validated(tmp_path):
+    bad = pa.array([b"fine", b"\xff\xfe"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"note": bad}), tmp_path / "in.parquet")
+    location = Location.of(f"{tmp_path}/in.parquet")
+    with pytest.raises(SourceError, match=r"in.parquet can't be read .*(UTF|utf)"):
+        scan_source([location], 4, spool=Location.of(f"{tmp_path}/spool"))
+
+
+def scanned_rows(folder: Path) -> list[dict]:
+    """What workers read of a folder of tables."""
+    source = scan_source([Location.of(str(folder))], 2, spool=Location.of(f"{folder}-spool"))
+    return [
+        orjson.loads(line)
+        for chunk in source.chunks
+        for _, line in lines_in_chunk(
+            chunk, store_at(source.files[chunk.file].text).read_range(chunk.start, chunk.end)
+        )
+    ]
+
+
+def test_files_of_a_folder_may_have_other_columns_in_another_order(tmp_path):
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    drifting = [
+        pa.table({"v": [1, 2], "note": ["a", None]}),
+        pa.table({"note": pa.array(["b"]).dictionary_encode(), "v": [3.5]}),
+        pa.table({"v": pa.array([4], pa.int8()), "more": [[{"x": 1, "y": None}]]}),
+        pa.table({"v": pa.array([], pa.int64())}),
+        pa.table({"note": pa.array(["c"], pa.large_string()), "v": pa.array([5], pa.uint64())}),
+    ]
+    for i, table in enumerate(drifting):
+        pq.write_table(table, folder / f"{i}.parquet")
+
+    assert scanned_rows(folder) == [
+        {"v": 1, "note": "a"},
+        {"v": 2},
+        {"note": "b", "v": 3.5},
+        {"v": 4, "more": [{"x": 1}]},
+        {"note": "c", "v": 5},
+    ]
+
+
+def test_columns_of_every_width_and_of_codes_are_their_values(tmp_path):
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    columns = {
+        "view": pa.array(["a", None], pa.string_view()),
+        "codes": pa.array([7, 9]).dictionary_encode(),
+        "lists": pa.array([[["x"], None], []], pa.large_list(pa.list_(pa.large_string()))),
+        "half": pa.array([0.5, 2.0], pa.float16()),
+        "wide": pa.array([Decimal(10**50), None], pa.decimal256(60, 0)),
+    }
+    pq.write_table(pa.table(columns), folder / "all.parquet")
+    plain = {name: column for name, column in columns.items() if name != "wide"}
+    pq.write_table(pa.table(plain), folder / "plain.parquet")
+    first = {"view": "a", "codes": 7, "lists": [["x"], None], "half": 0.5}
+    second = {"codes": 9, "lists": [], "half": 2.0}
+
+    assert scanned_rows(folder) == [{**first, "wide": 1e50}, second, first, second]
 
 
 def test_a_large_row_group_is_not_held_at_once(tmp_path):
