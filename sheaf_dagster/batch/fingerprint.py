@@ -7,6 +7,7 @@ import json
 
 from sheaf_dagster.batch.layout import layout_of
 from sheaf_dagster.batch.rows.columns import check_float_type, columns_of
+from sheaf_dagster.batch.rows.kept_columns import typed_as_in_source
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.contracts import contract_for, schema_of
@@ -76,4 +77,4 @@ def sink_format(context: ModelContext, spec: BatchSpec) -> Format:
     columns = columns_of(
         contract_for(context.spec.model_type).response, spec.float_type, tuple(spec.keep)
     )
-    return Table(columns.serialize().to_pybytes())
+    return Table(typed_as_in_source(columns, spec).serialize().to_pybytes())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
+from decimal import Decimal
 from pathlib import Path
 
 import orjson
@@ -148,6 +150,31 @@ def test_an_error_row_of_any_form_is_read_as_its_line(write_rows, tmp_path, keep
     assert lines.error_rows == table.error_rows == len(forms)
     answers = pq.read_table(table.sink).column("value").to_pylist()
     assert answers[-1] == 18.0
+
+
+def test_kept_columns_have_the_types_of_the_source(tmp_path):
+    kept = {
+        "small": pa.array([1, None, 3, 4, 5, 6], pa.int32()),
+        "half": pa.array([0.1] * 6, pa.float32()),
+        "day": pa.array([dt.date(2026, 1, 5 + i) for i in range(6)]),
+        "moment": pa.array([dt.datetime(2026, 1, 5, 1, 2, 3, 4)] * 6, pa.timestamp("us", "UTC")),
+        "price": pa.array([Decimal("12345678901234567890.10")] * 6, pa.decimal128(38, 2)),
+        "shop": pa.array([*"abacca"]).dictionary_encode(),
+        "parts": pa.array([[1], [], None, [2, 3], [4], []], pa.list_(pa.int16())),
+    }
+    table = pa.table({"model_name": ["m"] * 6, "value": [1.0, 2, 3, 4, 5, 6], **kept})
+    pq.write_table(table, tmp_path / "in.parquet")
+    source = str(tmp_path / "in.parquet")
+    spec = job(source, tmp_path / "out.parquet", keep=[*kept], batch_size=2, bucket_by="group")
+
+    result = run(spec)
+
+    found = pq.read_table(spec.sink)
+    assert found.select([*kept]).cast(table.select([*kept]).schema).equals(table.select([*kept]))
+    assert found.select([*kept]).schema.types == table.select([*kept]).schema.types
+    lines = run(job(source, tmp_path / "out.jsonl", keep=[*kept], batch_size=2))
+    read = [orjson.loads(line) for _, line in read_lines(Location.of(result.sink))]
+    assert read == read_rows(lines.sink)
 
 
 @pytest.mark.ray

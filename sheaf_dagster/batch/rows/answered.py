@@ -15,7 +15,7 @@ from sheaf_dagster.batch.rows.answers import ErrorLine, non_finite_in, response_
 from sheaf_dagster.batch.rows.arrays import all_finite, at_fixed_width
 from sheaf_dagster.batch.rows.fast import writes_fields
 from sheaf_dagster.batch.rows.keep import with_fields, with_free_fields
-from sheaf_dagster.errors import SinkError
+from sheaf_dagster.batch.rows.kept_columns import KeptColumns
 from sheaf_dagster.storage.formats import (
     ERROR_COLUMNS,
     REST_COLUMN,
@@ -112,7 +112,8 @@ class _Columns:
         assert meaning is not None
         self._keep = keep
         self._kept: list[dict[str, Any]] = []
-        """The fields of the rows themselves, which have the types that their values have."""
+        """The fields of the rows themselves."""
+        self._kept_columns = KeptColumns(schema, keep)
         schema = pa.schema([f for f in schema if f.name not in keep], schema.metadata)
         self._schema = schema
         self._vectors = meaning.vectors
@@ -134,7 +135,7 @@ class _Columns:
     ) -> int:
         kept: list[dict[str, Any]] = [{} for _ in answers]
         if fields is not None:
-            kept = [orjson.loads(b"{%b}" % text[1:]) for text in fields]
+            kept = [self._kept_columns.read(text) for text in fields]
         try:
             batch, bad = self._batch([*map(self._fields, answers, repeat(_own_fields), kept)])
         except Exception:  # what pydantic writes in a form of its own
@@ -192,7 +193,9 @@ class _Columns:
 
         table = pa.Table.from_batches(self._batches, self._schema).combine_chunks()
         for name in self._keep:
-            table = table.append_column(name, _inferred(name, [k.get(name) for k in self._kept]))
+            table = table.append_column(
+                name, self._kept_columns.made(name, [k.get(name) for k in self._kept])
+            )
         if self._at != [*range(self._rows)]:
             order = [0] * self._rows
             for made, position in enumerate(self._at):
@@ -213,19 +216,6 @@ def _is_plain(error: Any) -> bool:
         and isinstance(error["type"], str)
         and isinstance(error["message"], str)
     )
-
-
-def _inferred(name: str, values: list[Any]) -> pa.Array:
-    """A column of values of a type that no contract says."""
-    import pyarrow as pa
-
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError) as e:
-        raise SinkError(
-            f"keep: field {name!r} can't be a column of a Parquet file, whose values are of one type "
-            f"({e}); give it one, or name the sink .jsonl"
-        ) from e
 
 
 class _Column:

@@ -1,0 +1,135 @@
+"""Fields of rows that travel into a table of answers, with the types of the table that they are from.
+
+On their way they are JSON, as all fields of ``keep`` are; ``json_rows`` says which. Here they become
+what they were. Of lines of JSON, and of types that have no one form in JSON, columns are as pyarrow
+finds them: ``int64``, ``double``, ``bool``, ``string``, lists and structs of these.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from sheaf_dagster.batch.spec import BatchSpec
+from sheaf_dagster.errors import SheafError, SinkError
+from sheaf_dagster.storage import files_of
+from sheaf_dagster.storage.formats import FieldMap, is_parquet, read_schema
+from sheaf_dagster.storage.location import Location
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["KeptColumns", "typed_as_in_source"]
+
+
+def typed_as_in_source(columns: pa.Schema, spec: BatchSpec) -> pa.Schema:
+    """The columns of a sink, those of ``keep`` with the types that the source's first table has.
+
+    Args:
+        columns: Of the sink.
+        spec: The file.
+    """
+    import pyarrow as pa
+
+    if not spec.keep:
+        return columns
+    try:
+        first = files_of([Location.of(spec.sources[0], spec.storage_options)])[0].location
+        source = read_schema(first) if is_parquet(first.uri) else pa.schema([])
+    except SheafError:
+        return columns  # whoever reads the rows says what is wrong
+    fields = FieldMap(spec.columns or {}, spec.fields or {})
+    for name in spec.keep:
+        i, j = columns.get_field_index(name), source.get_field_index(fields.column_of(name))
+        type = source.field(j).type if j >= 0 else pa.null()
+        if pa.types.is_dictionary(type):
+            # Each file of a folder may have other values, more than the first one's codes can name.
+            type = pa.dictionary(pa.int32(), type.value_type)
+        if _has_one_form(type):
+            columns = columns.set(i, columns.field(i).with_type(type))
+    return columns
+
+
+def _has_one_form(type: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_list(type):
+        return _is_number_or_text(type.value_type)
+    return (
+        _is_number_or_text(type)
+        or pa.types.is_date32(type)
+        or pa.types.is_timestamp(type)
+        or pa.types.is_time(type)
+        or pa.types.is_decimal(type)
+        or (pa.types.is_dictionary(type) and _is_number_or_text(type.value_type))
+    )
+
+
+def _is_number_or_text(type: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return (
+        pa.types.is_integer(type)
+        or type in (pa.float32(), pa.float64(), pa.bool_(), pa.string())
+        or pa.types.is_large_string(type)
+    )
+
+
+class KeptColumns:
+    """Makes columns of the fields of some rows.
+
+    Args:
+        schema: Of the sink.
+        names: Of the fields.
+    """
+
+    def __init__(self, schema: pa.Schema, names: Sequence[str]) -> None:
+        import pyarrow as pa
+
+        self._types: Mapping[str, pa.DataType] = {n: schema.field(n).type for n in names}
+        self._exact = any(map(pa.types.is_decimal, self._types.values()))
+
+    def read(self, text: bytes) -> dict[str, Any]:
+        """The fields of a row, of a text that ``with_fields`` takes."""
+        whole = b"{%b}" % text[1:]
+        if self._exact:
+            return json.loads(whole, parse_float=Decimal)  # type: ignore[no-any-return]
+        return orjson.loads(whole)  # type: ignore[no-any-return]
+
+    def made(self, name: str, values: list[Any]) -> pa.Array:
+        """The column of a field.
+
+        Raises:
+            SinkError: The values are of several types.
+        """
+        import pyarrow as pa
+
+        type = self._types[name]
+        if not pa.types.is_decimal(type):
+            values = [_without_decimals(v) for v in values] if self._exact else values
+        if not pa.types.is_null(type):
+            try:
+                if pa.types.is_temporal(type):
+                    return pa.array(values, pa.string()).cast(type)
+                return pa.array(values, type)
+            except (pa.ArrowException, OverflowError):
+                pass  # a failed row may have a field of another type
+        try:
+            return pa.array(values)
+        except (pa.ArrowException, OverflowError) as e:
+            raise SinkError(
+                f"keep: field {name!r} can't be a column of a Parquet file, whose values are of one "
+                f"type ({e}); give it one, or name the sink .jsonl"
+            ) from e
+
+
+def _without_decimals(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, dict):
+        return {name: _without_decimals(v) for name, v in value.items()}
+    return [_without_decimals(v) for v in value] if isinstance(value, list) else value
