@@ -15,7 +15,7 @@ from upath import UPath
 import sheaf_dagster as sd
 from tests.conftest import read_rows
 from tests.definitions.rows import DAYS, failure, returning, row, run, taking
-from tests.object_store import KEY, SECRET, ObjectStore
+from tests.object_store import ObjectStore
 from tests.toys import NumberRequest, NumberResponse
 
 GRID = dg.MultiPartitionsDefinition(
@@ -146,8 +146,8 @@ def storages(s3: ObjectStore) -> dict[str, dict[str, Any]]:
     resource = S3Resource(
         endpoint_url=s3.endpoint,
         region_name="us-east-1",
-        aws_access_key_id=KEY,
-        aws_secret_access_key=SECRET,
+        aws_access_key_id=s3.key,
+        aws_secret_access_key=s3.secret,
     )
     return {
         "resource": {"storage": sd.StorageResource(root=root, s3=resource)},

@@ -12,7 +12,7 @@ from dagster_aws.s3 import S3Resource
 
 import sheaf_dagster as sd
 from tests.definitions.project import inference_asset
-from tests.object_store import KEY, SECRET, ObjectStore
+from tests.object_store import SECRET, ObjectStore
 from tests.toys import doubler
 
 pytestmark = pytest.mark.s3
@@ -56,9 +56,9 @@ def materialize(instance, storage, partition: str, compute: str = "local", run_c
 
 
 @pytest.fixture
-def credentials(monkeypatch) -> None:
-    monkeypatch.setenv("TEST_S3_KEY", KEY)
-    monkeypatch.setenv("TEST_S3_SECRET", SECRET)
+def credentials(monkeypatch, s3) -> None:
+    monkeypatch.setenv("TEST_S3_KEY", s3.key)
+    monkeypatch.setenv("TEST_S3_SECRET", s3.secret)
 
 
 def storages(s3: ObjectStore) -> dict[str, sd.StorageResource]:
@@ -148,7 +148,7 @@ def test_both_ways_of_credentials_say_the_same(s3, credentials):
             seen[way] = ready.options
     shared = ("key", "secret", "endpoint_url", "client_kwargs")
     assert {n: seen["resource"][n] for n in shared} == seen["options"]
-    assert seen["options"]["secret"] == SECRET
+    assert seen["options"]["secret"] == s3.secret
 
 
 def test_options_go_over_those_of_the_s3_resource():

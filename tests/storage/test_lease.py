@@ -20,6 +20,7 @@ from sheaf_dagster.storage.stores.s3 import S3Store
 from sheaf_dagster.storage.stores.s3_marker import S3Marker
 from tests.conftest import ROOT
 from tests.faults import Faults, FaultyProxy
+from tests.object_store import changes_requests, needs_if_match
 from tests.storage.parts import filled
 
 pytestmark = pytest.mark.s3
@@ -167,6 +168,7 @@ def through(s3, proxy):
 LOCK = r"/\.out\.jsonl\.sheaf/lock"
 
 
+@needs_if_match
 @pytest.mark.parametrize("act", ["renewal", "commit", "removal", "release"])
 def test_a_lock_that_is_taken_over_in_the_moment_of_a_write_stays_the_new_owners(
     sink, through, proxy, act, monkeypatch
@@ -197,6 +199,7 @@ def test_a_lock_that_is_taken_over_in_the_moment_of_a_write_stays_the_new_owners
     assert [f for f in store_at(sink.aside).list_files(depth=2) if "part-" in f.name]
 
 
+@needs_if_match
 def test_a_lock_that_is_taken_over_between_the_last_write_and_the_deletion_is_not_deleted(
     sink, through, proxy
 ):
@@ -233,6 +236,7 @@ def test_a_lock_whose_making_was_not_heard_of_is_held(sink, through, proxy):
     assert store_at(sink.aside).list_files(depth=2) == []
 
 
+@needs_if_match
 def test_a_deletion_whose_answer_was_lost_is_not_repeated_on_the_next_ones_lock(
     sink, through, proxy
 ):
@@ -288,7 +292,7 @@ def test_a_renewal_that_hangs_is_given_up_and_the_next_one_passes(proxy, through
 
 
 @pytest.mark.parametrize("first", ["free", "a killed job's"])
-@pytest.mark.parametrize("conditions", ["ignored", "refused"])
+@pytest.mark.parametrize("conditions", [pytest.param("ignored", marks=changes_requests), "refused"])
 def test_on_a_store_without_conditions_a_lock_is_looked_at_before_it_is_written(
     s3, sink, through, proxy, conditions, first
 ):
@@ -315,6 +319,7 @@ def test_on_a_store_without_conditions_a_lock_is_looked_at_before_it_is_written(
     assert s3.names() == []
 
 
+@needs_if_match
 def test_a_store_without_conditions_of_deletions_gets_a_plain_one(s3, through, proxy):
     proxy.faults = Faults(conditions="refused on DELETE")
     with through.hold():

@@ -25,7 +25,7 @@ from sheaf_dagster.storage import Location, Sink, store_at
 from sheaf_dagster.storage.compression import compress
 from sheaf_dagster.storage.location import sink_errors
 from sheaf_dagster.storage.options import scrub
-from tests.object_store import KEY, SECRET
+from tests.object_store import KEY, SECRET, checks_no_keys
 from tests.toys import doubler
 
 
@@ -136,6 +136,7 @@ def test_a_spec_shows_no_options_and_neither_does_the_error_that_refuses_it():
 
 
 @pytest.mark.s3
+@checks_no_keys
 def test_a_fingerprint_does_not_depend_on_credentials(s3):
     source = s3.put("in.jsonl", b'{"model_name": "m", "value": 1}\n')
     runner = BatchRunner(doubler())
@@ -251,8 +252,9 @@ def test_a_version_of_an_object_is_read_as_it_is_named(s3, suffix):
     result = BatchRunner(doubler(), on_progress=None).run(spec)
 
     assert result.rows == 1
-    with pytest.raises(SourceNotFoundError, match="versionId=nosuch does not exist"):
-        store_at(Location.of(f"{s3.uri(key)}?versionId=nosuch", s3.options())).require_state()
+    s3.client.delete_object(Bucket=s3.bucket, Key=key, VersionId=versions[1])
+    with pytest.raises(SourceNotFoundError, match=f"versionId={versions[1]} does not exist"):
+        store_at(Location.of(spec.source, s3.options())).require_state()
 
 
 def test_a_version_of_an_object_is_no_sink():
