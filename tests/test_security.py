@@ -31,7 +31,7 @@ RUNS_CODE = {
     "pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "code",
     "runpy",
 }  # fmt: skip
-OUR_OWN_BYTES = {"testing.py"}
+OUR_OWN_BYTES = {"fresh_process.py"}
 """``check_backend`` pickles a class and reads it back."""
 
 
