@@ -17,7 +17,7 @@ from sheaf_dagster.version import __version__
 
 __all__ = ["job_fingerprint", "sink_format"]
 
-_LAYOUT_VERSION = 1
+_LAYOUT_VERSION = 2
 """Raised when the same job would be cut or written differently than by an older version."""
 
 

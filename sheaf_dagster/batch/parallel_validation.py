@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from sheaf_dagster.batch.ray.records import ValidationWork
@@ -27,6 +29,8 @@ _MEASURE_SECONDS = 0.1
 
 _GROUP_BYTES = 16 * 2**20
 """About what one worker validates at a time: an eighth of a second's work."""
+
+_IN_MEMORY = 2**20
 
 
 def validate_in_parallel(
@@ -85,16 +89,20 @@ def validate_in_parallel(
     finally:
         if offered is not None:
             offered.call_off()
-    for i in range(len(chunks)):
-        yield found.by_chunk[i]
+    yield from found.in_order()
 
 
 class _Findings:
-    """Findings by chunk, in any order; of their violations those that can still be shown."""
+    """Findings by chunk, in any order; of their violations those that can still be shown.
+
+    What they have of each row, but for keys, is on the disk.
+    """
 
     def __init__(self) -> None:
         self.by_chunk: dict[int, ChunkFindings] = {}
         self._listing: dict[int, ChunkFindings] = {}
+        self._file = SpooledTemporaryFile[bytes](_IN_MEMORY)
+        self._places: dict[int, tuple[int, int, int]] = {}
 
     def add(self, findings: Mapping[int, ChunkFindings]) -> None:
         """Takes in findings; lets go of violations that have enough others before them.
@@ -102,6 +110,13 @@ class _Findings:
         A file that is wrong from beginning to end has a hundred in each chunk.
         """
         self.by_chunk.update(findings)
+        for i, found in findings.items():
+            digests, hashes = found.digests, found.hashes
+            if digests or hashes:
+                place = self._file.seek(0, os.SEEK_END)
+                self._file.write(digests + hashes)
+                self._places[i] = place, len(digests), len(hashes)
+                found.digests = found.hashes = b""
         self._listing.update({i: c for i, c in findings.items() if c.violations})
         if sum(len(c.violations) for c in self._listing.values()) <= 2 * MAX_VIOLATIONS_SHOWN:
             return
@@ -111,6 +126,17 @@ class _Findings:
             left -= len(one.violations)
             if not one.violations:
                 del self._listing[i]
+
+    def in_order(self) -> Iterator[ChunkFindings]:
+        """All of them."""
+        with self._file:
+            for i, found in sorted(self.by_chunk.items()):
+                if i in self._places:
+                    place, digests, hashes = self._places[i]
+                    self._file.seek(place)
+                    found.digests = self._file.read(digests)
+                    found.hashes = self._file.read(hashes)
+                yield found
 
 
 def validate_group(group: Sequence[Any]) -> list[ChunkFindings] | None:

@@ -7,6 +7,7 @@ import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sheaf_dagster.batch.progress import OnProgress
@@ -18,6 +19,7 @@ from sheaf_dagster.batch.results import (
 )
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.invalid import lines_in, packed_lines
+from sheaf_dagster.batch.rows.occurrences import Occurrences
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.rows.unique import Duplicate, SeenKeys
 from sheaf_dagster.batch.rows.unknown import count_rows
@@ -68,6 +70,7 @@ def _validated(
 ) -> tuple[list[Chunk], str, bool]:
     """Takes findings into the report; returns the chunks, the rows' key and whether it is unique."""
     validated, key, is_unique = [], "", False
+    occurrences = Occurrences()
     several = len(source.files) > 1
     for chunk, found in zip(source.chunks, findings, strict=True):
         if found.rows != chunk.rows:
@@ -88,9 +91,12 @@ def _validated(
         count_rows(report.unknown_fields, found.unknown_fields)
         report.meant.update({n: m for n, m in found.meant.items() if n in report.unknown_fields})
         seen.add(chunk.file, found.keys)
+        occurrences.add(found.hashes)
         key, is_unique = found.key, found.key_is_unique
         validated.append(chunk.validated(found.crc, found.invalid))
-    return validated, key, is_unique
+    found_again = zip(validated, occurrences.by_chunk(), strict=True)
+    chunks = [replace(chunk, repeats=repeats) for chunk, repeats in found_again]
+    return chunks, key, is_unique
 
 
 def _count_duplicates(

@@ -73,7 +73,8 @@ class BaseRequest(BaseModel):
 
     Attributes:
         request_id: Identity of the row. A row of a file that leaves it out gets one that is
-            derived from its position and content, the same at every run.
+            derived from its content (and, of equal rows, from how many are before it), the same
+            at every run and wherever the row stands.
         model_type: Selects the contract; each subclass fixes its own value.
         model_name: Name of the model that the row is meant for; copied into the response.
     """

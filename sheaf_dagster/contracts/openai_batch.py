@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -24,6 +25,8 @@ __all__ = ["OPENAI_BATCH", "OpenAIBatchError", "OpenAIBatchRequest", "OpenAIBatc
 
 OPENAI_BATCH = "openai_batch"
 """Model type under which the contract is registered."""
+
+_MADE_OF = re.compile(rb'"id": ?"batch_req_([0-9a-f]{32})"')
 
 
 class OpenAIBatchRequest(BaseModel):
@@ -47,7 +50,7 @@ class OpenAIBatchRequest(BaseModel):
     method: Literal["POST"] = "POST"
     url: str
     body: dict[str, JsonValue]
-    _position: int | None = PrivateAttr(default=None)
+    _occurrence: int | None = PrivateAttr(default=None)
 
     @field_validator("url")
     @classmethod
@@ -63,9 +66,9 @@ class OpenAIBatchRequest(BaseModel):
             check_body(info.data["url"], body)
         return body
 
-    def placed(self, position: int) -> None:
-        """Notes where the row stands in its source, so that equal rows have ids of their own."""
-        self._position = position
+    def placed(self, occurrence: int) -> None:
+        """Notes how many equal rows are before it in its source, so that each has ids of its own."""
+        self._occurrence = occurrence
 
     @property
     def texts(self) -> list[str]:
@@ -87,8 +90,13 @@ class OpenAIBatchRequest(BaseModel):
         return texts  # type: ignore[return-value]
 
     def digest(self) -> str:
-        """Hash of the row and its place (hex, 32 digits); ids of the answer are made from it."""
-        return _digest_of(self.model_dump(mode="json"), self._position)
+        """Hash of what the row says (hex, 32 digits); ids of the answer are made from it."""
+        return _digest_of(self.model_dump(mode="json"), self._occurrence)
+
+    def renamed(self, line: bytes) -> bytes:
+        """The line of a row that asks the same, with the ids of this row's own."""
+        made = _MADE_OF.search(line)
+        return line if made is None else line.replace(made[1], self.digest().encode())
 
     def answer(self, body: dict[str, Any]) -> OpenAIBatchResponse:
         """The line that carries a response's body. Its ids are derived, so that they repeat."""
@@ -114,9 +122,9 @@ class OpenAIBatchRequest(BaseModel):
         return line.model_dump(mode="json")
 
     @classmethod
-    def invalid_record(cls, row: Any, position: int, error: BaseException) -> dict[str, Any]:
+    def invalid_record(cls, row: Any, occurrence: int, error: BaseException) -> dict[str, Any]:
         """The line of a row that is no request."""
-        own = _digest_of(row, position)
+        own = _digest_of(row, occurrence)
         named = row.get("custom_id") if isinstance(row, dict) else None
         return OpenAIBatchResponse(
             id=f"batch_req_{own}",
@@ -125,8 +133,8 @@ class OpenAIBatchRequest(BaseModel):
         ).model_dump(mode="json")
 
 
-def _digest_of(row: Any, position: int | None) -> str:
-    text = json.dumps([position, row], sort_keys=True)
+def _digest_of(row: Any, occurrence: int | None) -> str:
+    text = json.dumps([occurrence, row], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

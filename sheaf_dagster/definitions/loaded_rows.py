@@ -10,6 +10,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from sheaf_dagster.batch.results import ValidationReport
+from sheaf_dagster.batch.rows.occurrences import occurrence_in_lines
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.contracts import BaseRequest, BaseResponse, contract_for
 from sheaf_dagster.errors import InputValidationError, SourceError
@@ -49,6 +50,7 @@ def _typed_rows(file: Location, row_type: type[BaseModel]) -> Iterator[Any]:
     any_type = row_type in (BaseRequest, BaseResponse)
     contract = _contract(row_type)
     contracts: dict[str, RowContract] = {}
+    occurrence_of = occurrence_in_lines(row_type, lambda: (line for _, line in read_lines(file)))
     for position, (number, line) in enumerate(read_lines(file)):
         if any_type:
             contract = _contract_of(
@@ -56,7 +58,7 @@ def _typed_rows(file: Location, row_type: type[BaseModel]) -> Iterator[Any]:
             )
         try:
             reader = replace(contract, table=True) if columnar else contract
-            (row,) = reader.parse([(number, line)], position, validated=False)
+            (row,) = reader.parse([(number, line)], position, occurrence_of, validated=False)
         except (ValidationError, RecursionError) as e:
             raise _invalid(file, contract, single=line if any_type else None, number=number) from e
         yield row.request

@@ -53,6 +53,8 @@ class Chunk:
     """CRC-32 of its bytes when they were validated; -1 before that."""
     invalid: bytes = b""
     """Lines whose rows were found invalid, as bits from the first line on."""
+    repeats: bytes = b""
+    """Rows that others before them have the content of, packed by whoever has validated it."""
     table: bool = False
     """Whether its bytes are a table's rows in their columns (``TableRows``), not lines."""
 

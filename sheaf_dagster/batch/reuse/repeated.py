@@ -13,6 +13,7 @@ from sheaf_dagster.batch.kept import REPEATED, UNFILLED, read_lines_of, write_li
 from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.batch.rows.invalid import lines_in
 from sheaf_dagster.batch.rows.keep import with_fields_anew
+from sheaf_dagster.batch.rows.occurrences import occurrence_in
 from sheaf_dagster.batch.rows.own_id import with_own_id
 from sheaf_dagster.batch.rows.read_back import FailedLines, counted
 from sheaf_dagster.batch.rows.requests import RowContract
@@ -79,7 +80,8 @@ def _filled(
     data = store_at(job.texts[chunk.file]).read_range(chunk.start, chunk.end)
     numbered = list(lines_in_chunk(chunk, data))
     invalid = lines_in(chunk.invalid, chunk.first_line)
-    rows = contract.parse_all(numbered, chunk.first_row, invalid)
+    occurrence_of = occurrence_in(chunk.repeats, chunk.first_row)
+    rows = contract.parse_all(numbered, chunk.first_row, invalid, occurrence_of)
     lines = lines_in_part(job, part)
     answers = read_lines_of(job.store.folder, chunk.index)["answers"].copy()
     counts, non_finite, error_rows = Counter(part.counts), part.non_finite, part.error_rows

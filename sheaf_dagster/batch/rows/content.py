@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -30,7 +31,8 @@ def identity_field(contract: type[BaseModel]) -> str | None:
     return next(names, None)
 
 
-def content_digest(contract: type[BaseModel]) -> Callable[[bytes], bytes]:
+@lru_cache(maxsize=64)
+def content_digest(contract: type[BaseModel], *, whole: bool = False) -> Callable[[bytes], bytes]:
     """Hashes the content of lines: their JSON in one form, without the row's identity.
 
     The order of fields and the space between them don't count, the way a number is written does
@@ -38,11 +40,12 @@ def content_digest(contract: type[BaseModel]) -> Callable[[bytes], bytes]:
 
     Args:
         contract: What the rows are.
+        whole: With the identity.
 
     Returns:
         A function of a line; its digests have ``DIGEST_BYTES``.
     """
-    identity = identity_field(contract) or ""
+    identity = (None if whole else identity_field(contract)) or ""
 
     def digest(line: bytes) -> bytes:
         return hashlib.blake2b(_written(line, identity), digest_size=DIGEST_BYTES).digest()

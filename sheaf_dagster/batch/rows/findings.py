@@ -34,6 +34,8 @@ class ChunkFindings:
     """The valid rows' values of it, hashed."""
     digests: bytes = b""
     """Of each row's content, where the contract is told so; see ``rows.content``."""
+    hashes: bytes = b""
+    """Of the contents of rows that get a derived id; see ``rows.occurrences``."""
 
     def count_unknown(self, names: Mapping[str, str | None], rows: int = 1) -> None:
         """Counts fields that the contract doesn't know.

@@ -35,16 +35,16 @@ class InvalidRow(NamedTuple):
 
 
 def invalid_row(
-    contract: type[BaseModel], line: bytes, position: int, derived_id: Callable[[], Any]
+    contract: type[BaseModel], line: bytes, occurrence: int, derived_id: Callable[[], Any]
 ) -> InvalidRow:
     """What stands for the request of a line that breaks its contract.
 
     Args:
-        contract: The contract's request. By a class method ``invalid_record(row, position, error)``
+        contract: The contract's request. By a class method ``invalid_record(row, occurrence, error)``
             it may give such rows' error rows a form of their own; the row is None where the line is
             no JSON.
         line: The line.
-        position: Its position in the source.
+        occurrence: Rows before it in the source that have its content.
         derived_id: Gives the id of a row without one.
     """
     try:
@@ -60,7 +60,7 @@ def invalid_row(
         said.setdefault("request_id", derived_id())
     own_form = getattr(contract, "invalid_record", None)
     if callable(own_form):
-        said["error_record"] = lambda error: own_form(row, position, error)
+        said["error_record"] = lambda error: own_form(row, occurrence, error)
     return InvalidRow(**said)
 
 

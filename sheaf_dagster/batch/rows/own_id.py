@@ -25,7 +25,7 @@ def with_own_id(
 
     Args:
         line: An answer, or an error row.
-        request: The row.
+        request: The row. By a method ``renamed(line)`` it may put in other ids that it makes.
         contract: The contract's request.
         response: The contract's response.
 
@@ -35,7 +35,11 @@ def with_own_id(
     asked, name = row_identity(request), identity_field(contract)
     if asked is None or name is None or name not in response.model_fields:
         return line
-    own = orjson.dumps(str(asked))
+    renamed = _with_own_id(line, name, orjson.dumps(str(asked)))
+    return request.renamed(renamed) if renamed and hasattr(request, "renamed") else renamed
+
+
+def _with_own_id(line: bytes, name: str, own: bytes) -> bytes | None:
     key = b'"%s":' % name.encode()
     if line.count(key) == 1:
         at = line.index(key) + len(key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import zlib
@@ -15,14 +14,16 @@ from pydantic import BaseModel, ValidationError
 
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
 from sheaf_dagster.batch.rows.columnar import column_codec, content_of_line
-from sheaf_dagster.batch.rows.content import DIGEST_BYTES, content_digest
+from sheaf_dagster.batch.rows.content import content_digest
 from sheaf_dagster.batch.rows.fast import IDENTITY, fast_codec
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.general import GeneralCodec
+from sheaf_dagster.batch.rows.ids import derived_id, placed_id
 from sheaf_dagster.batch.rows.inside import given_fields
 from sheaf_dagster.batch.rows.invalid import invalid_row, packed_lines, why_invalid
 from sheaf_dagster.batch.rows.keep import fields_of
 from sheaf_dagster.batch.rows.lossless import lost_in
+from sheaf_dagster.batch.rows.occurrences import ContentsOfChunk, OccurrenceOf
 from sheaf_dagster.batch.rows.unique import KeysOfChunk, key_field, unique_key
 from sheaf_dagster.batch.rows.unknown import (
     UnknownField,
@@ -43,9 +44,12 @@ __all__ = [
     "named_lines",
 ]
 
-_NAMESPACE = UUID("5f0c3f0e-6d5e-5b3a-9a43-7d2f8f1e3c11").bytes
 _GIVE_UP_AFTER = 16
 """Rows that the short cut doesn't take before it is left alone for the rest of a chunk."""
+
+
+def _first(position: int) -> int:
+    return 0
 
 
 class Row(NamedTuple):
@@ -124,16 +128,18 @@ class RowContract:
         accepts = self._accepts if key in (None, IDENTITY) else None
         passed_on = 0
         invalid: list[int] = []
-        digests: list[bytes] = []
-        digest = content_digest(self.request) if self.digests else None
+        contents = ContentsOfChunk(self.request, digests=self.digests)
+        note_all = contents.of_every_row
+        may_lack_id = "request_id" in self.request.model_fields and not self.table
         # Line by line: a chunk's lines all at once are more than a processor's cache holds.
         for number, ended_line in enumerate(io.BytesIO(data), first_line):
             if accepts is not None and (taken := accepts(ended_line)):
-                findings.rows += 1
                 if taken is not True:
                     keys.add(taken, number)
-                if digest is not None:
-                    digests.append(digest(ended_line))
+                unnamed = taken is True and may_lack_id
+                if note_all or unnamed:
+                    contents.add(ended_line, findings.rows, named=not unnamed)
+                findings.rows += 1
                 continue
             if is_blank(ended_line):
                 continue
@@ -167,11 +173,11 @@ class RowContract:
                         count_rows(findings.unknown_fields, violations.names_of_repeated(lost))
                         found = violations.of_lost(number, lost, strict=self.strict)
                     if not found:
-                        if digest is not None:
-                            digests.append(digest(line))
+                        unnamed = may_lack_id and "request_id" not in given_fields(request)
+                        if note_all or unnamed:
+                            contents.add(line, findings.rows - 1, named=not unnamed)
                         continue
-            if digest is not None:
-                digests.append(bytes(DIGEST_BYTES))
+            contents.add_invalid(line, findings.rows - 1)
             findings.invalid_rows += 1
             invalid.append(number)
             findings.total_violations += len(found)
@@ -180,7 +186,7 @@ class RowContract:
         findings.key, findings.key_is_unique = key or "", self._key_is_unique
         findings.keys = keys.packed()
         findings.invalid = packed_lines(invalid, first_line)
-        findings.digests = b"".join(digests)
+        findings.digests, findings.hashes = contents.digests(), contents.hashes(findings.rows)
         return findings
 
     def _take_columns(self, rows: TableRows, findings: ChunkFindings, first_line: int) -> bool:
@@ -213,7 +219,11 @@ class RowContract:
         return why_invalid(number, found or [again])
 
     def parse_all(
-        self, lines: Sequence[tuple[int, bytes]], first_position: int, invalid: Container[int]
+        self,
+        lines: Sequence[tuple[int, bytes]],
+        first_position: int,
+        invalid: Container[int],
+        occurrence_of: OccurrenceOf = _first,
     ) -> list[Row]:
         """As ``parse``, of lines some of which are invalid.
 
@@ -223,35 +233,41 @@ class RowContract:
         for bad, group in itertools.groupby(lines, lambda line: line[0] in invalid):
             some = list(group)
             if not bad:
-                rows += self.parse(some, first_position + len(rows))
+                rows += self.parse(some, first_position + len(rows), occurrence_of)
                 continue
             for line in some:
-                rows.append(self._parse_invalid(line, first_position + len(rows)))
+                rows.append(self._parse_invalid(line, first_position + len(rows), occurrence_of))
         return rows
 
-    def _parse_invalid(self, numbered: tuple[int, bytes], position: int) -> Row:
+    def _parse_invalid(
+        self, numbered: tuple[int, bytes], position: int, occurrence_of: OccurrenceOf
+    ) -> Row:
         try:
-            (row,) = self.parse([numbered], position, validated=False)
+            (row,) = self.parse([numbered], position, occurrence_of, validated=False)
             return row
         except (ValidationError, RecursionError):
             number, line = numbered
+            own_id = self._id_maker(occurrence_of)
             stand_in = invalid_row(
-                self.request, line, position, lambda: self._derived_id(position, line)
+                self.request, line, occurrence_of(position), lambda: own_id(position, line)
             )
             fields = fields_of(self.keep)(line) if self.keep else b""
             return Row(position, number, stand_in, fields)
 
     def parse(
-        self, lines: Sequence[tuple[int, bytes]], first_position: int, *, validated: bool = True
+        self,
+        lines: Sequence[tuple[int, bytes]],
+        first_position: int,
+        occurrence_of: OccurrenceOf = _first,
+        *,
+        validated: bool = True,
     ) -> list[Row]:
-        """Rows of lines; a missing ``request_id`` is derived.
-
-        The id is a UUIDv5 of the row's position in the source and its bytes, of a table's row what
-        it says.
+        """Rows of lines; a missing ``request_id`` is derived, see ``rows.ids``.
 
         Args:
             lines: Line numbers and lines.
             first_position: Position of the first in the source.
+            occurrence_of: What tells equal rows apart; if they need not be told apart, none.
             validated: The lines were found valid before. If not, pydantic looks at each.
 
         Raises:
@@ -268,31 +284,41 @@ class RowContract:
                 read, request = None, validate(line)
             requests.append(request)
         if has_id:
+            own_id = self._id_maker(occurrence_of)
             for position, request in enumerate(requests, first_position):
                 if "request_id" not in given_fields(request):
                     # Past pydantic's setattr: a user's contract may be frozen.
                     line = lines[position - first_position][1]
-                    request.__dict__["request_id"] = self._derived_id(position, line)
+                    request.__dict__["request_id"] = own_id(position, line)
         numbers = [number for number, _ in lines]
-        return self._rows(requests, first_position, numbers, (line for _, line in lines))
+        texts = (line for _, line in lines)
+        return self._rows(requests, first_position, numbers, texts, occurrence_of)
 
-    def parse_columns(self, rows: TableRows, first_line: int, first_position: int) -> list[Row]:
+    def parse_columns(
+        self,
+        rows: TableRows,
+        first_line: int,
+        first_position: int,
+        occurrence_of: OccurrenceOf = _first,
+    ) -> list[Row]:
         """As ``parse``, of a table's rows, which were found valid before.
 
         Args:
             rows: The rows.
             first_line: Number of the first in its file.
             first_position: Its position in the source.
+            occurrence_of: As in ``parse``.
         """
         codec = column_codec(self.request)
         requests = None
         if codec is not None:
-            requests = codec.read(rows, lambda i, content: _derived(first_position + i, content))
+            requests = codec.read(rows, lambda i, content: placed_id(first_position + i, content))
         if requests is None:
-            return self.parse(list(enumerate(rows.lines(), first_line)), first_position)
+            lines = list(enumerate(rows.lines(), first_line))
+            return self.parse(lines, first_position, occurrence_of)
         numbers = range(first_line, first_line + len(requests))
-        lines = rows.only(self.keep).lines() if self.keep else ()
-        return self._rows(requests, first_position, numbers, lines)
+        texts = rows.only(self.keep).lines() if self.keep else ()
+        return self._rows(requests, first_position, numbers, texts, occurrence_of)
 
     def _rows(
         self,
@@ -300,10 +326,11 @@ class RowContract:
         first_position: int,
         numbers: Iterable[int],
         lines: Iterable[bytes],
+        occurrence_of: OccurrenceOf,
     ) -> list[Row]:
         if (placed := getattr(self.request, "placed", None)) is not None:
             for position, request in enumerate(requests, first_position):
-                placed(request, position)
+                placed(request, occurrence_of(position))
         if not self.keep:
             return [*map(Row, itertools.count(first_position), numbers, requests)]
         fields = map(fields_of(self.keep), lines)
@@ -324,8 +351,12 @@ class RowContract:
         field = self.request.model_fields.get("model_type")
         return field is None or [*map(str, get_args(field.annotation))] == [self.model_type]
 
-    def _derived_id(self, position: int, line: bytes) -> UUID:
-        return _derived(position, content_of_line(line) if self.table else line.strip())
+    def _id_maker(self, occurrence_of: OccurrenceOf) -> Callable[[int, bytes], UUID]:
+        """Derives the id of a row that brings none, of its position and its line."""
+        if self.table:
+            return lambda position, line: placed_id(position, content_of_line(line))
+        digest = content_digest(self.request)
+        return lambda position, line: derived_id(digest(line), occurrence_of(position))
 
 
 def _observed(
@@ -337,8 +368,3 @@ def _observed(
     except Exception:
         return validate(line), []
     return request, unknown_fields(request)
-
-
-def _derived(position: int, content: bytes) -> UUID:
-    digest = hashlib.sha1(_NAMESPACE + b"%d:" % position + content, usedforsecurity=False).digest()
-    return UUID(bytes=digest[:16], version=5)

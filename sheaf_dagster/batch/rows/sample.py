@@ -11,6 +11,8 @@ import orjson
 from pydantic import BaseModel
 
 from sheaf_dagster.batch.model_spec import ModelSpec
+from sheaf_dagster.batch.rows.ids import is_answered_by
+from sheaf_dagster.batch.rows.occurrences import occurrence_in_lines
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.contracts import contract_for, row_identity
@@ -48,16 +50,13 @@ def sample_output(model: ModelSpec, spec: BatchSpec, rows: int = 200) -> OutputS
     requests = _head(first.location, rows, fields)
     responses = _head(Location.of(spec.sink, spec.storage_options), len(requests))
     requests = requests[: len(responses)]
-    parsed = (
-        contract.parse(requests, 0)
-        if spec.on_invalid == "fail"
-        else contract.parse_all(requests, 0, {number for number, _ in requests})
-    )
+    invalid = set() if spec.on_invalid == "fail" else {number for number, _ in requests}
+    occurrence_of = occurrence_in_lines(contract.request, lambda: (line for _, line in requests))
+    parsed = contract.parse_all(requests, 0, invalid, occurrence_of)
     pairs, in_order = [], True
     for row, (_, asked_line), (_, line) in zip(parsed, requests, responses, strict=True):
         answer = orjson.loads(line)
-        asked = row_identity(row.request)
-        if asked is not None and str(row_identity(answer)) != str(asked):
+        if not is_answered_by(row.request, row.position, asked_line, row_identity(answer)):
             in_order = False
         request: dict[str, Any] = {}
         if isinstance(row.request, BaseModel):  # else an invalid row, of which the line is shown

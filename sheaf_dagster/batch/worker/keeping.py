@@ -10,8 +10,10 @@ from typing import Any
 import orjson
 
 from sheaf_dagster.batch.messages import FileWork
+from sheaf_dagster.batch.rows.ids import is_answered_by
 from sheaf_dagster.batch.rows.inside import given_fields
 from sheaf_dagster.batch.rows.invalid import lines_in
+from sheaf_dagster.batch.rows.occurrences import occurrence_in
 from sheaf_dagster.batch.rows.own_id import with_own_id
 from sheaf_dagster.batch.rows.requests import Row, RowContract, named_lines
 from sheaf_dagster.batch.worker.making import ChunkInMaking
@@ -49,10 +51,11 @@ def rows_to_run(
     answers: Iterator[bytes | int | None]
     answers = repeat(None) if kept is None else iter(kept.lines(chunk))
     invalid = lines_in(chunk.invalid, chunk.first_line)
+    occurrence_of = occurrence_in(chunk.repeats, chunk.first_row)
     to_run: list[Row] = []
     for position in range(chunk.first_row, chunk.first_row + chunk.rows, _AT_A_TIME):
         some = list(islice(lines, _AT_A_TIME))
-        rows = contract.parse_all(some, position, invalid)
+        rows = contract.parse_all(some, position, invalid, occurrence_of)
         for row, (number, line), answer in zip(rows, some, answers, strict=False):
             if number in invalid:
                 making.reject(row, contract.why_invalid(number, line))
@@ -60,15 +63,14 @@ def rows_to_run(
                 making.repeat(row)
             elif answer is None or kept is None:
                 to_run.append(row)
-            elif not kept.checked:
-                _require_answer_of(making.where, row, answer, proven=kept.proven)
-                making.keep(row, answer, contract.response)
-            elif (
-                own := with_own_id(answer, row.request, contract.request, contract.response)
-            ) is None:
-                to_run.append(row)
             else:
-                making.keep(row, own, contract.response)
+                if not kept.checked:
+                    _require_answer_of(making.where, row, line, answer, proven=kept.proven)
+                own = with_own_id(answer, row.request, contract.request, contract.response)
+                if own is None:
+                    to_run.append(row)
+                else:
+                    making.keep(row, own, contract.response)
     return to_run
 
 
@@ -86,17 +88,16 @@ def part_without_model(contract: RowContract, job: FileWork, chunk: Chunk) -> Pa
     return making.written("") if making.complete else None
 
 
-def _require_answer_of(where: str, row: Row, answer: bytes, *, proven: bool) -> None:
+def _require_answer_of(where: str, row: Row, line: bytes, answer: bytes, *, proven: bool) -> None:
     request = row.request
     asked = row_identity(request)
-    if asked is not None:
-        found = _identity_in(answer, asked)
-        if found != str(asked):
-            raise PreviousOutputError(
-                f"{where}, {named_lines(where, [row])}: the last output has in its place the answer of another "
-                "row, so rows were added, removed, moved or changed since; run the whole file"
-            )
-    # An id that was derived shows that the row is the same, to the byte.
+    found = None if asked is None else _identity_in(answer, asked)
+    if not is_answered_by(request, row.position, line, found):
+        raise PreviousOutputError(
+            f"{where}, {named_lines(where, [row])}: the last output has in its place the answer of another "
+            "row, so rows were added, removed, moved or changed since; run the whole file"
+        )
+    # An id that was derived shows that the row's content is the same.
     derived = asked is not None and "request_id" not in given_fields(request)
     if not (proven or derived):
         raise PreviousOutputError(

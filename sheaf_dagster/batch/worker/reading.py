@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from sheaf_dagster.batch.messages import FileWork
+from sheaf_dagster.batch.rows.occurrences import occurrence_in
 from sheaf_dagster.batch.rows.requests import Row, RowContract
 from sheaf_dagster.batch.worker.keeping import contract_of, rows_to_run
 from sheaf_dagster.batch.worker.loading import ModelContext
@@ -95,12 +96,16 @@ def _batches(
 
 def _reader(contract: RowContract, chunk: Chunk, data: bytes) -> Callable[[int, int], list[Row]]:
     """What reads the rows of a chunk, from one to before another; each once, in order."""
+    occurrence_of = occurrence_in(chunk.repeats, chunk.first_row)
     if chunk.table:
         table = TableRows.of(data)
         return lambda start, stop: contract.parse_columns(
-            table.slice(start, stop), chunk.first_line + start, chunk.first_row + start
+            table.slice(start, stop),
+            chunk.first_line + start,
+            chunk.first_row + start,
+            occurrence_of,
         )
     lines = rows_in(data, chunk.first_line)
     return lambda start, stop: contract.parse(
-        list(islice(lines, stop - start)), chunk.first_row + start
+        list(islice(lines, stop - start)), chunk.first_row + start, occurrence_of
     )

@@ -1,0 +1,62 @@
+"""The id of a row that brings none: derived from its content, and from how many rows before it have that.
+
+A row that is inserted, removed or moved doesn't change the ids of others, and neither does another
+order of a row's fields. Equal rows have the ids of the first, the second and so on among them.
+
+Rows that stay in a table's columns have ids of their position and content: to find equal ones before
+they are run, each would have to be looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+from uuid import UUID
+
+from sheaf_dagster.contracts import row_identity
+
+__all__ = ["derived_id", "is_answered_by", "placed_id"]
+
+_NAMESPACE = UUID("5f0c3f0e-6d5e-5b3a-9a43-7d2f8f1e3c11").bytes
+
+
+def derived_id(digest: bytes, occurrence: int) -> UUID:
+    """A UUIDv5 of a row's content.
+
+    Args:
+        digest: Of the content; see ``content_digest``.
+        occurrence: Rows of the source before it that have the same content and no id either.
+    """
+    return _uuid5(digest + b":%d" % occurrence if occurrence else digest)
+
+
+def placed_id(position: int, content: bytes) -> UUID:
+    """A UUIDv5 of a row's position and content, for a table's row.
+
+    Args:
+        position: Its position in the source.
+        content: What it says.
+    """
+    return _uuid5(b"%d:" % position + content)
+
+
+def is_answered_by(request: Any, position: int, line: bytes, found: Any) -> bool:
+    """Whether the identity that an answer has is that of a row; of a row without one it is any.
+
+    Outputs of earlier versions have ids that were derived from the position and the bytes of a row.
+
+    Args:
+        request: The row.
+        position: Its position in the source.
+        line: Its line.
+        found: The answer's identity.
+    """
+    asked = row_identity(request)
+    if asked is None or str(found) == str(asked):
+        return True
+    return str(found) == str(placed_id(position, line.strip()))
+
+
+def _uuid5(name: bytes) -> UUID:
+    digest = hashlib.sha1(_NAMESPACE + name, usedforsecurity=False).digest()
+    return UUID(bytes=digest[:16], version=5)
