@@ -48,7 +48,7 @@ def content_digest(contract: type[BaseModel], *, whole: bool = False) -> Callabl
     identity = (None if whole else identity_field(contract)) or ""
 
     def digest(line: bytes) -> bytes:
-        return hashlib.blake2b(_written(line, identity), digest_size=DIGEST_BYTES).digest()
+        return hashlib.sha256(_written(line, identity)).digest()[:DIGEST_BYTES]
 
     return digest
 
@@ -64,13 +64,23 @@ def _written(line: bytes, identity: str) -> bytes:
         except (orjson.JSONDecodeError, orjson.JSONEncodeError):
             pass  # NaN, or half a surrogate
     try:
-        row = json.loads(line, parse_float=_as_text, parse_int=_as_text)
-        if isinstance(row, dict):
-            row.pop(identity, None)
-        return _EXACT + json.dumps(row, sort_keys=True).encode()
+        return _EXACT + _exactly(line, identity)
     except (ValueError, RecursionError):
         return _AS_IT_IS + line.strip()
 
 
-def _as_text(number: str) -> Any:
-    return {"\0": number}
+def _exactly(text: bytes, identity: str) -> bytes:
+    """As Python shows it: numbers by their digits, objects as sorted tuples."""
+    read = json.loads(text, parse_float=_Digits, parse_int=_Digits, object_pairs_hook=_in_order)
+    if isinstance(read, tuple):
+        read = tuple(field for field in read if field[0] != identity)
+    return repr(read).encode()
+
+
+class _Digits(str):
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def _in_order(fields: list[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(dict(fields).items()))
