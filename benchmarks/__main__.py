@@ -16,6 +16,7 @@ from benchmarks.backfill import backfill
 from benchmarks.common import in_process, requests_file
 from benchmarks.images import images
 from benchmarks.real_model import real_model
+from benchmarks.reuse import reuse
 from benchmarks.stages import stages
 from benchmarks.tables import tables
 from benchmarks.text_embedder import text_embedder
@@ -164,6 +165,7 @@ def main(names: list[str]) -> None:
             tables,
             backfill,
             arrivals,
+            reuse,
         )
     }
     with tempfile.TemporaryDirectory(prefix="sheaf-bench-", dir=os.environ.get("BENCH_DIR")) as d:

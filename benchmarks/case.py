@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import MemorySampler, respond, start_ray, trivial
+from benchmarks.reuse import reusing
 
 
 def ours(
@@ -187,7 +188,7 @@ def raw_ray_tables(source: str, sink: str) -> dict[str, Any]:
 
 def main() -> None:
     """Runs the named case and prints its figures as JSON."""
-    cases = {f.__name__: f for f in (ours, peer, loop, raw_ray_data, echo, raw_ray_tables)}
+    cases = {f.__name__: f for f in (ours, peer, loop, raw_ray_data, echo, raw_ray_tables, reusing)}
     print(json.dumps(cases[sys.argv[1]](**json.loads(sys.argv[2]))))
 
 

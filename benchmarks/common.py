@@ -29,9 +29,14 @@ class Trivial(ModelBackend):
     model_type = "time_series"
 
     def __init__(
-        self, sleep: float = 0.0, load_seconds: float = 0.0, load_log: str | None = None
+        self,
+        sleep: float = 0.0,
+        load_seconds: float = 0.0,
+        load_log: str | None = None,
+        seconds_a_row: float = 0.0,
     ) -> None:
         self._sleep = sleep
+        self._seconds_a_row = seconds_a_row
         self._load_seconds = load_seconds
         self._load_log = load_log
 
@@ -44,8 +49,8 @@ class Trivial(ModelBackend):
 
     def batch_predict(self, requests: Sequence[TimeSeriesRequest]) -> list[TimeSeriesResponse]:
         """A batch."""
-        if self._sleep:
-            time.sleep(self._sleep)
+        if self._sleep or self._seconds_a_row:
+            time.sleep(self._sleep + self._seconds_a_row * len(requests))
         return [respond(r, TimeSeriesResponse) for r in requests]
 
 

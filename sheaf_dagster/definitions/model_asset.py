@@ -9,6 +9,7 @@ import dagster as dg
 
 from sheaf_dagster.batch.model_spec import ModelSpec
 from sheaf_dagster.batch.runner import BatchRunner
+from sheaf_dagster.definitions.rollouts import outdated_by, rollout_metadata
 from sheaf_dagster.errors import SheafError
 from sheaf_dagster.storage.options import with_secrets_hidden
 
@@ -32,7 +33,9 @@ def build_model_asset(
     Give it to ``build_batch_inference_asset(model_asset=…)``. Once another version is observed,
     Dagster shows as stale what the earlier one has made. It is observed from the UI, by
     ``automation_condition``, and by each run of the inference asset. No model is loaded for it:
-    weights count where their backend can identify them (``ModelBackend.identify``).
+    weights count where their backend can identify them (``ModelBackend.identify``). Each
+    observation says how many partitions, and how many rows in them, were made with another version:
+    what a backfill would run.
 
     Example::
 
@@ -74,10 +77,17 @@ def build_model_asset(
                 identity, version = runner.model_identity()
             except SheafError as e:
                 raise dg.Failure(str(e), allow_retries=e.retryable) from e
+            tag = version_tag(version)
+            outdated = outdated_by(context.instance, spec.key, tag)
+            for each in outdated:
+                context.log.info(
+                    f"{each.asset.to_user_string()}: {each.partitions:,} partitions were made with "
+                    f"another version of the model; a backfill would run their {each.rows:,} rows"
+                )
             yield dg.ObserveResult(
                 asset_key=spec.key,
-                data_version=dg.DataVersion(version_tag(version)),
-                metadata=_metadata(model_spec, identity),
+                data_version=dg.DataVersion(tag),
+                metadata=_metadata(model_spec, identity) | rollout_metadata(outdated),
             )
 
     made: dg.AssetsDefinition = observe_model
@@ -104,7 +114,10 @@ def note_model_version(
             return
     context.log_event(
         dg.AssetObservation(
-            key, tags={_VERSION: version_tag(version)}, metadata=_metadata(model, identity)
+            key,
+            tags={_VERSION: version_tag(version)},
+            metadata=_metadata(model, identity)
+            | rollout_metadata(outdated_by(context.instance, key, version_tag(version))),
         )
     )
 

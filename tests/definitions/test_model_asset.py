@@ -75,6 +75,22 @@ def test_other_weights_make_what_the_earlier_ones_made_stale(project):
     assert [r["value"] for r in read_rows(project.root / "out" / f"{KEYS[1]}.jsonl")] == [3, 6]
 
 
+def test_an_observation_says_how_many_rows_a_backfill_would_run(project):
+    assert project.run(KEYS[0], KEYS[-1], only=True).success
+    project.observe()
+    project.weights.write_text("3")
+    project.observe()
+    assert project.run(key=KEYS[1], only=True).success
+    project.observe()
+
+    said = [o.metadata for o in project.observations()[1:]]
+
+    assert [md["outdated_partitions"].value for md in said] == [0, 3, 2]
+    assert [md["outdated_rows"].value for md in said] == [0, 6, 4]
+    assert "rollout" not in said[0]
+    assert "| predictions | 2 | 4 |" in said[2]["rollout"].value
+
+
 def test_a_run_itself_notices_that_the_model_has_changed(project):
     assert project.run(KEYS[0], KEYS[-1], only=True).success
     assert project.run(key=KEYS[0], only=True).success
