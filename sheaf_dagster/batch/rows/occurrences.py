@@ -167,7 +167,8 @@ def _more_than_once(blocks: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
         values, counts = np.unique(block, return_counts=True)
         more = np.union1d(more, values[(counts > 1) | np.isin(values, once)])
         once = np.union1d(once, values)
-    return more[more != 0]
+    shared: NDArray[np.uint64] = more[more != 0]
+    return shared
 
 
 def _counted(
