@@ -71,6 +71,7 @@ class Inbox:
         instance: dg.DagsterInstance,
         partitions_def: dg.PartitionsDefinition | None = DAYS,
         source: str | None = "{root}/in/{partition_key}.jsonl",
+        batch: sd.BatchOptions | None = None,
         **arguments: Any,
     ) -> None:
         self.files = files
@@ -83,6 +84,7 @@ class Inbox:
             sink=f"{{root}}/out/{key}.jsonl",
             partitions_def=partitions_def,
             compute="local",
+            batch=batch or sd.BatchOptions(),
         )
         sensor = sd.build_jsonl_arrival_sensor(
             self.asset, source, **{"settle_seconds": 0, **arguments}

@@ -8,7 +8,10 @@ from datetime import UTC, datetime
 import dagster as dg
 from dagster._core.test_utils import freeze_time
 
+import sheaf_dagster as sd
 from tests.definitions.inbox import DAYS, MANY, ROW, Inbox
+
+OTHER, THIRD = (ROW.replace(b'"value": 1', b'"value": %d' % n) for n in (2, 3))
 
 
 def test_a_late_file_runs_its_old_partition_and_tomorrows_waits_for_tomorrow(inbox):
@@ -81,6 +84,19 @@ def test_dynamic_keys_that_come_together_share_a_run_of_just_these(inbox):
     assert made == {"z", "m", "b"}
     box.drop("q.jsonl")
     assert box.asked() == ["q"]
+
+
+def test_of_a_file_that_has_changed_only_the_changed_rows_are_run(inbox):
+    box = inbox(batch=sd.BatchOptions(reuse="previous"))
+    for rows, ran in ((ROW * 3 + OTHER, 2), (OTHER + ROW + THIRD, 1)):
+        box.drop("2026-01-05.jsonl", rows)
+        (request,) = box.tick().run_requests
+        assert box.run(request).success
+
+        (record,) = box.instance.fetch_materializations(box.asset.key, limit=1).records
+        made = record.asset_materialization.metadata
+        changed = made["changed_rows"].value - made["repeated_rows"].value
+        assert changed == ran
 
 
 def test_a_tick_asks_for_a_bounded_number_oldest_first(inbox):
