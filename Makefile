@@ -15,7 +15,7 @@ export PYTHONUNBUFFERED := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo backfill choose-model digits texts ui test test-fast test-pythons test-faults test-crashes test-corpus test-cluster test-soak test-stores test-s3 test-vllm bench-language fuzz audit lint format docs pictures bench clean
+.PHONY: help demo backfill choose-model digits digits-changed texts ui test test-fast test-pythons test-faults test-crashes test-corpus test-cluster test-soak test-stores test-s3 test-vllm bench-language fuzz audit lint format docs pictures bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -54,6 +54,9 @@ choose-model: $(VENV)/.demo  ## Measure candidates for the forecaster on days be
 
 digits: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## Train a small network and embed 1,797 pictures with it
 	$(BIN)/python -m example_project.embed digits
+
+digits-changed: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## Replace 1 % of the pictures and embed the catalogue again
+	$(BIN)/python -m example_project.embed digits 100
 
 texts: $(VENV)/.texts $(DAGSTER_HOME)/dagster.yaml  ## Embed this library's documentation (installs torch)
 	$(BIN)/python -m example_project.embed pages

@@ -1,10 +1,12 @@
 """A catalogue of pictures → their embeddings, with a model that is trained on the way."""
 
+import hashlib
 import json
 from functools import lru_cache
 
 import dagster as dg
 import numpy as np
+from pydantic import Field
 
 import sheaf_dagster as sd
 from example_project.accuracy import read_responses
@@ -18,8 +20,16 @@ WEIGHTS = FOLDER / "encoder.npz"
 _GROUP = "digits"
 
 
+class Catalogue(dg.Config):
+    """Which pictures there are today."""
+
+    replaced_every: int | None = Field(
+        default=None, ge=1, description="Replace each n-th picture by one that is a pixel aside."
+    )
+
+
 @dg.asset(group_name=_GROUP, kinds={"png", "jsonl"})
-def digit_pictures(context: dg.AssetExecutionContext) -> None:
+def digit_pictures(context: dg.AssetExecutionContext, config: Catalogue) -> None:
     """1,797 handwritten digits (Alpaydin and Kaynak, UCI) as PNG files, and one request each."""
     from PIL import Image
 
@@ -27,14 +37,18 @@ def digit_pictures(context: dg.AssetExecutionContext) -> None:
     (FOLDER / "pictures").mkdir(parents=True, exist_ok=True)
     lines = []
     for i, picture in enumerate(pixels):
+        if config.replaced_every and i % config.replaced_every == 0:
+            picture = np.roll(picture.reshape(SIDE, SIDE), 1, axis=1)
         path = FOLDER / "pictures" / f"{i:04}.png"
         Image.fromarray((picture.reshape(SIDE, SIDE) * 255).round().astype(np.uint8)).save(path)
         row = {
             "model_type": "embedding",
             "model_name": f"digit-{i:04}",
             "image_uris": [str(path)],
-            # No field of the contract: the model doesn't see it, the map is coloured by it.
+            # No fields of the contract: the model doesn't see them. The map is coloured by the first
+            # one. The second one makes a row with another picture another row.
             "digit": int(labels[i]),
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
         lines.append(json.dumps(row))
     temporary = FOLDER / ".requests.tmp"
@@ -65,6 +79,7 @@ digit_embeddings = sd.build_batch_inference_asset(
     sink="{root}/digits/embeddings.jsonl",
     model="digit_encoder",
     batch_size=128,
+    batch=sd.BatchOptions(reuse="previous"),
 )
 
 

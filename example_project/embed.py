@@ -1,4 +1,7 @@
-"""``make digits`` and ``make texts``: a group's embeddings, and whether neighbours make sense."""
+"""``make digits`` and ``make texts``: a group's embeddings, and whether neighbours make sense.
+
+``make digits-changed`` replaces one picture in a hundred and embeds the catalogue again.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,33 @@ from example_project.runs import materialisations, materialise_group, quiet, tab
 _MAKES = {"digits": "digit_embeddings", "pages": "page_embeddings"}
 
 
-def main(group: str = "digits") -> int:
-    """Materialises a group of assets and prints what its check found."""
+def main(group: str = "digits", replaced_every: str | None = None) -> int:
+    """Materialises a group of assets and prints what its check found.
+
+    Args:
+        group: The group.
+        replaced_every: Replace each n-th picture first.
+    """
     quiet()
+    changes = {"replaced_every": int(replaced_every)} if replaced_every else {}
+    config = {"digit_pictures": {"config": changes}} if changes else None
     asset = dg.AssetKey(_MAKES[group])
     print(f"Embedding {group}: one Dagster run, on Ray …")
     with dg.DagsterInstance.get() as instance:
-        result = materialise_group(instance, group, "ERROR")
+        result = materialise_group(instance, group, "ERROR", config)
         if not result.success:
             print("The run failed; its log is above.", file=sys.stderr)
             return 1
         made = materialisations(instance, _MAKES[group], result.run_id)["None"]
-    rows = [[name, made[name]] for name in ("dagster/row_count", "rows_per_second", "model_digest")]
+    shown = (
+        "dagster/row_count",
+        "changed_rows",
+        "reused_rows",
+        "seconds",
+        "workers",
+        "model_digest",
+    )
+    rows = [[name, made[name]] for name in shown if name in made]
     checks = [e for e in result.get_asset_check_evaluations() if e.asset_key == asset]
     for check in checks:
         rows.append([check.check_name, "passed" if check.passed else "FAILED"])

@@ -58,9 +58,12 @@ def materialise(
 
 
 def materialise_group(
-    instance: dg.DagsterInstance, group: str, log_level: str
+    instance: dg.DagsterInstance,
+    group: str,
+    log_level: str,
+    config: Mapping[str, Any] | None = None,
 ) -> dg.ExecuteInProcessResult:
-    """One run over the assets of a group, with their checks."""
+    """One run over the assets of a group, with their checks; ``config`` is as in ``materialise``."""
     from example_project.definitions import defs
 
     job = dg.define_asset_job("example_group", selection=dg.AssetSelection.groups(group))
@@ -69,7 +72,7 @@ def materialise_group(
     )
     return resolved.execute_in_process(
         instance=instance,
-        run_config=_logging(log_level),
+        run_config={**_logging(log_level), "ops": dict(config or {})},
         raise_on_error=False,
     )
 
