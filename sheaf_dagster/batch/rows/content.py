@@ -25,6 +25,7 @@ _AS_IT_IS = b"l"
 """Digests of the three ways to write a row down never meet."""
 
 
+@lru_cache(maxsize=64)
 def identity_field(contract: type[BaseModel]) -> str | None:
     """The field by which a row is told from others of equal content, if the contract has one."""
     names = (name for name in ("request_id", "custom_id") if name in contract.model_fields)

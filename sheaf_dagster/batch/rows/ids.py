@@ -10,12 +10,20 @@ they are run, each would have to be looked at.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from sheaf_dagster.contracts import row_identity
+import msgspec
+from pydantic import BaseModel
 
-__all__ = ["derived_id", "is_answered_by", "placed_id"]
+from sheaf_dagster.batch.rows.inside import given_fields
+from sheaf_dagster.batch.rows.plain import PlainModel
+from sheaf_dagster.contracts import row_identity
+from sheaf_dagster.contracts.base import PASSES
+
+__all__ = ["Identity", "derived_id", "id_reader", "is_answered_by", "placed_id"]
 
 _NAMESPACE = UUID("5f0c3f0e-6d5e-5b3a-9a43-7d2f8f1e3c11").bytes
 
@@ -38,6 +46,48 @@ def placed_id(position: int, content: bytes) -> UUID:
         content: What it says.
     """
     return _uuid5(b"%d:" % position + content)
+
+
+class Identity(NamedTuple):
+    """What stands for a request of which no more is needed."""
+
+    request_id: UUID
+
+
+class _Id(msgspec.Struct, gc=False):
+    request_id: str | None = None
+
+
+@lru_cache(maxsize=64)
+def id_reader(contract: type[BaseModel]) -> Callable[[bytes], UUID | None] | None:
+    """Reads the id of a valid line without the rest of the row, which takes a fourth of the time.
+
+    Args:
+        contract: What the rows are.
+
+    Returns:
+        A function of a line: None where it brings no id. No function where the contract may do more
+        with an id than read it.
+    """
+    try:
+        plain = PlainModel(contract)
+    except Exception:
+        return None
+    known = all(hasattr(validator, PASSES) for validator in plain.validators)
+    if not known or plain.types.get("request_id") is not UUID:
+        return None
+    decode = msgspec.json.Decoder(_Id).decode
+    validate = contract.__pydantic_validator__.validate_json
+
+    def read(line: bytes) -> UUID | None:
+        try:
+            id = decode(line).request_id
+        except msgspec.MsgspecError:  # NaN, half a surrogate
+            request: Any = validate(line)
+            return request.request_id if "request_id" in given_fields(request) else None
+        return None if id is None else UUID(id)
+
+    return read
 
 
 def is_answered_by(request: Any, position: int, line: bytes, found: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -32,16 +33,26 @@ def with_own_id(
     Returns:
         None where the line has no such field, though the contract's answers have.
     """
-    asked, name = row_identity(request), identity_field(contract)
-    if asked is None or name is None or name not in response.model_fields:
+    name, makes_others = _identity(contract, response)
+    asked = None if name is None else row_identity(request)
+    if asked is None or name is None:
         return line
     renamed = _with_own_id(line, name, orjson.dumps(str(asked)))
-    return request.renamed(renamed) if renamed and hasattr(request, "renamed") else renamed
+    return request.renamed(renamed) if renamed and makes_others else renamed
+
+
+@lru_cache(maxsize=64)
+def _identity(contract: type[BaseModel], response: type[BaseModel]) -> tuple[str | None, bool]:
+    """The field of an answer that has its row's identity, and whether other ids depend on it."""
+    name = identity_field(contract)
+    return name if name in response.model_fields else None, hasattr(contract, "renamed")
 
 
 def _with_own_id(line: bytes, name: str, own: bytes) -> bytes | None:
     key = b'"%s":' % name.encode()
     if line.count(key) == 1:
+        if key + own in line:
+            return line
         at = line.index(key) + len(key)
         found = _VALUE.match(line, at)
         return None if found is None else line[:at] + own + line[found.end() :]

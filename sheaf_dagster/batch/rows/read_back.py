@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from functools import lru_cache
+from typing import Any, get_args
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -63,8 +64,8 @@ def counted(line: bytes, response: type[BaseModel]) -> tuple[Counter[str], int]:
         how many numbers were not finite.
     """
     counts: Counter[str] = Counter()
-    tells = b'"deviations"' in line or callable(getattr(response, "token_usage", None))
-    if not tells and b"null" not in line:
+    tells = b'"deviations"' in line or _tells_tokens(response)
+    if not tells and _may_be_null(line, response):
         return counts, 0
     answer: Any
     non_finite = 0
@@ -77,6 +78,23 @@ def counted(line: bytes, response: type[BaseModel]) -> tuple[Counter[str], int]:
         for kind, tokens in tokens_of(answer).items():
             counts[KEPT_TOKENS[kind]] += tokens
     return counts, non_finite
+
+
+def _may_be_null(line: bytes, response: type[BaseModel]) -> bool:
+    """Whether each null of an answer is surely the value of a field that may be null."""
+    nulls = line.count(b"null")
+    return not nulls or nulls == sum(map(line.count, _null_fields(response)))
+
+
+@lru_cache(maxsize=64)
+def _null_fields(response: type[BaseModel]) -> list[bytes]:
+    fields = response.model_fields.items()
+    return [b'"%s":null' % n.encode() for n, f in fields if type(None) in get_args(f.annotation)]
+
+
+@lru_cache(maxsize=64)
+def _tells_tokens(response: type[BaseModel]) -> bool:
+    return callable(getattr(response, "token_usage", None))
 
 
 def _nulls(error: ValidationError) -> int:

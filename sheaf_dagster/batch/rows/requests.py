@@ -18,7 +18,7 @@ from sheaf_dagster.batch.rows.content import content_digest
 from sheaf_dagster.batch.rows.fast import IDENTITY, fast_codec
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.general import GeneralCodec
-from sheaf_dagster.batch.rows.ids import derived_id, placed_id
+from sheaf_dagster.batch.rows.ids import Identity, derived_id, id_reader, placed_id
 from sheaf_dagster.batch.rows.inside import given_fields
 from sheaf_dagster.batch.rows.invalid import invalid_row, packed_lines, why_invalid
 from sheaf_dagster.batch.rows.keep import fields_of
@@ -253,6 +253,24 @@ class RowContract:
             )
             fields = fields_of(self.keep)(line) if self.keep else b""
             return Row(position, number, stand_in, fields)
+
+    def named(
+        self,
+        lines: Sequence[tuple[int, bytes]],
+        first_position: int,
+        occurrence_of: OccurrenceOf = _first,
+    ) -> list[Row]:
+        """As ``parse``, of valid lines, where a request need have no more than its identity."""
+        id_of = id_reader(self.request)
+        if id_of is None:
+            return self.parse(lines, first_position, occurrence_of)
+        own_id, fields = self._id_maker(occurrence_of), fields_of(self.keep) if self.keep else None
+        rows = []
+        for position, (number, line) in enumerate(lines, first_position):
+            own = id_of(line) or own_id(position, line)
+            kept = b"" if fields is None else fields(line)
+            rows.append(Row(position, number, Identity(own), kept))
+        return rows
 
     def parse(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice, repeat
+from itertools import groupby, islice, repeat
 from typing import Any
 
 import orjson
@@ -48,29 +48,39 @@ def rows_to_run(
         PreviousOutputError: A kept answer isn't known to be that of its row.
     """
     kept, chunk = making.job.kept, making.chunk
-    answers: Iterator[bytes | int | None]
-    answers = repeat(None) if kept is None else iter(kept.lines(chunk))
+    found = repeat(None, chunk.rows) if kept is None else kept.lines(chunk)
     invalid = lines_in(chunk.invalid, chunk.first_line)
     occurrence_of = occurrence_in(chunk.repeats, chunk.first_row)
+    checked = kept is not None and kept.checked
+
+    def has_answer(row: tuple[tuple[int, bytes], bytes | int | None]) -> bool:
+        return checked and type(row[1]) is bytes and row[0][0] not in invalid
+
     to_run: list[Row] = []
-    for position in range(chunk.first_row, chunk.first_row + chunk.rows, _AT_A_TIME):
-        some = list(islice(lines, _AT_A_TIME))
-        rows = contract.parse_all(some, position, invalid, occurrence_of)
-        for row, (number, line), answer in zip(rows, some, answers, strict=False):
-            if number in invalid:
-                making.reject(row, contract.why_invalid(number, line))
-            elif isinstance(answer, int):
-                making.repeat(row)
-            elif answer is None or kept is None:
-                to_run.append(row)
+    position = chunk.first_row
+    for known, group in groupby(zip(lines, found, strict=False), has_answer):
+        while some := list(islice(group, _AT_A_TIME)):
+            numbered, answers = [line for line, _ in some], [answer for _, answer in some]
+            if known:
+                rows = contract.named(numbered, position, occurrence_of)
             else:
-                if not kept.checked:
-                    _require_answer_of(making.where, row, line, answer, proven=kept.proven)
-                own = with_own_id(answer, row.request, contract.request, contract.response)
-                if own is None:
+                rows = contract.parse_all(numbered, position, invalid, occurrence_of)
+            for row, (number, line), answer in zip(rows, numbered, answers, strict=True):
+                if number in invalid:
+                    making.reject(row, contract.why_invalid(number, line))
+                elif isinstance(answer, int):
+                    making.repeat(row)
+                elif answer is None or kept is None:
                     to_run.append(row)
                 else:
-                    making.keep(row, own, contract.response)
+                    if not checked:
+                        _require_answer_of(making.where, row, line, answer, proven=kept.proven)
+                    own = with_own_id(answer, row.request, contract.request, contract.response)
+                    if own is None:
+                        to_run += contract.parse([(number, line)], row.position, occurrence_of)
+                    else:
+                        making.keep(row, own, contract.response)
+            position += len(some)
     return to_run
 
 

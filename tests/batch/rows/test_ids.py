@@ -16,6 +16,7 @@ import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner
 from sheaf_dagster.batch import parallel_validation
 from sheaf_dagster.batch.rows import occurrences
+from sheaf_dagster.batch.rows.ids import id_reader
 from sheaf_dagster.batch.rows.occurrences import (
     ContentsOfChunk,
     Occurrences,
@@ -172,6 +173,22 @@ def test_ids_of_a_batch_file_do_not_change_with_other_rows():
         request.request.renamed(first.model_dump_json().encode()).count(second.id[10:].encode())
         == 3
     )
+
+
+@pytest.mark.parametrize(
+    "said", [None, OWN, OWN.upper(), OWN.replace("-", ""), f"urn:uuid:{OWN}", f"{{{OWN}}}"]
+)
+def test_the_id_of_a_row_can_be_read_alone(said):
+    contract = RowContract.of(contract_for("number"))
+    named = {} if said is None else {"request_id": said}
+    lines = [(n, json.dumps(row(1, note="é", **named)).encode()) for n in range(3)]
+
+    alone = contract.named(lines, 4, lambda position: position - 4)
+
+    whole = contract.parse(lines, 4, lambda position: position - 4)
+    assert [r.request.request_id for r in alone] == [r.request.request_id for r in whole]
+    assert [(r.position, r.line) for r in alone] == [(r.position, r.line) for r in whole]
+    assert id_reader(NumberRequest) and id_reader(Tagged) is None
 
 
 class Tagged(BaseRequest):
