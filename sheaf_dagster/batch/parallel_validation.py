@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ _GROUP_BYTES = 16 * 2**20
 """About what one worker validates at a time: an eighth of a second's work."""
 
 _IN_MEMORY = 2**20
+_OF_EACH_ROW = ("keys", "digests", "hashes")
 
 
 def validate_in_parallel(
@@ -95,14 +95,15 @@ def validate_in_parallel(
 class _Findings:
     """Findings by chunk, in any order; of their violations those that can still be shown.
 
-    What they have of each row, but for keys, is on the disk.
+    What they have of each row is on the disk.
     """
 
     def __init__(self) -> None:
         self.by_chunk: dict[int, ChunkFindings] = {}
         self._listing: dict[int, ChunkFindings] = {}
         self._file = SpooledTemporaryFile[bytes](_IN_MEMORY)
-        self._places: dict[int, tuple[int, int, int]] = {}
+        self._places: dict[int, int] = {}
+        self._sizes: dict[int, list[int]] = {}
 
     def add(self, findings: Mapping[int, ChunkFindings]) -> None:
         """Takes in findings; lets go of violations that have enough others before them.
@@ -111,12 +112,9 @@ class _Findings:
         """
         self.by_chunk.update(findings)
         for i, found in findings.items():
-            digests, hashes = found.digests, found.hashes
-            if digests or hashes:
-                place = self._file.seek(0, os.SEEK_END)
-                self._file.write(digests + hashes)
-                self._places[i] = place, len(digests), len(hashes)
-                found.digests = found.hashes = b""
+            self._places[i] = self._file.tell()
+            self._sizes[i] = [self._file.write(getattr(found, name)) for name in _OF_EACH_ROW]
+            found.keys = found.digests = found.hashes = b""
         self._listing.update({i: c for i, c in findings.items() if c.violations})
         if sum(len(c.violations) for c in self._listing.values()) <= 2 * MAX_VIOLATIONS_SHOWN:
             return
@@ -131,11 +129,9 @@ class _Findings:
         """All of them."""
         with self._file:
             for i, found in sorted(self.by_chunk.items()):
-                if i in self._places:
-                    place, digests, hashes = self._places[i]
-                    self._file.seek(place)
-                    found.digests = self._file.read(digests)
-                    found.hashes = self._file.read(hashes)
+                self._file.seek(self._places[i])
+                for name, size in zip(_OF_EACH_ROW, self._sizes[i], strict=True):
+                    setattr(found, name, self._file.read(size))
                 yield found
 
 

@@ -21,7 +21,14 @@ from pydantic import BaseModel
 
 from sheaf_dagster.batch.rows.content import DIGEST_BYTES, content_digest
 
-__all__ = ["ContentsOfChunk", "OccurrenceOf", "Occurrences", "occurrence_in", "occurrence_in_lines"]
+__all__ = [
+    "ContentsOfChunk",
+    "OccurrenceOf",
+    "Occurrences",
+    "always_first",
+    "occurrence_in",
+    "occurrence_in_lines",
+]
 
 OccurrenceOf = Callable[[int], int]
 """Says of a row's position how many rows before it have its content, and no id either."""
@@ -34,6 +41,11 @@ _BUCKETS = 64
 _BLOCK = 2**17
 """Hashes that are sorted at a time."""
 _LINES = 2**12
+
+
+def always_first(position: int) -> int:
+    """Says it of rows that need not be told apart."""
+    return 0
 
 
 class ContentsOfChunk:
@@ -204,7 +216,7 @@ def occurrence_in(packed: bytes, first_row: int) -> OccurrenceOf:
         first_row: Position of the chunk's first row.
     """
     if not packed:
-        return lambda position: 0
+        return always_first
     rows, before = np.frombuffer(zlib.decompress(packed), dtype="<i8").reshape(2, -1)
     positions = np.cumsum(rows) + first_row
     found = dict(zip(positions.tolist(), np.cumsum(before).tolist(), strict=True))

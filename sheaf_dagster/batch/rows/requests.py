@@ -7,7 +7,7 @@ import itertools
 import zlib
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
@@ -23,55 +23,26 @@ from sheaf_dagster.batch.rows.inside import given_fields
 from sheaf_dagster.batch.rows.invalid import invalid_row, packed_lines, why_invalid
 from sheaf_dagster.batch.rows.keep import fields_of
 from sheaf_dagster.batch.rows.lossless import lost_in
-from sheaf_dagster.batch.rows.occurrences import ContentsOfChunk, OccurrenceOf
+from sheaf_dagster.batch.rows.occurrences import ContentsOfChunk, OccurrenceOf, always_first
+from sheaf_dagster.batch.rows.row import Row
 from sheaf_dagster.batch.rows.unique import KeysOfChunk, key_field, unique_key
 from sheaf_dagster.batch.rows.unknown import (
     UnknownField,
     count_rows,
+    observed,
     observing,
-    unknown_fields,
 )
 from sheaf_dagster.batch.rows.violations import Violations
 from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.contracts import Contract
 from sheaf_dagster.errors import InputValidationError
 from sheaf_dagster.storage import Chunk, TableRows, is_blank
-from sheaf_dagster.storage.formats import FieldMap, row_word
+from sheaf_dagster.storage.formats import FieldMap
 
-__all__ = [
-    "Row",
-    "RowContract",
-    "named_lines",
-]
+__all__ = ["RowContract"]
 
 _GIVE_UP_AFTER = 16
 """Rows that the short cut doesn't take before it is left alone for the rest of a chunk."""
-
-
-def _first(position: int) -> int:
-    return 0
-
-
-class Row(NamedTuple):
-    """A request with its place: global position and file line."""
-
-    position: int
-    line: int
-    request: Any
-    fields: bytes = b""
-    """Those that go into its answer; see ``rows.keep``."""
-
-
-def named_lines(where: str, rows: Sequence[Row]) -> str:
-    """Names the lines of rows, ``line 3`` or ``lines 3–7``, or the rows of a table.
-
-    Args:
-        where: Their file.
-        rows: The rows.
-    """
-    word = row_word(where)
-    first, last = min(r.line for r in rows), max(r.line for r in rows)
-    return f"{word} {first}" if first == last else f"{word}s {first}–{last}"
 
 
 @dataclass(frozen=True)
@@ -153,7 +124,7 @@ class RowContract:
                 if observe is None:
                     request = validate(line)
                 else:
-                    request, unknown = _observed(line, observe, validate)
+                    request, unknown = observed(line, observe, validate)
                     unknown = [f for f in unknown if f.path not in self.keep]
                     if unknown:
                         findings.count_unknown(violations.names_of(unknown))
@@ -223,7 +194,7 @@ class RowContract:
         lines: Sequence[tuple[int, bytes]],
         first_position: int,
         invalid: Container[int],
-        occurrence_of: OccurrenceOf = _first,
+        occurrence_of: OccurrenceOf = always_first,
     ) -> list[Row]:
         """As ``parse``, of lines some of which are invalid.
 
@@ -258,7 +229,7 @@ class RowContract:
         self,
         lines: Sequence[tuple[int, bytes]],
         first_position: int,
-        occurrence_of: OccurrenceOf = _first,
+        occurrence_of: OccurrenceOf = always_first,
     ) -> list[Row]:
         """As ``parse``, of valid lines, where a request need have no more than its identity."""
         id_of = id_reader(self.request)
@@ -276,7 +247,7 @@ class RowContract:
         self,
         lines: Sequence[tuple[int, bytes]],
         first_position: int,
-        occurrence_of: OccurrenceOf = _first,
+        occurrence_of: OccurrenceOf = always_first,
         *,
         validated: bool = True,
     ) -> list[Row]:
@@ -317,7 +288,7 @@ class RowContract:
         rows: TableRows,
         first_line: int,
         first_position: int,
-        occurrence_of: OccurrenceOf = _first,
+        occurrence_of: OccurrenceOf = always_first,
     ) -> list[Row]:
         """As ``parse``, of a table's rows, which were found valid before.
 
@@ -375,14 +346,3 @@ class RowContract:
             return lambda position, line: placed_id(position, content_of_line(line))
         digest = content_digest(self.request)
         return lambda position, line: derived_id(digest(line), occurrence_of(position))
-
-
-def _observed(
-    line: bytes, observe: Callable[[bytes], Any], validate: Callable[[bytes], Any]
-) -> tuple[Any, list[UnknownField]]:
-    """A row, and its fields that the contract ignores; whether it is one, the contract says."""
-    try:
-        request = observe(line)
-    except Exception:
-        return validate(line), []
-    return request, unknown_fields(request)

@@ -17,7 +17,7 @@ from sheaf_dagster.batch.rows.inside import (
     schemas_in,
 )
 
-__all__ = ["REST", "UnknownField", "count_rows", "observing", "unknown_fields"]
+__all__ = ["REST", "UnknownField", "count_rows", "observed", "observing", "unknown_fields"]
 
 _MAX_NAMES = 100
 """Names of unknown fields that are told apart; the rows of a file may each have another one."""
@@ -136,3 +136,14 @@ def count_rows(into: dict[str, int], rows: Mapping[str, int]) -> None:
     for name, n in rows.items():
         known = name if name in into or len(into) < _MAX_NAMES else REST
         into[known] = into.get(known, 0) + n
+
+
+def observed(
+    line: bytes, observe: Callable[[bytes], Any], validate: Callable[[bytes], Any]
+) -> tuple[Any, list[UnknownField]]:
+    """A row, and its fields that the contract ignores; whether it is one, the contract says."""
+    try:
+        request = observe(line)
+    except Exception:
+        return validate(line), []
+    return request, unknown_fields(request)

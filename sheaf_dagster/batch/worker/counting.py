@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sheaf_dagster.batch.rows.requests import Row, named_lines
+from sheaf_dagster.batch.rows.row import Row, named_lines
 from sheaf_dagster.contracts import row_identity
 from sheaf_dagster.errors import ResponseMismatchError
 

@@ -16,7 +16,7 @@ from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.backends.base import loop_of
 from sheaf_dagster.backends.common.notes import NOTES
 from sheaf_dagster.batch.messages import ChunkReport
-from sheaf_dagster.batch.rows.requests import Row, named_lines
+from sheaf_dagster.batch.rows.row import Row, named_lines
 from sheaf_dagster.batch.worker.counting import check_responses
 from sheaf_dagster.batch.worker.hanging import MAX_IN_A_ROW, took_too_long
 from sheaf_dagster.batch.worker.jobs import Jobs

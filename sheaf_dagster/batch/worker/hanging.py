@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
-from sheaf_dagster.batch.rows.requests import Row, named_lines
+from sheaf_dagster.batch.rows.row import Row, named_lines
 
 __all__ = [
     "MAX_IN_A_ROW",

@@ -15,7 +15,8 @@ from sheaf_dagster.batch.rows.inside import given_fields
 from sheaf_dagster.batch.rows.invalid import lines_in
 from sheaf_dagster.batch.rows.occurrences import occurrence_in
 from sheaf_dagster.batch.rows.own_id import with_own_id
-from sheaf_dagster.batch.rows.requests import Row, RowContract, named_lines
+from sheaf_dagster.batch.rows.requests import RowContract
+from sheaf_dagster.batch.rows.row import Row, named_lines
 from sheaf_dagster.batch.worker.making import ChunkInMaking
 from sheaf_dagster.contracts import row_identity
 from sheaf_dagster.errors import PreviousOutputError

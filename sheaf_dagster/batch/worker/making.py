@@ -27,7 +27,7 @@ from sheaf_dagster.batch.rows.inside import extra_of
 from sheaf_dagster.batch.rows.keep import own_fields, with_fields_anew
 from sheaf_dagster.batch.rows.read_back import counted
 from sheaf_dagster.batch.rows.repeatable import repeatable
-from sheaf_dagster.batch.rows.requests import Row, named_lines
+from sheaf_dagster.batch.rows.row import Row, named_lines
 from sheaf_dagster.batch.worker.gpus import GpuFigures
 from sheaf_dagster.batch.worker.loading import LoadedBackend
 from sheaf_dagster.batch.worker.predict import Answer, ErrorLine

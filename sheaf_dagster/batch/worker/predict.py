@@ -15,7 +15,7 @@ from sheaf_dagster.backends.base import answered_in_shape
 from sheaf_dagster.batch.messages import Hangs, said_by
 from sheaf_dagster.batch.rows.answers import ErrorLine, error_line, has_non_finite
 from sheaf_dagster.batch.rows.repeatable import repeatable
-from sheaf_dagster.batch.rows.requests import Row, named_lines
+from sheaf_dagster.batch.rows.row import Row, named_lines
 from sheaf_dagster.batch.spec import OnError
 from sheaf_dagster.batch.worker.counting import check_responses, checked_outputs
 from sheaf_dagster.batch.worker.hanging import MAX_IN_A_ROW, TimeLimit

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from sheaf_dagster.backends import ModelBackend
-from sheaf_dagster.batch.rows.requests import Row
+from sheaf_dagster.batch.rows.row import Row
 from sheaf_dagster.batch.worker.jobs import Jobs
 from sheaf_dagster.batch.worker.making import Batch
 from sheaf_dagster.batch.worker.memory import bytes_of

@@ -9,7 +9,8 @@ from typing import Any
 
 from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.batch.rows.occurrences import occurrence_in
-from sheaf_dagster.batch.rows.requests import Row, RowContract
+from sheaf_dagster.batch.rows.requests import RowContract
+from sheaf_dagster.batch.rows.row import Row
 from sheaf_dagster.batch.worker.keeping import contract_of, rows_to_run
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.batch.worker.making import Batch, ChunkInMaking

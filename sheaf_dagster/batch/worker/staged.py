@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.batch.messages import ChunkReport
-from sheaf_dagster.batch.rows.requests import Row, named_lines
+from sheaf_dagster.batch.rows.row import Row, named_lines
 from sheaf_dagster.batch.worker.hanging import TimeLimit, took_too_long
 from sheaf_dagster.batch.worker.jobs import Jobs
 from sheaf_dagster.batch.worker.loading import LoadedBackend

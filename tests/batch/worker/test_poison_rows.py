@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner
-from sheaf_dagster.batch.rows.requests import Row
+from sheaf_dagster.batch.rows.row import Row
 from sheaf_dagster.batch.worker.loading import LoadedBackend
 from sheaf_dagster.batch.worker.predict import Predictor
 from tests.batch.jobs import spec
