@@ -18,6 +18,7 @@ from uuid import UUID
 import msgspec
 from pydantic import BaseModel
 
+from sheaf_dagster.batch.rows.general import GeneralCodec
 from sheaf_dagster.batch.rows.inside import given_fields
 from sheaf_dagster.batch.rows.plain import PlainModel
 from sheaf_dagster.contracts import row_identity
@@ -77,13 +78,13 @@ def id_reader(contract: type[BaseModel]) -> Callable[[bytes], UUID | None] | Non
     if not known or plain.types.get("request_id") is not UUID:
         return None
     decode = msgspec.json.Decoder(_Id).decode
-    validate = contract.__pydantic_validator__.validate_json
+    read_whole = GeneralCodec(contract).read
 
     def read(line: bytes) -> UUID | None:
         try:
             id = decode(line).request_id
         except msgspec.MsgspecError:  # NaN, half a surrogate
-            request: Any = validate(line)
+            request: Any = read_whole(line)
             return request.request_id if "request_id" in given_fields(request) else None
         return None if id is None else UUID(id)
 

@@ -58,7 +58,9 @@ def assert_as_lines(contract: RowContract, data: bytes) -> None:
     text = b"".join(b"%b\n" % line for line in rows.lines())
     as_columns = replace(contract, table=True).validate(data, 1)
     as_lines = replace(contract, table=False).validate(text, 1)
-    assert replace(as_columns, crc=0) == replace(as_lines, crc=0)
+    # Only the ids of lines are derived from how often a content occurs.
+    as_columns, as_lines = (replace(f, crc=0, hashes=b"") for f in (as_columns, as_lines))
+    assert as_columns == as_lines
     if as_lines.invalid_rows:
         return
     reader = replace(contract, table=True)
