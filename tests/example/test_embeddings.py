@@ -9,9 +9,11 @@ import subprocess
 import sys
 from uuid import UUID
 
+import dagster as dg
 import numpy as np
 import pytest
 
+from example_project import digits
 from example_project.digit_encoder import DigitEncoder, train_encoder
 from example_project.digits import load_pictures, neighbour_agreement
 from sheaf_dagster.contracts import EmbeddingRequest
@@ -103,6 +105,19 @@ def test_pictures_are_embedded_on_ray_and_their_neighbours_agree(place, tmp_path
     rows = [json.loads(line) for line in open(tmp_path / "data" / "digits" / "embeddings.jsonl")]
     assert [r["model_name"] for r in rows] == [f"digit-{i:04}" for i in range(1797)]
     assert {r["dim"] for r in rows} == {32}
+
+
+def test_a_replaced_picture_makes_another_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(digits, "FOLDER", tmp_path)
+    days = []
+    for config in ({}, {"replaced_every": 100}):
+        ops = {"digit_pictures": {"config": config}}
+        assert dg.materialize([digits.digit_pictures], run_config={"ops": ops}).success
+        days.append((tmp_path / "requests.jsonl").read_text().splitlines())
+
+    changed = [n for n, (one, other) in enumerate(zip(*days, strict=True)) if one != other]
+
+    assert changed == list(range(0, 1797, 100))
 
 
 PAGES = """
