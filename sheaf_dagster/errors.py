@@ -203,7 +203,7 @@ class ModelChangedError(BackendError):
 class ServiceDownError(BackendError):
     """A server that answers rows can't be reached, or turns requests away.
 
-    Cure: look at the server; then run again: what is answered is kept.
+    Cure: look at the server; then run again: answered rows are kept.
     """
 
     retryable = True
@@ -237,7 +237,7 @@ class ResponseMismatchError(BackendError):
 class SpendingLimitError(SheafError):
     """A job's answers have cost as much as they may.
 
-    Cure: raise ``max_cost`` or ``max_tokens_total``, then run again: what is answered is kept.
+    Cure: raise ``max_cost`` or ``max_tokens_total``, then run again: answered rows are kept.
     """
 
 

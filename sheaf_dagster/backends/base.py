@@ -279,8 +279,8 @@ def what_is_missing(cls: type[ModelBackend]) -> str | None:
     """Why a class can answer nothing; None if it can."""
     if _overrides(cls, "infer") and not _overrides(cls, "respond", "predict", "batch_predict"):
         return (
-            f"class {cls.__qualname__} has infer() and no respond(); override it to make responses "
-            "of the outputs"
+            f"class {cls.__qualname__} has infer() and no respond(); override respond() to turn "
+            "outputs into responses"
         )
     if _overrides(cls, "predict", "batch_predict", "infer", "predict_async"):
         return None

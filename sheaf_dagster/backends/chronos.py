@@ -189,7 +189,7 @@ class ChronosBackend(ModelBackend):
         if self._family != _DRAWS and _overflows(values):
             raise ValueError(
                 f"{row}: the values of 'history' are too large, or too far apart, for the model, "
-                "whose own arithmetic is of float32; give them in another unit"
+                "which computes in float32; give the values in another unit"
             )
         if values.size and np.isfinite(values).all():
             return values
@@ -317,7 +317,7 @@ def _finite(requests: Sequence[TimeSeriesRequest], forecasts: list[Any]) -> list
         if not is_finite:
             raise ValueError(
                 f"request {request.request_id}: the model has no finite answer to its 'history'; "
-                "are its values of an extraordinary size?"
+                "are its values extremely large?"
             )
     return forecasts
 

@@ -117,8 +117,8 @@ class MlflowBackend(ModelBackend):
     def _read(self, request: FeaturesRequest) -> tuple[Any, list[Any]]:
         if request.output_mode != "predictions":
             raise ValueError(
-                f"request {request.request_id}: an MLflow model gives what it gives; "
-                "use output_mode='predictions'"
+                f"request {request.request_id}: an MLflow model gives predictions only; use "
+                "output_mode='predictions'"
             )
         return self._inputs.read(request)  # type: ignore[union-attr]
 

@@ -248,7 +248,7 @@ class OpenAIEndpointBackend(ModelBackend):
         except openai.APIStatusError as e:
             raise self._refused(e) from e
         except ValueError as e:  # what calls itself JSON and is none
-            text = f"{self._server} answered what is no JSON: {e}"
+            text = f"{self._server} gave an answer that is not JSON: {e}"
             raise self._failed(RefusedError(text, 502, "BadAnswer")) from e
         try:
             checked = checked_answer(url, body, answer)
@@ -311,7 +311,7 @@ class OpenAIEndpointBackend(ModelBackend):
                 f"{self._server} refuses the key ({status}): {message}; see api_key"
             )
         if status == 402:
-            return BackendError(f"{self._server} wants to be paid ({status}): {message}")
+            return BackendError(f"{self._server} asks for payment ({status}): {message}")
         if status == 404 and not self._answered:
             self._not_found += 1
             if self._not_found >= self._max_failures:
@@ -333,7 +333,7 @@ class OpenAIEndpointBackend(ModelBackend):
         self._failures += 1
         if self._failures < self._max_failures:
             return refusal
-        return self._is_down(f"failed at {self._failures} rows one after the other: {refusal}")
+        return self._is_down(f"failed at {self._failures} rows in a row: {refusal}")
 
     def _warn_of(self, skipped: list[str]) -> None:
         for name in sorted({*skipped} - self._skipped):
@@ -349,8 +349,8 @@ class OpenAIEndpointBackend(ModelBackend):
         """Ends the job: rows that wait don't try, too."""
         if self._down is None:
             self._down = ServiceDownError(
-                f"{self._server} {what}. Look at the server, then run the job again: what is "
-                "answered is kept"
+                f"{self._server} {what}. Look at the server, then run the job again: answered "
+                "rows are kept"
             )
         return self._down
 

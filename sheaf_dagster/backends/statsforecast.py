@@ -140,7 +140,7 @@ class StatsForecastBackend(ModelBackend):
             reason = f"{self._name} can't forecast this history ({len(history)} values): {e}"
             if self._fallback == "error":
                 raise ValueError(
-                    f"{reason}; mend the row, choose another model, or set fallback='last_season'"
+                    f"{reason}; fix the row, choose another model, or set fallback='last_season'"
                 ) from e
             _continue(request, history, season, response)
             response.metadata |= {"model": "last season", "reason": reason}

@@ -104,7 +104,9 @@ class VllmBackend(ModelBackend):
     ) -> None:
         own = {"model", "dtype", "seed", "revision", "served_model_name"} & set(engine_args or ())
         if own:
-            raise SpecError(f"engine_args must not hold {', '.join(sorted(own))}; set it beside")
+            raise SpecError(
+                f"engine_args must not hold {', '.join(sorted(own))}; give it as an argument of its own"
+            )
         if max_in_flight is not None and max_in_flight < 1:
             raise SpecError(f"max_in_flight must be 1 or more, got {max_in_flight}")
         self._model_id = model_id

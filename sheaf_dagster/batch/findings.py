@@ -13,8 +13,8 @@ CHECKS = {
     "fields are named, and nothing was run or written for that file (on_invalid: fail), or these "
     "rows are error rows in the sink (on_invalid: record).",
     "every_row_is_answered": "The sink holds one line for each row of the source.",
-    "order_is_kept": "The n-th line answers the n-th row, by their ids in the first rows of each "
-    "file.",
+    "order_is_kept": "The n-th line answers the n-th row. The ids of the first rows of each file "
+    "are compared.",
     "no_row_failed": "The model answered every row. Failed ones are in the sink as error rows "
     "(on_error: record) or ended the job (on_error: fail).",
     "all_numbers_are_finite": "No answer holds NaN or infinity, which are written as null.",

@@ -70,7 +70,7 @@ class ModelSpec(Spec):
 
     name: str = Field(min_length=1, description="Name of the model, shown in metadata.")
     model_type: str = Field(
-        description="Contract of its rows: a ModelType value or a registered name."
+        description="Contract of the model's rows: a ModelType value or a registered name."
     )
     backend: str = Field(
         min_length=1, description='Registry name of the backend, or "pkg.module:Class".'

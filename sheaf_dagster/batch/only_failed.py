@@ -110,8 +110,8 @@ class OnlyFailed:
         if earlier is None or earlier.output_bytes != state.size:
             earlier = CommittedSink("", state.size)
             log.warning(
-                "%s: nothing is known of the job that wrote it. Its answers are kept as those of "
-                "this model, wherever the ids are those of the rows",
+                "%s: it is not known which job wrote it. Its answers are kept as this model's "
+                "wherever their ids match the rows",
                 sink.uri,
             )
         if not context.version.startswith(earlier.model_version):
@@ -133,7 +133,7 @@ class OnlyFailed:
         if store_at(self._sink).state() != self._state:
             raise PreviousOutputError(
                 f"{self._sink.uri} was written to while its answers were kept for a new output, "
-                "which is thrown away. Run again"
+                "so the new output is discarded. Run again"
             )
 
     def tables(

@@ -110,8 +110,9 @@ def write_receipt(context: ModelContext, spec: BatchSpec, result: BatchResult) -
     """
     if secrets := secret_arguments(context.spec.backend_kwargs):
         raise SpecError(
-            f"model {context.spec.name!r}: {', '.join(secrets)} of backend_kwargs would stand in the "
-            "receipt in clear; give {'env': NAME}, and the receipt names the variable"
+            f"model {context.spec.name!r}: {', '.join(secrets)} of backend_kwargs would appear in "
+            "the "
+            "receipt as plain text; give {'env': NAME}, and the receipt names the variable"
         )
     sources = [Location.of(uri, spec.storage_options) for uri in spec.sources]
     receipt = Receipt(

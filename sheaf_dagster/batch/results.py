@@ -135,7 +135,8 @@ class ValidationReport(BaseModel):
             texts.append(f"{name!r} ({rows:,} row{'s' * (rows != 1)}{meant})")
         more = f" and {len(most) - shown} more" if len(most) > shown else ""
         return (
-            "fields were ignored, as the contract doesn't know them or a row has them again: "
+            "fields were ignored, because the contract doesn't know them or an object has them "
+            "twice: "
             f"{', '.join(texts)}{more}; "
             "rename or drop them, or refuse such rows with strict=True"
         )

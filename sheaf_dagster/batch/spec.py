@@ -45,7 +45,7 @@ class BatchOptions(Spec):
         "local: in this process, without Ray, which reserves nothing and keeps to no limit.",
     )
     num_actors: int | None = Field(
-        default=None, gt=0, description="Size of the actor pool; needed with compute='actors'."
+        default=None, gt=0, description="Size of the actor pool; compute='actors' needs it."
     )
     on_error: OnError = Field(
         default="fail",
@@ -98,8 +98,8 @@ class BatchOptions(Spec):
     )
     columns: dict[str, str] | None = Field(
         default=None,
-        description="Columns of the source (or names in its lines) that hold fields of another name, "
-        "by field, such as history: sales. All others are the fields of their own names.",
+        description="Maps a field to the column (or the name in a line) that holds it, such as "
+        "history: sales. Every other column is the field of its own name.",
     )
     fields: dict[str, Any] | None = Field(
         default=None,
@@ -108,8 +108,8 @@ class BatchOptions(Spec):
     )
     bucket_by: str | None = Field(
         default=None,
-        description="Request field by whose value rows are grouped into batches, within a "
-        "fixed window; the output keeps the input's order.",
+        description="Field of the requests: rows with the same value are grouped into batches, "
+        "within a fixed window. The output keeps the input's order.",
     )
     float_type: FloatType = Field(
         default="float64",
@@ -143,22 +143,24 @@ class BatchOptions(Spec):
     )
     price_per_million: dict[str, float] | None = Field(
         default=None,
-        description="What a million tokens cost, in any currency: prompt, completion, and cached, "
-        "those of the prompts that the engine had in its cache (by default as prompt). With it the "
-        "cost is told.",
+        description="Price of a million tokens, in any currency: prompt, completion, and cached "
+        "(tokens of prompts that the engine had in its cache; by default the price of "
+        "prompt). With prices, the job reports its cost.",
     )
     max_cost: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Cost at which the job ends, by price_per_million: of all its files together, "
-        "with what it resumes. It is looked at after each chunk, so what is under way comes on "
-        "top. What is answered is kept for a run with a higher limit.",
+        description="Cost at which the job ends, by price_per_million: for all its files "
+        "together, with resumed rows. It is checked after each chunk, so rows under "
+        "way come on top. "
+        "Answered rows are kept for a run with a higher limit.",
     )
     max_tokens_total: int | None = Field(
         default=None,
         gt=0,
-        description="Tokens, of prompts and answers, at which the job ends, as at max_cost.",
+        description="Tokens of prompts and answers at which the job ends; it works as max_cost "
+        "does.",
     )
 
     @field_validator("price_per_million")
@@ -242,8 +244,8 @@ class BatchSpec(BatchOptions):
     source: str | list[str] = Field(
         min_length=1,
         description="File of requests: a path or any fsspec URI. JSON lines, .gz and .zst by suffix, or "
-        ".parquet. A list of them is read as one file, in that order; so is a folder, by name, with what "
-        "its folders say as fields (day=5/).",
+        ".parquet. A list of them is read as one file, in that order; so is a folder, by name, "
+        "and what the names of its folders say are fields (day=5/).",
     )
     sink: str = Field(
         min_length=1,

@@ -79,5 +79,5 @@ class Spending:
         else:
             return None
         return SpendingLimitError(
-            f"{reached}. Raise the limit to go on from there: what is answered is kept"
+            f"{reached}. Raise the limit to go on from there: answered rows are kept"
         )

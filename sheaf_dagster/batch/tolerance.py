@@ -64,8 +64,8 @@ def too_many_errors(
     done = sum(p.rows for p in parts.values())
     return TooManyErrorsError(
         f"{failed:,} of the {done:,} rows run so far have failed; "
-        f"{_allowed(options, source.rows)}.{first} Mend "
-        "the rows or the model, or raise the limit: a rerun goes on from here"
+        f"{_allowed(options, source.rows)}.{first} Fix the rows or the model, or raise the limit: "
+        "a rerun goes on from here"
     )
 
 
@@ -85,7 +85,7 @@ def _too_many_invalid(options: BatchOptions, report: ValidationReport) -> TooMan
     first = "; ".join(shortened(str(v), _SHOWN_CHARS) for v in report.violations[:_SHOWN])
     return TooManyErrorsError(
         f"{report.source}: {report.invalid_rows:,} of {report.rows:,} rows are invalid; "
-        f"{_allowed(options, report.rows)}. The first: {first}. Nothing was run; mend the rows, or "
+        f"{_allowed(options, report.rows)}. The first: {first}. Nothing was run; fix the rows, or "
         "raise the limit"
     )
 

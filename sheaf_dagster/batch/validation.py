@@ -147,7 +147,8 @@ def _show_duplicates(
             Violation(
                 line=found.line,
                 field=field,
-                message=f"is the same as on {other}{row_word(first)} {found.first_line}; each must be another",
+                message=f"is the same as on {other}{row_word(first)} {found.first_line}; each row "
+                "needs its own",
                 file=names[found.file] if len(names) > 1 else "",
                 column=field if is_parquet(names[found.file]) else None,
             )

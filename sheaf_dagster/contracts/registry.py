@@ -96,7 +96,7 @@ def contract_for(model_type: str | ModelType) -> Contract:
         return Contract(name, *theirs)
     hint = ""
     if name in {str(m) for m in ModelType} and not has_sheaf_serve():
-        hint = " That of sheaf-serve comes with pip install 'sheaf_dagster[sheaf]'."
+        hint = " sheaf-serve's contract comes with pip install 'sheaf_dagster[sheaf]'."
     raise UnknownContractError(
         f"no contract is registered for model type {name!r}; "
         f"known: {', '.join(known_model_types())}. Register one with "

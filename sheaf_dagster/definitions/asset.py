@@ -100,7 +100,9 @@ def build_batch_inference_asset(
     shown = report if isinstance(report, ReportOptions) else ReportOptions(report=report)
     given = key if isinstance(key, dg.AssetSpec) else dg.AssetSpec(key)
     if partitions_def is not None and given.partitions_def is not None:
-        raise SpecError(f"asset {_name(given)}: partitions_def is an argument and the AssetSpec's")
+        raise SpecError(
+            f"asset {_name(given)}: partitions_def is given as an argument and in the AssetSpec; give it once"
+        )
     places = Places(source, sink, partitions_def or given.partitions_def, source_partitions)
     written = {"batch_size": batch_size, "compute": compute, "num_actors": num_actors}
     options = _options(f"asset {_name(given)}", batch, written)

@@ -52,7 +52,7 @@ def severities_of(
     unknown = [name for name in changed if name not in CHECKS]
     if unknown:
         raise SpecError(
-            f"check_severities: no check is called {unknown[0]!r}; there are {', '.join(CHECKS)}"
+            f"check_severities: there is no check {unknown[0]!r}; known: {', '.join(CHECKS)}"
         )
     warns = (*_WARNS, "input_rows_are_valid") if on_invalid == "record" else _WARNS
     return {name: changed.get(name, WARN if name in warns else ERROR) for name in CHECKS}
@@ -113,7 +113,7 @@ class CheckLedger:
         self.rows += rows
         self.passed_over_files += 1
         for name in failed:
-            self._add(name, partition, "as an earlier run of this chain has found")
+            self._add(name, partition, "as an earlier run of this chain found")
 
     def failed(self, partition: str, error: BaseException) -> None:
         """Notes a file that failed."""

@@ -70,7 +70,7 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
         dg.Resolver(
             resolve_asset_spec,
             model_field_type=AssetSpecKwargs.model(),
-            description="What any asset takes: key, deps, partitions_def, group_name …",
+            description="Arguments that any asset takes: key, deps, partitions_def, group_name …",
             examples=[_EXAMPLE_ASSET],
         ),
     ]
@@ -96,8 +96,9 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
             | DailyPartitionsDefinitionModel
             | WeeklyPartitionsDefinitionModel
             | TimeWindowPartitionsDefinitionModel,
-            description="Time windows of the source, where it has others than the asset, such as "
-            "type: hourly: the files whose windows begin in a partition are read as one. (No arrivals then.)",
+            description="Time windows of the source, if they differ from the asset's, such as "
+            "type: hourly. The files whose windows begin in a partition are read as "
+            "one. (arrivals can't be given then.)",
             # The asset's own: dg's example has every attribute, arrivals among them.
             examples=[_EXAMPLE_ASSET["partitions_def"]],
         ),
@@ -155,8 +156,9 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     model_asset: Annotated[
         ResolvedAssetKey | None,
         says(
-            "Key of the model as an asset, by which Dagster knows what an earlier model has made. "
-            "It is added here where the model is written here, and one of the project otherwise.",
+            "Key of the model's own asset, by which Dagster knows which answers an earlier model "
+            "gave. The component adds that asset if it defines the model; otherwise the project "
+            "must have it.",
             "forecaster",
         ),
     ] = None
@@ -184,7 +186,7 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     retry_policy: Annotated[
         RetryPolicySpec | None,
         says(
-            "Retries of the step, for errors that retrying can mend.",
+            "Retries of the step, for errors that a retry can fix.",
             {"max_retries": 3, "delay": 30.0, "backoff": "exponential"},
         ),
     ] = None

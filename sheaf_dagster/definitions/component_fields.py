@@ -83,9 +83,9 @@ class ArrivalsSpec(dg.Model, dg.Resolvable):
     files_per_run: Annotated[int, says("Files that one run may cover.")] = 1
     settle_seconds: Annotated[
         float,
-        says("How long a file must not have changed (local folders)."),
+        says("How long a file must be unchanged before it counts (local folders)."),
     ] = 10.0
-    minimum_interval_seconds: Annotated[int, says("Time between two looks.")] = 30
+    minimum_interval_seconds: Annotated[int, says("Seconds between two evaluations.")] = 30
     running: Annotated[bool, says("Whether the sensor starts with its code location.")] = False
 
 

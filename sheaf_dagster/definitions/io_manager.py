@@ -79,20 +79,21 @@ class RowsIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
     )
     compression: Literal["", "gz", "zst"] = Field(
         default="",
-        description="gz or zst: compress files of JSON lines, and name them so. Parquet files are "
+        description="gz or zst: compress files of JSON lines, and add the suffix to their names. "
+        "Parquet files are "
         "compressed in any case.",
     )
     model_type: str | None = Field(
         default=None,
-        description="Model type whose requests all rows must be; they are checked while they are "
-        "written, and nothing appears if one is invalid. One asset says it for itself by the "
-        "metadata sheaf_dagster/model_type.",
+        description="Model type of the rows. Each row is validated as a request of that type "
+        "while the file is written, and no file appears if one is invalid. A single "
+        "asset names its own by the metadata sheaf_dagster/model_type.",
     )
 
     redact_rows: bool = Field(
         default=False,
-        description="Leave the preview out, and the values of rows out of what is said of invalid "
-        "ones while they are written.",
+        description="Leave out the preview, and leave the values of rows out of messages about "
+        "invalid rows.",
     )
 
     _base_path: Any = PrivateAttr(default=None)

@@ -135,8 +135,8 @@ class RayClusterResource(_Resource):
         default=None,
         gt=0,
         description="GPUs that all jobs of this library on the cluster may reserve together, "
-        "whatever asset or run they belong to; a job that would exceed it waits until it is its "
-        "turn, and its run's log says for whom. Needs an address. None: no such limit.",
+        "whatever asset or run they belong to; a job that would exceed it waits for its turn, and "
+        "its run's log names the jobs before it. Needs an address. None: no such limit.",
     )
     cpu_limit: float | None = Field(
         default=None, gt=0, description="CPUs that one job may reserve; None: what the cluster has."
@@ -150,7 +150,7 @@ class RayClusterResource(_Resource):
     )
     engine: Engine = Field(
         default=Engine.auto,
-        description="What starts the workers: ray_data; ray_core, which is there sooner; auto: "
+        description="What starts the workers: ray_data; ray_core, which starts sooner; auto: "
         "ray_core for less than 2 GiB of input on a cluster of fixed size. The output is the "
         "same.",
     )
@@ -162,14 +162,14 @@ class RayClusterResource(_Resource):
     headers: dict[str, Any] = Field(
         default_factory=dict,
         repr=False,
-        description="HTTP headers of requests to the dashboard, for a proxy before it; take "
+        description="HTTP headers of requests to the dashboard, for a proxy in front of it; take "
         "secrets from environment variables with EnvVar. (Ray's own token needs none: set "
         "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN.)",
     )
     runtime_env: dict[str, Any] = Field(
         default_factory=dict,
         description='Ray runtime environment of steps with launch="ray_job". The dashboard shows '
-        "it, env_vars included: no place for secrets.",
+        "it, env_vars included, so put no secrets there.",
     )
 
     @field_validator("address")
@@ -270,8 +270,9 @@ class StorageResource(_Resource):
         )
         if secrets := literal_secrets(options):
             raise SpecError(
-                f"storage: {', '.join(secrets)} would travel to the cluster in clear, where the "
-                'dashboard shows them. With launch="ray_job" give EnvVar("NAME") (the variable is '
+                f"storage: {', '.join(secrets)} would be sent to the cluster as plain text, which "
+                "the "
+                'dashboard shows. With launch="ray_job" give EnvVar("NAME") (the variable is '
                 "read on the cluster), or leave them out and let the cluster's machines have access"
             )
         return options

@@ -49,8 +49,8 @@ class Cursor:
             return cls(data["generation"], data["asked"], data["digest"])
         except (ValueError, KeyError, TypeError) as e:
             raise SpecError(
-                f"the sensor's cursor can't be read ({e}); reset it, after which every file is "
-                "asked for again"
+                f"the sensor's cursor can't be read ({e}); reset it; every file is then requested "
+                "again"
             ) from e
 
     def write(self) -> str:

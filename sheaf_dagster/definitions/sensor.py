@@ -135,8 +135,9 @@ def _templates(asset: dg.AssetsDefinition, source: str | None) -> tuple[str | No
     asset_name = asset.key.to_user_string()
     if metadata.get(SOURCE_PARTITIONS_METADATA):
         raise SpecError(
-            f"asset {asset_name} reads several files for a partition (source_partitions): a file "
-            "that lands doesn't make one whole; use AutomationCondition.eager() or a schedule"
+            f"asset {asset_name} reads several files for a partition (source_partitions): one "
+            "file that lands doesn't complete a partition; use AutomationCondition.eager() or a "
+            "schedule"
         )
     own = metadata.get(SOURCE_METADATA)
     template = source or own

@@ -43,8 +43,8 @@ class SourcePartitions:
             isinstance(partitions_def, windows) and isinstance(self.partitions_def, windows)
         ):
             raise SpecError(
-                "source_partitions: which source files make up a partition is known by itself only "
-                "where both are time windows; give SourcePartitions a mapping, such as "
+                "source_partitions: the source files of a partition are known without a mapping "
+                "only if both have time windows; give SourcePartitions a mapping, such as "
                 "dg.AllPartitionMapping()"
             )
 

@@ -140,8 +140,9 @@ class Step:
         """
         if secrets := secret_arguments(self.model.backend_kwargs):
             raise SpecError(
-                f"model {self.model.name!r}: {', '.join(secrets)} of backend_kwargs would travel to "
-                'the cluster in clear, where the dashboard shows them; give EnvVar("NAME"), which '
+                f"model {self.model.name!r}: {', '.join(secrets)} of backend_kwargs would be sent "
+                "to "
+                'the cluster as plain text, which the dashboard shows; give EnvVar("NAME"), which '
                 "is read on the cluster"
             )
         first = plan.specs[0]

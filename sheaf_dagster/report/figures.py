@@ -104,7 +104,7 @@ def _forecasts(forecasts: Forecasts, unit: str) -> Figure:
         sizing_mode="stretch_width",
         toolbar_options={"logo": None},
     )
-    return Figure("Forecasts", "A click on a word of a legend hides its line.", grid)
+    return Figure("Forecasts", "Click a word of a legend to hide its line.", grid)
 
 
 def _fan(fan: Fan, band: str, unit: str) -> Any:

@@ -67,7 +67,7 @@ class FileLock:
         if not self.held:
             raise SinkBusyError(
                 f"{self._what}: the folder {os.path.dirname(self._path)} was removed while this "
-                "job was writing, so that another job may be writing now. Run again"
+                "job was writing, so another job may be writing now. Run again"
             )
 
     def release(self) -> None:

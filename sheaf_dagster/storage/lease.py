@@ -111,7 +111,8 @@ class Lease:
             if self._version is None:
                 raise SinkBusyError(
                     f"{self._what} was taken over by another job while this one could not reach "
-                    "the store; its output stands. Run again if this one is wanted instead"
+                    "the store; the other job's output stands. Run again if you want this job's "
+                    "output instead"
                 )
 
     def release(self) -> None:

@@ -51,7 +51,7 @@ def answers_of_a_fresh_process(
             check=False,
         )
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it died without a word"])[-1]
+            last = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
             raise AssertionError(
                 f"the class and its arguments don't work in a fresh worker process: {last}"
             )

@@ -122,7 +122,7 @@ def _shapes(tested: BackendUnderTest) -> None:
 def _predict(tested: BackendUnderTest) -> None:
     alone = tested.loaded().predict(tested.requests[0])
     found = difference(plain(alone), plain(tested.batch()[0]), tested.tolerance)
-    assert found is None, f"predict() answers otherwise than batch_predict(): {found}"
+    assert found is None, f"predict() gives another answer than batch_predict(): {found}"
 
 
 def _repeatable(tested: BackendUnderTest) -> None:
@@ -144,7 +144,8 @@ def _seeded(tested: BackendUnderTest) -> None:
     require_same(
         tested.batch(),
         answers,
-        "another instance, made and loaded alike, answers otherwise; seed what is random from the "
+        "another instance, made and loaded in the same way, gives another answer; seed what is "
+        "random from the "
         "arguments and the requests",
     )
 

@@ -200,7 +200,7 @@ def test_a_batch_api_file_gives_a_batch_api_file(models, tmp_path):
         ),
         (
             line(0, "chat/completions", messages=called("dog")),
-            "'tool_calls', for which the model's chat template has no place",
+            "'tool_calls', which the model's chat template leaves out",
         ),
         (OpenAIBatchRequest(custom_id="r", url="/v1/rerank", body={}), "doesn't answer /v1/rerank"),
         (
@@ -637,7 +637,7 @@ def test_scores_that_are_no_numbers_fail_their_row(models):
     with torch.no_grad():  # of one word, which overflows
         backend._generator._model.get_input_embeddings().weight[WORDS.index("dog")] = torch.inf
 
-    with pytest.raises(ValueError, match=rf"{UUID(int=2)}: the model's scores .* in float32"):
+    with pytest.raises(ValueError, match=rf"{UUID(int=2)}: the model's token scores .* in float32"):
         backend.batch_predict([row(0, "cat", max_new_tokens=1), row(1, "dog", max_new_tokens=1)])
     assert backend.predict(row(0, "cat", max_new_tokens=1)).text is not None
 

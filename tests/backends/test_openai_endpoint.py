@@ -163,9 +163,7 @@ def test_a_server_that_dies_ends_the_job_retryable_and_the_next_run_goes_on(serv
     # A few at a time, so that what is answered by then are whole chunks, in whatever order.
     runner = BatchRunner(spec(server.url, max_in_flight=4))
 
-    with pytest.raises(
-        ServiceDownError, match=r"can't be reached .* what is answered is kept"
-    ) as e:
+    with pytest.raises(ServiceDownError, match=r"can't be reached .* answered rows are kept") as e:
         runner.run(job)
     assert e.value.retryable
     assert not sink.exists()
@@ -416,7 +414,7 @@ def answered(body: dict[str, Any], **fields: Any) -> bytes:
     ("status", "data", "headers", "wanted"),
     [
         (200, b'{"error": {"message": "no room", "code": 500}}', {}, (500, "no room")),
-        (200, b'{"choices": [', {}, (502, "answered what is no JSON")),
+        (200, b'{"choices": [', {}, (502, "gave an answer that is not JSON")),
         (200, b"", {}, (502, "no JSON")),
         (200, b"data: {}\n\n", {"Content-Type": "text/event-stream"}, (502, "no JSON object")),
         (413, b"<html>too large</html>", {}, (413, "too large")),
@@ -441,7 +439,7 @@ def test_an_odd_answer_to_a_row_is_that_rows_error(
     [
         (301, {"Location": "https://there/v1"}, r"redirects \(301\) to https://there/v1; set base_"),
         (302, {"Location": "/login"}, r"redirects \(302\) to /login"),
-        (402, {}, r"wants to be paid \(402\)"),
+        (402, {}, r"asks for payment \(402\)"),
         (403, {}, r"refuses the key \(403\)"),
     ],
 )  # fmt: skip

@@ -210,7 +210,7 @@ def test_a_secret_in_clear_gets_into_no_receipt(tmp_path, write_rows):
     result = run(job)
     model = doubler().model_copy(update={"backend_kwargs": {"api_key": "a secret of mine"}})
 
-    with pytest.raises(SpecError, match="api_key of backend_kwargs would stand in the receipt"):
+    with pytest.raises(SpecError, match="api_key of backend_kwargs would appear in the receipt"):
         write_receipt(ModelContext.of(model), job, result)
 
     assert leftovers(tmp_path) == ["out.jsonl"]

@@ -94,7 +94,9 @@ def test_a_secret_of_the_models_arguments_does_not_travel(tmp_path):
 
     result = project.run()
 
-    assert "hf_token of backend_kwargs would travel to the cluster in clear" in failure(result)
+    assert "hf_token of backend_kwargs would be sent to the cluster as plain text" in failure(
+        result
+    )
     assert "ijklmnop" not in failure(result)
 
 

@@ -235,7 +235,7 @@ def causes_of(error: BaseException | None) -> str:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"check_severities": {"no_such": "ERROR"}}, "no check is called 'no_such'"),
+        ({"check_severities": {"no_such": "ERROR"}}, "there is no check 'no_such'"),
         ({"op": {"name": "x"}}, "op takes pool, tags and backfill_policy"),
         ({"sink": "{root}/{day}.jsonl"}, "unknown placeholder {day}"),
         ({"compute": "actors"}, "compute='actors' needs num_actors"),

@@ -57,7 +57,7 @@ def test_a_secret_given_as_such_does_not_travel():
         },
     )
     with pytest.raises(
-        sd.SpecError, match=r"aws_session_token, secret would travel .* in clear.*EnvVar"
+        sd.SpecError, match=r"aws_session_token, secret would be sent .* as plain text.*EnvVar"
     ):
         named(storage)
 

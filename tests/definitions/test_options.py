@@ -84,7 +84,10 @@ def test_options_that_cannot_work_together_are_named(fields, message):
 
 
 def test_partitions_are_given_once():
-    with pytest.raises(sd.SpecError, match="partitions_def is an argument and the AssetSpec's"):
+    with pytest.raises(
+        sd.SpecError,
+        match="partitions_def is given as an argument and in the AssetSpec; give it once",
+    ):
         sd.build_batch_inference_asset(
             dg.AssetSpec("a", partitions_def=DAYS), **FILES_BY_DAY, partitions_def=DAYS
         )

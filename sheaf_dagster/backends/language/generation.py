@@ -125,8 +125,8 @@ class Generator:
             calls = any(m.get("tool_calls") for m in prompt.messages)
             if calls and text == self._render([_without_calls(m) for m in prompt.messages]):
                 raise ValueError(
-                    f"{prompt.row}: has messages with 'tool_calls', for which the model's chat "
-                    "template has no place; take a model that calls tools"
+                    f"{prompt.row}: has messages with 'tool_calls', which the model's chat "
+                    "template leaves out; use a model that calls tools"
                 )
             tokens = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         wanted = prompt.sampling.max_tokens or 1
@@ -193,7 +193,7 @@ class Generator:
         for task, is_lost in zip(tasks, draws.lost.tolist(), strict=True):
             if is_lost:
                 raise ValueError(
-                    f"{task.prompt.row}: the model's scores of tokens are no numbers in "
+                    f"{task.prompt.row}: the model's token scores are not numbers in "
                     f"{str(self._model.dtype).removeprefix('torch.')}; use dtype 'bfloat16' or "
                     "'float32'"
                 )

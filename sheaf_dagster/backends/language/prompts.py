@@ -287,7 +287,9 @@ def _message(place: str, message: Any) -> dict[str, Any]:
     if isinstance(content, list):
         for part in content:
             if isinstance(part, dict) and part.get("type") != "text":
-                raise ValueError(f"{place}.content' has a part that is no text: {part.get('type')}")
+                raise ValueError(
+                    f"{place}.content' has a part that is not text: {part.get('type')}"
+                )
         content = "".join(p if isinstance(p, str) else p["text"] for p in content)
     return _for_template({**message, "content": content})
 

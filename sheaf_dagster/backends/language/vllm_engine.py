@@ -142,7 +142,7 @@ class VllmEngine:
         if self._client.errored:
             raise ClusterError(
                 f"vLLM's engine has ended ({self._client.dead_error}); its own log says why. Run "
-                "the job again: what is answered is kept"
+                "the job again: answered rows are kept"
             )
         return _body_of(response)
 

@@ -106,7 +106,7 @@ def _connect(options: dict[str, Any], where: str) -> None:
     except (ConnectionError, RuntimeError, ValueError, OSError) as e:
         raise ClusterError(
             f"Ray at {where} can't be reached: {e}; check the address, that the cluster is up, and "
-            "that its Ray and Python versions are the driver's"
+            "that its Ray and Python versions match the driver's"
         ) from e
 
 

@@ -35,7 +35,7 @@ class ClusterConfig(BaseModel):
         default=None,
         gt=0,
         description="GPUs that all jobs of this library on the cluster may reserve together; "
-        "a job that would exceed it waits until it is its turn. None: no such limit.",
+        "a job that would exceed it waits for its turn. None: no such limit.",
     )
     cpu_limit: float | None = Field(
         default=None, gt=0, description="CPUs that a job may reserve; None: what the cluster has."
@@ -52,8 +52,9 @@ class ClusterConfig(BaseModel):
     )
     engine: Literal["auto", "ray_data", "ray_core"] = Field(
         default="auto",
-        description="What starts the workers: Ray Data; plain Ray, which is there four CPU seconds "
-        "earlier; or, by default, plain Ray for jobs of less than 2 GiB of input on a cluster of "
+        description="What starts the workers: Ray Data; plain Ray, which starts four CPU seconds "
+        "sooner; or, by default, plain Ray for jobs of less than 2 GiB of input on a "
+        "cluster of "
         "fixed size, and Ray Data for all others. The output is the same.",
     )
     holder: str = Field(

@@ -152,7 +152,7 @@ class _Place:
         while older := self._older_waiting():
             if not told:
                 names = "; ".join(f"{g.holder}: {', '.join(amounts(g.total))}" for g in older)
-                log.info("waiting for capacity: it is the turn of those who came first: %s", names)
+                log.info("waiting for capacity: jobs that came first have priority: %s", names)
                 told = True
             self._wait()
             time.sleep(0.5)

@@ -91,7 +91,7 @@ class ReusedAnswers:
         try:
             index = self._opened.enter_context(open_index(lies))
         except (IndexDamagedError, SourceError) as e:
-            log.warning("%s is damaged and of no use: %s. %s", lies.uri, e, anew)
+            log.warning("%s is damaged and can't be used: %s. %s", lies.uri, e, anew)
             return None
         if index is None:
             log.warning(
@@ -105,7 +105,7 @@ class ReusedAnswers:
         if then != made_by:
             names = [n for n in {**made_by, **then} if made_by.get(n) != then.get(n)]
             log.warning(
-                "%s: its answers aren't reused, for something else made them: %s changed. %s",
+                "%s: its answers aren't reused, because %s changed since they were made. %s",
                 output.uri,
                 ", ".join(names),
                 anew,

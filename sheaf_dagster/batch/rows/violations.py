@@ -113,7 +113,7 @@ class Violations:
             Violation(
                 line=number,
                 field=REST if self.redact else shortened(_printable(one.field), 200),
-                message="stands more than once in one object, and strict=True refuses it",
+                message="appears more than once in one object, and strict=True refuses it",
             )
             for one in lost
             if not one.number and strict

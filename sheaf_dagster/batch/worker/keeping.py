@@ -105,15 +105,16 @@ def _require_answer_of(where: str, row: Row, line: bytes, answer: bytes, *, prov
     found = None if asked is None else _identity_in(answer, asked)
     if not is_answered_by(request, row.position, line, found):
         raise PreviousOutputError(
-            f"{where}, {named_lines(where, [row])}: the last output has in its place the answer of another "
-            "row, so rows were added, removed, moved or changed since; run the whole file"
+            f"{where}, {named_lines(where, [row])}: the last output has another row's answer in its "
+            "place, so rows were added, removed, moved or changed since; run the whole file"
         )
     # An id that was derived shows that the row's content is the same.
     derived = asked is not None and "request_id" not in given_fields(request)
     if not (proven or derived):
         raise PreviousOutputError(
-            f"{where}, {named_lines(where, [row])}: the source has changed since the last output, and nothing "
-            "shows that this row has not: it brings an id of its own, or none. Run the whole file"
+            f"{where}, {named_lines(where, [row])}: the source has changed since the last output, "
+            "and nothing shows that this row has not changed: it has an id of its own, or none. "
+            "Run the whole file"
         )
 
 

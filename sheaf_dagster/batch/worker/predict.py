@@ -140,8 +140,9 @@ class Predictor:
         if not any(map(self._is_finite_alone, probes)):
             return answers
         self.on_halve(
-            f"{self.where}, {named_lines(self.where, rows)}: {self._name} answered no row of this batch with "
-            "finite numbers, though it does when they are alone; they are asked one at a time. "
+            f"{self.where}, {named_lines(self.where, rows)}: {self._name} gave no finite answer "
+            "to any row of this batch, but does so for each row alone; the rows are run one at a "
+            "time. "
             "Look for a row that spoils the others"
         )
         return [answer for row in rows for answer in self.run([row])]

@@ -187,7 +187,8 @@ class S3Join(Join):
             what = scrub(describe(error), self._target.location.options)
             raise SinkError(
                 f"{self._target.uri}: the commit failed ({what}), and the store could not be asked "
-                "whether it was carried out after all; the sink is as it was, or whole and new. "
+                "whether it was carried out after all; the sink is either unchanged or complete "
+                "and new. "
                 "Run again once the store answers"
             ) from self._target.location.cause(e)
         mine = found.get("Metadata", {}).get(_MARK) == self._mark

@@ -136,7 +136,7 @@ def test_pools_are_reserved_whole_and_in_turn(ray_cluster, caplog):
     start("first", 3, lambda: got == ["first"])
     start("large", 4, lambda: "also waiting: large: 4 GPUs" in describe_capacity())
     # One GPU is free, but "small" would push in before "large", which came first.
-    start("small", 1, lambda: "the turn of those who came first: large: 4 GPUs" in caplog.text)
+    start("small", 1, lambda: "jobs that came first have priority: large: 4 GPUs" in caplog.text)
     assert got == ["first"]
     release["first"].set()
     wait_until(lambda: len(got) > 1, "the large pool")
