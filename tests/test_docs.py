@@ -122,6 +122,33 @@ def test_backends_shown_take_the_arguments_that_they_are_shown_with():
     assert any(backend.startswith("example_project.") for backend, _ in checked)
 
 
+def test_the_table_of_deviations_names_each_backend_with_what_it_counts():
+    from sheaf_dagster.backends.registry import _BUILTIN
+    from sheaf_dagster.contracts.base import DEVIATIONS
+
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    _, _, table = page.partition("| backend | makes an error row of | counts as |")
+    told: dict[str, set[str]] = {}
+    for row in table.partition("\n\n")[0].splitlines()[2:]:
+        names, _, counts = row.strip("|").split(" | ")
+        told |= dict.fromkeys(re.findall(r"`(\w+)`", names), {d for d in DEVIATIONS if d in counts})
+
+    def noted(module: str, seen: set[str]) -> set[str]:
+        """What a backend's module, and those that it uses, note with ``deviates``."""
+        seen.add(module)
+        text = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+        used = re.findall(
+            r"^from (sheaf_dagster\.backends\.(?!base|common)\S+) import", text, re.MULTILINE
+        )
+        found = set(re.findall(r'deviates\("(\w+)"\)', text))
+        return found.union(*(noted(other, seen) for other in used if other not in seen))
+
+    assert told.keys() == _BUILTIN.keys()
+    for backend, place in _BUILTIN.items():
+        if backend != "sentence_transformers":  # it shares a module with what generates
+            assert noted(place.partition(":")[0], set()) == told[backend], backend
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_shown_exist(page):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
