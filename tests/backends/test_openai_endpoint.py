@@ -217,7 +217,7 @@ def test_rows_that_fail_one_after_the_other_end_the_job(server, backend_of):
 
     with pytest.raises(RefusedError):
         backend.batch_predict([line(i, f"fault=500 {i}") for i in range(2)])
-    with pytest.raises(ServiceDownError, match="failed at 3 rows one after the other"):
+    with pytest.raises(ServiceDownError, match="failed at 3 rows in a row"):
         for answer in _one_batch(backend, [line(i, f"fault=500 {i}") for i in range(5)]):
             if isinstance(answer, ServiceDownError):
                 raise answer

@@ -192,7 +192,7 @@ def test_failed_rows_may_be_mended_in_the_source(source, tmp_path):
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        ({"line": 302, "value": 5}, r"in.jsonl, line 302: .* the answer of another row"),
+        ({"line": 302, "value": 5}, r"in.jsonl, line 302: .* another row's answer"),
         ({"line": 5}, r"out.jsonl has 1,000 lines, but the source has 999 rows"),
     ],
 )

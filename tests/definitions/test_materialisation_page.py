@@ -486,7 +486,7 @@ def test_severity_decides_whether_downstream_waits(tmp_path, severity, downstrea
 
 
 def test_a_check_that_does_not_exist_has_no_severity(tmp_path):
-    with pytest.raises(sd.SpecError, match="there is no check 'order'; there are input_rows_"):
+    with pytest.raises(sd.SpecError, match="there is no check 'order'; known: input_rows_"):
         Project(tmp_path, check_severities={"order": dg.AssetCheckSeverity.WARN})
 
 

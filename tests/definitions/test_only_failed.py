@@ -96,7 +96,7 @@ def test_what_dagster_knows_of_source_and_model_decides_what_may_be_kept(project
     renewed.instance = project.instance
     other = renewed.run(KEYS[1], KEYS[1], config=ONLY)
 
-    assert "line 2: the last output has in its place the answer of another row" in failure(changed)
+    assert "line 2: the last output has another row's answer in its place" in failure(changed)
     assert values(project, KEYS[1]) == [None, 8, 10]
     assert project.logged(changed.run_id) == [KEYS[0]]
     assert "has the answers of another model than 'doubler' is now" in failure(other)
