@@ -202,7 +202,12 @@ def test_a_batch_api_file_gives_a_batch_api_file(models, tmp_path):
             line(0, "chat/completions", messages=called("dog")),
             "'tool_calls', which the model's chat template leaves out",
         ),
-        (OpenAIBatchRequest(custom_id="r", url="/v1/rerank", body={}), "doesn't answer /v1/rerank"),
+        (
+            OpenAIBatchRequest(
+                custom_id="r", url="/v1/rerank", body={"query": "a", "documents": ["b"]}
+            ),
+            "doesn't answer /v1/rerank",
+        ),
         (
             OpenAIBatchRequest(custom_id="e", url="/v1/embeddings", body={"input": "a"}),
             "sentence_transformers",
