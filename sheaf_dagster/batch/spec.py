@@ -153,8 +153,7 @@ class BatchOptions(Spec):
         allow_inf_nan=False,
         description="Cost at which the job ends, by price_per_million: for all its files "
         "together, with resumed rows. It is checked after each chunk, so rows under "
-        "way come on top. "
-        "Answered rows are kept for a run with a higher limit.",
+        "way come on top. Answered rows are kept for a run with a higher limit.",
     )
     max_tokens_total: int | None = Field(
         default=None,

@@ -76,7 +76,7 @@ def shortage(
             return (
                 f"{spell_demand(workers, each, name, compute)}, but the Ray cluster has "
                 f"{amount(name, total)} in {len(nodes)} node(s); lower num_actors or the model's "
-                f"resources, or use a larger cluster"
+                "resources, or use a larger cluster"
             )
     wanted = ", ".join(amounts(demand))
     return (

@@ -54,8 +54,7 @@ class ClusterConfig(BaseModel):
         default="auto",
         description="What starts the workers: Ray Data; plain Ray, which starts four CPU seconds "
         "sooner; or, by default, plain Ray for jobs of less than 2 GiB of input on a "
-        "cluster of "
-        "fixed size, and Ray Data for all others. The output is the same.",
+        "cluster of fixed size, and Ray Data for all others. The output is the same.",
     )
     holder: str = Field(
         default="",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from tempfile import TemporaryFile
 from typing import IO
 
@@ -52,7 +53,7 @@ class Repeats:
 
     def __init__(self, digests: RowDigests, chunks: Sequence[Chunk]) -> None:
         rows, firsts = [_NONE], [_NONE]
-        with SortedSpill(_PLACED) as spill:
+        with closing(SortedSpill(_PLACED)) as spill:
             for chunk in chunks:
                 some = digests.of(chunk)
                 placed = np.empty(len(some), dtype=_PLACED)

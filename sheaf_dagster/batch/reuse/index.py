@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from tempfile import TemporaryFile
-from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
@@ -89,13 +88,8 @@ class IndexWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._spill.__exit__(kind, error, traceback)
+    def __exit__(self, *_: object) -> None:
+        self._spill.close()
         self._file.close()
 
     def add(self, digests: Digests, lines: Lines) -> None:

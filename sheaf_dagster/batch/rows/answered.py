@@ -138,8 +138,11 @@ class _Columns:
             kept = [self._kept_columns.read(text) for text in fields]
         try:
             batch, bad = self._batch([*map(self._fields, answers, repeat(_own_fields), kept)])
+            dumped = [a for a in answers if isinstance(a, BaseModel) and not writes_fields(type(a))]
         except Exception:  # what pydantic writes in a form of its own
             batch, bad = self._batch([*map(self._fields, answers, repeat(_dumped), kept)])
+            dumped = [a for a in answers if isinstance(a, BaseModel)]
+        bad += sum(map(_lost_in_dump, dumped))
         self._batches.append(batch)
         self._kept += kept if self._keep else ()
         self._at += positions
@@ -260,6 +263,11 @@ def _own_fields(response: BaseModel) -> dict[str, Any]:
 
 def _dumped(response: BaseModel) -> dict[str, Any]:
     return response.model_dump(mode="json")
+
+
+def _lost_in_dump(response: BaseModel) -> int:
+    """Numbers that aren't finite, in values of any type: pydantic itself makes them null."""
+    return max(0, non_finite_in(response.model_dump()) - non_finite_in(_dumped(response)))
 
 
 def _converter(type: pa.DataType) -> Callable[[Any], Any] | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 from uuid import UUID
 
@@ -80,14 +79,9 @@ class SeenKeys:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._spill is not None:
-            self._spill.__exit__(kind, error, traceback)
+            self._spill.close()
 
     def add(self, file: int, packed: bytes) -> None:
         """Takes the keys of a source's next chunk."""

@@ -258,3 +258,13 @@ def test_a_number_beyond_float32_is_null_and_counted():
     largest = pa.scalar(3.4028235e38, pa.float32()).as_py()
     assert row["embeddings"] == [[None, as_float32, None, largest]]
     assert bad == 2
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_a_number_that_is_not_finite_is_counted_in_a_value_of_any_type(number):
+    answer = Rich(
+        request_id=uuid.UUID(int=1), model_name="", metadata={"x": number}, boxes=[], best=None,
+        colour=Colour.RED, at=None, sizes=None, choice=0, either=0, pair=(0.0, 0.0), vector=None,
+    )  # fmt: skip
+
+    assert written(table_of(Rich), [answer], [0])[1] == written(JsonLines(), [answer])[1] == 1
