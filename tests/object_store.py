@@ -14,7 +14,9 @@ needs_if_match = pytest.mark.skipif("SHEAF_SWIFT" in os.environ, reason="Swift h
 changes_requests = pytest.mark.skipif(
     "SHEAF_SWIFT" in os.environ, reason="Swift checks what is signed, and refuses what was changed"
 )
-checks_no_keys = pytest.mark.skipif("SHEAF_SWIFT" in os.environ, reason="Swift knows its users")
+checks_no_keys = pytest.mark.skipif(
+    "SHEAF_SWIFT" in os.environ, reason="uses a wrong secret, which Swift refuses"
+)
 
 KEY = "AKIATESTONLYKEY00001"
 SECRET = "test-only-secret-access-key-0123456789"
