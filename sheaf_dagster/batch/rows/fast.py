@@ -7,7 +7,7 @@ general codec's to accept or to refuse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NotRequired
 
@@ -88,42 +88,35 @@ def _acceptor(plain: PlainModel, keep: tuple[str, ...]) -> Accepts:
     if passing is None:
         return _never
     types, required = passing
-    columns = [
-        (name, type_) if name in required else (name, type_ | msgspec.UnsetType, msgspec.UNSET)
-        for name, type_ in types.items()
-    ]
     # Read, not passed over: what is no JSON must not get by.
-    others = {f"_{i}": name for i, name in enumerate(keep) if name not in plain.model.model_fields}
-    columns += [(field, Any | msgspec.UnsetType, msgspec.UNSET) for field in others]
-    row = msgspec.defstruct(
-        "Row", columns, kw_only=True, forbid_unknown_fields=True, gc=False, rename=others
-    )
-    nested = bool(others) or any("dict" in str(type_) for type_ in types.values())
-    decode, values_of = msgspec.json.Decoder(row).decode, msgspec.structs.astuple
-    at = [name for name, *_ in columns].index(IDENTITY) if IDENTITY in types else None
+    others = {name: Any for name in keep if name not in plain.model.model_fields}
+    columns = {**types, **others}
+    decode = _decoder(columns, required)
+    nested = [n for n, type_ in columns.items() if type_ is Any or "dict" in str(type_)]
 
     def accepts(line: bytes) -> Any:
         try:
-            values = values_of(decode(line))
+            given = decode(line)
         except _REFUSED:
             return False
-        number = len(values) - values.count(msgspec.UNSET)
-        if nested:
-            number += sum([len(value) for value in values if type(value) is dict])
-        if not has_names(line, number):  # or one may stand twice
+        number = len(given)
+        for name in nested:
+            if type(value := given.get(name)) is dict:
+                number += len(value)
+        if not has_names(line, number):  # one is unknown, or stands twice
             return False
-        given = None if at is None else values[at]
-        return True if given is None or given is msgspec.UNSET else given
+        return given.get(IDENTITY) or True
 
     return accepts
 
 
+def _decoder(columns: Mapping[str, Any], required: Container[str]) -> Callable[[bytes], Any]:
+    fields = {n: type_ if n in required else NotRequired[type_] for n, type_ in columns.items()}
+    return msgspec.json.Decoder(TypedDict("Row", fields)).decode  # type: ignore[operator]
+
+
 def _reader(plain: PlainModel) -> Read:
-    columns = {
-        name: type_ if name in plain.required else NotRequired[type_]
-        for name, type_ in plain.types.items()
-    }
-    decode = msgspec.json.Decoder(TypedDict("Row", columns)).decode  # type: ignore[operator]
+    decode = _decoder(plain.types, plain.required)
     make, defaults = maker(plain.model), plain.defaults
     factories, members, validators = plain.factories, plain.members, plain.validators
 
