@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from sheaf_dagster.batch.rows.content import content_digest
 from sheaf_dagster.contracts import OpenAIBatchRequest
@@ -52,6 +54,17 @@ def test_it_is_the_same_however_it_is_written(one, other):
 @pytest.mark.parametrize(("one", "other"), DIFFERENT)
 def test_it_is_another_where_a_value_is(one, other):
     assert digest(one.encode()) != digest(other.encode())
+
+
+def test_digits_beyond_a_float_count_where_the_contract_reads_them():
+    class Priced(BaseModel):
+        price: Decimal
+
+    one, other = (b'{"price":0.12345678901234567%d}' % last for last in (1, 2))
+
+    assert digest(one) == digest(other)  # to a float both are the same
+    assert content_digest(Priced)(one) != content_digest(Priced)(other)
+    assert content_digest(Priced)(one) == content_digest(Priced)(one.replace(b":", b" : "))
 
 
 def test_who_asks_is_part_of_the_whole():
