@@ -96,7 +96,7 @@ def _filled(
             continue
         lines[n] = with_fields_anew(line, job.keep, row.fields) if job.keep else line
         answers[n : n + 1] = True
-        more, bad = counted(line, contract.response)
+        more, bad = counted([line], contract.response)
         counts.update(more)
         counts[REPEATED] += 1
         non_finite += bad

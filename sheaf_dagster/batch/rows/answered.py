@@ -81,13 +81,13 @@ class _Lines:
         answers: Sequence[Answer],
         fields: Sequence[bytes] | None = None,
     ) -> int:
-        lines, bad = response_lines([a for a in answers if isinstance(a, BaseModel)])
+        lines, bad = response_lines([a for a in answers if not isinstance(a, bytes)])
         if len(lines) < len(answers):
             made = iter(lines)
-            lines = [next(made) if isinstance(a, BaseModel) else a for a in answers]
+            lines = [a if isinstance(a, bytes) else next(made) for a in answers]
         if fields is not None:
             lines = [
-                (with_fields if isinstance(a, BaseModel) else with_free_fields)(line, own)
+                (with_free_fields if isinstance(a, bytes) else with_fields)(line, own)
                 for a, line, own in zip(answers, lines, fields, strict=True)
             ]
         first = positions[0]
@@ -141,7 +141,7 @@ class _Columns:
             dumped = [a for a in answers if isinstance(a, BaseModel) and not writes_fields(type(a))]
         except Exception:  # what pydantic writes in a form of its own
             batch, bad = self._batch([*map(self._fields, answers, repeat(_dumped), kept)])
-            dumped = [a for a in answers if isinstance(a, BaseModel)]
+            dumped = [a for a in answers if not isinstance(a, bytes)]
         bad += sum(map(_lost_in_dump, dumped))
         self._batches.append(batch)
         self._kept += kept if self._keep else ()

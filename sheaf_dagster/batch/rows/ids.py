@@ -56,7 +56,7 @@ class Identity(NamedTuple):
 
 
 class _Id(msgspec.Struct, gc=False):
-    request_id: str | None = None
+    request_id: UUID | None = None
 
 
 @lru_cache(maxsize=64)
@@ -82,11 +82,10 @@ def id_reader(contract: type[BaseModel]) -> Callable[[bytes], UUID | None] | Non
 
     def read(line: bytes) -> UUID | None:
         try:
-            id = decode(line).request_id
-        except msgspec.MsgspecError:  # NaN, half a surrogate
+            return decode(line).request_id
+        except msgspec.MsgspecError:  # NaN, half a surrogate, another spelling of an id
             request: Any = read_whole(line)
             return request.request_id if "request_id" in given_fields(request) else None
-        return None if id is None else UUID(id)
 
     return read
 

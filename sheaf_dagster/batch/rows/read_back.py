@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, get_args
 
@@ -52,38 +53,50 @@ class FailedLines:
         return True
 
 
-def counted(line: bytes, response: type[BaseModel]) -> tuple[Counter[str], int]:
-    """What a kept answer counts for.
+def counted(lines: Sequence[bytes], response: type[BaseModel]) -> tuple[Counter[str], int]:
+    """What kept answers count for.
 
     Args:
-        line: The answer.
-        response: Its contract.
+        lines: The answers.
+        response: Their contract.
 
     Returns:
         Deviations by the first letters of their kinds and tokens by those of ``KEPT_TOKENS``, and
         how many numbers were not finite.
     """
     counts: Counter[str] = Counter()
-    tells = b'"deviations"' in line or _tells_tokens(response)
-    if not tells and _may_be_null(line, response):
-        return counts, 0
+    non_finite = 0
+    if _tells_nothing(b"\n".join(lines), response):  # the common case, at a glance
+        return counts, non_finite
+    for line in lines:
+        if not _tells_nothing(line, response):
+            non_finite += _count(line, response, counts)
+    return counts, non_finite
+
+
+def _tells_nothing(text: bytes, response: type[BaseModel]) -> bool:
+    """Whether there is surely nothing to count in some lines."""
+    tells = b'"deviations"' in text or _tells_tokens(response)
+    return not tells and _may_be_null(text, response)
+
+
+def _count(line: bytes, response: type[BaseModel], into: Counter[str]) -> int:
     answer: Any
     non_finite = 0
     try:
         answer = response.model_validate_json(line)
     except ValidationError as e:
         non_finite, answer = _nulls(e), orjson.loads(line)
-    if tells:
-        counts.update(kind[0] for kind in deviations_of(answer))
-        for kind, tokens in tokens_of(answer).items():
-            counts[KEPT_TOKENS[kind]] += tokens
-    return counts, non_finite
+    into.update(kind[0] for kind in deviations_of(answer))
+    for kind, tokens in tokens_of(answer).items():
+        into[KEPT_TOKENS[kind]] += tokens
+    return non_finite
 
 
-def _may_be_null(line: bytes, response: type[BaseModel]) -> bool:
-    """Whether each null of an answer is surely the value of a field that may be null."""
-    nulls = line.count(b"null")
-    return not nulls or nulls == sum(map(line.count, _null_fields(response)))
+def _may_be_null(text: bytes, response: type[BaseModel]) -> bool:
+    """Whether each null of some answers is surely the value of a field that may be null."""
+    nulls = text.count(b"null")
+    return not nulls or nulls == sum(map(text.count, _null_fields(response)))
 
 
 @lru_cache(maxsize=64)

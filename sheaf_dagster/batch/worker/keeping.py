@@ -66,6 +66,7 @@ def rows_to_run(
                 rows = contract.named(numbered, position, occurrence_of)
             else:
                 rows = contract.parse_all(numbered, position, invalid, occurrence_of)
+            keeping, own_answers = [], []
             for row, (number, line), answer in zip(rows, numbered, answers, strict=True):
                 if number in invalid:
                     making.reject(row, contract.why_invalid(number, line))
@@ -80,7 +81,9 @@ def rows_to_run(
                     if own is None:
                         to_run += contract.parse([(number, line)], row.position, occurrence_of)
                     else:
-                        making.keep(row, own, contract.response)
+                        keeping.append(row)
+                        own_answers.append(own)
+            making.keep(keeping, own_answers, contract.response)
             position += len(some)
     return to_run
 

@@ -94,16 +94,21 @@ class ChunkInMaking:
                 f"{self.chunk.first_line}); run again once its writer has finished"
             )
 
-    def keep(self, row: Row, answer: bytes, response: type[BaseModel]) -> None:
-        """Puts the answer that a row keeps in its place; in the thread that reads."""
-        keep = self.job.keep
-        line = with_fields_anew(answer, keep, row.fields) if keep else answer
-        self._answers.add([row.position - self.chunk.first_row], [line])
-        self._left -= 1
-        counts, non_finite = counted(answer, response)
-        if counts:
-            self._counts.update(counts)
-        self._counts[KEPT] += 1
+    def keep(
+        self, rows: Sequence[Row], answers: Sequence[bytes], response: type[BaseModel]
+    ) -> None:
+        """Puts the answers that some rows keep in their places; in the thread that reads."""
+        if not rows:
+            return
+        keep, lines = self.job.keep, answers
+        if keep:
+            own = zip(rows, answers, strict=True)
+            lines = [with_fields_anew(line, keep, row.fields) for row, line in own]
+        self._answers.add([row.position - self.chunk.first_row for row in rows], lines)
+        self._left -= len(rows)
+        counts, non_finite = counted(answers, response)
+        self._counts.update(counts)
+        self._counts[KEPT] += len(rows)
         self._non_finite += non_finite
 
     def repeat(self, row: Row) -> None:
