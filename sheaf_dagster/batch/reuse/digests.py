@@ -10,9 +10,9 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from sheaf_dagster.batch.reuse.spill import Digests, SortedSpill, digests_of
 from sheaf_dagster.batch.rows.content import DIGEST_BYTES
 from sheaf_dagster.batch.rows.findings import ChunkFindings
+from sheaf_dagster.batch.rows.spill import Digests, SortedSpill, digests_of
 from sheaf_dagster.storage import Chunk
 
 __all__ = ["Repeats", "RowDigests"]

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sheaf_dagster.batch.kept import Lines
-from sheaf_dagster.batch.reuse.spill import Digests, SortedSpill
+from sheaf_dagster.batch.rows.spill import Digests, SortedSpill
 from sheaf_dagster.storage import Location, store_at
 
 __all__ = ["AnswerIndex", "IndexDamagedError", "IndexHead", "IndexWriter", "index_of", "open_index"]

@@ -9,9 +9,10 @@ nothing. Two contents of one hash would only have each other's rows counted: ids
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import cache
-from itertools import islice, pairwise
+from itertools import islice
 from tempfile import SpooledTemporaryFile
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from sheaf_dagster.batch.rows.content import DIGEST_BYTES, content_digest
+from sheaf_dagster.batch.rows.spill import SortedSpill
 
 __all__ = [
     "ContentsOfChunk",
@@ -35,11 +37,11 @@ OccurrenceOf = Callable[[int], int]
 
 _HASH_BYTES = 8
 _HASH = np.dtype("<u8")
+_RECORD = np.dtype([("high", _HASH)])
 _NONE = np.empty(0, dtype=_HASH)
 _IN_MEMORY = 2**20
-_BUCKETS = 64
 _BLOCK = 2**17
-"""Hashes that are sorted at a time."""
+"""Hashes that are read at a time."""
 _LINES = 2**12
 
 
@@ -151,36 +153,15 @@ class Occurrences:
     def _shared(self) -> NDArray[np.uint64]:
         """The hashes that occur more than once, sorted."""
         self._file.seek(0)
-        if sum(self._sizes) <= _IN_MEMORY:
-            return _more_than_once([np.frombuffer(self._file.read(), dtype=_HASH)])
-        buckets = [SpooledTemporaryFile[bytes](_IN_MEMORY // 8) for _ in range(_BUCKETS)]
-        for hashes in _blocks(self._file):
-            hashes = np.sort(hashes)
-            edges = np.arange(1, _BUCKETS, dtype=np.uint64) * np.uint64(2**64 // _BUCKETS)
-            cuts = [0, *np.searchsorted(hashes, edges).tolist(), len(hashes)]
-            for bucket, (start, stop) in zip(buckets, pairwise(cuts), strict=True):
-                bucket.write(hashes[start:stop].tobytes())
-        found = []
-        for bucket in buckets:
-            with bucket:
-                bucket.seek(0)
-                found.append(_more_than_once(_blocks(bucket)))
+        found = [_NONE]
+        with closing(SortedSpill(_RECORD)) as spill:
+            while data := self._file.read(_BLOCK * _HASH_BYTES):
+                hashes = np.frombuffer(data, dtype=_HASH)
+                spill.add(hashes[hashes != 0].view(_RECORD))
+            for records in spill.in_order():
+                hashes = records["high"]
+                found.append(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
         return np.concatenate(found)
-
-
-def _blocks(file: SpooledTemporaryFile[bytes]) -> Iterator[NDArray[np.uint64]]:
-    while data := file.read(_BLOCK * _HASH_BYTES):
-        yield np.frombuffer(data, dtype=_HASH)
-
-
-def _more_than_once(blocks: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
-    once, more = _NONE, _NONE
-    for block in blocks:
-        values, counts = np.unique(block, return_counts=True)
-        more = np.union1d(more, values[(counts > 1) | np.isin(values, once)])
-        once = np.union1d(once, values)
-    shared: NDArray[np.uint64] = more[more != 0]
-    return shared
 
 
 def _counted(

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from sheaf_dagster.batch.reuse.spill import SortedSpill
 from sheaf_dagster.batch.rows.content import identity_field
+from sheaf_dagster.batch.rows.spill import SortedSpill
 
 __all__ = ["Duplicate", "KeysOfChunk", "SeenKeys", "key_field", "unique_key"]
 

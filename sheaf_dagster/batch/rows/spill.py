@@ -32,7 +32,7 @@ class SortedSpill:
     """Takes records in any order and gives them back sorted; on disk where there are many.
 
     Args:
-        dtype: Of the records, which have fields ``high`` and ``low``.
+        dtype: Of the records: they are sorted by ``high``, and by ``low`` where they have it.
     """
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
@@ -60,4 +60,5 @@ class SortedSpill:
         for _, file in sorted(self._buckets.items()):
             file.seek(0)
             records = np.frombuffer(file.read(), dtype=self._dtype)
-            yield records[np.lexsort((records["low"], records["high"]))]
+            keys = [records[name] for name in ("low", "high") if name in (self._dtype.names or ())]
+            yield records[np.lexsort(keys)]
