@@ -118,6 +118,8 @@ def _turn(jobs: Jobs, batches: Iterator[Batch]) -> _Turn:
         slow = far or jobs.loaded.usual_seconds > _OVERLAP_FROM_SECONDS
         if report is not None or slow or perf_counter() > until:
             return _Turn(report, slow=slow)
+        # Else these rows and answers would be there until the next are.
+        del batch, finish
     return _Turn(ended=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -52,8 +53,8 @@ def _read_chunk(
         require_visible(making.where, job.texts[chunk.file], job.store.folder)
         data = read()
         making.require_validated(data)
-        for rows in _batches(context, sizer, making, data):
-            yield Batch(making, rows)
+        # Not in a loop of its own, whose variable would hold rows while the next are read.
+        yield from map(partial(Batch, making), _batches(context, sizer, making, data))
     except Exception as e:
         yield Batch(making, (), e)
 
