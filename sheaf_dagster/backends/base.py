@@ -179,6 +179,18 @@ class ModelBackend(ABC):
         """
         return len(sizes) * max(sizes)
 
+    def device_size(self, prepared: Sequence[Any], sizes: Sequence[int]) -> int:
+        """What the device had in all for the rows of one batch, in the measure of ``size``.
+
+        By default what ``padded_size`` says of their sizes: override it where sizes alone don't tell
+        how ``infer`` pads, because a row holds several texts, or all are filled up to one length.
+
+        Args:
+            prepared: What ``prepare`` made of the rows.
+            sizes: The size of each.
+        """
+        return self.padded_size(sizes)
+
     window_rows: ClassVar[int | None] = None
     """Rows of the file out of which batches are taken by ``size``, so that little is padding.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.common.digest import weights_digest
 from sheaf_dagster.backends.common.libraries import pick_device, require, use_own_threads
+from sheaf_dagster.backends.forecasting.magnitude import LARGE, overflows
 from sheaf_dagster.backends.forecasting.row_draws import drawing_by_row
 from sheaf_dagster.contracts import ModelType, OutputMode, TimeSeriesRequest, TimeSeriesResponse
 from sheaf_dagster.errors import SpecError
@@ -131,16 +132,21 @@ class ChronosBackend(ModelBackend):
         variates, steps = prepared.history.shape
         return int(variates * min(steps, self._context))
 
+    def device_size(self, prepared: Sequence[_Prepared], sizes: Sequence[int]) -> int:
+        """Values of all histories, each filled up to the longest of those forecast together."""
+        return sum(
+            sum(len(prepared[i].history) for i in members)
+            * max(min(prepared[i].history.shape[1], self._context) for i in members)
+            for members in _together(prepared)
+        )
+
     def infer(self, prepared: Sequence[_Prepared]) -> list[Any]:
         """One array a row (shape: paths, or trained levels, × horizon)."""
         import torch
 
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for i, row in enumerate(prepared):
-            groups[row.horizon, row.paths].append(i)
         found: dict[int, Any] = {}
         with torch.inference_mode():  # less bookkeeping than the no_grad of the pipelines
-            for members in groups.values():
+            for members in _together(prepared):
                 made = self._forecasts([prepared[i] for i in members])
                 found.update(zip(members, made, strict=True))
         return [found[i] for i in range(len(prepared))]
@@ -181,12 +187,12 @@ class ChronosBackend(ModelBackend):
         _check(request)
         given = np.array(request.history if joint else request.target_history, dtype=np.float64)
         given = np.atleast_2d(given.T)
-        if given.size and given.min() > -_LARGE and given.max() < _LARGE:
+        if given.size and given.min() > -LARGE and given.max() < LARGE:
             return given.astype(np.float32)  # as nearly every row is: all there, and of some size
         with np.errstate(over="ignore"):
             values = given.astype(np.float32)
         row = f"request {request.request_id}"
-        if self._family != _DRAWS and _overflows(values):
+        if self._family != _DRAWS and overflows(values):
             raise ValueError(
                 f"{row}: the values of 'history' are too large, or too far apart, for the model, "
                 "which computes in float32; give the values in another unit"
@@ -266,6 +272,14 @@ class ChronosBackend(ModelBackend):
         return (int.from_bytes(own[:6], "big") + self._seed) % 2**63
 
 
+def _together(rows: Sequence[_Prepared]) -> Collection[list[int]]:
+    """Rows that are forecast together, by their places."""
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        groups[row.horizon, row.paths].append(i)
+    return groups.values()
+
+
 def _check(request: TimeSeriesRequest) -> None:
     if request.history is None:
         raise ValueError(
@@ -280,29 +294,6 @@ def _check(request: TimeSeriesRequest) -> None:
                 raise ValueError(
                     f"request {request.request_id}: quantile level {q:g} is not in 0..1"
                 )
-
-
-_LARGE = 1e18
-"""Up to here squares are float32, too."""
-_TOO_LARGE = 1e24
-"""From here on the rounding error of a mean has a square that isn't."""
-
-
-def _overflows(values: Any) -> bool:
-    """Whether a variance overflows, by which Bolt and Chronos-2 scale their input.
-
-    They put the largest float32 in its place then, and their answers have no likeness to the input.
-    """
-    import numpy as np
-
-    for variate in values:
-        known = variate[np.isfinite(variate)].astype(np.float64)
-        largest = np.abs(known).max(initial=0)
-        if largest > _TOO_LARGE:
-            return True
-        if largest > _LARGE and np.square(known - known.mean()).sum() > np.finfo(np.float32).max:
-            return True
-    return False
 
 
 def _are_finite(forecasts: Sequence[Any]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -147,27 +147,25 @@ class ImageEmbedderBackend(ModelBackend):
             return sum(map(len, prepared.inputs))
         return sum(int(image.shape[-2] * image.shape[-1]) for image in prepared.inputs)
 
-    def padded_size(self, sizes: Sequence[int]) -> int:
-        """All pixels of the rows' images, whatever number each has: none is padded."""
-        return sum(sizes)
+    def device_size(self, prepared: Sequence[_Prepared], sizes: Sequence[int]) -> int:
+        """Pixels, of which none is padded, and the tokens to which texts are filled up."""
+        of_images = sum(s for row, s in zip(prepared, sizes, strict=True) if not row.are_texts)
+        texts = (places for is_text, places in self._passes(prepared) if is_text)
+        return of_images + sum(
+            len(places) * self._filled([prepared[i].inputs[j] for i, j in places])
+            for places in texts
+        )
 
     def infer(self, prepared: Sequence[_Prepared]) -> list[_Embedded]:
         """Each row's vectors (shape: its inputs × dimensions)."""
         import numpy as np
 
-        # Most processors give one size; where one doesn't, sizes don't mix.
-        groups: dict[tuple[int, ...] | None, list[tuple[int, int]]] = defaultdict(list)
-        for i, row in enumerate(prepared):
-            for j, one in enumerate(row.inputs):
-                groups[None if row.are_texts else one.shape].append((i, j))
         found = [np.zeros((len(row.inputs), self._dim), dtype=np.float32) for row in prepared]
-        for shape, places in groups.items():
-            embed = self._embed_tokens if shape is None else self._embed_pixels
-            for start in range(0, len(places), self._encode_batch_size):
-                some = places[start : start + self._encode_batch_size]
-                vectors = embed([prepared[i].inputs[j] for i, j in some])
-                for (i, j), vector in zip(some, vectors, strict=True):
-                    found[i][j] = vector
+        for are_texts, places in self._passes(prepared):
+            embed = self._embed_tokens if are_texts else self._embed_pixels
+            vectors = embed([prepared[i].inputs[j] for i, j in places])
+            for (i, j), vector in zip(places, vectors, strict=True):
+                found[i][j] = vector
         return [_Embedded(v, row.is_cut) for v, row in zip(found, prepared, strict=True)]
 
     def respond(  # type: ignore[override]
@@ -210,6 +208,19 @@ class ImageEmbedderBackend(ModelBackend):
             except ValueError as e:
                 raise ValueError(f"request {request.request_id}: {name} {e}") from e
 
+    def _passes(
+        self, prepared: Sequence[_Prepared]
+    ) -> Iterator[tuple[bool, list[tuple[int, int]]]]:
+        """What goes through the network at once: whether it is texts, and each one's row and place."""
+        # Most processors give one size; where one doesn't, sizes don't mix.
+        groups: dict[tuple[int, ...] | None, list[tuple[int, int]]] = defaultdict(list)
+        for i, row in enumerate(prepared):
+            for j, one in enumerate(row.inputs):
+                groups[None if row.are_texts else one.shape].append((i, j))
+        for shape, places in groups.items():
+            for start in range(0, len(places), self._encode_batch_size):
+                yield shape is None, places[start : start + self._encode_batch_size]
+
     def _pixels(self, image: Any) -> Any:
         return self._processor(images=image, return_tensors="np")["pixel_values"][0]
 
@@ -236,6 +247,12 @@ class ImageEmbedderBackend(ModelBackend):
         """Tokens that the model reads of a text."""
         config = getattr(self._model.config, "text_config", self._model.config)
         return int(getattr(config, "max_position_embeddings", 64))
+
+    def _filled(self, ids: Sequence[Sequence[int]]) -> int:
+        """Tokens to which texts that go through the network together are filled up."""
+        # SigLIP was trained on, and pools, texts that fill their whole length.
+        fill = "siglip" in str(self._model.config.model_type)
+        return self._text_length if fill else max(map(len, ids))
 
     def _embed_pixels(self, pixels: list[Any]) -> Any:
         import torch
@@ -267,12 +284,10 @@ class ImageEmbedderBackend(ModelBackend):
     def _embed_tokens(self, ids: list[list[int]]) -> Any:
         import torch
 
-        # SigLIP was trained on, and pools, texts that fill their whole length.
-        fill = "siglip" in str(self._model.config.model_type)
         tokens = self._tokenizer.pad(
             {"input_ids": ids},
-            padding="max_length" if fill else True,
-            max_length=self._text_length if fill else None,
+            padding="max_length",
+            max_length=self._filled(ids),
             return_tensors="pt",
         ).to(self._device)
         tokens = {k: v for k, v in tokens.items() if k in ("input_ids", "attention_mask")}

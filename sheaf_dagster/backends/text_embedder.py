@@ -145,8 +145,8 @@ class SentenceTransformersBackend(ModelBackend):
             marks = getattr(model.tokenizer, "num_special_tokens_to_add", int)()
             if self._max_seq_length <= marks:
                 raise SpecError(
-                    f"{where} puts {marks} tokens of its own around a text; "
-                    f"max_seq_length={self._max_seq_length} leaves none of the text"
+                    f"{where} adds {marks} special tokens to a text; "
+                    f"max_seq_length={self._max_seq_length} leaves no room for the text itself"
                 )
             model.max_seq_length = self._max_seq_length
 
@@ -166,8 +166,8 @@ class SentenceTransformersBackend(ModelBackend):
     def size(self, prepared: Sequence[Any]) -> int:
         return self._encoder.size(prepared)
 
-    def padded_size(self, sizes: Sequence[int]) -> int:
-        return self._encoder.padded_size(sizes)
+    def device_size(self, prepared: Sequence[Sequence[Any]], sizes: Sequence[int]) -> int:
+        return self._encoder.device_size(prepared)
 
     def infer(self, prepared: Sequence[Sequence[Any]]) -> list[Encoded]:
         return self._encoder.encoded(prepared)

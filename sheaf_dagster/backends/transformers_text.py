@@ -166,6 +166,13 @@ class TransformersPipelineBackend(ModelBackend):
             return prepared.size
         return sum(task.size for tasks in prepared for task in tasks)
 
+    def device_size(self, prepared: Sequence[Any], sizes: Sequence[int]) -> int:
+        if self._pipeline is not None:
+            return self._pipeline.device_size(prepared)
+        assert self._generator is not None
+        flat = [task for row in prepared for tasks in row for task in tasks]
+        return self._generator.device_size(flat, self._model_batch_size)
+
     def infer(self, prepared: Sequence[Any]) -> Sequence[Any]:
         if self._pipeline is not None:
             return self._pipeline.infer(prepared)

@@ -123,7 +123,7 @@ def test_batch_lines_are_answered_as_the_api_does(minilm):
         ({"truncate_dim": 4000}, "384 dimensions"),
         ({"truncate_dim": 0}, "at least 1"),
         ({"max_seq_length": 100_000}, "reads 512 tokens"),
-        ({"max_seq_length": 2}, "puts 2 tokens of its own"),
+        ({"max_seq_length": 2}, "adds 2 special tokens"),
         ({"encode_batch_size": -1}, "at least 1"),
         ({"dtype": "float7"}, "float7"),
     ],

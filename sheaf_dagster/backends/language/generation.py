@@ -8,7 +8,7 @@ is distributed as the softmax says (Gumbel 1954; "Gumbel-max trick").
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sheaf_dagster.backends.language.prompts import Completion, Prompt
@@ -98,14 +98,23 @@ class Generator:
 
     def run(self, tasks: Sequence[Task], batch_size: int) -> list[Made]:
         """What the model generates, for each task; those of like length run together."""
+        made: dict[int, Made] = {}
+        for some in self._together(tasks, batch_size):
+            made |= zip(some, self._batch([tasks[i] for i in some]), strict=True)
+        return [made[i] for i in range(len(tasks))]
+
+    def device_size(self, tasks: Sequence[Task], batch_size: int) -> int:
+        """What the model has of tasks, each filled up to the largest of those beside it."""
+        together = self._together(tasks, batch_size)
+        return sum(len(some) * max(tasks[i].size for i in some) for some in together)
+
+    def _together(self, tasks: Sequence[Task], batch_size: int) -> Iterator[list[int]]:
+        """Tasks that run together, by their places."""
         order = sorted(range(len(tasks)), key=lambda i: -tasks[i].size)
         alike = grouped(order, lambda i: self._must_be_alike and self._shape(tasks[i]))
-        made: dict[int, Made] = {}
         for group in alike.values():
             for start in range(0, len(group), batch_size):
-                some = group[start : start + batch_size]
-                made |= zip(some, self._batch([tasks[i] for i in some]), strict=True)
-        return [made[i] for i in range(len(tasks))]
+                yield group[start : start + batch_size]
 
     def _shape(self, task: Task) -> tuple[int, int]:
         """What tasks share that run without padding, and end together."""

@@ -44,8 +44,8 @@ class Encoder(Protocol):
         """The vectors of some rows' texts."""
         ...
 
-    def padded_size(self, sizes: Sequence[int]) -> int:
-        """What the network had in all, for rows of these sizes."""
+    def device_size(self, rows: Sequence[Sequence[Any]]) -> int:
+        """What the network had in all, for the texts of some rows."""
         ...
 
 
@@ -151,9 +151,9 @@ class _TokenEncoder:
             for row, own in zip(rows, _by_row(vectors, rows), strict=True)
         ]
 
-    def padded_size(self, sizes: Sequence[int]) -> int:
-        """As the passes come out if each row is one text."""
-        lengths = sorted(sizes, reverse=True)
+    def device_size(self, rows: Sequence[Sequence[_Tokens]]) -> int:
+        """Tokens of all passes, each filled up to its longest text."""
+        lengths = sorted((len(text.ids) for row in rows for text in row), reverse=True)
         cut = passes(lengths, self._most, self._cost)
         return sum((stop - start) * lengths[start] for start, stop in cut)
 
@@ -242,9 +242,9 @@ class _LibraryEncoder:
             for own, whole in zip(_by_row(vectors, rows), _by_row(lengths, rows), strict=True)
         ]
 
-    def padded_size(self, sizes: Sequence[int]) -> int:
+    def device_size(self, rows: Sequence[Sequence[str]]) -> int:
         """As the library pads: in batches of like length."""
-        lengths = sorted(sizes, reverse=True)
+        lengths = sorted((len(text) for row in rows for text in row), reverse=True)
         starts = range(0, len(lengths), self._most)
         return sum(len(lengths[i : i + self._most]) * lengths[i] for i in starts)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import copy, deepcopy
 from inspect import isgeneratorfunction
 from threading import Lock
@@ -115,7 +115,7 @@ class TextPipeline:
         """A row as the network takes it.
 
         Raises:
-            ValueError: It is no text, or lacks what the task needs.
+            ValueError: It is not text, or lacks what the task needs.
         """
         if not isinstance(request, TextRequest) or request.text is None:
             raise ValueError(f"task {self._task!r} takes rows of the contract 'text' with 'text'")
@@ -133,7 +133,6 @@ class TextPipeline:
 
     def infer(self, rows: Sequence[Inputs]) -> list[Any]:
         """What the network says of some rows, before it is made of it what the task asks."""
-        order = sorted(range(len(rows)), key=lambda i: -rows[i].size)
 
         def inputs(i: int, **_: Any) -> Any:
             # Copies: the library takes out of them what isn't the network's.
@@ -143,12 +142,27 @@ class TextPipeline:
         self._network.preprocess = inputs
         self._network.postprocess = lambda found, **_: found
         by_row: dict[int, Any] = {}
-        # Those in windows apart: beside them short ones would be padded to the model's length.
-        for some in grouped(order, lambda i: rows[i].windows).values():
+        for some in self._together(rows):
             # The call of the base: the tasks' own look into what they get, which is numbers here.
             found = self._call(self._network, some, batch_size=self._batch_size)
             by_row |= zip(some, found, strict=True)
         return [(by_row[i], rows[i].truncated) for i in range(len(rows))]
+
+    def _together(self, rows: Sequence[Inputs]) -> Collection[list[int]]:
+        """Rows that the library gets together, by their places, the longest first."""
+        order = sorted(range(len(rows)), key=lambda i: -rows[i].size)
+        # Those in windows apart: beside them short ones would be padded to the model's length.
+        return grouped(order, lambda i: rows[i].windows).values()
+
+    def device_size(self, rows: Sequence[Inputs]) -> int:
+        """Tokens of some rows, each part filled up to the longest of those beside it."""
+        found = 0
+        for some in self._together(rows):
+            lengths = [int(part["input_ids"].shape[-1]) for i in some for part in rows[i].parts]
+            starts = range(0, len(lengths), self._batch_size)
+            batches = (lengths[i : i + self._batch_size] for i in starts)
+            found += sum(len(batch) * max(batch) for batch in batches)
+        return found
 
     def respond(self, request: Any, output: Any) -> TextResponse:
         """A row's answer."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -177,16 +178,37 @@ class Stacker:
         Raises:
             ValueError: An output's first axis isn't the batch.
         """
+        found: dict[int, dict[str, Any]] = {}
+        for some in self._together(prepared):
+            found.update(zip(some, self._batch([prepared[i] for i in some]), strict=True))
+        return [found[i] for i in range(len(prepared))]
+
+    def device_size(self, prepared: Sequence[dict[str, Any]]) -> int:
+        """Values in the largest input of all batches, filled up to their shapes and rows."""
+        return sum(
+            max(len(some), self.fewest)
+            * max(
+                (self._size_in(name, [prepared[i] for i in some]) for name in self._given),
+                default=1,
+            )
+            for some in self._together(prepared)
+        )
+
+    def _size_in(self, name: str, rows: Sequence[dict[str, Any]]) -> int:
+        """Values that an input has of each of some rows that run together."""
+        arrays = [row[name] for row in rows]
+        padded = self._settings[name].pad is not None
+        return prod(self._padded_shape(name, arrays) if padded else arrays[0].shape) or 1
+
+    def _together(self, prepared: Sequence[dict[str, Any]]) -> Iterator[list[int]]:
+        """Rows that run at once, by their places."""
         groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         for i, row in enumerate(prepared):
             groups[self._shape_key(row)].append(i)
-        found: dict[int, dict[str, Any]] = {}
         for members in groups.values():
             size = self.most or len(members)
             for start in range(0, len(members), size):
-                some = members[start : start + size]
-                found.update(zip(some, self._batch([prepared[i] for i in some]), strict=True))
-        return [found[i] for i in range(len(prepared))]
+                yield members[start : start + size]
 
     def respond(
         self, requests: Sequence[TensorsRequest], outputs: Sequence[Mapping[str, Any]]
@@ -284,6 +306,9 @@ class StackingBackend(ModelBackend):
 
     def size(self, prepared: dict[str, Any]) -> int:
         return self._stacker.size(prepared)
+
+    def device_size(self, prepared: Sequence[dict[str, Any]], sizes: Sequence[int]) -> int:
+        return self._stacker.device_size(prepared)
 
     def infer(self, prepared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         return self._stacker.infer(prepared)

@@ -182,10 +182,12 @@ class _Device:
             self._writer.hand(jobs.failing(making, e))
             return
         tally = predictor.tally
-        sizes = [ready.pop(row.position).size for row in rows]
+        taken = [ready.pop(row.position) for row in rows]
+        sizes = [one.size for one in taken]
         padded = max(sizes) * len(sizes)
         if type(loaded.backend).size is not ModelBackend.size:
-            tally.size, tally.padded = sum(sizes), loaded.backend.padded_size(sizes)
+            tally.size = sum(sizes)
+            tally.padded = loaded.backend.device_size([one.value for one in taken], sizes)
         _learn(loaded, predictor, len(rows), padded)
         self._writer.hand(partial(self._respond, making, rows, outputs, tally))
 
