@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from sheaf_dagster.backends.sheaf.arguments import declared_types
 from sheaf_dagster.errors import SpecError
 
 __all__ = ["check_arguments"]
@@ -30,6 +31,9 @@ def check_arguments(backend: type[Any], name: str, given: Mapping[str, Any]) -> 
     if not backend.__module__.startswith("sheaf_dagster."):
         return
     hints = get_type_hints(backend.__init__)
+    wrapped = getattr(backend, "theirs", None)
+    if wrapped is not None:
+        hints |= declared_types(wrapped)
     for argument, value in given.items():
         if argument not in hints or (isinstance(value, dict) and value.keys() == {"env"}):
             continue

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import importlib
-import inspect
 import os
-import random
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from enum import Enum
 from typing import Any, ClassVar, Literal, get_origin
 
@@ -21,6 +18,12 @@ from pydantic import BaseModel
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.common.digest import weights_digest
 from sheaf_dagster.backends.common.files import read_uri, resolve_options
+from sheaf_dagster.backends.sheaf.arguments import defaults, made, parsed
+from sheaf_dagster.backends.sheaf.deviations import Asked, deviations, note
+from sheaf_dagster.backends.sheaf.drawing import RowDraws, seeded
+from sheaf_dagster.backends.sheaf.pictures import as_shown
+from sheaf_dagster.backends.sheaf.refusals import refuse, refuse_answer
+from sheaf_dagster.backends.sheaf.watching import temporary_files_removed, watch
 from sheaf_dagster.contracts.sheaf_serve import (
     broken_install,
     has_sheaf_serve,
@@ -39,13 +42,16 @@ __all__ = ["PREFIX", "SheafServeBackend", "adapter_of", "sheaf_serve_names"]
 PREFIX = "sheaf:"
 
 _ADAPTERS: dict[str, type[SheafServeBackend]] = {}
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"(?:hf-hub:)?([\w.-]+/[\w.-]+)")
 _NAMES_WEIGHTS = re.compile(
     r"(?:.*_)?(?:model|weights?|checkpoint|ckpt|repo|pretrained|hub|adapter|tokenizer|processor|"
     r"encoder|decoder|backbone|vae|unet|vocoder|scheduler)(?:_?(?:id|name|path|dir|repo|or|file))*",
     re.IGNORECASE,
 )
 """Arguments that may name a model of a hub; "image/png" of another is no such name."""
+
+_RANDOM_WEIGHTS = frozenset({"pointnet", "imagebind"})
+"""Backends that draw their weights where they are given none."""
 
 
 def sheaf_serve_names() -> list[str]:
@@ -116,10 +122,18 @@ class SheafServeBackend(ModelBackend):
     """Runs a sheaf-serve backend on our rows.
 
     Rows of a contract that is ours (time series, tabular, embedding) are handed over as
-    sheaf-serve's; ``image_uris`` are read here. Requests of a batch are handed over together
+    sheaf-serve's; ``image_uris`` are read here, and pictures that Pillow's plain conversion would
+    show on their side, or black, are put right. Requests of a batch are handed over together
     where they agree in every setting (numbers, flags, choices), because its backends take
-    the horizon, say, of a batch from its first request. Before each such group the random
-    generators are seeded from the requests, so that a repeated batch gives the same answer.
+    the horizon, say, of a batch from its first request. Rows whose answers are drawn are answered
+    one at a time, each from a seed made of its ``request_id``: they depend on no batch mate.
+
+    A row fails that the backend would answer with other values than asked: a quantile level that
+    the model lacks, ``samples`` of one that has none, numbers beyond float32 where the model
+    computes in that. Rows that are answered otherwise than asked are noted: ``truncated`` where the
+    model reads only a part of a history or text, ``ignored_field`` where a field of the row has no
+    effect, ``clipped`` where a picture has another size, ``fell_back`` where GraphCast goes without
+    the sun's radiation.
 
     Args:
         lora: sheaf-serve's ``LoRAConfig``, as a dictionary; adapters are loaded once and chosen by
@@ -130,6 +144,7 @@ class SheafServeBackend(ModelBackend):
         backend_kwargs: Arguments of the sheaf-serve backend.
 
     Raises:
+        SpecError: It can't be made of these arguments, or takes no adapters or no such mode.
         MissingDependencyError: At load: the model's own package is not installed.
     """
 
@@ -140,15 +155,18 @@ class SheafServeBackend(ModelBackend):
     def identify(cls, **backend_kwargs: Any) -> str | None:
         # What the weights are called differs: every argument that is a path counts, and of
         # those that are called like weights every hub id.
-        given = {**_defaults(cls.theirs), **backend_kwargs}
+        given = {**defaults(cls.theirs), **backend_kwargs}
         revision = given.get("revision")
+        adapters = (given.pop("lora", None) or {}).get("adapters") or {}
         found = {}
         for name, value in sorted(given.items()):
             if not isinstance(value, str) or name == "revision":
                 continue
-            named = _HUB_ID.fullmatch(value) and _NAMES_WEIGHTS.fullmatch(name)
-            if named or os.path.exists(os.path.expanduser(value)):
-                found[name] = weights_digest(value, revision)
+            if (weights := _weights(name, value)) is not None:
+                found[name] = weights_digest(weights, revision)
+        for name, adapter in sorted(adapters.items()):
+            source = str(adapter.get("source")).removeprefix("hf:").partition(":")[0]
+            found[f"lora {name}"] = weights_digest(source)
         if not found or None in found.values():
             return None
         return "; ".join(f"{name}={digest}" for name, digest in found.items())
@@ -162,30 +180,42 @@ class SheafServeBackend(ModelBackend):
         storage_options: dict[str, Any] | None = None,
         **backend_kwargs: Any,
     ) -> None:
-        self._backend = self.theirs(**backend_kwargs)
-        self._lora: Any = lora
-        self._model_opt = model_opt
+        name = type(self).__name__
+        self._name = name.removeprefix(PREFIX)
+        self._backend = made(self.theirs, name, backend_kwargs)
+        self._lora: Any = None
+        if lora is not None:
+            self._lora = parsed("sheaf.lora", "LoRAConfig", lora, "lora")
+            if not self._backend.supports_lora():
+                raise SpecError(f"backend {name!r} takes no LoRA adapters; leave out 'lora'")
+        if model_opt is not None:
+            mode = parsed("sheaf.model_opt", "ModelOptConfig", model_opt, "model_opt")
+            try:
+                importlib.import_module("sheaf.model_opt").apply_model_opt(
+                    self._backend, mode, name
+                )
+            except ValueError as e:
+                raise SpecError(f"backend {name!r}: {e}") from e
         self._feast: Any = feast_repo_path
         self._storage_options = storage_options
         self._options: dict[str, Any] = {}
         self._request: type[BaseModel] = sheaf_serve_types()[str(self.model_type)][0]
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._draws = RowDraws(self._run)
 
     def load(self) -> None:
         name = type(self).__name__
         self._options = resolve_options(self._storage_options)
-        if self._model_opt is not None:
-            kits = importlib.import_module("sheaf.model_opt")
-            kits.apply_model_opt(self._backend, kits.ModelOptConfig(**self._model_opt), name)
+        if self._name in _RANDOM_WEIGHTS:
+            with suppress(ImportError):
+                importlib.import_module("torch")  # or else it couldn't be seeded
         try:
-            self._backend.load()
+            with seeded(name.encode()):  # all workers draw the same weights, where any are drawn
+                self._backend.load()
         except ImportError as e:
             raise MissingDependencyError(f"backend {name!r} needs a package: {e}") from e
+        watch(self._name, self._backend)
         if self._lora is not None:
-            adapters = importlib.import_module("sheaf.lora")
-            self._lora = adapters.LoRAConfig(**self._lora)
-            if not self._backend.supports_lora():
-                raise SpecError(f"backend {name!r} takes no LoRA adapters; leave out 'lora'")
             self._backend.load_adapters(self._lora.adapters)
         if self._feast is not None:
             self._feast = importlib.import_module("sheaf.integrations.feast").FeastResolver(
@@ -199,22 +229,30 @@ class SheafServeBackend(ModelBackend):
         for i, request in enumerate(theirs):
             groups[self._adapters(request), _settings(request)].append(i)
         answers: dict[int, BaseModel] = {}
-        for members in groups.values():
+        for kind, members in groups.items():
             group = [theirs[i] for i in members]
             if self._lora is not None:
                 names, weights = self._adapters(group[0])
                 self._backend.set_active_adapters(list(names), list(weights))
-            _seed(group)
-            made = self._run(group)
-            if len(made) != len(group):
-                raise ResponseMismatchError(
-                    f"{type(self._backend).__name__} returned {len(made)} responses for "
-                    f"{len(group)} requests; it must return one for each, in the same order"
-                )
-            answers.update(zip(members, made, strict=True))
+            with temporary_files_removed(self._backend):
+                answers.update(zip(members, self._draws.answer(group, kind), strict=True))
+        for i, request in enumerate(theirs):
+            refuse_answer(request, answers[i])
+            asked = Asked(self._name, self._backend, request, requests[i].model_fields_set)
+            if kinds := deviations(asked, answers[i]):
+                note(answers[i], *kinds)
         return [answers[i] for i in range(len(requests))]
 
     def _run(self, group: list[Any]) -> list[BaseModel]:
+        answers = self._answers(group)
+        if len(answers) != len(group):
+            raise ResponseMismatchError(
+                f"{type(self._backend).__name__} returned {len(answers)} responses for "
+                f"{len(group)} requests; it must return one for each, in the same order"
+            )
+        return answers
+
+    def _answers(self, group: list[Any]) -> list[BaseModel]:
         base = importlib.import_module("sheaf.backends.base").ModelBackend
         cls = type(self._backend)
         alone = cls.async_predict is not base.async_predict
@@ -251,7 +289,8 @@ class SheafServeBackend(ModelBackend):
                 )
             found = {"history": self._feast.resolve(ref), "feature_ref": None}
             request = request.model_copy(update=found)
-        return request
+        refuse(self._name, self._backend, request)
+        return as_shown(request)
 
     def _adapters(self, request: Any) -> tuple[tuple[str, ...], tuple[float, ...]]:
         asked = getattr(request, "adapters", None)
@@ -304,9 +343,15 @@ def _model_type(theirs: Any, name: str) -> str:
         ) from e
 
 
-def _defaults(theirs: Any) -> dict[str, Any]:
-    parameters = inspect.signature(theirs.__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+def _weights(argument: str, value: str) -> str | None:
+    """The path or hub id of weights that an argument names, if any."""
+    called_so = _NAMES_WEIGHTS.fullmatch(argument) is not None
+    # A folder that happens to be called "cpu" or "medium" is no one's weights.
+    path_like = called_so or os.sep in value
+    if path_like and os.path.exists(os.path.expanduser(value)):
+        return value
+    hub = _HUB_ID.fullmatch(value)
+    return hub[1] if called_so and hub is not None else None
 
 
 def _settings(request: Any) -> Hashable:
@@ -318,16 +363,6 @@ def _settings(request: Any) -> Hashable:
         if choice or value is None or isinstance(value, (bool, int, float, Enum)):
             found.append((name, value))
     return tuple(found)
-
-
-def _seed(group: list[Any]) -> None:
-    ids = hashlib.sha256(b"".join(r.request_id.bytes for r in group)).digest()
-    seed = int.from_bytes(ids[:4], "big")
-    random.seed(seed)
-    for library in ("numpy.random", "torch"):
-        module: Any = sys.modules.get(library)
-        if module is not None:
-            (module.manual_seed if library == "torch" else module.seed)(seed)
 
 
 def _with_nan(history: Any) -> Any:

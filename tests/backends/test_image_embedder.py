@@ -203,7 +203,7 @@ def test_a_broken_image_is_named_with_its_row(models):
     backend.load()
     whole = encoded(picture(1), "JPEG")
 
-    with pytest.raises(ValueError, match=rf"{UUID(int=2)}: image 1 is no readable image"):
+    with pytest.raises(ValueError, match=rf"{UUID(int=2)}: image 1 can't be read as an image"):
         backend.batch_predict([row(0, whole), row(1, whole, whole[: len(whole) // 2])])
 
 

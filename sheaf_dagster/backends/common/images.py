@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-__all__ = ["decode_image"]
+__all__ = ["decode_image", "is_plain_image"]
 
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -42,7 +42,7 @@ def decode_image(data: bytes) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     if not data:
-        raise ValueError("is no readable image: it is empty")
+        raise ValueError("can't be read as an image: it is empty")
     try:
         with Image.open(io.BytesIO(data)) as opened:
             limit = Image.MAX_IMAGE_PIXELS
@@ -55,9 +55,9 @@ def decode_image(data: bytes) -> Any:
             is_deep = image.mode.startswith("I") or image.mode == "F" or is_signed
             tops, is_negative = _tops(opened) if is_deep else (), _is_negative(opened)
     except UnidentifiedImageError:  # its own text is an address in memory
-        raise ValueError("is no readable image: its format is not known") from None
+        raise ValueError("can't be read as an image: its format is not known") from None
     except Exception as e:
-        raise ValueError(f"is no readable image ({type(e).__name__}: {e})") from e
+        raise ValueError(f"can't be read as an image ({type(e).__name__}: {e})") from e
     if is_deep:
         kind = "int8" if is_signed and image.mode == "L" else None
         return _from_deep(image, tops, kind, is_negative=is_negative)
@@ -65,6 +65,21 @@ def decode_image(data: bytes) -> Any:
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def is_plain_image(data: bytes) -> bool:
+    """Whether Pillow's own conversion to RGB shows a picture as viewers do: upright, of 8 bits.
+
+    Of what is no picture it is true, too: whoever reads it says so.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            is_deep = opened.mode.startswith("I") or opened.mode == "F" or _is_signed(opened)
+            return not is_deep and opened.getexif().get(_ORIENTATION, 1) not in _UPRIGHT
+    except Exception:
+        return True
 
 
 def _prepare(opened: Any) -> None:

@@ -1,0 +1,1 @@
+"""What the adapter of sheaf-serve's backends knows of them."""
