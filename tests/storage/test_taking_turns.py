@@ -6,13 +6,18 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 
 from sheaf_dagster import SinkBusyError, SinkError
-from sheaf_dagster.storage import Location, Sink, store_at
+from sheaf_dagster.storage import Location, Sink, lease, store_at
 from sheaf_dagster.storage.stores.s3_join import MIN_PIECE, S3Join
+from sheaf_dagster.storage.stores.s3_marker import S3Marker
+from tests.faults import Faults, FaultyProxy
+from tests.object_store import changes_requests
+from tests.storage.conftest import Place
 from tests.storage.parts import filled
 
 
@@ -100,6 +105,52 @@ def test_a_job_that_lost_its_sink_leaves_the_new_holders_files_alone(s3, heard):
     assert not held.held
     assert s3.names() == before
     assert s3.uploads() == uploads
+    assert json.loads(store_at(sink.aside.child("lock")).read())["lease"] == "theirs"
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        "mounted",
+        pytest.param("refused", marks=pytest.mark.s3),
+        pytest.param("ignored", marks=[pytest.mark.s3, changes_requests]),
+    ]
+)
+def without_conditions(request, tmp_path, monkeypatch) -> Iterator[Place]:
+    """A folder of a store that compares nothing: of other protocols, and of S3s that can't."""
+    if request.param in ("memory", "mounted"):
+        yield Place(f"{request.param}://{tmp_path}")
+        return
+    monkeypatch.setattr(S3Marker, "_heeds", {})
+    s3 = request.getfixturevalue("s3")
+    proxy = FaultyProxy(s3.endpoint)
+    proxy.faults = Faults(conditions=request.param)
+    yield Place(s3.uri("some/folder"), s3.options(proxy.endpoint))
+    proxy.stop()
+
+
+@pytest.mark.parametrize("destroys", ["commit", "removal", "discard", "release"])
+def test_where_a_store_compares_nothing_the_lock_is_looked_at_anew_before_each_step_that_destroys(
+    without_conditions, monkeypatch, destroys
+):
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 3600)  # no renewal tells the job of its loss
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.01)
+    sink = Sink(without_conditions.at("out.jsonl"))
+    without_conditions.put("out.jsonl", b"before\n")
+    held, parts = filled(sink, [b"a\n"])
+    take_away(sink)
+    before = without_conditions.names()
+
+    assert held.held, "it has heard nothing"
+    if destroys in ("commit", "removal"):
+        with pytest.raises(SinkBusyError, match="taken over by another job"):
+            held.commit(parts) if destroys == "commit" else held.remove(sink.aside)
+    else:
+        held.discard() if destroys == "discard" else held.release()
+
+    assert not held.held
+    assert set(before) <= set(without_conditions.names())
+    assert store_at(sink.location).read() == b"before\n"
     assert json.loads(store_at(sink.aside.child("lock")).read())["lease"] == "theirs"
 
 
