@@ -75,7 +75,7 @@ class ApiServer:
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)
         if self.gate is not None:
-            self.gate.wait(60)
+            self.gate.wait(300)
         try:
             self._answer_body(handler, body)
         finally:

@@ -27,8 +27,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
-# A busy machine takes its time.
+# A busy machine takes its time: Ray's workers to come up, Dagster's code locations to answer.
 os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "300")
+os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
+os.environ.setdefault("DAGSTER_GRPC_TIMEOUT_SECONDS", "300")
 
 # In the background of a shell Ctrl-C is ignored. Dagster then has SIGTERM ignored, too, as it lets
 # both mean the same, and what later tests start would inherit that and outlive them.

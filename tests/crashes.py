@@ -29,7 +29,7 @@ from tests.conftest import ROOT, start_again
 FULL = int(os.environ.get("SHEAF_KILLS", "0")) >= 50
 """``make test-crashes``: what takes long is run too."""
 
-JOB_SECONDS = 180
+JOB_SECONDS = 300
 
 
 @dataclass
@@ -149,7 +149,7 @@ class TwoNodes:
     def stop(self) -> None:
         self._process.stdin.close()
         try:
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=300)
         finally:
             self._process.kill()
             self._process.stdout.close()

@@ -112,7 +112,7 @@ class FaultyProxy:
                     return
                 if kind == "raced":
                     faults.meanwhile()
-                upstream = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
+                upstream = http.client.HTTPConnection(parts.hostname, parts.port, timeout=300)
                 try:
                     upstream.putrequest(
                         self.command, self.path, skip_host=True, skip_accept_encoding=True

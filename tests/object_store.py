@@ -18,6 +18,9 @@ checks_no_keys = pytest.mark.skipif(
     "SHEAF_SWIFT" in os.environ, reason="uses a wrong secret, which Swift refuses"
 )
 
+SMALL_PART = 3000
+"""Bytes of the least part of an upload, where ``takes_small_parts`` has the store take them."""
+
 KEY = "AKIATESTONLYKEY00001"
 SECRET = "test-only-secret-access-key-0123456789"
 
@@ -94,6 +97,11 @@ class Server:
 
     def bucket(self) -> ObjectStore:
         return bucket_on(self.endpoint)
+
+    def takes_small_parts(self, monkeypatch: pytest.MonkeyPatch) -> str:
+        """The address at which parts of an upload may be small: for this test, everywhere."""
+        monkeypatch.setattr("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", SMALL_PART)
+        return self.endpoint
 
     def stop(self) -> None:
         self._server.stop()

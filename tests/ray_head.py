@@ -216,7 +216,7 @@ class RayHead:
         request = urllib.request.Request(self.dashboard + path)
         if self.token:
             request.add_header("Authorization", f"Bearer {self.token}")
-        return urllib.request.urlopen(request, timeout=20).read()
+        return urllib.request.urlopen(request, timeout=120).read()
 
     def _said(self) -> str:
         return self.folder.with_suffix(".log").read_text()[-3000:]

@@ -1,7 +1,9 @@
 """OpenStack Swift with its S3 API on loopback: an S3 that shares no code with moto (``make test-s3``).
 
 It does what real ones do: parts of an upload below 5 MiB are refused, listings come in pages, and
-an object may be created only where there is none. It has no ``If-Match`` for writes.
+an object may be created only where there is none. It has no ``If-Match`` for writes. Small jobs
+that are to make the requests of large ones reach the same buckets at a second address, where parts
+may be small.
 """
 
 from __future__ import annotations
@@ -15,10 +17,14 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tests.object_store import ObjectStore, bucket_on
+import pytest
+
+from tests.object_store import SMALL_PART, ObjectStore, bucket_on
 from tests.ports import free_ports
 
 KEY, SECRET = "tests:swift", "test-only-secret-access-key-0123456789"
+
+_LEAST_PARTS = {"proxy": 5 * 2**20, "proxy-small-parts": SMALL_PART}
 
 _KINDS = {
     "account": "recon account-server",
@@ -62,6 +68,7 @@ use = egg:swift#s3api
 location = us-east-1
 s3_acl = false
 allow_multipart_uploads = true
+min_segment_size = {least_part}
 
 [filter:tempauth]
 use = egg:swift#tempauth
@@ -97,7 +104,7 @@ use = egg:swift#symlink
 
 
 class SwiftServer:
-    """A whole Swift of one copy: a proxy, and one server each of accounts, containers and objects.
+    """A whole Swift of one copy: two proxies, and one server of accounts, containers and objects.
 
     Args:
         programs: The folder of Swift's programs.
@@ -112,22 +119,29 @@ class SwiftServer:
             "[swift-hash]\nswift_hash_path_prefix = a\nswift_hash_path_suffix = b\n"
             "[storage-policy:0]\nname = Policy-0\ndefault = yes\n"
         )
-        proxy, *ports = free_ports(1 + len(_KINDS))
+        ports = free_ports(len(_KINDS) + len(_LEAST_PARTS))
+        proxies = ports[len(_KINDS) :]
         fill = {"folder": folder, "user": pwd.getpwuid(os.getuid()).pw_name}
         self._processes: list[subprocess.Popen[bytes]] = []
-        for (kind, pipeline), port in zip(_KINDS.items(), ports, strict=True):
+        for (kind, pipeline), port in zip(_KINDS.items(), ports[: len(_KINDS)], strict=True):
             _build_ring(self._programs, folder, kind, port)
             conf = _COMMON.format(port=port, pipeline=pipeline, **fill)
             self._start(kind, conf + _SERVER.format(kind=kind, **fill))
         account = "user_" + KEY.replace(":", "_")
-        conf = _COMMON.format(port=proxy, pipeline=_PIPELINE, **fill)
-        self._start("proxy", conf + _PROXY.format(account=account, secret=SECRET))
-        self.endpoint = f"http://127.0.0.1:{proxy}"
-        self._wait()
+        for (name, least), port in zip(_LEAST_PARTS.items(), proxies, strict=True):
+            proxy = _PROXY.format(account=account, secret=SECRET, least_part=least)
+            self._start(name, _COMMON.format(port=port, pipeline=_PIPELINE, **fill) + proxy)
+        self.endpoint, self._small_parts = (f"http://127.0.0.1:{port}" for port in proxies)
+        for endpoint in (self.endpoint, self._small_parts):
+            self._wait(endpoint)
 
     def bucket(self) -> ObjectStore:
         """A new one."""
         return bucket_on(self.endpoint, KEY, SECRET)
+
+    def takes_small_parts(self, _: pytest.MonkeyPatch) -> str:
+        """The address at which parts of an upload may be small."""
+        return self._small_parts
 
     def stop(self) -> None:
         """Ends the servers."""
@@ -137,21 +151,21 @@ class SwiftServer:
             process.wait()
         self._folder.cleanup()
 
-    def _start(self, kind: str, conf: str) -> None:
-        path = Path(self._folder.name) / f"{kind}.conf"
+    def _start(self, name: str, conf: str) -> None:
+        path = Path(self._folder.name) / f"{name}.conf"
         path.write_text(conf)
-        program = self._programs / f"swift-{kind}-server"
+        program = self._programs / f"swift-{name.split('-')[0]}-server"
         with path.with_suffix(".log").open("wb") as log:
             self._processes.append(subprocess.Popen([program, path, "-v"], stdout=log, stderr=log))
 
-    def _wait(self) -> None:
+    def _wait(self, endpoint: str) -> None:
         until = time.monotonic() + 300
         while time.monotonic() < until:
             for process in self._processes:
                 if process.poll() is not None:
                     raise RuntimeError(f"a server of Swift has ended:\n{self.logs()}")
             try:
-                urllib.request.urlopen(f"{self.endpoint}/info", timeout=5)
+                urllib.request.urlopen(f"{endpoint}/info", timeout=5)
             except urllib.error.HTTPError:
                 return
             except OSError:

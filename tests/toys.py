@@ -238,7 +238,7 @@ class Companions(Doubler):
         self.together = together
 
     def batch_predict(self, requests):
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 300
         while len(open(self.load_log).readlines()) < self.together:
             if time.monotonic() > deadline:
                 raise TimeoutError("the other workers did not come up")

@@ -37,5 +37,5 @@ def test_a_child_ends_with_a_parent_that_is_killed_unless_it_was_let_go(then, st
     if stays:
         psutil.Process(pid).kill()
     elif psutil.pid_exists(pid):
-        psutil.wait_procs([psutil.Process(pid)], timeout=60)
+        psutil.wait_procs([psutil.Process(pid)], timeout=300)
         assert not psutil.pid_exists(pid)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 
-import moto.s3.models
 import pytest
 
 from sheaf_dagster import BatchRunner, BatchSpec, SheafError, SinkError, SourceChangedError
@@ -19,7 +18,7 @@ from sheaf_dagster.storage.formats import parquet_join
 from sheaf_dagster.storage.stores import s3_join
 from tests.conftest import ROOT
 from tests.faults import KINDS, Faults, FaultyProxy
-from tests.object_store import ObjectStore
+from tests.object_store import SMALL_PART, ObjectStore
 from tests.toys import doubler
 
 pytestmark = pytest.mark.s3
@@ -48,8 +47,8 @@ def on_disk(tmp_path, text: bytes, name: str = "out.jsonl", **fields) -> bytes:
 
 
 @pytest.fixture
-def proxy(s3):
-    proxy = FaultyProxy(s3.endpoint)
+def proxy(s3_server, monkeypatch):
+    proxy = FaultyProxy(s3_server.takes_small_parts(monkeypatch))
     yield proxy
     proxy.stop()
 
@@ -57,9 +56,8 @@ def proxy(s3):
 @pytest.fixture
 def quick(monkeypatch) -> dict:
     """Small pieces and short waits, so that a small job makes the requests of a large one."""
-    monkeypatch.setattr(moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 3000)
-    monkeypatch.setattr(s3_join, "MIN_PIECE", 3000)
-    monkeypatch.setattr(s3_join, "ONE_PUT_BYTES", 3000)
+    monkeypatch.setattr(s3_join, "MIN_PIECE", SMALL_PART)
+    monkeypatch.setattr(s3_join, "ONE_PUT_BYTES", SMALL_PART)
     monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr("sheaf_dagster.storage.stores.range_reader._BLOCK_BYTES", 4000)
     return {"retries": {"total_max_attempts": 1}, "read_timeout": 0.3}

@@ -121,7 +121,7 @@ def test_pools_are_reserved_whole_and_in_turn(ray_cluster, caplog):
         plan = WorkerPlan.of(sd.ResourceConfig(num_cpus=0, num_gpus=1), pool(gpus))
         with reserved_pool(plan, config, "ray_core", threading.Event()):
             got.append(name)
-            release[name].wait(60)
+            release[name].wait(300)
 
     def start(name: str, gpus: int, shows) -> None:
         threads.append(threading.Thread(target=take, args=(name, gpus)))
@@ -215,7 +215,7 @@ class Rival:
         while not self._calls.exists() and not self._gone.wait(0.02):
             pass
         actor = ray.remote(num_cpus=0, num_gpus=1)(threading.Event).remote()
-        self._gone.wait(120)
+        self._gone.wait(300)
         ray.kill(actor)
 
     def __enter__(self) -> Rival:

@@ -22,7 +22,7 @@ def report(index: int) -> ChunkReport:
 
 
 async def heard(answer: Awaitable[T]) -> T:
-    return await asyncio.wait_for(answer, 60)
+    return await asyncio.wait_for(answer, 300)
 
 
 async def settle(*tasks: asyncio.Task) -> list[bool]:

@@ -51,7 +51,7 @@ def test_jobs_take_turns_and_none_is_overtaken(ray_cluster, caplog):
         config = sd.ClusterConfig(holder=f"asset {name} (run 1)", shared_gpu_limit=3)
         with gpu_share(gpus, config, threading.Event()):
             got.append(name)
-            release[name].wait(60)
+            release[name].wait(300)
 
     def start(name: str, gpus: float, shows) -> None:
         threads.append(threading.Thread(target=take, args=(name, gpus), daemon=True))

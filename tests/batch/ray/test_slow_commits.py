@@ -25,7 +25,7 @@ def slow_commits(monkeypatch) -> list[str]:
     def slow_commit(task: FileRun):
         for thread in threading.enumerate():
             if thread.name == "sheaf-workers":
-                thread.join(120)
+                thread.join(300)
         time.sleep(SECONDS)
         committed.append(task.spec.sink)
         return commit(task)

@@ -49,7 +49,7 @@ class Watched(sd.ModelBackend):
         self.threads.add(threading.get_ident())
         self.predicting.set()
         if self.wait:
-            self.go_on.wait(60)
+            self.go_on.wait(300)
         time.sleep(0.001)
         self.busy = False
         if self.gone:
@@ -133,7 +133,7 @@ def test_a_model_that_makes_room_is_closed_when_its_job_is_through(write_rows, t
     busy = watched(f"busy {num_gpus}", num_gpus, name="busy", wait=True)
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(BatchRunner(busy).run, job(write_rows, tmp_path, "busy"))
-        assert Watched.predicting.wait(60)
+        assert Watched.predicting.wait(300)
         for i in range(5):
             other = watched(f"other {num_gpus} {i}", num_gpus, name=f"other {i}")
             BatchRunner(other).run(job(write_rows, tmp_path, f"other {i}"))
@@ -164,7 +164,7 @@ class HangsOnce(Doubler):
 
     def batch_predict(self, requests):
         if any(r.value == 3 for r in requests):
-            self.held.wait(120)
+            self.held.wait(300)
         return super().batch_predict(requests)
 
 

@@ -14,7 +14,7 @@ from tests.batch.jobs import spec
 from tests.conftest import read_rows
 from tests.toys import InFlight, InStages, shaped
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 """Seconds after which something that was to happen beside something else has not."""
 
 
