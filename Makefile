@@ -29,6 +29,11 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP) install --no-compile -c constraints.txt -e '.[example]'
 	@touch $@
 
+$(VENV)/.ui: $(VENV)/.demo
+	@echo 'Installing the UI into $(VENV) …'
+	@$(PIP) install --no-compile -c constraints.txt -e '.[example,webserver]'
+	@touch $@
+
 $(VENV)/.texts: $(VENV)/.demo
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt -e '.[example-texts]'
@@ -37,7 +42,7 @@ $(VENV)/.texts: $(VENV)/.demo
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt -e '.[dev]'
-	@touch $(VENV)/.demo $(VENV)/.texts $@
+	@touch $(VENV)/.demo $(VENV)/.ui $(VENV)/.texts $@
 
 $(DAGSTER_HOME)/dagster.yaml:
 	@mkdir -p $(DAGSTER_HOME) && printf 'telemetry:\n  enabled: false\nnux:\n  enabled: false\n' > $@
@@ -61,7 +66,7 @@ digits-changed: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## Replace 1 % of th
 texts: $(VENV)/.texts $(DAGSTER_HOME)/dagster.yaml  ## Embed this library's documentation (installs torch)
 	$(BIN)/python -m example_project.embed pages
 
-ui: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## The Dagster UI on the example project
+ui: $(VENV)/.ui $(DAGSTER_HOME)/dagster.yaml  ## The Dagster UI on the example project
 	$(BIN)/dagster dev -w workspace.yaml
 
 # Much of a test's time is spent waiting for Ray or a daemon, so there is one process more than cores.
