@@ -31,6 +31,13 @@ os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
 os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "300")
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
 os.environ.setdefault("DAGSTER_GRPC_TIMEOUT_SECONDS", "300")
+# Nobody asks those who watch a Ray here. With the logs of 200 workers, as after some modules, its
+# log monitor alone takes 5 % of a core for looking at them ten times a second.
+os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
+os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "3600")
+os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "3600000")
+os.environ.setdefault("SCAN_EVENT_DIR_INTERVAL_SECONDS", "3600")
+os.environ.setdefault("EVENT_AGENT_REPORT_INTERVAL_SECONDS", "60")
 
 # In the background of a shell Ctrl-C is ignored. Dagster then has SIGTERM ignored, too, as it lets
 # both mean the same, and what later tests start would inherit that and outlive them.
