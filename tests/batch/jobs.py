@@ -16,6 +16,18 @@ MODES = [
 ]
 """How workers are started: fields of a ``BatchSpec``."""
 
+here_and_in_workers = pytest.mark.parametrize(
+    "mode",
+    [
+        MODES[0],
+        pytest.param({"compute": "tasks"}, id="tasks", marks=[pytest.mark.ray, pytest.mark.long]),
+        MODES[2],
+    ],
+    indirect=True,
+)
+"""For what becomes of rows, and not of workers: tasks run on them what actors do, in
+``make test-long``."""
+
 
 def spec(source, tmp_path, **fields) -> BatchSpec:
     """A job that writes to ``out/out.jsonl``."""

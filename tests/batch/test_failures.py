@@ -13,11 +13,12 @@ from sheaf_dagster import BatchRunner, ClusterConfig
 from sheaf_dagster.batch.validation import validate_chunks, validate_source
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.storage import Location, scan_source
-from tests.batch.jobs import leftovers, spec
+from tests.batch.jobs import here_and_in_workers, leftovers, spec
 from tests.conftest import read_rows
 from tests.toys import doubler
 
 
+@here_and_in_workers
 def test_a_bad_line_is_named_before_the_model_loads(mode, write_rows, tmp_path):
     log = tmp_path / "loads"
     source = write_rows([1, 2, "three", 4, None])
@@ -39,6 +40,7 @@ def test_a_bad_line_is_named_before_the_model_loads(mode, write_rows, tmp_path):
     assert leftovers(tmp_path) == []
 
 
+@here_and_in_workers
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -76,6 +78,7 @@ def test_a_source_rewritten_between_scan_and_validation_is_an_error_even_if_it_l
         validate_source(source, checks)
 
 
+@here_and_in_workers
 def test_a_failing_row_is_named_with_the_backends_own_error(mode, write_rows, tmp_path):
     source = write_rows(list(range(64)))
     with pytest.raises(sd.PredictError, match=r"in.jsonl, line 42: .*ValueError: cannot double 41"):
@@ -83,6 +86,7 @@ def test_a_failing_row_is_named_with_the_backends_own_error(mode, write_rows, tm
     assert "out.jsonl" not in leftovers(tmp_path)
 
 
+@here_and_in_workers
 def test_failing_rows_are_recorded_in_place(mode, write_rows, tmp_path):
     calls = tmp_path / "calls"
     values = list(range(256))

@@ -18,7 +18,7 @@ from sheaf_dagster.batch.rows.keep import (
     with_fields_anew,
     with_free_fields,
 )
-from tests.batch.jobs import spec
+from tests.batch.jobs import here_and_in_workers, spec
 from tests.conftest import read_rows
 from tests.toys import Doubler, NumberRequest, NumberResponse, doubler, shaped
 
@@ -40,6 +40,7 @@ def source(write_rows):
     return path
 
 
+@here_and_in_workers
 def test_fields_are_copied_as_they_stand_into_answers_and_error_rows(mode, source, tmp_path):
     plain = spec(source, tmp_path, batch_size=8, on_error="record", **mode)
     model = doubler(fail_on=3)

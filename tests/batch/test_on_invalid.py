@@ -11,7 +11,7 @@ import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner
 from sheaf_dagster.batch.rows.invalid import lines_in, packed_lines
 from sheaf_dagster.contracts import OpenAIBatchRequest, OpenAIBatchResponse
-from tests.batch.jobs import leftovers, spec
+from tests.batch.jobs import here_and_in_workers, leftovers, spec
 from tests.conftest import read_rows
 from tests.toys import InOneCall, doubler, shaped
 
@@ -43,6 +43,7 @@ def job_of(source, tmp_path, **fields):
     return spec(source, tmp_path, **how | fields)
 
 
+@here_and_in_workers
 def test_they_are_named_in_place_and_the_others_are_run(mode, source, tmp_path):
     job = job_of(source, tmp_path, **mode)
 

@@ -14,7 +14,7 @@ from sheaf_dagster.batch.committed import CommittedSink
 from sheaf_dagster.batch.rows.answers import error_line
 from sheaf_dagster.batch.rows.read_back import FailedLines
 from sheaf_dagster.storage import Location, read_lines
-from tests.batch.jobs import leftovers, spec
+from tests.batch.jobs import here_and_in_workers, leftovers, spec
 from tests.conftest import read_rows
 from tests.toys import Doubler, NumberRequest, NumberResponse, doubler, shaped
 
@@ -57,6 +57,7 @@ def again(job, **fields):
     return job.model_copy(update={"only": "failed", **fields})
 
 
+@here_and_in_workers
 def test_only_the_failed_rows_are_run_and_the_others_keep_their_bytes(mode, source, tmp_path):
     job = with_failures(source, tmp_path, **mode)
     before = open(job.sink, "rb").read().splitlines()

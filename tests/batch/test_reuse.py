@@ -12,7 +12,7 @@ import pytest
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner, BatchSpec
 from sheaf_dagster.storage import Location, read_lines
-from tests.batch.jobs import leftovers
+from tests.batch.jobs import here_and_in_workers, leftovers
 from tests.toys import Doubler, shaped
 
 ROWS = [{"model_type": "number", "model_name": "m", "value": v} for v in range(120)]
@@ -60,6 +60,7 @@ def values(answers):
     return [answer["value"] for answer in answers]
 
 
+@here_and_in_workers
 def test_only_changed_rows_are_run_and_the_output_is_that_of_a_full_run(mode, tmp_path):
     job = Job(tmp_path, **mode)
     job.run(ROWS)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sheaf_dagster import BatchRunner, BatchSpec, ClusterConfig
-from tests.batch.jobs import leftovers, spec
+from tests.batch.jobs import here_and_in_workers, leftovers, spec
 from tests.conftest import read_rows
 from tests.toys import doubler
 
@@ -128,6 +128,7 @@ def test_gpus_that_fit_run(ray_cluster, write_rows, tmp_path):
     assert result.rows == 50
 
 
+@here_and_in_workers
 @pytest.mark.parametrize("text", ["", "\n\n \n"])
 def test_an_empty_file_gives_an_empty_file(mode, tmp_path, text):
     (tmp_path / "in.jsonl").write_text(text)
@@ -160,6 +161,7 @@ def test_error_rows_and_lost_numbers_keep_their_lines_among_buckets(write_rows, 
     assert (result.error_rows, result.non_finite) == (3, 2)
 
 
+@here_and_in_workers
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_compressed_sources_and_sinks(mode, write_rows, tmp_path, suffix):
     import pyarrow as pa

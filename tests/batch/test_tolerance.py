@@ -10,7 +10,7 @@ import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner
 from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.batch.tolerance import most_error_rows
-from tests.batch.jobs import leftovers, spec
+from tests.batch.jobs import here_and_in_workers, leftovers, spec
 from tests.conftest import read_rows
 from tests.toys import Doubler, NumberRequest, NumberResponse, doubler
 
@@ -78,6 +78,7 @@ def test_past_the_limit_the_first_rows_are_named_and_a_rerun_goes_on(write_rows,
     assert leftovers(tmp_path) == sorted([f"b.jsonl{suffix}", f"out.jsonl{suffix}"])
 
 
+@here_and_in_workers
 def test_a_file_past_the_limit_ends_alone(mode, write_rows, tmp_path):
     jobs = [
         spec(write_rows(values, f"{name}.jsonl"), tmp_path, batch_size=4, **mode).model_copy(

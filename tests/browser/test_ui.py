@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 from tests.dagster_dev import DagsterDev
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.browser,
     pytest.mark.daemon,
     pytest.mark.ray,

@@ -129,6 +129,7 @@ def test_a_chunk_outlives_more_nodes_than_it_may_kill_workers(write_rows, tmp_pa
     assert len(loads.read_text().split()) == losses + 1
 
 
+@pytest.mark.long
 def test_a_node_that_cannot_see_a_local_path_is_named_as_the_reason(
     cluster, tmp_path, tmp_path_factory, write_rows
 ):

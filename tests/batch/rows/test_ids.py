@@ -28,7 +28,7 @@ from sheaf_dagster.batch.rows.sample import sample_output
 from sheaf_dagster.batch.validation import validate_source
 from sheaf_dagster.contracts import BaseRequest, OpenAIBatchRequest, contract_for
 from sheaf_dagster.storage import Location, read_lines, scan_source
-from tests.batch.jobs import spec
+from tests.batch.jobs import here_and_in_workers, spec
 from tests.toys import NumberRequest, doubler
 
 OWN = "00000000-0000-4000-8000-000000000001"
@@ -63,6 +63,7 @@ def test_other_rows_do_not_change_an_id(tmp_path):
     assert answered(job) == ids, "nor does the order of fields"
 
 
+@here_and_in_workers
 def test_equal_rows_have_ids_of_their_own_in_every_mode_and_layout(mode, tmp_path):
     rows = [row(n % 3) if n % 7 else row(n % 3, request_id=OWN) for n in range(300)]
     source = written(tmp_path / "in.jsonl", rows)

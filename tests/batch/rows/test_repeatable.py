@@ -14,7 +14,7 @@ import pytest
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner
 from sheaf_dagster.batch.rows.repeatable import repeatable
-from tests.batch.jobs import spec
+from tests.batch.jobs import here_and_in_workers, spec
 from tests.toys import Doubler, NumberRequest, doubler
 
 
@@ -73,6 +73,7 @@ def test_what_the_row_itself_says_stays(value):
     assert repeatable(f"can't read {value}", row) == f"can't read {value}"
 
 
+@here_and_in_workers
 def test_the_same_file_gives_the_same_error_rows_each_time(write_rows, tmp_path, mode):
     source = write_rows(list(range(40)), note="/tmp/kept/this.png")
     model = doubler().model_copy(update={"backend": f"{__name__}:Chatty"})

@@ -12,7 +12,7 @@ import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.contracts import Contract, contract_for
-from tests.batch.jobs import leftovers, spec
+from tests.batch.jobs import here_and_in_workers, leftovers, spec
 from tests.conftest import read_rows
 from tests.toys import doubler
 
@@ -152,6 +152,7 @@ def test_a_misspelt_field_of_a_built_in_contract_is_found(model_type):
     assert (bad.invalid_rows, bad.unknown_fields) == (0, {"modelname": 1})
 
 
+@here_and_in_workers
 def test_a_job_counts_them_warns_once_and_answers(write_rows, tmp_path, caplog, mode):
     source = write_rows([1, 2, 3], nota="x")
 
@@ -165,6 +166,7 @@ def test_a_job_counts_them_warns_once_and_answers(write_rows, tmp_path, caplog, 
     assert "strict=True" in said
 
 
+@here_and_in_workers
 def test_a_strict_job_refuses_them_and_writes_nothing(write_rows, tmp_path, mode):
     source = write_rows([1, 2, 3], nota="x")
     job = spec(source, tmp_path, strict=True, **mode)

@@ -12,7 +12,7 @@ import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner
 from sheaf_dagster.batch.layout import Layout, layout_of
 from sheaf_dagster.batch.spec import BatchOptions
-from tests.batch.jobs import MODES, leftovers, spec
+from tests.batch.jobs import MODES, here_and_in_workers, leftovers, spec
 from tests.conftest import read_rows
 from tests.toys import SHAPES, InFlight, InOneCall, InStages, NumberResponse, shaped
 
@@ -27,6 +27,7 @@ def written(path: str) -> bytes:
         return f.read()
 
 
+@here_and_in_workers
 @each_shape
 def test_the_bytes_are_the_same_in_each_shape_and_mode(write_rows, tmp_path, mode, shape):
     job = spec(write_rows(VALUES, note="x"), tmp_path, batch_size=8, **mode)
