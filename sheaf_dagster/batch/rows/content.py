@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +12,7 @@ from pydantic import BaseModel
 
 from sheaf_dagster.batch.rows.inside import core_schema_of, schemas_in
 
-__all__ = ["DIGEST_BYTES", "content_digest", "identity_field"]
+__all__ = ["DIGEST_BYTES", "ContentDigest", "content_digest", "identity_field"]
 
 DIGEST_BYTES = 16
 
@@ -34,8 +33,7 @@ def identity_field(contract: type[BaseModel]) -> str | None:
     return next(names, None)
 
 
-@lru_cache(maxsize=64)
-def content_digest(contract: type[BaseModel], *, whole: bool = False) -> Callable[[bytes], bytes]:
+class ContentDigest:
     """Hashes the content of lines: their JSON in one form, without the row's identity.
 
     The order of fields and the space between them don't count. Of a number its kind does (1 is
@@ -45,17 +43,48 @@ def content_digest(contract: type[BaseModel], *, whole: bool = False) -> Callabl
     Args:
         contract: What the rows are.
         whole: With the identity.
-
-    Returns:
-        A function of a line; its digests have ``DIGEST_BYTES``.
     """
-    identity = (None if whole else identity_field(contract)) or ""
-    written = _by_digits if _has_decimals(contract) else _written
 
-    def digest(line: bytes) -> bytes:
-        return hashlib.sha256(written(line, identity)).digest()[:DIGEST_BYTES]
+    def __init__(self, contract: type[BaseModel], *, whole: bool) -> None:
+        self._identity = (None if whole else identity_field(contract)) or ""
+        self._by_digits = _has_decimals(contract)
 
-    return digest
+    def __call__(self, line: bytes) -> bytes:
+        """The digest of a line, of ``DIGEST_BYTES``."""
+        return self.of(line, self.read(line))
+
+    def read(self, line: bytes) -> dict[str, Any] | None:
+        """A line as JSON, for ``of``; None where that doesn't need it."""
+        if self._by_digits:
+            return None
+        try:
+            row = _read(line)
+        except (ValueError, RecursionError):  # NaN, half a surrogate
+            return None
+        return row if type(row) is dict else None
+
+    def of(self, line: bytes, row: dict[str, Any] | None) -> bytes:
+        """The digest of a line that was read."""
+        return hashlib.sha256(self._written(line, row)).digest()[:DIGEST_BYTES]
+
+    def _written(self, line: bytes, row: dict[str, Any] | None) -> bytes:
+        if row is not None:
+            if self._identity in row:
+                row = {name: value for name, value in row.items() if name != self._identity}
+            try:
+                return _SHORT + _write(row)
+            except (ValueError, OverflowError, RecursionError):
+                pass  # a whole number of more than 64 bits
+        try:
+            return _EXACT + _exactly(line, self._identity)
+        except (ValueError, RecursionError):
+            return _AS_IT_IS + line.strip()
+
+
+@lru_cache(maxsize=64)
+def content_digest(contract: type[BaseModel], *, whole: bool = False) -> ContentDigest:
+    """What hashes the content of a contract's lines; see ``ContentDigest``."""
+    return ContentDigest(contract, whole=whole)
 
 
 def _has_decimals(contract: type[BaseModel]) -> bool:
@@ -64,24 +93,6 @@ def _has_decimals(contract: type[BaseModel]) -> bool:
         return any(node["type"] == "decimal" for node in schemas_in(core_schema_of(contract)))
     except Exception:  # its types aren't all defined yet
         return True
-
-
-def _written(line: bytes, identity: str) -> bytes:
-    try:
-        row = _read(line)
-        if type(row) is dict:
-            row.pop(identity, None)
-        return _SHORT + _write(row)
-    except (ValueError, OverflowError, RecursionError):
-        # NaN, half a surrogate, a whole number of more than 64 bits
-        return _by_digits(line, identity)
-
-
-def _by_digits(line: bytes, identity: str) -> bytes:
-    try:
-        return _EXACT + _exactly(line, identity)
-    except (ValueError, RecursionError):
-        return _AS_IT_IS + line.strip()
 
 
 def _exactly(text: bytes, identity: str) -> bytes:

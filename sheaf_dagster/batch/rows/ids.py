@@ -12,19 +12,29 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 import msgspec
 from pydantic import BaseModel
 
+from sheaf_dagster.batch.rows.columnar import content_of_line
+from sheaf_dagster.batch.rows.content import content_digest
 from sheaf_dagster.batch.rows.general import GeneralCodec
 from sheaf_dagster.batch.rows.inside import given_fields
 from sheaf_dagster.batch.rows.plain import PlainModel
 from sheaf_dagster.contracts import row_identity
 from sheaf_dagster.contracts.base import PASSES
 
-__all__ = ["Identity", "derived_id", "id_reader", "is_answered_by", "placed_id"]
+__all__ = [
+    "Identity",
+    "OwnId",
+    "derived_id",
+    "id_reader",
+    "is_answered_by",
+    "own_id_of",
+    "placed_id",
+]
 
 _NAMESPACE = UUID("5f0c3f0e-6d5e-5b3a-9a43-7d2f8f1e3c11").bytes
 
@@ -47,6 +57,41 @@ def placed_id(position: int, content: bytes) -> UUID:
         content: What it says.
     """
     return _uuid5(b"%d:" % position + content)
+
+
+class OwnId(Protocol):
+    """Derives the id of a row that brings none."""
+
+    def __call__(self, position: int, line: bytes, said: dict[str, Any] | None = None, /) -> UUID:
+        """The id.
+
+        Args:
+            position: The row's position in the source.
+            line: The row.
+            said: What ``ContentDigest.read`` made of the line, where it was asked.
+        """
+        ...
+
+
+def own_id_of(
+    contract: type[BaseModel], occurrence_of: Callable[[int], int], *, table: bool
+) -> OwnId:
+    """What derives the ids of rows.
+
+    Args:
+        contract: What the rows are.
+        occurrence_of: How many rows before a position have the content of the row there.
+        table: They are a table's.
+    """
+    if table:
+        return lambda position, line, said=None: placed_id(position, content_of_line(line))
+    content = content_digest(contract)
+
+    def own_id(position: int, line: bytes, said: dict[str, Any] | None = None) -> UUID:
+        digest = content(line) if said is None else content.of(line, said)
+        return derived_id(digest, occurrence_of(position))
+
+    return own_id
 
 
 class Identity(NamedTuple):

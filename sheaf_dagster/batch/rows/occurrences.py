@@ -14,6 +14,7 @@ from contextlib import closing
 from functools import cache
 from itertools import islice
 from tempfile import SpooledTemporaryFile
+from typing import Any
 
 import numpy as np
 import orjson
@@ -68,17 +69,24 @@ class ContentsOfChunk:
         self.of_every_row = digests or self._counted is not None
         """If not, it need only be told of rows without an id."""
 
-    def add(self, line: bytes, row: int, *, named: bool) -> None:
+    def read(self, line: bytes) -> dict[str, Any] | None:
+        """A line as JSON, for ``add``; None where that doesn't need it."""
+        return self._digest.read(line)
+
+    def add(
+        self, line: bytes, row: int, *, named: bool, said: dict[str, Any] | None = None
+    ) -> None:
         """Takes a valid row.
 
         Args:
             line: The row.
             row: Its number in the chunk.
             named: It brings an id, or needs none.
+            said: What ``read`` made of the line, where it was asked.
         """
         digest = b""
         if self._digests is not None or not named:
-            digest = self._digest(line)
+            digest = self._digest(line) if said is None else self._digest.of(line, said)
         if self._digests is not None:
             self._digests += digest
         self._count(line, row, b"" if named else digest)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import io
 import itertools
 import zlib
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
-from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
 
 from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
-from sheaf_dagster.batch.rows.columnar import column_codec, content_of_line
+from sheaf_dagster.batch.rows.columnar import column_codec
 from sheaf_dagster.batch.rows.content import content_digest
-from sheaf_dagster.batch.rows.fast import IDENTITY, fast_codec
+from sheaf_dagster.batch.rows.fast import IDENTITY, Accepts, fast_codec
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.general import GeneralCodec
-from sheaf_dagster.batch.rows.ids import Identity, derived_id, id_reader, placed_id
+from sheaf_dagster.batch.rows.ids import Identity, OwnId, id_reader, own_id_of, placed_id
 from sheaf_dagster.batch.rows.inside import given_fields
 from sheaf_dagster.batch.rows.invalid import invalid_row, packed_lines, why_invalid
 from sheaf_dagster.batch.rows.keep import fields_of
@@ -102,14 +101,18 @@ class RowContract:
         contents = ContentsOfChunk(self.request, digests=self.digests)
         note_all = contents.of_every_row
         may_lack_id = "request_id" in self.request.model_fields and not self.table
+        noted = note_all
         # Line by line: a chunk's lines all at once are more than a processor's cache holds.
         for number, ended_line in enumerate(io.BytesIO(data), first_line):
-            if accepts is not None and (taken := accepts(ended_line)):
+            # A row whose content is noted is read once for that and for the verdict.
+            said = contents.read(ended_line) if noted and accepts is not None else None
+            if accepts is not None and (taken := accepts(ended_line, said)):
                 if taken is not True:
                     keys.add(taken, number)
                 unnamed = taken is True and may_lack_id
-                if note_all or unnamed:
-                    contents.add(ended_line, findings.rows, named=not unnamed)
+                noted = note_all or unnamed
+                if noted:
+                    contents.add(ended_line, findings.rows, named=not unnamed, said=said)
                 findings.rows += 1
                 continue
             if is_blank(ended_line):
@@ -218,7 +221,7 @@ class RowContract:
             return row
         except (ValidationError, RecursionError):
             number, line = numbered
-            own_id = self._id_maker(occurrence_of)
+            own_id = self._own_id(occurrence_of)
             stand_in = invalid_row(
                 self.request, line, occurrence_of(position), lambda: own_id(position, line)
             )
@@ -235,7 +238,7 @@ class RowContract:
         id_of = id_reader(self.request)
         if id_of is None:
             return self.parse(lines, first_position, occurrence_of)
-        own_id, fields = self._id_maker(occurrence_of), fields_of(self.keep) if self.keep else None
+        own_id, fields = self._own_id(occurrence_of), fields_of(self.keep) if self.keep else None
         rows = []
         for position, (number, line) in enumerate(lines, first_position):
             own = id_of(line) or own_id(position, line)
@@ -265,20 +268,20 @@ class RowContract:
         validate = GeneralCodec(self.request).read
         has_id = "request_id" in self.request.model_fields
         read = fast_codec(self.request).read if validated else None
+        own_id, content = self._own_id(occurrence_of), content_digest(self.request)
         requests: list[Any] = []
-        for _, line in lines:
-            request = None if read is None else read(line)
+        lacks_id = False
+        # Rows of a file are mostly alike: the next lacks an id, or isn't plain, where this one does.
+        for position, (_, line) in enumerate(lines, first_position):
+            said = content.read(line) if lacks_id and read is not None else None
+            request = None if read is None else read(line, said)
             if request is None:
-                # Rows of a file are mostly alike: the others of this batch won't be plain either.
                 read, request = None, validate(line)
+            lacks_id = has_id and "request_id" not in given_fields(request)
+            if lacks_id:
+                # Past pydantic's setattr: a user's contract may be frozen.
+                request.__dict__["request_id"] = own_id(position, line, said)
             requests.append(request)
-        if has_id:
-            own_id = self._id_maker(occurrence_of)
-            for position, request in enumerate(requests, first_position):
-                if "request_id" not in given_fields(request):
-                    # Past pydantic's setattr: a user's contract may be frozen.
-                    line = lines[position - first_position][1]
-                    request.__dict__["request_id"] = own_id(position, line)
         numbers = [number for number, _ in lines]
         texts = (line for _, line in lines)
         return self._rows(requests, first_position, numbers, texts, occurrence_of)
@@ -330,7 +333,7 @@ class RowContract:
         return self.strict or unique_key(self.request) is not None
 
     @property
-    def _accepts(self) -> Callable[[bytes], bool] | None:
+    def _accepts(self) -> Accepts | None:
         """A short cut for ``validate``, where it can't miss a row of another model type."""
         return fast_codec(self.request, self.keep).accepts if self._is_of_one_type else None
 
@@ -340,9 +343,5 @@ class RowContract:
         field = self.request.model_fields.get("model_type")
         return field is None or [*map(str, get_args(field.annotation))] == [self.model_type]
 
-    def _id_maker(self, occurrence_of: OccurrenceOf) -> Callable[[int, bytes], UUID]:
-        """Derives the id of a row that brings none, of its position and its line."""
-        if self.table:
-            return lambda position, line: placed_id(position, content_of_line(line))
-        digest = content_digest(self.request)
-        return lambda position, line: derived_id(digest(line), occurrence_of(position))
+    def _own_id(self, occurrence_of: OccurrenceOf) -> OwnId:
+        return own_id_of(self.request, occurrence_of, table=self.table)
