@@ -87,6 +87,12 @@ PEER_LOOPS = ("tasks over sheaf-serve's loop, 1M", "actors over sheaf-serve's lo
         ),
         (
             "benchmarks/README.md",
+            "{:.2f} times from an actor on Ray ({:.2f} to {:.2f};".format(
+                *chats("actors over run-batch")
+            ),
+        ),
+        (
+            "benchmarks/README.md",
             "{:.2f} times the loop ({:.2f} to {:.2f})".format(*chats("endpoint over a loop")),
         ),
         ("benchmarks/README.md", f"{of_encoder():.2f} on a CPU; **not run on a GPU yet**"),
