@@ -134,7 +134,7 @@ class _Driver:
         try:
             if (over := self._spending.over(spec)) is not None:
                 raise over
-            job, chunks = run.prepare(
+            work, chunks = run.prepare(
                 lambda contract, source: self._workforce.validate(contract, source, self._stop),
                 self._stop,
             )
@@ -145,7 +145,7 @@ class _Driver:
         self._inbox.put(Prepared(run))  # before the first report of it can come in
         self._open.wait()
         if not self._stop.is_set() and chunks and not self._spending.over(spec):
-            self._workforce.submit(job, chunks)
+            self._workforce.submit(work, chunks)
 
     # -- the caller's thread ---------------------------------------------------------------
 
@@ -183,8 +183,8 @@ class _Driver:
                 self._commit_if_complete(run)
                 yield from self._end_if_spent()
             case Reported(report):
-                if report.job in self._running:  # else a late chunk of a file that failed
-                    yield from self._take(self._running[report.job], report)
+                if report.file in self._running:  # else a late chunk of a file that failed
+                    yield from self._take(self._running[report.file], report)
             case Committed(run, result):
                 del self._committing[run.id]
                 self._through(run)

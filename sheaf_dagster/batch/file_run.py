@@ -136,7 +136,7 @@ class FileRun:
             # Where answers come from doesn't make the output another one.
             self._result_fingerprint = job_fingerprint(self.context, self.spec, source.digest)
         self.resumed_rows = self.parts.open(self.fingerprint, source, self._chunks, held)
-        job = FileWork(
+        work = FileWork(
             id=self.id,
             texts=tuple(f.text for f in source.files),
             names=tuple(f.stored.uri for f in source.files),
@@ -152,8 +152,8 @@ class FileRun:
             keep=keep,
             indexed=self._reuse is not None,
         )
-        self._work = job = self._answer_without_model(job, keeper, stop)
-        return job, [c for c in self._chunks if c.index not in self.parts]
+        self._work = work = self._answer_without_model(work, keeper, stop)
+        return work, [c for c in self._chunks if c.index not in self.parts]
 
     def _keeper_of(self, source: ScannedSource, report: ValidationReport) -> Keeper | None:
         """What decides which answers of an earlier output are kept."""
@@ -165,7 +165,7 @@ class FileRun:
             return OnlyFailed(self.context, self.spec, state, source.digest, self._earlier)
 
     def _answer_without_model(
-        self, job: FileWork, keeper: Keeper | None, stop: threading.Event | None
+        self, work: FileWork, keeper: Keeper | None, stop: threading.Event | None
     ) -> FileWork:
         """Says which rows keep their answers; makes the parts of chunks with no row to run."""
         with self._refusing():
@@ -173,10 +173,10 @@ class FileRun:
                 done = without_valid_rows(self._chunks, self.parts)
             else:
                 kept, done = keep_answers(keeper, self._hold(), self._chunks, self.parts, stop)
-                job = replace(job, kept=kept)
-            made = made_without_model(self.context.rows, job, done, stop)
+                work = replace(work, kept=kept)
+            made = made_without_model(self.context.rows, work, done, stop)
         self.parts.put(made)
-        return job
+        return work
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

@@ -97,13 +97,13 @@ def without_valid_rows(chunks: Sequence[Chunk], done: Container[int]) -> list[Ch
 
 
 def made_without_model(
-    contract: RowContract, job: FileWork, chunks: Sequence[Chunk], stop: threading.Event | None
+    contract: RowContract, work: FileWork, chunks: Sequence[Chunk], stop: threading.Event | None
 ) -> list[Part]:
     """Makes the parts of chunks of which no row is to be run; what has such a row has no part.
 
     Args:
         contract: Of the rows.
-        job: The file.
+        work: The file.
         chunks: Those that may need no model.
         stop: Ends it early.
 
@@ -115,7 +115,7 @@ def made_without_model(
     def make(chunk: Chunk) -> Part | None:
         if stop is not None and stop.is_set():
             raise InterruptedError("the job was stopped")
-        return part_without_model(contract, job, chunk)
+        return part_without_model(contract, work, chunk)
 
     with ThreadPoolExecutor(_PARTS_AT_A_TIME, thread_name_prefix="sheaf-keep") as pool:
         return [part for part in pool.map(make, chunks) if part is not None]

@@ -73,9 +73,9 @@ class LocalWorkforce:
                 raise InterruptedError("the job was stopped")
             yield found
 
-    def submit(self, job: FileWork, chunks: list[Chunk]) -> None:
+    def submit(self, work: FileWork, chunks: list[Chunk]) -> None:
         """Has a file's chunks run when the driver looks next."""
-        self._waiting.put((job, chunks))
+        self._waiting.put((work, chunks))
         self._tell(Waiting())
 
     def no_more_files(self) -> None:
@@ -90,10 +90,10 @@ class LocalWorkforce:
         """Runs on until a chunk is done."""
         if self._running is None:
             try:
-                job, chunks = self._waiting.get_nowait()
+                work, chunks = self._waiting.get_nowait()
             except queue.Empty:
                 return False
-            self._running = job.id, self._run(job, chunks)
+            self._running = work.id, self._run(work, chunks)
         file, reports = self._running
         try:
             self._tell(Reported(next(reports)))
@@ -113,19 +113,19 @@ class LocalWorkforce:
     def close(self) -> None:
         """Nothing was taken."""
 
-    def _run(self, job: FileWork, chunks: list[Chunk]) -> Generator[ChunkReport, None, None]:
+    def _run(self, work: FileWork, chunks: list[Chunk]) -> Generator[ChunkReport, None, None]:
         with local_model(self._context) as model:
 
-            def limit_for(loaded: LoadedBackend, job: FileWork, chunk: Chunk) -> TimeLimit:
-                return _LocalLimit(model, type(loaded.backend).__name__, job, chunk)
+            def limit_for(loaded: LoadedBackend, work: FileWork, chunk: Chunk) -> TimeLimit:
+                return _LocalLimit(model, type(loaded.backend).__name__, work, chunk)
 
-            work = [[(job, chunk) for chunk in chunks]]
+            todo = [[(work, chunk) for chunk in chunks]]
             cpus = max(_available_cpus(), self._context.spec.resources.num_cpus)
-            at_home = model.call if job.batch_timeout is None else None
+            at_home = model.call if work.batch_timeout is None else None
             yield from run_chunks(
                 self._context,
                 model.load(),
-                work,
+                todo,
                 limit_for=limit_for,
                 at_home=at_home,
                 cpus=cpus,
@@ -142,11 +142,11 @@ def _available_cpus() -> int:
 class _LocalLimit:
     """Makes the calls for a chunk from the model's own thread, within ``batch_timeout``."""
 
-    def __init__(self, model: LocalModel, backend: str, job: FileWork, chunk: Chunk) -> None:
+    def __init__(self, model: LocalModel, backend: str, work: FileWork, chunk: Chunk) -> None:
         self._model = model
         self._backend = backend
-        self._seconds = job.batch_timeout
-        self._where = job.names[chunk.file]
+        self._seconds = work.batch_timeout
+        self._where = work.names[chunk.file]
 
     def __call__(self, rows: Sequence[Row], call: Callable[[], T]) -> T:
         """The call's value.

@@ -229,7 +229,7 @@ def _frames(error: BaseException) -> str:
 class ChunkReport:
     """All that the driver learns of a chunk."""
 
-    job: int
+    file: int
     chunk: int
     first_row: int
     worker: str

@@ -48,13 +48,13 @@ class OnDemandWorkforce:
         """Validates as the other one does, open or not."""
         return self._workforce.validate(contract, source, stop)
 
-    def submit(self, job: FileWork, chunks: list[Chunk]) -> None:
+    def submit(self, work: FileWork, chunks: list[Chunk]) -> None:
         """Adds a validated file's chunks; the first ones wait for the loop's next look."""
         with self._lock:
             if self._at_work:
-                self._workforce.submit(job, chunks)
+                self._workforce.submit(work, chunks)
             else:
-                self._waiting.append((job, chunks))
+                self._waiting.append((work, chunks))
         self._tell(Waiting())
 
     def no_more_files(self) -> None:
@@ -67,7 +67,7 @@ class OnDemandWorkforce:
     def cancel(self, file: int) -> None:
         """Calls off the rest of a file that failed."""
         with self._lock:
-            self._waiting = [(job, chunks) for job, chunks in self._waiting if job.id != file]
+            self._waiting = [(work, chunks) for work, chunks in self._waiting if work.id != file]
         if self._at_work:
             self._workforce.cancel(file)
 
@@ -82,8 +82,8 @@ class OnDemandWorkforce:
             self._workforce.start(self._tell)
             with self._lock:
                 self._at_work = True
-                for job, chunks in self._waiting:
-                    self._workforce.submit(job, chunks)
+                for work, chunks in self._waiting:
+                    self._workforce.submit(work, chunks)
                 self._waiting = []
                 if self._all_submitted:
                     self._workforce.no_more_files()

@@ -191,20 +191,20 @@ def _answers(
         again = str(Path(folder) / ("again.parquet" if whole else "again.jsonl"))
         run = FileRun(0, receipt.spec(again, options), context)
         try:
-            job, chunks = run.prepare(_validated)
+            work, chunks = run.prepare(_validated)
             done.chunks = len(chunks)
             size = len(chunks) if whole else min(sample, len(chunks))
             chosen = random.Random(done.seed).sample(chunks, size)  # noqa: S311  (no secret)
             chosen.sort(key=lambda chunk: chunk.index)
             done.chunks_run, done.rows_run = len(chosen), sum(chunk.rows for chunk in chosen)
             made: dict[int, list[bytes]] = {}
-            for report in _run(context, job, chosen):
+            for report in _run(context, work, chosen):
                 if report.failure is not None:
                     raise report.failure.rebuilt()
                 if whole or report.part is None:
                     run.take(report)
                 else:
-                    text = job.store.stored(report.part).read()
+                    text = work.store.stored(report.part).read()
                     made[report.chunk] = text.rstrip(b"\n").split(b"\n")
             if whole:
                 run.commit()
@@ -225,11 +225,11 @@ def _answers(
     return Finding(what="answers", same=False, says=f"{of} made again, {different}")
 
 
-def _run(context: ModelContext, job: FileWork, chunks: list[Chunk]) -> Iterator[ChunkReport]:
+def _run(context: ModelContext, work: FileWork, chunks: list[Chunk]) -> Iterator[ChunkReport]:
     heard: list[Event] = []
     workforce = LocalWorkforce(context)
     workforce.start(heard.append)
-    workforce.submit(job, chunks)
+    workforce.submit(work, chunks)
     while workforce.look():
         for event in heard:
             if isinstance(event, WorkFailed):

@@ -48,7 +48,7 @@ class Workforce(Protocol):
     ) -> Iterable[ChunkFindings]:
         """Validates all chunks of a source, in order; in the feeder's thread, open or not."""
 
-    def submit(self, job: FileWork, chunks: list[Chunk]) -> None:
+    def submit(self, work: FileWork, chunks: list[Chunk]) -> None:
         """Adds a validated file's chunks; in the feeder's thread."""
 
     def no_more_files(self) -> None:

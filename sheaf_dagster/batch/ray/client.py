@@ -89,9 +89,9 @@ class DriverClient:
         """The workers' end; travels to them."""
         return WorkerClient(self._actor)
 
-    def add(self, job: FileWork, chunks: Sequence[Chunk]) -> None:
+    def add(self, work: FileWork, chunks: Sequence[Chunk]) -> None:
         """Adds a validated file's chunks and lets the workers load the model."""
-        Pending[None](self._actor.add.remote(job, chunks)).get()
+        Pending[None](self._actor.add.remote(work, chunks)).get()
 
     def close(self) -> None:
         """Says that no more files will come."""

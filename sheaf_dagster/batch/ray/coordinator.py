@@ -48,9 +48,9 @@ class Coordinator:
 
     # -- the driver ------------------------------------------------------------------------
 
-    async def add(self, job: FileWork, chunks: Sequence[Chunk]) -> None:
+    async def add(self, work: FileWork, chunks: Sequence[Chunk]) -> None:
         """Adds a validated file's chunks."""
-        self.ledger.add(job, chunks)
+        self.ledger.add(work, chunks)
         self._pass_on()
 
     async def close(self) -> None:

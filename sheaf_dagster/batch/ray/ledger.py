@@ -103,16 +103,16 @@ class Ledger:
 
     # -- what the driver does --------------------------------------------------------------
 
-    def add(self, job: FileWork, chunks: Sequence[Chunk]) -> None:
+    def add(self, work: FileWork, chunks: Sequence[Chunk]) -> None:
         """Adds a validated file's chunks; from the first file on workers may load the model."""
         if self._closed:
             return
         self._begun = self.has_news = True
         if self._broken is not None:
-            self._fail(job.id, self._broken)
+            self._fail(work.id, self._broken)
             return
-        self._files[job.id] = OpenFile(job, len(chunks))
-        self._pending.extend(OpenChunk(job.id, chunk) for chunk in chunks)
+        self._files[work.id] = OpenFile(work, len(chunks))
+        self._pending.extend(OpenChunk(work.id, chunk) for chunk in chunks)
 
     def close(self) -> None:
         """No more files will come."""
@@ -262,7 +262,7 @@ class Ledger:
 
     def report(self, number: int, report: ChunkReport) -> None:
         """A worker is done with a chunk, well or not."""
-        key = (report.job, report.chunk)
+        key = (report.file, report.chunk)
         seat = self._seats.get(number)
         chunk = seat.held.pop(key, None) if seat is not None else None
         if chunk is None:
@@ -272,9 +272,9 @@ class Ledger:
         self._chunk_seconds = seconds if old is None else 0.7 * old + 0.3 * seconds
         self._reports.append(report)
         if report.failure is not None:
-            self.call_off(report.job)
+            self.call_off(report.file)
         else:
-            self._done(report.job)
+            self._done(report.file)
         last = self._closed and not self._any_held()
         if last or self._suspects or chunk.suspect:
             self.has_news = True
@@ -299,11 +299,11 @@ class Ledger:
         if chunk is None:
             return
         known = self._files[file]
-        if known.job.on_error == "fail":
+        if known.work.on_error == "fail":
             self._fail(file, ErrorMessage.of(BatchTimeoutError(message)), chunk.chunk)
             return
-        hangs = known.job.hangs.get(index, Hangs()).after(rows)
-        known.job = replace(known.job, hangs={**known.job.hangs, index: hangs})
+        hangs = known.work.hangs.get(index, Hangs()).after(rows)
+        known.work = replace(known.work, hangs={**known.work.hangs, index: hangs})
         self._suspect(chunk)
 
     # -- inside ----------------------------------------------------------------------------
@@ -314,7 +314,7 @@ class Ledger:
 
     def _hand_out(self, seat: Seat, chunks: list[OpenChunk]) -> ChunkWork:
         seat.held.update({c.key: c for c in chunks})
-        return [(self._files[c.file].job, c.chunk) for c in chunks]
+        return [(self._files[c.file].work, c.chunk) for c in chunks]
 
     def _take_back(self, seat: Seat) -> None:
         """Takes back what the worker of a seat held when it died."""
@@ -325,7 +325,7 @@ class Ledger:
             else:
                 chunk.deaths.append(seat.node)
             if len(held) == 1 and chunk.given_up:
-                where = self._files[chunk.file].job.names[chunk.chunk.file]
+                where = self._files[chunk.file].work.names[chunk.chunk.file]
                 crash = chunk.crash(where, self._backend)
                 self._fail(chunk.file, ErrorMessage.of(crash), chunk.chunk)
             else:

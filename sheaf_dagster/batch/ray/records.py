@@ -48,7 +48,7 @@ class NodeDrains:
 class OpenFile:
     """A file that is under way."""
 
-    job: FileWork
+    work: FileWork
     open: int
     """Chunks that are not done."""
 

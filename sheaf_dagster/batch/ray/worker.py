@@ -155,17 +155,17 @@ class _Pulled:
 
         threading.Thread(target=wait, daemon=True, name="sheaf-abort").start()
 
-    def limit_for(self, loaded: LoadedBackend, job: FileWork, chunk: Chunk) -> TimeLimit:
+    def limit_for(self, loaded: LoadedBackend, work: FileWork, chunk: Chunk) -> TimeLimit:
         """Bounds the calls for a chunk by the life of this process."""
-        seconds = job.batch_timeout
+        seconds = work.batch_timeout
         if seconds is None:
             return lambda rows, call: call()
         backend = type(loaded.backend).__name__
 
         def report(rows: Sequence[Row]) -> None:
-            message = took_too_long(job.names[chunk.file], rows, backend, seconds)
+            message = took_too_long(work.names[chunk.file], rows, backend, seconds)
             positions = frozenset(row.position for row in rows)
-            self._sitting.hung(job.id, chunk.index, positions, message)
+            self._sitting.hung(work.id, chunk.index, positions, message)
 
         return WorkerLimit(seconds, report)
 
@@ -191,41 +191,41 @@ def _work(
 ) -> None:
     """Runs chunks until there are no more."""
     sitting = coordinator.enter(leave.seat)
-    work = _Pulled(coordinator, sitting, leave.seconds)
+    pulled = _Pulled(coordinator, sitting, leave.seconds)
     try:
         if _pass_gate(coordinator):
-            work.watch()
+            pulled.watch()
             try:
-                for report in _reports(work, context, backend):
+                for report in _reports(pulled, context, backend):
                     sitting.report(report)
             finally:
-                work.done.set()
+                pulled.done.set()
     finally:
         sitting.leave()
-    if work.node_drains:
+    if pulled.node_drains:
         # Ray starts on another node again whatever ends without having returned.
         os._exit(1)
 
 
 def _reports(
-    work: _Pulled, context: ModelContext, backend: Callable[[], LoadedBackend]
+    pulled: _Pulled, context: ModelContext, backend: Callable[[], LoadedBackend]
 ) -> Iterator[ChunkReport]:
-    pulled = iter(work)
-    first = next(pulled, None)
+    taken = iter(pulled)
+    first = next(taken, None)
     if first is None:
         return
-    handed = chain([first], pulled)
+    handed = chain([first], taken)
     try:
         loaded = backend()
     except Exception as e:
         # Every file learns why, and the next one gets the next try.
-        for job, chunk in chain.from_iterable(handed):
+        for work, chunk in chain.from_iterable(handed):
             yield ChunkReport(
-                job.id,
+                work.id,
                 chunk.index,
                 chunk.first_row,
                 worker_name(),
-                failure=ErrorMessage.of(e, job.names[chunk.file]),
+                failure=ErrorMessage.of(e, work.names[chunk.file]),
             )
     else:
-        yield from run_chunks(context, loaded, handed, work.aborted.is_set, work.limit_for)
+        yield from run_chunks(context, loaded, handed, pulled.aborted.is_set, pulled.limit_for)

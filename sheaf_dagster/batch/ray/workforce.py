@@ -127,9 +127,9 @@ class RayWorkforce:
             stop,
         )
 
-    def submit(self, job: FileWork, chunks: list[Chunk]) -> None:
+    def submit(self, work: FileWork, chunks: list[Chunk]) -> None:
         """Adds a validated file's chunks."""
-        self._opened.add(job, chunks)
+        self._opened.add(work, chunks)
 
     def no_more_files(self) -> None:
         """Says that the last one has been submitted."""

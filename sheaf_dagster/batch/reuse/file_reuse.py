@@ -67,19 +67,19 @@ class FileReuse:
         return ReusedAnswers(self._output, self._digests, self._made_by, repeats=repeats)
 
     def filled(
-        self, job: FileWork, chunks: Sequence[Chunk], parts: Mapping[int, Part]
+        self, work: FileWork, chunks: Sequence[Chunk], parts: Mapping[int, Part]
     ) -> dict[int, Part]:
         """The parts of which rows have waited for the answers of equal rows."""
-        return filled_parts(self._context.rows, job, chunks, parts)
+        return filled_parts(self._context.rows, work, chunks, parts)
 
     @contextmanager
     def indexed(
-        self, job: FileWork, chunks: Sequence[Chunk], parts: Mapping[int, Part]
+        self, work: FileWork, chunks: Sequence[Chunk], parts: Mapping[int, Part]
     ) -> Iterator[None]:
         """Makes the index of an output that is committed meanwhile, and then puts it beside that."""
         with IndexWriter(self._made_by) as index:
             for chunk in chunks:
-                index.add(self._digests.of(chunk), self._lines(job, parts[chunk.index]))
+                index.add(self._digests.of(chunk), self._lines(work, parts[chunk.index]))
             index.finish()
             self._digests.close()
             yield
@@ -96,14 +96,14 @@ class FileReuse:
         """Gives back what is on this machine's disk."""
         self._digests.close()
 
-    def _lines(self, job: FileWork, part: Part) -> Lines:
-        lines = read_lines_of(job.store.folder, part.chunk)
+    def _lines(self, work: FileWork, part: Part) -> Lines:
+        lines = read_lines_of(work.store.folder, part.chunk)
         if len(lines) == part.rows:
             return lines
         # A power loss may have taken it: it is written without waiting for the disk.
         contract = self._context.rows
         failed = FailedLines(contract.request, contract.response)
-        found = lines_in_part(job, part)
+        found = lines_in_part(work, part)
         answers = np.array([not failed.is_failed(line) for line in found], dtype=bool)
-        write_lines(job.store.folder, part.chunk, found, answers)
-        return read_lines_of(job.store.folder, part.chunk)
+        write_lines(work.store.folder, part.chunk, found, answers)
+        return read_lines_of(work.store.folder, part.chunk)

@@ -24,7 +24,7 @@ __all__ = ["filled_parts", "lines_in_part"]
 
 
 def filled_parts(
-    contract: RowContract, job: FileWork, chunks: Sequence[Chunk], parts: Mapping[int, Part]
+    contract: RowContract, work: FileWork, chunks: Sequence[Chunk], parts: Mapping[int, Part]
 ) -> dict[int, Part]:
     """Makes the parts anew in which rows wait for the answers of equal ones; returns those.
 
@@ -32,15 +32,15 @@ def filled_parts(
 
     Args:
         contract: Of the rows.
-        job: The file.
+        work: The file.
         chunks: All of its chunks.
         parts: All of its parts.
     """
     unfilled = [c for c in chunks if parts[c.index].counts.get(UNFILLED)]
     if not unfilled:
         return {}
-    assert job.kept is not None
-    gaps = {c.index: job.kept.repeated(c.index) for c in unfilled}
+    assert work.kept is not None
+    gaps = {c.index: work.kept.repeated(c.index) for c in unfilled}
     wanted = np.unique(np.concatenate([rows[rows >= 0] for rows in gaps.values()]))
     with TemporaryFile() as file:
         offsets = np.zeros(len(wanted) + 1, dtype=np.int64)
@@ -48,7 +48,7 @@ def filled_parts(
             first, end = np.searchsorted(wanted, (chunk.first_row, chunk.first_row + chunk.rows))
             if first == end:
                 continue
-            lines = lines_in_part(job, parts[chunk.index])
+            lines = lines_in_part(work, parts[chunk.index])
             for n in range(first, end):
                 line = lines[wanted[n] - chunk.first_row]
                 file.write(line)
@@ -61,7 +61,7 @@ def filled_parts(
 
         return {
             chunk.index: _filled(
-                contract, job, chunk, parts[chunk.index], gaps[chunk.index], answer_of
+                contract, work, chunk, parts[chunk.index], gaps[chunk.index], answer_of
             )
             for chunk in unfilled
         }
@@ -69,21 +69,21 @@ def filled_parts(
 
 def _filled(
     contract: RowContract,
-    job: FileWork,
+    work: FileWork,
     chunk: Chunk,
     part: Part,
     firsts: NDArray[np.int64],
     answer_of: Callable[[int], bytes],
 ) -> Part:
-    contract = contract_of(contract, job, chunk)
+    contract = contract_of(contract, work, chunk)
     failed = FailedLines(contract.request, contract.response)
-    data = store_at(job.texts[chunk.file]).read_range(chunk.start, chunk.end)
+    data = store_at(work.texts[chunk.file]).read_range(chunk.start, chunk.end)
     numbered = list(lines_in_chunk(chunk, data))
     invalid = lines_in(chunk.invalid, chunk.first_line)
     occurrence_of = occurrence_in(chunk.repeats, chunk.first_row)
     rows = contract.parse_all(numbered, chunk.first_row, invalid, occurrence_of)
-    lines = lines_in_part(job, part)
-    answers = read_lines_of(job.store.folder, chunk.index)["answers"].copy()
+    lines = lines_in_part(work, part)
+    answers = read_lines_of(work.store.folder, chunk.index)["answers"].copy()
     counts, non_finite, error_rows = Counter(part.counts), part.non_finite, part.error_rows
     for n in np.flatnonzero(firsts >= 0).tolist():
         row, answer = rows[n], answer_of(int(firsts[n]))
@@ -94,7 +94,7 @@ def _filled(
             lines[n] = line
             error_rows += 1
             continue
-        lines[n] = with_fields_anew(line, job.keep, row.fields) if job.keep else line
+        lines[n] = with_fields_anew(line, work.keep, row.fields) if work.keep else line
         answers[n : n + 1] = True
         more, bad = counted([line], contract.response)
         counts.update(more)
@@ -102,8 +102,8 @@ def _filled(
         non_finite += bad
     del counts[UNFILLED]
     if len(answers) == len(lines):
-        write_lines(job.store.folder, chunk.index, lines, answers)
-    filled = job.store.write(
+        write_lines(work.store.folder, chunk.index, lines, answers)
+    filled = work.store.write(
         chunk.index,
         b"\n".join([*lines, b""]),
         rows=part.rows,
@@ -112,10 +112,10 @@ def _filled(
         model=part.model,
         counts=counts,
     )
-    store_at(job.store.location(part)).remove()
+    store_at(work.store.location(part)).remove()
     return filled
 
 
-def lines_in_part(job: FileWork, part: Part) -> list[bytes]:
+def lines_in_part(work: FileWork, part: Part) -> list[bytes]:
     """The lines of a part, without newlines."""
-    return list(job.store.format.lines(job.store.stored(part).read()))
+    return list(work.store.format.lines(work.store.stored(part).read()))

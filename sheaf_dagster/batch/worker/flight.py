@@ -18,8 +18,8 @@ from sheaf_dagster.backends.common.notes import NOTES
 from sheaf_dagster.batch.messages import ChunkReport
 from sheaf_dagster.batch.rows.row import Row, named_lines
 from sheaf_dagster.batch.worker.counting import check_responses
+from sheaf_dagster.batch.worker.files import Files
 from sheaf_dagster.batch.worker.hanging import MAX_IN_A_ROW, took_too_long
-from sheaf_dagster.batch.worker.jobs import Jobs
 from sheaf_dagster.batch.worker.making import Batch
 from sheaf_dagster.batch.worker.memory import is_out_of_memory
 from sheaf_dagster.batch.worker.notes import PartNotes
@@ -44,25 +44,25 @@ _STALL_SECONDS = 3.0
 
 
 def run_in_flight(
-    jobs: Jobs, batches: Iterator[Batch], stop: Callable[[], bool]
+    files: Files, batches: Iterator[Batch], stop: Callable[[], bool]
 ) -> Iterator[ChunkReport]:
     """Keeps rows of all batches under way in ``predict_async``; yields the reports.
 
     A batch is no more here than rows that are read and written together.
 
     Args:
-        jobs: The files.
+        files: The files.
         batches: Their batches.
         stop: Whether to end early.
     """
     writer: Behind[ChunkReport | None] = Behind(_BATCHES_BEHIND)
-    flight = _Flight(jobs, writer)
+    flight = _Flight(files, writer)
     with writer, Prefetched(batches, _READ_AHEAD) as ahead:
         try:
             while not stop():
                 while flight.has_room and (batch := ahead.take(0)) is not None:
                     flight.add(batch)
-                yield from jobs.heard(writer.done())
+                yield from files.heard(writer.done())
                 # Where rows could be added, they are awaited more than answers.
                 more = flight.has_room and not ahead.ended
                 if flight.step(_MOMENT_SECONDS if more else TICK_SECONDS):
@@ -74,7 +74,7 @@ def run_in_flight(
                     flight.add(batch)
             else:
                 return
-            yield from jobs.heard(writer.rest())
+            yield from files.heard(writer.rest())
         finally:
             flight.cancel()
 
@@ -106,10 +106,10 @@ class _GivenUpError(Exception):
 class _Flight:
     """The rows under way. All of it belongs to one thread; the loop's only fills a queue."""
 
-    def __init__(self, jobs: Jobs, writer: Behind[ChunkReport | None]) -> None:
-        self._jobs = jobs
+    def __init__(self, files: Files, writer: Behind[ChunkReport | None]) -> None:
+        self._jobs = files
         self._writer = writer
-        self._most = _most_in_flight(jobs.loaded.backend)
+        self._most = _most_in_flight(files.loaded.backend)
         self._open: deque[_Open] = deque()
         """In order: what comes of a batch is said after what came of those before it."""
         self._waiting: deque[tuple[_Open, int]] = deque()
@@ -130,17 +130,17 @@ class _Flight:
 
     def add(self, batch: Batch) -> None:
         """Takes a batch's rows on."""
-        making, jobs = batch.making, self._jobs
-        if jobs.has_failed(making.job):
+        making, files = batch.making, self._jobs
+        if files.has_failed(making.work):
             return
         if batch.failure is not None:
-            self._writer.hand(jobs.failing(making, batch.failure))
-        elif jobs.is_known_to_hang(batch):
-            finish = jobs.in_one_call(batch)
+            self._writer.hand(files.failing(making, batch.failure))
+        elif files.is_known_to_hang(batch):
+            finish = files.in_one_call(batch)
             if finish is not None:
                 self._writer.hand(finish)
         else:
-            opened = _Open(batch, jobs.predictor(making))
+            opened = _Open(batch, files.predictor(making))
             self._open.append(opened)
             self._waiting += [(opened, i) for i in range(len(batch.rows))]
             self._launch()
@@ -171,14 +171,14 @@ class _Flight:
         backend = self._jobs.loaded.backend
         while self._waiting and len(self._under_way) < self._most:
             opened, i = self._waiting.popleft()
-            job = opened.batch.making.job
-            if job.id in self._failing or self._jobs.has_failed(job):
+            work = opened.batch.making.work
+            if work.id in self._failing or self._jobs.has_failed(work):
                 opened.land(i, _GivenUpError())
                 continue
             self._count()
             request = opened.batch.rows[i].request
-            notes = PartNotes(job.store.folder)
-            future = loop_of(backend).start(_answer(backend, request, job.batch_timeout, notes))
+            notes = PartNotes(work.store.folder)
+            future = loop_of(backend).start(_answer(backend, request, work.batch_timeout, notes))
             if not self._under_way:
                 self._heard = perf_counter()
             self._under_way[future] = opened
@@ -213,22 +213,22 @@ class _Flight:
             )
             self._waiting.appendleft((opened, i))
             return
-        if opened.batch.making.job.on_error == "fail" or _ends_the_job(error):
-            self._failing.add(opened.batch.making.job.id)
+        if opened.batch.making.work.on_error == "fail" or _ends_the_job(error):
+            self._failing.add(opened.batch.making.work.id)
         opened.land(i, error)
 
     def _check(self, opened: _Open, row: Row, answer: Any) -> None:
         making = opened.batch.making
         name = type(self._jobs.loaded.backend).__name__
         check_responses(
-            making.where, name, "predict_async", [row], [answer], redact=making.job.redact
+            making.where, name, "predict_async", [row], [answer], redact=making.work.redact
         )
 
     def _close(self, opened: _Open) -> None:
         """Judges a batch whose rows have all come back, and hands it on."""
         batch, predictor = opened.batch, opened.predictor
-        making, jobs = batch.making, self._jobs
-        if jobs.has_failed(making.job):
+        making, files = batch.making, self._jobs
+        if files.has_failed(making.work):
             return
         try:
             answers = [
@@ -236,11 +236,11 @@ class _Flight:
                 for row, answer in zip(batch.rows, opened.answers, strict=True)
             ]
         except Exception as e:
-            self._writer.hand(jobs.failing(making, e))
+            self._writer.hand(files.failing(making, e))
             return
         tally, self._tally = self._tally, Tally()
         tally.error_rows += predictor.error_rows
-        self._writer.hand(partial(making.add, jobs.loaded, batch.rows, answers, tally))
+        self._writer.hand(partial(making.add, files.loaded, batch.rows, answers, tally))
 
     def _judged(self, opened: _Open, row: Row, answer: Any) -> Any:
         """What is written for a row."""
@@ -248,7 +248,7 @@ class _Flight:
         self._hung_in_a_row = self._hung_in_a_row + 1 if hung else 0
         if not isinstance(answer, BaseException):
             return answer
-        job, where = opened.batch.making.job, opened.batch.making.where
+        work, where = opened.batch.making.work, opened.batch.making.where
         name = type(self._jobs.loaded.backend).__name__
         if hung and self._hung_in_a_row >= max(MAX_IN_A_ROW, self._most):
             raise BatchTimeoutError(
@@ -256,12 +256,12 @@ class _Flight:
                 "up to this one, so it seems to hang whatever it is given; look at the backend, or "
                 "raise batch_timeout"
             )
-        if hung and job.on_error == "fail":
-            assert job.batch_timeout is not None
-            raise BatchTimeoutError(took_too_long(where, [row], name, job.batch_timeout))
+        if hung and work.on_error == "fail":
+            assert work.batch_timeout is not None
+            raise BatchTimeoutError(took_too_long(where, [row], name, work.batch_timeout))
         if _ends_the_job(answer):
             raise answer
-        if job.on_error == "fail" and not isinstance(answer, _GivenUpError):
+        if work.on_error == "fail" and not isinstance(answer, _GivenUpError):
             raise opened.predictor.failure(
                 named_lines(opened.predictor.where, [row]), answer, row.request
             )
@@ -272,7 +272,7 @@ class _Flight:
         if not self._under_way:
             return
         opened = next(iter(self._under_way.values()))
-        seconds = opened.batch.making.job.batch_timeout
+        seconds = opened.batch.making.work.batch_timeout
         if seconds is None:
             return
         if perf_counter() - self._heard > seconds + _STALL_SECONDS:

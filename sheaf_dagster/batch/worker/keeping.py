@@ -27,12 +27,12 @@ __all__ = ["contract_of", "part_without_model", "rows_to_run"]
 _AT_A_TIME = 1024
 
 
-def contract_of(contract: RowContract, job: FileWork, chunk: Chunk) -> RowContract:
+def contract_of(contract: RowContract, work: FileWork, chunk: Chunk) -> RowContract:
     """The contract of a chunk's rows."""
     contract = contract.of_chunk(chunk)
-    if not (job.keep or job.strict):
+    if not (work.keep or work.strict):
         return contract
-    return replace(contract, keep=job.keep, strict=job.strict)
+    return replace(contract, keep=work.keep, strict=work.strict)
 
 
 def rows_to_run(
@@ -48,7 +48,7 @@ def rows_to_run(
     Raises:
         PreviousOutputError: A kept answer isn't known to be that of its row.
     """
-    kept, chunk = making.job.kept, making.chunk
+    kept, chunk = making.work.kept, making.chunk
     found = repeat(None, chunk.rows) if kept is None else kept.lines(chunk)
     invalid = lines_in(chunk.invalid, chunk.first_line)
     occurrence_of = occurrence_in(chunk.repeats, chunk.first_row)
@@ -88,17 +88,17 @@ def rows_to_run(
     return to_run
 
 
-def part_without_model(contract: RowContract, job: FileWork, chunk: Chunk) -> Part | None:
+def part_without_model(contract: RowContract, work: FileWork, chunk: Chunk) -> Part | None:
     """Makes the part of a chunk of which no row is to be run; None where there is one.
 
     Raises:
         PreviousOutputError: A kept answer isn't known to be that of its row.
     """
-    making = ChunkInMaking(job, chunk)
-    data = store_at(job.texts[chunk.file]).read_range(chunk.start, chunk.end)
+    making = ChunkInMaking(work, chunk)
+    data = store_at(work.texts[chunk.file]).read_range(chunk.start, chunk.end)
     making.require_validated(data)
     lines = lines_in_chunk(chunk, data)
-    rows_to_run(contract_of(contract, job, chunk), making, lines)
+    rows_to_run(contract_of(contract, work, chunk), making, lines)
     return making.written("") if making.complete else None
 
 

@@ -62,12 +62,12 @@ class ChunkInMaking:
     others hand on what they have found out.
     """
 
-    def __init__(self, job: FileWork, chunk: Chunk) -> None:
-        self.job = job
+    def __init__(self, work: FileWork, chunk: Chunk) -> None:
+        self.work = work
         self.chunk = chunk
-        self._answers = answers_for(job.store.format, chunk.rows, job.keep)
+        self._answers = answers_for(work.store.format, chunk.rows, work.keep)
         self._left = chunk.rows
-        self._in_order = job.bucket_by is None and job.window is None
+        self._in_order = work.bucket_by is None and work.window is None
         self._tally = Tally()
         self._non_finite = 0
         self._counts: Counter[str] = Counter()
@@ -80,7 +80,7 @@ class ChunkInMaking:
     @property
     def where(self) -> str:
         """The source, for messages."""
-        return self.job.names[self.chunk.file]
+        return self.work.names[self.chunk.file]
 
     def require_validated(self, data: bytes) -> None:
         """Refuses bytes that aren't those that were validated.
@@ -100,7 +100,7 @@ class ChunkInMaking:
         """Puts the answers that some rows keep in their places; in the thread that reads."""
         if not rows:
             return
-        keep, lines = self.job.keep, answers
+        keep, lines = self.work.keep, answers
         if keep:
             own = zip(rows, answers, strict=True)
             lines = [with_fields_anew(line, keep, row.fields) for row, line in own]
@@ -119,7 +119,7 @@ class ChunkInMaking:
 
     def reject(self, row: Row, error: Exception) -> None:
         """Puts the error row of an invalid row in its place; in the thread that reads."""
-        line = ErrorLine(error_line(row.request, error, redact=self.job.redact))
+        line = ErrorLine(error_line(row.request, error, redact=self.work.redact))
         self._answers.add([row.position - self.chunk.first_row], [line], self._fields_of([row]))
         self._is_answer[row.position - self.chunk.first_row] = False
         self._left -= 1
@@ -137,10 +137,10 @@ class ChunkInMaking:
             model: Tag of the weights.
         """
         content = self._answers.content()
-        if self.job.indexed:
+        if self.work.indexed:
             lines = content.split(b"\n")[:-1]
-            write_lines(self.job.store.folder, self.chunk.index, lines, self._is_answer)
-        return self.job.store.write(
+            write_lines(self.work.store.folder, self.chunk.index, lines, self._is_answer)
+        return self.work.store.write(
             self.chunk.index,
             content,
             rows=self.chunk.rows,
@@ -175,14 +175,14 @@ class ChunkInMaking:
             return None
         self._failed = True
         self.__dict__.pop("_answers", None)
-        failure = ErrorMessage.of(error, self.where, redact=self.job.redact)
+        failure = ErrorMessage.of(error, self.where, redact=self.work.redact)
         return self._report(loaded, failure=failure)
 
     def _report(self, loaded: LoadedBackend, **outcome: Any) -> ChunkReport:
         tally = self._tally
         seen = loaded.gpus.take() if loaded.gpus else GpuFigures()
         return ChunkReport(
-            job=self.job.id,
+            file=self.work.id,
             chunk=self.chunk.index,
             first_row=self.chunk.first_row,
             worker=worker_name(),
@@ -191,7 +191,7 @@ class ChunkInMaking:
             size=tally.size,
             padded=tally.padded,
             halved=tally.halved,
-            batch_size=self.job.batch_size or loaded.sizer.size,
+            batch_size=self.work.batch_size or loaded.sizer.size,
             batch_budget=loaded.budgets.used,
             gpu_samples=seen.samples,
             gpu_utilisation=seen.utilisation,
@@ -209,7 +209,7 @@ class ChunkInMaking:
         at: Sequence[int] = range(first, last + 1)
         if not self._in_order or len(at) != len(rows):
             at = [row.position - self.chunk.first_row for row in rows]
-        if self.job.keep:
+        if self.work.keep:
             self._require_free(rows, answers)
         try:
             self._non_finite += self._answers.add(at, answers, self._fields_of(rows))
@@ -224,14 +224,14 @@ class ChunkInMaking:
 
     def _fields_of(self, rows: Sequence[Row]) -> list[bytes] | None:
         """The fields of rows that are to be in their answers, where any are."""
-        return [row.fields for row in rows] if self.job.keep else None
+        return [row.fields for row in rows] if self.work.keep else None
 
     def _require_free(self, rows: Sequence[Row], answers: Sequence[Answer]) -> None:
         """Refuses answers that have brought fields of such a name."""
         for row, answer in zip(rows, answers, strict=True):
             if not isinstance(answer, ErrorLine) and extra_of(answer):
                 where = f"{self.where}, {named_lines(self.where, [row])}"
-                own_fields(where, answer, self.job.keep)
+                own_fields(where, answer, self.work.keep)
 
     def _count(self, responses: Sequence[BaseModel]) -> None:
         if not any(map(_counts_beside_metadata, {type(r) for r in responses})):
@@ -250,16 +250,16 @@ class ChunkInMaking:
             try:
                 self._non_finite += self._answers.add([position], [answer], self._fields_of([row]))
             except Exception as e:
-                if self.job.on_error == "fail":
-                    said = repeatable(said_by(e, redact=self.job.redact), row.request)
+                if self.work.on_error == "fail":
+                    said = repeatable(said_by(e, redact=self.work.redact), row.request)
                     raise PredictError(
                         f"{self.where}, {named_lines(self.where, [row])}: the answer of {backend} can't be written "
-                        f"as {self.job.store.format.written_as}; fix the model, or use "
+                        f"as {self.work.store.format.written_as}; fix the model, or use "
                         'on_error="record" to go on without it: '
                         f"{said}"
                     ) from e
                 self._tally.error_rows += 1
-                line = ErrorLine(error_line(row.request, e, redact=self.job.redact))
+                line = ErrorLine(error_line(row.request, e, redact=self.work.redact))
                 self._answers.add([position], [line], self._fields_of([row]))
                 self._is_answer[position] = False
             else:

@@ -21,9 +21,9 @@ from time import perf_counter
 from typing import NamedTuple
 
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
+from sheaf_dagster.batch.worker.files import AtHome, Files, LimitFor
 from sheaf_dagster.batch.worker.flight import run_in_flight
 from sheaf_dagster.batch.worker.gpus import GpuSampler
-from sheaf_dagster.batch.worker.jobs import AtHome, Jobs, LimitFor
 from sheaf_dagster.batch.worker.loading import LoadedBackend, ModelContext
 from sheaf_dagster.batch.worker.making import Batch
 from sheaf_dagster.batch.worker.overlap import Behind, Prefetched
@@ -47,7 +47,7 @@ _BATCHES_BEHIND = 4
 def run_chunks(
     context: ModelContext,
     loaded: LoadedBackend,
-    work: Iterable[Sequence[tuple[FileWork, Chunk]]],
+    todo: Iterable[Sequence[tuple[FileWork, Chunk]]],
     stop: Callable[[], bool] = lambda: False,
     limit_for: LimitFor | None = None,
     at_home: AtHome | None = None,
@@ -61,23 +61,23 @@ def run_chunks(
     Args:
         context: The model and its contract.
         loaded: Its backend.
-        work: Chunks with their files, a few at a time; the next are asked for when needed.
+        todo: Chunks with their files, a few at a time; the next are asked for when needed.
         stop: Whether to end early.
         limit_for: Makes what makes the backend's calls; by default they are made where they stand.
         at_home: Makes any call where the backend's are made; None: they are bounded one by one.
         cpus: CPUs that this worker has; by default what its model reserves.
     """
     with GpuSampler(reserved=context.spec.resources.num_gpus > 0) as loaded.gpus:
-        jobs = Jobs(loaded, limit_for)
-        batches = read_batches(context, loaded.sizer, work, jobs.has_failed)
+        files = Files(loaded, limit_for)
+        batches = read_batches(context, loaded.sizer, todo, files.has_failed)
         if loaded.shape == "flight":
-            yield from run_in_flight(jobs, batches, stop)
+            yield from run_in_flight(files, batches, stop)
         elif loaded.shape == "stages":
             asked = loaded.backend.prepare_threads
             threads = asked or max(1, math.ceil(cpus or context.spec.resources.num_cpus))
-            yield from run_in_stages(jobs, batches, stop, threads)
+            yield from run_in_stages(files, batches, stop, threads)
         else:
-            yield from _run_calls(jobs, batches, stop, at_home or (lambda call: call()))
+            yield from _run_calls(files, batches, stop, at_home or (lambda call: call()))
 
 
 class _Turn(NamedTuple):
@@ -91,7 +91,7 @@ class _Turn(NamedTuple):
 
 
 def _run_calls(
-    jobs: Jobs, batches: Iterator[Batch], stop: Callable[[], bool], at_home: AtHome
+    files: Files, batches: Iterator[Batch], stop: Callable[[], bool], at_home: AtHome
 ) -> Iterator[ChunkReport]:
     """While a batch is in the model, the next is read and parsed and the last one written.
 
@@ -99,23 +99,23 @@ def _run_calls(
     batch to the model's thread doesn't either, so that all is done there.
     """
     while True:
-        turn = at_home(lambda: _turn(jobs, batches))
-        yield from jobs.heard([turn.report])
+        turn = at_home(lambda: _turn(files, batches))
+        yield from files.heard([turn.report])
         if turn.slow:
-            yield from _run_calls_beside(jobs, batches, stop)
+            yield from _run_calls_beside(files, batches, stop)
             return
         if turn.ended or stop():
             return
 
 
-def _turn(jobs: Jobs, batches: Iterator[Batch]) -> _Turn:
+def _turn(files: Files, batches: Iterator[Batch]) -> _Turn:
     until = perf_counter() + _TURN_SECONDS
     for batch in batches:
-        finish = jobs.in_one_call(batch)
+        finish = files.in_one_call(batch)
         report = None if finish is None else finish()
         # A remote store takes longer than any handing over.
-        far = store_at(batch.making.job.store.folder).far
-        slow = far or jobs.loaded.usual_seconds > _OVERLAP_FROM_SECONDS
+        far = store_at(batch.making.work.store.folder).far
+        slow = far or files.loaded.usual_seconds > _OVERLAP_FROM_SECONDS
         if report is not None or slow or perf_counter() > until:
             return _Turn(report, slow=slow)
         # Else these rows and answers would be there until the next are.
@@ -124,15 +124,15 @@ def _turn(jobs: Jobs, batches: Iterator[Batch]) -> _Turn:
 
 
 def _run_calls_beside(
-    jobs: Jobs, batches: Iterator[Batch], stop: Callable[[], bool]
+    files: Files, batches: Iterator[Batch], stop: Callable[[], bool]
 ) -> Iterator[ChunkReport]:
     writer: Behind[ChunkReport | None] = Behind(_BATCHES_BEHIND)
     with writer, Prefetched(batches, _BATCHES_AHEAD) as ahead:
         while not (stop() or ahead.ended):
             batch = ahead.take()
-            finish = None if batch is None else jobs.in_one_call(batch)
+            finish = None if batch is None else files.in_one_call(batch)
             if finish is not None:
                 writer.hand(finish)
-            yield from jobs.heard(writer.done())
+            yield from files.heard(writer.done())
         if ahead.ended:
-            yield from jobs.heard(writer.rest())
+            yield from files.heard(writer.rest())

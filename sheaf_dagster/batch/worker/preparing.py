@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.batch.rows.row import Row
-from sheaf_dagster.batch.worker.jobs import Jobs
+from sheaf_dagster.batch.worker.files import Files
 from sheaf_dagster.batch.worker.making import Batch
 from sheaf_dagster.batch.worker.memory import bytes_of
 from sheaf_dagster.batch.worker.overlap import TICK_SECONDS, Helpers
@@ -56,7 +56,7 @@ class Window:
     @property
     def is_hanging(self) -> bool:
         """Whether the device has waited for it for longer than a call may take."""
-        seconds = self.batch.making.job.batch_timeout
+        seconds = self.batch.making.work.batch_timeout
         self.began = self.began or perf_counter()
         return seconds is not None and perf_counter() - self.began > seconds
 
@@ -67,8 +67,8 @@ class Preparing:
     The reader's thread begins it, the device's takes what is done.
     """
 
-    def __init__(self, jobs: Jobs, helpers: Helpers) -> None:
-        self._jobs = jobs
+    def __init__(self, files: Files, helpers: Helpers) -> None:
+        self._jobs = files
         self._helpers = helpers
         self._seconds = _SLICE_SECONDS
         """About what one row takes."""

@@ -25,7 +25,7 @@ __all__ = ["read_batches"]
 def read_batches(
     context: ModelContext,
     sizer: BatchSizer,
-    work: Iterable[Sequence[tuple[FileWork, Chunk]]],
+    todo: Iterable[Sequence[tuple[FileWork, Chunk]]],
     failed: Callable[[FileWork], bool],
 ) -> Iterator[Batch]:
     """The batches of some chunks, in order; of a chunk that can't be read, what was wrong.
@@ -35,22 +35,22 @@ def read_batches(
     Args:
         context: The model's contract.
         sizer: Says how many rows a batch has where the job doesn't.
-        work: Chunks with their files, a few at a time.
+        todo: Chunks with their files, a few at a time.
         failed: Whether a file has failed already: its chunks are passed over.
     """
-    for few in work:
-        ranges = read_ranges([(job.texts[c.file], c.start, c.end) for job, c in few])
-        for (job, chunk), read in zip(few, ranges, strict=True):
-            if not failed(job):
-                yield from _read_chunk(context, sizer, ChunkInMaking(job, chunk), read)
+    for few in todo:
+        ranges = read_ranges([(work.texts[c.file], c.start, c.end) for work, c in few])
+        for (work, chunk), read in zip(few, ranges, strict=True):
+            if not failed(work):
+                yield from _read_chunk(context, sizer, ChunkInMaking(work, chunk), read)
 
 
 def _read_chunk(
     context: ModelContext, sizer: BatchSizer, making: ChunkInMaking, read: Callable[[], bytes]
 ) -> Iterator[Batch]:
-    job, chunk = making.job, making.chunk
+    work, chunk = making.work, making.chunk
     try:
-        require_visible(making.where, job.texts[chunk.file], job.store.folder)
+        require_visible(making.where, work.texts[chunk.file], work.store.folder)
         data = read()
         making.require_validated(data)
         # Not in a loop of its own, whose variable would hold rows while the next are read.
@@ -65,18 +65,18 @@ def _batches(
     making: ChunkInMaking,
     data: bytes,
 ) -> Iterator[list[Row]]:
-    job, chunk = making.job, making.chunk
-    contract = contract_of(context.rows, job, chunk)
-    if job.batch_size is None:
+    work, chunk = making.work, making.chunk
+    contract = contract_of(context.rows, work, chunk)
+    if work.batch_size is None:
         sizer.make_room(chunk.rows)
 
     def size() -> int:
-        if job.window is not None:
-            return job.window
-        return sizer.size if job.batch_size is None else job.batch_size
+        if work.window is not None:
+            return work.window
+        return sizer.size if work.batch_size is None else work.batch_size
 
-    all_run = job.kept is None and not chunk.invalid
-    if job.bucket_by is None and all_run:
+    all_run = work.kept is None and not chunk.invalid
+    if work.bucket_by is None and all_run:
         take = _reader(contract, chunk, data)
         for start, stop in spans(chunk.rows, size):
             yield take(start, stop)
@@ -89,7 +89,7 @@ def _batches(
     # The window is the chunk: it is the same at every run, so the batches of one size are too.
     buckets: dict[Any, list[Row]] = defaultdict(list)
     for row in rows:
-        key = None if job.bucket_by is None else getattr(row.request, job.bucket_by, None)
+        key = None if work.bucket_by is None else getattr(row.request, work.bucket_by, None)
         buckets[repr(key)].append(row)
     for bucket in buckets.values():
         for start, stop in spans(len(bucket), size):

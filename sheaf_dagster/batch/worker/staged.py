@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.batch.messages import ChunkReport
 from sheaf_dagster.batch.rows.row import Row, named_lines
+from sheaf_dagster.batch.worker.files import Files
 from sheaf_dagster.batch.worker.hanging import TimeLimit, took_too_long
-from sheaf_dagster.batch.worker.jobs import Jobs
 from sheaf_dagster.batch.worker.loading import LoadedBackend
 from sheaf_dagster.batch.worker.making import Batch, ChunkInMaking
 from sheaf_dagster.batch.worker.memory import is_out_of_memory
@@ -41,12 +41,12 @@ class _Doubt(NamedTuple):
 
 
 def run_in_stages(
-    jobs: Jobs, batches: Iterator[Batch], stop: Callable[[], bool], threads: int
+    files: Files, batches: Iterator[Batch], stop: Callable[[], bool], threads: int
 ) -> Iterator[ChunkReport]:
     """Runs batches through ``prepare``, ``infer`` and ``respond``; yields the reports.
 
     Args:
-        jobs: The files.
+        files: The files.
         batches: Their batches, or windows where batches are taken by size.
         stop: Whether to end early.
         threads: Threads that prepare.
@@ -55,10 +55,10 @@ def run_in_stages(
     with (
         writer,
         Helpers(threads) as helpers,
-        closing(Preparing(jobs, helpers)) as preparing,
+        closing(Preparing(files, helpers)) as preparing,
         Prefetched(preparing.windows(batches), _BATCHES_AHEAD) as ahead,
         closing(preparing),  # again, so that the reader doesn't wait for room
-        closing(_Device(jobs, preparing, writer)) as device,
+        closing(_Device(files, preparing, writer)) as device,
     ):
         window: Window | None = None
         while not (stop() or ahead.ended):
@@ -79,9 +79,9 @@ class _Device:
     """The stage that the calling thread has to itself, and what is done with its outputs."""
 
     def __init__(
-        self, jobs: Jobs, preparing: Preparing, writer: Behind[ChunkReport | _Doubt | None]
+        self, files: Files, preparing: Preparing, writer: Behind[ChunkReport | _Doubt | None]
     ) -> None:
-        self._jobs = jobs
+        self._jobs = files
         self._preparing = preparing
         self._writer = writer
         self._responder = _Responder()
@@ -100,13 +100,13 @@ class _Device:
 
     def answer(self, window: Window) -> Iterator[None]:
         """Has the device do a window's batches, one at each step."""
-        batch, jobs = window.batch, self._jobs
+        batch, files = window.batch, self._jobs
         making = batch.making
         self._preparing.gone(len(batch.rows))
-        if jobs.has_failed(making.job):
+        if files.has_failed(making.work):
             return
         if batch.failure is not None:
-            self._writer.hand(jobs.failing(making, batch.failure))
+            self._writer.hand(files.failing(making, batch.failure))
             return
         if not window.slices:
             self._by_hand(batch)
@@ -120,24 +120,24 @@ class _Device:
         try:
             rows = self._without_errors(batch, ready)
         except Exception as e:
-            self._writer.hand(jobs.failing(making, e))
+            self._writer.hand(files.failing(making, e))
             return
         if not rows:
             return
-        job, budgets = making.job, jobs.loaded.budgets
-        if job.window is None:
+        work, budgets = making.work, files.loaded.budgets
+        if work.window is None:
             self._infer(making, rows, ready)
             yield
             return
         # The largest come first: whether they fit is known at once. Equal ones are as in the file.
         rows.sort(key=lambda row: -ready[row.position].size)
-        if job.batch_budget is not None:
+        if work.batch_budget is not None:
             budgets.make_room(ready[rows[0].position].size, len(rows))
-        while rows and not jobs.has_failed(job):
-            if job.batch_budget is None:
-                count = job.batch_size or len(rows)
+        while rows and not files.has_failed(work):
+            if work.batch_budget is None:
+                count = work.batch_size or len(rows)
             else:
-                budget = budgets.of(job.batch_budget)
+                budget = budgets.of(work.batch_budget)
                 count = max(1, budget // ready[rows[0].position].size)
             self._infer(making, rows[:count], ready)
             del rows[:count]
@@ -157,7 +157,7 @@ class _Device:
                 good.append(row)
             elif isinstance(made.error, SheafError):
                 raise made.error
-            elif making.job.on_error == "fail":
+            elif making.work.on_error == "fail":
                 raise predictor.failure(
                     named_lines(predictor.where, [row]), made.error, row.request
                 )
@@ -169,17 +169,17 @@ class _Device:
         return good
 
     def _infer(self, making: ChunkInMaking, rows: list[Row], ready: dict[int, Ready]) -> None:
-        jobs, loaded = self._jobs, self._jobs.loaded
+        files, loaded = self._jobs, self._jobs.loaded
         stage = Stage(
             "infer",
             lambda some: loaded.backend.infer([ready[row.position].value for row in some]),
             answers=False,
         )
-        predictor = jobs.predictor(making, stage)
+        predictor = files.predictor(making, stage)
         try:
             outputs = predictor.run(rows)
         except Exception as e:
-            self._writer.hand(jobs.failing(making, e))
+            self._writer.hand(files.failing(making, e))
             return
         tally = predictor.tally
         taken = [ready.pop(row.position) for row in rows]
@@ -220,7 +220,7 @@ class _Device:
 
     def _timed_out(self, batch: Batch, predictor: Predictor, rows: Sequence[Row]) -> list[Any]:
         making, name = batch.making, type(self._jobs.loaded.backend).__name__
-        seconds = making.job.batch_timeout or 0.0
+        seconds = making.work.batch_timeout or 0.0
         error = BatchTimeoutError(took_too_long(making.where, rows, name, seconds))
         return predictor.after_timeout(rows, error)
 
@@ -232,15 +232,15 @@ class _Device:
 
     def _by_hand(self, batch: Batch, ask: Ask = Predictor.run, tally: Tally | None = None) -> None:
         """Answers rows by all stages in a row, in this thread, where something is wrong."""
-        jobs, making = self._jobs, batch.making
-        if jobs.has_failed(making.job):
+        files, making = self._jobs, batch.making
+        if files.has_failed(making.work):
             return
         self._writer.wait()  # its thread uses the backend as well
-        predictor = jobs.predictor(making)
+        predictor = files.predictor(making)
         try:
             answers = ask(predictor, batch.rows)
         except Exception as e:
-            self._writer.hand(jobs.failing(making, e))
+            self._writer.hand(files.failing(making, e))
             return
         spent = predictor.tally
         if tally is not None:
@@ -261,7 +261,7 @@ class _Responder:
 
     def limit(self, making: ChunkInMaking, name: str) -> TimeLimit:
         """What makes the calls for a chunk."""
-        seconds = making.job.batch_timeout
+        seconds = making.work.batch_timeout
         if seconds is None:
             return lambda rows, call: call()
 

@@ -128,7 +128,7 @@ def test_every_chunk_is_reported_once_or_its_file_fails_once(slots, counts, even
 
     reports = ledger.take_reports()
     for number, count in enumerate(counts):
-        own = [r for r in reports if r.job == number]
+        own = [r for r in reports if r.file == number]
         failed = [r for r in own if r.failure is not None]
         done = Counter(r.chunk for r in own if r.failure is None)
         assert max(done.values(), default=1) == 1
@@ -415,7 +415,7 @@ def test_what_fails_every_file_fails_those_to_come_too():
     ledger.add(file(1), chunks(3))
 
     reports = ledger.take_reports()
-    assert [r.job for r in reports] == [0, 1]
+    assert [r.file for r in reports] == [0, 1]
     assert {type(r.failure.rebuilt()) for r in reports} == {WorkerCrashError}
     assert not ledger.has_work
 

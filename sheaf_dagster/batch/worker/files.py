@@ -14,7 +14,7 @@ from sheaf_dagster.batch.worker.making import Batch, ChunkInMaking, Finish
 from sheaf_dagster.batch.worker.predict import Predictor, Stage
 from sheaf_dagster.storage import Chunk
 
-__all__ = ["AtHome", "Jobs", "LimitFor"]
+__all__ = ["AtHome", "Files", "LimitFor"]
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class AtHome(Protocol):
         ...
 
 
-class Jobs:
+class Files:
     """What the thread that has the device knows of the files; the others only ask.
 
     Args:
@@ -47,41 +47,41 @@ class Jobs:
         self._failed: set[int] = set()
         self._told: set[int] = set()
 
-    def has_failed(self, job: FileWork) -> bool:
+    def has_failed(self, work: FileWork) -> bool:
         """Whether one of a file's chunks has failed: the others are passed over."""
-        return job.id in self._failed
+        return work.id in self._failed
 
     def failing(self, making: ChunkInMaking, error: BaseException) -> Finish:
         """Notes that a chunk failed; returns what is left to do for it."""
-        self._failed.add(making.job.id)
+        self._failed.add(making.work.id)
         return partial(making.fail, self.loaded, error)
 
     def heard(self, reports: Iterable[ChunkReport | None]) -> Iterator[ChunkReport]:
         """The reports to pass on: of a file that has failed, only that it has."""
         for report in reports:
-            if report is None or report.job in self._told:
+            if report is None or report.file in self._told:
                 continue
             if report.failure is not None:
-                self._failed.add(report.job)
-                self._told.add(report.job)
-            elif report.job in self._failed:
+                self._failed.add(report.file)
+                self._told.add(report.file)
+            elif report.file in self._failed:
                 continue
             yield report
 
     def predictor(self, making: ChunkInMaking, stage: Stage | None = None) -> Predictor:
         """What asks rows of a chunk, as its job says."""
-        job = making.job
+        work = making.work
         predictor = Predictor(
-            self.loaded, job.on_error, making.where, log.warning, redact=job.redact, stage=stage
+            self.loaded, work.on_error, making.where, log.warning, redact=work.redact, stage=stage
         )
         if self._limit_for is not None:
-            predictor.limit = self._limit_for(self.loaded, job, making.chunk)
-            predictor.hangs = job.hangs.get(making.chunk.index, predictor.hangs)
+            predictor.limit = self._limit_for(self.loaded, work, making.chunk)
+            predictor.hangs = work.hangs.get(making.chunk.index, predictor.hangs)
         return predictor
 
     def is_known_to_hang(self, batch: Batch) -> bool:
         """Whether some of these rows have run out of time together before."""
-        hangs = batch.making.job.hangs.get(batch.making.chunk.index)
+        hangs = batch.making.work.hangs.get(batch.making.chunk.index)
         return hangs is not None and not hangs.together.isdisjoint(
             row.position for row in batch.rows
         )
@@ -89,7 +89,7 @@ class Jobs:
     def in_one_call(self, batch: Batch) -> Finish | None:
         """Has the model answer a batch; returns what is left to do, if its file hasn't failed."""
         making, loaded = batch.making, self.loaded
-        if self.has_failed(making.job):
+        if self.has_failed(making.work):
             return None
         if batch.failure is not None:
             return self.failing(making, batch.failure)
