@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,13 @@ class Outdated:
         partitions: How many of its partitions; 1 of an asset without partitions.
         rows: Their rows. A backfill of these partitions runs all of them: answers of another model
             are never reused.
+        counted_all: Every materialisation was looked at. If not, there may be more of both.
     """
 
     asset: dg.AssetKey
     partitions: int
     rows: int
+    counted_all: bool = True
 
 
 def outdated_by(instance: dg.DagsterInstance, model: dg.AssetKey, version: str) -> list[Outdated]:
@@ -50,13 +52,11 @@ def outdated_by(instance: dg.DagsterInstance, model: dg.AssetKey, version: str) 
         if last is None or tag not in (last.tags or {}):
             continue
         key = record.asset_entry.asset_key
-        others = [
-            made
-            for made in _latest_by_partition(instance, key)
-            if (made.tags or {}).get(tag, version) != version
-        ]
-        if others:
-            found.append(Outdated(key, len(others), sum(_rows(m.metadata) for m in others)))
+        latest, counted_all = _latest_by_partition(instance, key)
+        others = [made for made in latest if (made.tags or {}).get(tag, version) != version]
+        if others or not counted_all:
+            rows = sum(_rows(made.metadata) for made in others)
+            found.append(Outdated(key, len(others), rows, counted_all))
     return sorted(found, key=lambda each: -each.rows)
 
 
@@ -72,29 +72,35 @@ def rollout_metadata(outdated: list[Outdated]) -> dict[str, Any]:
     }
     if outdated:
         lines = [
-            f"| {each.asset.to_user_string()} | {each.partitions:,} | {each.rows:,} |"
+            f"| {each.asset.to_user_string()} | {each.partitions:,}{more} | {each.rows:,}{more} |"
             for each in outdated
+            for more in ("" if each.counted_all else " or more",)
         ]
         head = ["| asset | partitions | rows that a backfill would run |", "|---|--:|--:|"]
+        if not all(each.counted_all for each in outdated):
+            lines += [
+                "",
+                f"Of each asset the newest {_LOOKED_AT:,} materialisations were looked at.",
+            ]
         md["rollout"] = dg.MetadataValue.md("\n".join([*head, *lines]))
     return md
 
 
 def _latest_by_partition(
     instance: dg.DagsterInstance, key: dg.AssetKey
-) -> Iterator[dg.AssetMaterialization]:
-    seen: set[str | None] = set()
+) -> tuple[list[dg.AssetMaterialization], bool]:
+    """The last materialisation of each partition, and whether all were looked at."""
+    latest: dict[str | None, dg.AssetMaterialization] = {}
     cursor, left = None, _LOOKED_AT
     while left > 0:
         page = instance.fetch_materializations(key, limit=min(_PAGE, left), cursor=cursor)
-        for record in page.records:
-            if record.partition_key in seen or record.asset_materialization is None:
-                continue
-            seen.add(record.partition_key)  # newest first
-            yield record.asset_materialization
+        for record in page.records:  # newest first
+            if record.asset_materialization is not None:
+                latest.setdefault(record.partition_key, record.asset_materialization)
         if not page.has_more:
-            return
+            return [*latest.values()], True
         cursor, left = page.cursor, left - len(page.records)
+    return [*latest.values()], False
 
 
 def _rows(metadata: Mapping[str, Any]) -> int:

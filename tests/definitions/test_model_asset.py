@@ -11,6 +11,7 @@ from dagster._core.loader import LoadingContextForTest
 
 import sheaf_dagster as sd
 from sheaf_dagster.backends import weights_digest
+from sheaf_dagster.definitions import rollouts
 from tests.conftest import read_rows
 from tests.definitions.project import DAYS, KEY, Project
 from tests.toys import scaler
@@ -89,6 +90,19 @@ def test_an_observation_says_how_many_rows_a_backfill_would_run(project):
     assert [md["outdated_rows"].value for md in said] == [0, 6, 4]
     assert "rollout" not in said[0]
     assert "| predictions | 2 | 4 |" in said[2]["rollout"].value
+
+
+def test_an_observation_says_where_it_has_not_looked_at_all(project, monkeypatch):
+    monkeypatch.setattr(rollouts, "_LOOKED_AT", 2)
+    assert project.run(KEYS[0], KEYS[-1], only=True).success
+    project.weights.write_text("3")
+
+    project.observe()
+
+    md = project.observations()[-1].metadata
+    assert md["outdated_rows"].value == 4
+    assert "| predictions | 2 or more | 4 or more |" in md["rollout"].value
+    assert "newest 2 materialisations" in md["rollout"].value
 
 
 def test_a_run_itself_notices_that_the_model_has_changed(project):
