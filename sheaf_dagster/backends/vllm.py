@@ -12,7 +12,8 @@ from sheaf_dagster.backends.common.digest import joined_digest, weights_digest
 from sheaf_dagster.backends.language.bodies import body_of, response_of, seeded
 from sheaf_dagster.backends.language.refusal import RefusedError
 from sheaf_dagster.backends.language.vllm_engine import VllmEngine
-from sheaf_dagster.contracts import OPENAI_BATCH, TEXT
+from sheaf_dagster.contracts import OPENAI_BATCH, TEXT, TextRequest
+from sheaf_dagster.contracts.openai_bodies import CHAT, COMPLETIONS, RESPONSES
 from sheaf_dagster.errors import SpecError
 
 __all__ = ["VllmBackend"]
@@ -38,6 +39,8 @@ _NAME_FILES = frozenset(
 """Options of ``vllm serve`` that name what the answers come from; other folders are only places."""
 
 _IN_FLIGHT = 512
+_SEEDED = (CHAT, COMPLETIONS, RESPONSES)
+"""URLs whose bodies may have a seed in vLLM."""
 
 
 class VllmBackend(ModelBackend):
@@ -46,8 +49,12 @@ class VllmBackend(ModelBackend):
     Each line goes to the handler that vLLM's own server has for its URL: chats, completions,
     responses, embeddings, scores, rankings, as far as the model does them. So every field that
     vLLM knows is honoured, and what it refuses is that row's error, in its words and with its
-    status. A field that it doesn't know is refused too. Rows are in flight together, and the engine
+    status. A field that it doesn't know is refused too, at any depth, and so is one that would
+    change nothing, such as a variable that the model's chat template doesn't read. Rows are in flight together, and the engine
     schedules them.
+
+    The job's model answers, whatever ``model`` a line names. With ``lora_modules`` lines choose by
+    that name, and one that isn't known is refused.
 
     Ids are derived from the rows and ``created`` is 0, and draws without a ``seed`` have one that
     is derived from their row, so that the same file gives the same answers.
@@ -105,7 +112,7 @@ class VllmBackend(ModelBackend):
         own = {"model", "dtype", "seed", "revision", "served_model_name"} & set(engine_args or ())
         if own:
             raise SpecError(
-                f"engine_args must not hold {', '.join(sorted(own))}; give it as an argument of its own"
+                f"engine_args must not contain {', '.join(sorted(own))}; pass it as a separate argument"
             )
         if max_in_flight is not None and max_in_flight < 1:
             raise SpecError(f"max_in_flight must be 1 or more, got {max_in_flight}")
@@ -144,11 +151,15 @@ class VllmBackend(ModelBackend):
     async def predict_async(self, request: Any) -> BaseModel:
         assert self._engine is not None
         url, asked = body_of(request, self._defaults)
-        body = seeded(url, asked, request, self._seed)
+        if isinstance(request, TextRequest):
+            asked.setdefault("top_k", 0)  # all: without, the number saved with the model would hold
+        body = seeded(url, asked, request, self._seed, _SEEDED)
         if body.get("stream"):
             raise RefusedError("a line of a batch can't be streamed", 400, "BadRequestError")
-        # The job's model answers, whatever the line calls it, unless it names an adapter.
-        if body.get("model") not in self._engine.models:
+        # The job's model answers, whatever a row calls it. Where there are adapters, lines choose by
+        # name, and a name that isn't known is vLLM's to refuse.
+        chooses = self._engine.has_adapters and not isinstance(request, TextRequest)
+        if body.get("model") not in self._engine.models and not chooses:
             body["model"] = self._model_id
         answered = await self._engine.answer(url, body)
         return response_of(request, url, {**answered, "model": asked.get("model")})

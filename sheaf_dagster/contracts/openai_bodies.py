@@ -52,6 +52,8 @@ def _check_content(content: Any) -> Any:
 
 Whole = Annotated[int, BeforeValidator(_whole)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+"""Engines hold other values to these limits without a word."""
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 
 
@@ -74,7 +76,7 @@ class _Sampling(_Body):
     seed: Whole | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Finite] | None = None
+    logit_bias: dict[str, Bias] | None = None
     stop_token_ids: list[Whole] | None = None
     min_tokens: Annotated[Whole, Field(ge=0)] | None = None
     ignore_eos: bool | None = None

@@ -162,9 +162,9 @@ def test_structured_outputs_and_calls_of_tools_parse(backend):
 
     formed, chosen, called = backend.batch_predict(
         [
-            asked(line(0, response_format=form, max_tokens=60)),
+            asked(line(0, response_format=form, max_tokens=200)),
             asked(line(1, structured_outputs={"choice": ["chunk", "part"]})),
-            asked(line(2, tools=[TOOL], tool_choice=choice, max_tokens=60)),
+            asked(line(2, tools=[TOOL], tool_choice=choice, max_tokens=200)),
         ]
     )
 
@@ -229,11 +229,45 @@ def test_draws_without_a_seed_are_the_same_at_each_run(backend):
     assert len(texts) == 3
 
 
+def test_responses_are_drawn_the_same_at_each_run(backend):
+    rows = [
+        asked(line(i, "/v1/responses", input="Tell me", max_output_tokens=12)) for i in range(2)
+    ]
+
+    first, again = backend.batch_predict(rows), backend.batch_predict(rows[::-1])[::-1]
+
+    assert [a.model_dump() for a in first] == [a.model_dump() for a in again]
+    one, two = (a.response.body["output"][0]["content"][0]["text"] for a in first)
+    assert one != two
+
+
 @pytest.mark.parametrize(
     ("row", "status", "message"),
     [
         (line(0, guided_json={"type": "object"}), 400, "'body' has guided_json, which vLLM"),
         (line(0, temprature=0.3), 400, "'body' has temprature, which vLLM doesn't know"),
+        (
+            line(0, response_format={"type": "json_object", "schema": SCHEMA}),
+            400,
+            r"'body' has response_format\.schema, which vLLM doesn't know",
+        ),
+        (
+            line(0, tools=[{**TOOL, "function": {**TOOL["function"], "strikt": True}}]),
+            400,
+            r"'body' has tools\.0\.function\.strikt, which",
+        ),
+        (
+            line(0, chat_template_kwargs={"enable_thinking": False}),
+            400,
+            r"chat_template_kwargs\.enable_thinking, which would have no effect",
+        ),
+        (line(0, reasoning_effort="low"), 400, "has reasoning_effort, which would have no effect"),
+        (line(0, length_penalty=2), 400, "has length_penalty, which would have no effect"),
+        (
+            line(0, "/v1/responses", input="A", max_tool_calls=1),
+            400,
+            "has max_tool_calls, which would have no effect",
+        ),
         (line(0, "/v1/embeddings", input="a"), 404, "doesn't answer /v1/embeddings"),
         (line(0, logprobs=True, top_logprobs=999), 400, "logprobs"),
         (line(0, messages=[{"role": "user", "content": [PICTURE]}]), 400, "multimodal"),
@@ -254,7 +288,7 @@ def test_responses_are_answered_as_the_same_chats(backend):
         asked(line(0, "/v1/responses", input="Tell me of chunk 7", temperature=0,
                    max_output_tokens=12)),
         asked(line(1, "/v1/responses", input="Tell me of chunk 7", temperature=0, tools=[function],
-                   tool_choice="required", max_output_tokens=60)),
+                   tool_choice="required", max_output_tokens=200)),
     ]  # fmt: skip
 
     said, called = backend.batch_predict(rows)

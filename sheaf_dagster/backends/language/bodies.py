@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sheaf_dagster.backends.language.refusal import RefusedError
@@ -67,12 +67,25 @@ def key_of(request: Any, url: str, body: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def seeded(url: str, body: Mapping[str, Any], request: Any, seed: int) -> dict[str, Any]:
+def seeded(
+    url: str,
+    body: Mapping[str, Any],
+    request: Any,
+    seed: int,
+    urls: Collection[str] = (CHAT, COMPLETIONS),
+) -> dict[str, Any]:
     """The body with a seed of its own where it draws and gives none.
 
     It is made of the row's identity: a row draws the same whatever runs beside it.
+
+    Args:
+        url: Where the body goes.
+        body: The body.
+        request: The row.
+        seed: Mixed in.
+        urls: Where a body may have a seed.
     """
-    if url not in (CHAT, COMPLETIONS) or body.get("seed") is not None or not _draws(body):
+    if url not in urls or body.get("seed") is not None or not _draws(body):
         return dict(body)
     digest = hashlib.sha256(f"{seed}:{row_identity(request)}".encode()).digest()
     return {**body, "seed": int.from_bytes(digest[:8], "big") >> 1}

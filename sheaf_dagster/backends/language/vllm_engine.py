@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
 from sheaf_dagster.backends.common.libraries import require
 from sheaf_dagster.backends.common.orphans import ChildWatch
+from sheaf_dagster.backends.language.overlooked import unknown_fields, without_effect
 from sheaf_dagster.backends.language.refusal import RefusedError
 from sheaf_dagster.errors import ClusterError, MissingDependencyError, SpecError
 
@@ -56,6 +58,7 @@ class VllmEngine:
 
     Attributes:
         models: Names by which a body may call the model, its adapters among them.
+        has_adapters: Whether there are any.
         rows_a_step: Rows that it runs at a time, at most; those beyond wait in it.
     """
 
@@ -63,7 +66,9 @@ class VllmEngine:
         self._stack = AsyncExitStack()
         self._client: Any = None
         self._handlers: dict[str, tuple[Any, Any]] = {}
+        self._template_reads: Callable[[Mapping[str, Any], set[str]], set[str]] | None = None
         self.models: frozenset[str] = frozenset()
+        self.has_adapters = False
         self.rows_a_step = 0
 
     async def start(self, backend: str, options: dict[str, Any]) -> None:
@@ -107,6 +112,8 @@ class VllmEngine:
                 self._handlers[url] = (_adapter(backend, request), handler)
         served = state.openai_serving_models
         adapters = [card.lora_name for card in served.lora_requests.values()]
+        self.has_adapters = bool(adapters)
+        self._template_reads = _reader_of_templates(self._client, args)
         self.models = frozenset([*(path.name for path in served.base_model_paths), *adapters])
         self.rows_a_step = int(self._client.vllm_config.scheduler_config.max_num_seqs)
 
@@ -127,12 +134,12 @@ class VllmEngine:
         adapter, handler = self._handlers[url]
         try:
             request = adapter.validate_python(body)
-            unknown = sorted(name for name in request.model_extra or () if name in body)
-            if unknown:
-                raise RefusedError(
-                    f"'body' has {', '.join(unknown)}, which vLLM doesn't know",
-                    400,
-                    "BadRequestError",
+            if unknown := unknown_fields(request, body):
+                raise _bad(f"'body' has {', '.join(unknown)}, which vLLM doesn't know")
+            if idle := without_effect(url, body) + self._not_in_template(body):
+                raise _bad(
+                    f"'body' has {', '.join(idle)}, which would have no effect on the answer of this "
+                    "model; leave it out"
                 )
             response = await handler(request)
         except RefusedError:
@@ -145,6 +152,19 @@ class VllmEngine:
                 "the job again: answered rows are kept"
             )
         return _body_of(response)
+
+    def _not_in_template(self, body: Mapping[str, Any]) -> list[str]:
+        """Names of fields that the chat's template doesn't read, where it can be looked at."""
+        asked = {
+            f"chat_template_kwargs.{name}": name for name in body.get("chat_template_kwargs") or ()
+        }
+        asked |= {n: n for n in ("documents", "reasoning_effort") if body.get(n) is not None}
+        if not asked or self._template_reads is None:
+            return []
+        reads = self._template_reads(body, {*asked.values(), "enable_thinking"})
+        if "enable_thinking" in reads:  # which an effort sets, too
+            reads.add("reasoning_effort")
+        return sorted(field for field, name in asked.items() if name not in reads)
 
     async def close(self) -> None:
         """Ends the engine and its processes, and gives its memory back."""
@@ -178,6 +198,44 @@ def _parsed(cli: Any, options: dict[str, Any]) -> Any:
     except (TypeError, ValueError, KeyError) as e:
         raise SpecError(f"vLLM refuses engine_args: {e}") from e
     return args
+
+
+def _reader_of_templates(
+    client: Any, args: Any
+) -> Callable[[Mapping[str, Any], set[str]], set[str]] | None:
+    """What finds those of some names that a body's chat template reads.
+
+    None where prompts aren't made by a template of the tokenizer's library.
+    """
+    from vllm.renderers import hf
+    from vllm.renderers.chat_utils import load_chat_template
+
+    renderer = client.renderer
+    if type(renderer).__module__ != hf.__name__:
+        return None
+    own = load_chat_template(args.chat_template)
+
+    def reads(body: Mapping[str, Any], names: set[str]) -> set[str]:
+        template = hf.resolve_chat_template(
+            renderer.tokenizer,
+            chat_template=body.get("chat_template") or own,
+            tools=body.get("tools"),
+            model_config=client.model_config,
+        )
+        if template is None:  # vLLM says so itself
+            return names
+        given = dict.fromkeys(names)
+        return set(
+            hf.resolve_chat_template_kwargs(
+                renderer.tokenizer, template, given, raise_on_unexpected=False
+            )
+        )
+
+    return reads
+
+
+def _bad(message: str) -> RefusedError:
+    return RefusedError(message, 400, "BadRequestError")
 
 
 def _adapter(backend: str, path: str) -> Any:
