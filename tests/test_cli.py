@@ -334,7 +334,7 @@ MODEL = "model: {name: a, model_type: b, backend: c}\n"
         ),
         ("models: {}\n", "job.yaml:1: models: unknown field; known: imports, model, batch"),
         ("- a\n", "must have 'model' and 'batch'"),
-        ("a: [\n", "is no YAML"),
+        ("a: [\n", "is not YAML"),
     ],
 )
 def test_what_is_wrong_in_a_spec_has_its_line(text, message):

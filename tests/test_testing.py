@@ -191,7 +191,7 @@ def test_an_instance_passes_too():
     [
         (NoEmptyBatch, "empty_batch", "ZeroDivisionError"),
         (DropsLast, "count", "2 requests got 1 responses; each must get exactly one"),
-        (Sorts, "order", "response 0 answers request 0+-.*02 in place of 0+-.*01"),
+        (Sorts, "order", "response 0 answers request 0+-.*02 instead of 0+-.*01"),
         (OwnIds, "order", "copy each id"),
         (Dictionaries, "json", "response 0 is a dict; it must be a pydantic model"),
         (SeesBatchMates, "single_row", r"request 0 gets another answer .* value: 1.0 and 0.22"),

@@ -273,7 +273,7 @@ class OpenAIEndpointBackend(ModelBackend):
             raise self._batch_refused(e) from e
 
     def _batch_refused(self, error: Any) -> SheafError:
-        """What a server says of a batch as a whole is no row's error."""
+        """What a server says of a batch as a whole is not a row's error."""
         found = self._refused(error)
         if isinstance(found, SheafError):
             return found

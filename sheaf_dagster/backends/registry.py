@@ -140,7 +140,7 @@ def check_class(found: object, name: str) -> type[ModelBackend]:
         SpecError: It is none, and why.
     """
     if not (isinstance(found, type) and issubclass(found, ModelBackend)):
-        raise SpecError(f"backend {name!r} is {found!r}, which is no subclass of ModelBackend")
+        raise SpecError(f"backend {name!r} is {found!r}, which is not a subclass of ModelBackend")
     if not getattr(found, "model_type", None):
         raise SpecError(
             f"backend {name!r}: class {found.__qualname__} must set the class attribute model_type"

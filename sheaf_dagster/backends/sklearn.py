@@ -115,7 +115,7 @@ class SklearnBackend(ModelBackend):
     def _load_pickle(self, path: str) -> Any:
         if not self._allow_pickle:
             raise SpecError(
-                f"{self._path} is no skops file, and a joblib or pickle file can run any code: "
+                f"{self._path} is not a skops file, and a joblib or pickle file can run any code: "
                 "save the estimator with skops.io.dump, or set allow_pickle=True for a file "
                 "that you wrote yourself"
             )

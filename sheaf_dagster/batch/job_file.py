@@ -86,7 +86,7 @@ class JobFile(BaseModel):
             node = yaml.compose(text, Loader=yaml.SafeLoader)
             data = yaml.safe_load(text)
         except yaml.YAMLError as e:
-            raise SpecError(f"{name}: is no YAML: {' '.join(str(e).split())}") from e
+            raise SpecError(f"{name}: is not YAML: {' '.join(str(e).split())}") from e
         if not isinstance(data, dict):
             raise SpecError(f"{name}: must have 'model' and 'batch' at the top")
         for dotted, value in (changes or {}).items():
@@ -111,11 +111,11 @@ def _change(data: dict[str, Any], dotted: str, value: str) -> None:
             break
         at = at.setdefault(folder, {})
     if not isinstance(at, dict):
-        raise SpecError(f"{dotted!r} can't be set: {'.'.join(folders)} is no mapping")
+        raise SpecError(f"{dotted!r} can't be set: {'.'.join(folders)} is not a mapping")
     try:
         at[last] = yaml.safe_load(value)
     except yaml.YAMLError as e:
-        raise SpecError(f"{dotted}={value}: is no YAML: {' '.join(str(e).split())}") from e
+        raise SpecError(f"{dotted}={value}: is not YAML: {' '.join(str(e).split())}") from e
 
 
 def _problems(error: ValidationError, name: str, node: Any) -> list[str]:

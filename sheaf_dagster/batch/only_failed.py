@@ -110,7 +110,7 @@ class OnlyFailed:
         if earlier is None or earlier.output_bytes != state.size:
             earlier = CommittedSink("", state.size)
             log.warning(
-                "%s: it is not known which job wrote it. Its answers are kept as this model's "
+                "%s: nothing shows which job wrote it. Its answers are kept as this model's "
                 "wherever their ids match the rows",
                 sink.uri,
             )

@@ -147,7 +147,7 @@ def read_receipt(uri: str, storage_options: dict[str, Any] | None = None) -> Rec
 
     Raises:
         SourceError: There is none, or it can't be read.
-        SpecError: It is no receipt.
+        SpecError: It is not a receipt.
     """
     location = Location.of(uri, storage_options)
     at = location if location.name.endswith(".json") else _beside(location)
@@ -156,7 +156,7 @@ def read_receipt(uri: str, storage_options: dict[str, Any] | None = None) -> Rec
     try:
         return Receipt.model_validate_json(text)
     except ValidationError as e:
-        raise SpecError(f"{at.uri} is no receipt of this version: {problems_of(e)}") from e
+        raise SpecError(f"{at.uri} is not a receipt of this version: {problems_of(e)}") from e
 
 
 def code_digest(backend: type) -> str:

@@ -266,7 +266,7 @@ class BatchRunner:
             fields = self._context.rows.request.model_fields
             if spec.bucket_by not in fields:
                 raise SpecError(
-                    f"bucket_by={spec.bucket_by!r} is no field of "
+                    f"bucket_by={spec.bucket_by!r} is not a field of "
                     f"{self._context.rows.request.__name__}; its fields: {', '.join(fields)}"
                 )
 

@@ -42,7 +42,7 @@ class BatchOptions(Spec):
     compute: Compute = Field(
         default="tasks",
         description="tasks: elastic Ray Data tasks; actors: a fixed pool of warm actors; "
-        "local: in this process, without Ray, which reserves nothing and keeps to no limit.",
+        "local: in this process, without Ray, which reserves nothing and has no limits.",
     )
     num_actors: int | None = Field(
         default=None, gt=0, description="Size of the actor pool; compute='actors' needs it."
@@ -81,7 +81,7 @@ class BatchOptions(Spec):
     )
     batch_budget: int | Literal["auto"] | None = Field(
         default=None,
-        description="Padded size of a batch, in place of batch_size: rows of a fixed window are "
+        description="Padded size of a batch, used instead of batch_size: rows of a fixed window are "
         "taken by size, so that rows × the largest of them stays within it. In the backend's own "
         'measure (tokens, pixels), so the backend must run in stages. "auto": each worker finds '
         "the best.",
@@ -167,7 +167,7 @@ class BatchOptions(Spec):
     def _known_prices(cls, value: dict[str, float] | None) -> dict[str, float] | None:
         for name, price in (value or {}).items():
             if name not in PRICES:
-                raise ValueError(f"{name!r} is no kind of token; known: {', '.join(PRICES)}")
+                raise ValueError(f"{name!r} is not a kind of token; known: {', '.join(PRICES)}")
             if not 0 <= price < math.inf:
                 raise ValueError(f"the price of {name!r} must be 0 or more (got {price})")
         return value
@@ -177,9 +177,9 @@ class BatchOptions(Spec):
     def _each_once(cls, value: list[str]) -> list[str]:
         for name in value:
             if not name or value.count(name) > 1:
-                raise ValueError(f"{name!r} must be the name of a field, and be there once")
+                raise ValueError(f"{name!r} must be the name of a field, listed once")
             if name == "error":
-                raise ValueError("'error' is what error rows call their error; rename the field")
+                raise ValueError("'error' is reserved for error rows; rename the field")
         return value
 
     @field_validator("fields")

@@ -78,6 +78,4 @@ class Spending:
             reached = f"max_cost={most:g} is reached: this job's answers cost {self._cost:.6g}"
         else:
             return None
-        return SpendingLimitError(
-            f"{reached}. Raise the limit to go on from there: answered rows are kept"
-        )
+        return SpendingLimitError(f"{reached}. Raise the limit to continue: answered rows are kept")

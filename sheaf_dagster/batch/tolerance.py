@@ -65,7 +65,7 @@ def too_many_errors(
     return TooManyErrorsError(
         f"{failed:,} of the {done:,} rows run so far have failed; "
         f"{_allowed(options, source.rows)}.{first} Fix the rows or the model, or raise the limit: "
-        "a rerun goes on from here"
+        "a rerun continues from here"
     )
 
 

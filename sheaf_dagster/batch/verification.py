@@ -209,7 +209,7 @@ def _answers(
             if whole:
                 run.commit()
                 same = source_digest(again) == source_digest(receipt.sink, options)
-                different = "" if same else "the file is another one"
+                different = "" if same else "this is a different file"
             else:
                 sink = Location.of(receipt.sink, options)
                 different = _named(_different(sink, chosen, made))

@@ -131,7 +131,7 @@ def validate(
 @click.argument("spec", metavar="SPEC.yaml")
 @click.option(
     "--set", "changes", multiple=True, metavar="PATH=VALUE",
-    help="Value in place of the spec's, such as batch.batch_size=128. May be given several times.",
+    help="Overrides a value of the spec, such as batch.batch_size=128. May be given several times.",
 )  # fmt: skip
 @click.option(
     "--only", type=click.Choice(get_args(Only)),
@@ -234,7 +234,7 @@ def _check(runner: BatchRunner, job: JobFile, *, as_json: bool) -> int:
 )  # fmt: skip
 @click.option(
     "--set", "changes", multiple=True, metavar="PATH=VALUE",
-    help="Value in place of the spec's, such as batch.source=today.jsonl.",
+    help="Overrides a value of the spec, such as batch.source=today.jsonl.",
 )  # fmt: skip
 @imports
 @json_option
@@ -306,9 +306,9 @@ def _run(
         left = len(job.batches) - len(codes)
         rows = f", about {done.rows:,} rows answered" if done.rows else ""
         again = (
-            "run the same command again to go on from there"
+            "run the same command again to continue"
             if all(b.resume for b in job.batches)
-            else "but resume: false makes the next run begin anew"
+            else "but resume: false makes the next run start over"
         )
         click.echo(
             f"Interrupted: {left} of {len(job.batches)} files unfinished{rows}. Nothing "

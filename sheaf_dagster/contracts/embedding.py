@@ -51,7 +51,7 @@ class EmbeddingRequest(BaseRequest):
             try:
                 base64.b64decode(image, validate=True)
             except (binascii.Error, ValueError) as e:
-                raise ValueError(f"image {i} is no valid base64: {e}") from e
+                raise ValueError(f"image {i} is not valid base64: {e}") from e
         return images
 
     @model_validator(mode="after")

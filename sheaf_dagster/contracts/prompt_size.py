@@ -22,7 +22,7 @@ def prompt_tokens(body: Mapping[str, Any]) -> int:
     """About how many tokens a body of the OpenAI API has to be read.
 
     A token is four characters of a text, and one of a prompt that is given as tokens. A picture, or
-    what else is no text, counts a thousand.
+    what else is not text, counts a thousand.
     """
     return sum(_size(body.get(name)) for name in _SAID_IN)
 

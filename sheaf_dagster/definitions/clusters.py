@@ -49,8 +49,8 @@ def cluster_config(resource: Any, holder: str) -> ClusterConfig:
     if address is not None:
         raise SpecError(
             f"ray_cluster is a {type(resource).__name__} at {address}, which a step outside the "
-            "cluster reaches by Ray Client alone, over which Ray Data does not run; build the asset "
-            'with launch="ray_job", and the resource with Lifecycle(connect=False)'
+            "cluster can reach only through Ray Client, and Ray Data does not run over Ray Client; "
+            'build the asset with launch="ray_job", and the resource with Lifecycle(connect=False)'
         )
     return ClusterConfig(holder=holder)
 

@@ -156,7 +156,7 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     model_asset: Annotated[
         ResolvedAssetKey | None,
         says(
-            "Key of the model's own asset, by which Dagster knows which answers an earlier model "
+            "Key of the model's own asset. From it Dagster knows which answers an earlier model "
             "gave. The component adds that asset if it defines the model; otherwise the project "
             "must have it.",
             "forecaster",
@@ -193,7 +193,7 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     check_severities: Annotated[
         dict[str, Literal["WARN", "ERROR"]] | None,
         says(
-            "Severity by check, such as {no_row_failed: ERROR}: one that holds back what follows.",
+            "Severity by check, such as {no_row_failed: ERROR}: one that holds back downstream assets.",
             {"no_row_failed": "ERROR"},
         ),
     ] = None

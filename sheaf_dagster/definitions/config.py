@@ -38,7 +38,7 @@ def _field_of(name: str, field: FieldInfo) -> Iterator[tuple[str, tuple[Any, Any
             yield name, (Optional[enum], Field(None, description=field.description))
         else:
             for value in values:
-                said = f"{name}: {value}, in place of a number."
+                said = f"{name}: {value}, instead of a number."
                 yield f"{value}_{name}", (Optional[bool], Field(None, description=said))
 
 

@@ -104,8 +104,8 @@ class RowsIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
 
         if self.format == "parquet" and self.compression:
             raise dg.DagsterInvalidInvocationError(
-                f"RowsIOManager: compression={self.compression!r} goes with format='jsonl'; a Parquet "
-                "file is compressed in any case. Leave it out"
+                f"RowsIOManager: compression={self.compression!r} works only with format='jsonl'; "
+                "a Parquet file is compressed in any case. Leave it out"
             )
 
         base = "/".join(filter(None, [self.storage.base, self.prefix.strip("/")]))
@@ -328,7 +328,7 @@ def _parsed(lines: list[bytes], first: int) -> list[Any]:
         try:
             rows.append(orjson.loads(line))
         except orjson.JSONDecodeError as e:
-            raise SinkError(f"row {number} is no JSON: {e}") from e
+            raise SinkError(f"row {number} is not JSON: {e}") from e
     return rows
 
 

@@ -28,7 +28,7 @@ _HOW: dict[str, str] = {
     "timedelta64": _SECONDS,
     "Timedelta": _SECONDS,
     "MonthDayNano": "give its months, days and nanoseconds as numbers",
-    "bytes": "give text: .decode(), or base64.b64encode(…).decode() of what is none",
+    "bytes": "convert text with .decode(), and other bytes with base64.b64encode(…).decode()",
     "complex": "give its .real and .imag",
     "Period": "give text, .astype(str), or its .start_time",
     "Interval": "give its .left and .right",
@@ -37,7 +37,7 @@ _HOW_ANY = "give text, a number, a date, or a list or dictionary of them"
 
 
 class NoRowError(Exception):
-    """Why something is no row."""
+    """Why something is not a row."""
 
 
 class NoTableError(NoRowError):
@@ -78,13 +78,13 @@ def refuse_repeated_names(columns: Iterable[Any]) -> None:
     for name in names:
         if isinstance(name, tuple):
             raise NoTableError(
-                f"the column {name!r} has a name of {len(name)} levels, and a field has one; join "
-                "them first: table.columns = ['_'.join(map(str, c)) for c in table.columns]"
+                f"the column {name!r} has a name with {len(name)} levels, but a field name has one; "
+                "join them first: table.columns = ['_'.join(map(str, c)) for c in table.columns]"
             )
     for name, count in Counter(map(_as_key, names)).items():
         if count > 1:
             raise NoTableError(
-                f"{count} columns are named {name!r}, and a row has room for one; rename or drop "
+                f"{count} columns are named {name!r}, but a row can have only one; rename or drop "
                 "the others"
             )
 
@@ -178,7 +178,7 @@ def _unwritable(value: Any) -> TypeError:
 
 
 def _reason(row: Any, error: BaseException) -> str:
-    """Why a row is no JSON, with the field that can't be written."""
+    """Why a row is not JSON, with the field that can't be written."""
     problem = str(error.__cause__ or error)
     if isinstance(row, Mapping):
         for name, value in row.items():

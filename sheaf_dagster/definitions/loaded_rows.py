@@ -29,7 +29,7 @@ def rows_of(files: Sequence[Location], row_type: Any) -> Iterator[Any]:
             ``BaseResponse`` each row says which one it is.
 
     Raises:
-        SourceError: A row is no JSON, or doesn't say what it is.
+        SourceError: A row is not JSON, or doesn't say what it is.
         InputValidationError: Rows don't fit the model; all of the file are told.
     """
     typed = isinstance(row_type, type) and issubclass(row_type, BaseModel)
@@ -42,7 +42,7 @@ def _plain_rows(file: Location) -> Iterator[Any]:
         try:
             yield orjson.loads(line)
         except orjson.JSONDecodeError as e:
-            raise SourceError(f"{file.uri}, {row_word(file.uri)} {number}: is no JSON: {e}") from e
+            raise SourceError(f"{file.uri}, {row_word(file.uri)} {number}: is not JSON: {e}") from e
 
 
 def _typed_rows(file: Location, row_type: type[BaseModel]) -> Iterator[Any]:
@@ -76,10 +76,10 @@ def _contract_of(
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as e:
-        raise SourceError(f"{where}: is no JSON: {e}") from e
+        raise SourceError(f"{where}: is not JSON: {e}") from e
     if not isinstance(row, dict) or "model_type" not in row:
         raise SourceError(
-            f"{where}: is no {base.__name__}, it names no model_type. Rows that failed in the model "
+            f"{where}: is not a {base.__name__}: it has no 'model_type'. Rows that failed in the model "
             '(on_error="record") hold an error instead; load such files as list[dict].'
         )
     name = str(row["model_type"])
@@ -106,7 +106,7 @@ def _invalid(
         violation.column = violation.field
     shown = "\n".join(f"  {v}" for v in report.violations[:5])
     return InputValidationError(
-        f"{file.uri}: {report.invalid_rows} of {report.rows} rows are no "
+        f"{file.uri}: {report.invalid_rows} of {report.rows} rows are not valid as "
         f"{contract.request.__name__}:\n{shown}\n  Rows that failed in the model "
         '(on_error="record") hold an error instead; load such files as list[dict].',
         report,

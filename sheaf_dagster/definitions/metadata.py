@@ -38,7 +38,7 @@ SOURCE_DIGEST = "source_digest"
 MODEL_VERSION = "model_version"
 FAILED_CHECKS = "failed_checks"
 _NOT_SEEN_INTO = (
-    "not known: this backend takes a batch in one call, of which only a part is the device's"
+    "not known: this backend handles a batch in one call, and only part of it uses the device"
 )
 ROW_COUNTS = ("dagster/row_count", "dagster/partition_row_count")
 

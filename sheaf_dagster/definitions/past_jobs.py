@@ -33,7 +33,7 @@ def past_jobs(asset: str, instance: dg.DagsterInstance | None = None) -> list[Pa
             instance = dg.DagsterInstance.get()
         except dg.DagsterError as e:
             raise SpecError(
-                f"asset {asset}: there is no Dagster instance to look at; set DAGSTER_HOME to the "
+                f"asset {asset}: there is no Dagster instance to read from; set DAGSTER_HOME to the "
                 f"folder of the one that ran it ({' '.join(str(e).split())[:200]})"
             ) from e
     only = dg.AssetRecordsFilter(asset_key=dg.AssetKey.from_user_string(asset))

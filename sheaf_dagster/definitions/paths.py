@@ -82,7 +82,7 @@ def check_placeholders(
     try:
         used = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as e:
-        raise SpecError(f"{what} {template!r} is no valid template: {e}") from e
+        raise SpecError(f"{what} {template!r} is not a valid template: {e}") from e
     for name in used:
         if name not in known:
             raise SpecError(

@@ -97,7 +97,7 @@ class Places:
         except (KeyError, IndexError, ValueError) as e:
             known = ", ".join(f"{{{name}}}" for name in ["root", *fields])
             raise SpecError(
-                f"reuse_from {options.reuse_from!r} is no template that can be filled in: known "
+                f"reuse_from {options.reuse_from!r} is not a template that can be filled in: known "
                 f"here are {known}"
             ) from e
         return options.model_copy(update={"reuse_from": found})

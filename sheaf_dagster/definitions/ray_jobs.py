@@ -182,8 +182,8 @@ class _Heard:
             raise ErrorMessage.from_dict(self._error).rebuilt()
         if not self.complete and isinstance(ended, DashboardLostError):
             raise ClusterError(
-                f"Ray job {job} was lost sight of, and may still run: of the dashboard we hear that "
-                f"{ended}; look there before you run again (finished chunks are kept)"
+                f"Ray job {job} may still be running, but its state is not known: {ended}. Look at "
+                "Ray's dashboard before you run again (finished chunks are kept)"
             ) from ended
         if not self.complete or self._recorder is None:
             raise ClusterError(

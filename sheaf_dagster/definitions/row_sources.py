@@ -38,7 +38,7 @@ _REFUSED_BY_JSON = {
     "Duration": "give seconds: .dt.total_seconds()",
     "Int128": "cast it: .cast(pl.Int64), or .cast(pl.String) beyond 64 bits",
     "UInt128": "cast it: .cast(pl.UInt64), or .cast(pl.String) beyond 64 bits",
-    "Object": "give it a type of its own, or build rows of dictionaries",
+    "Object": "give it a data type, or build rows as dictionaries",
 }
 """Types of polars that have no form in JSON, and what to do: Arrow refuses some, or takes them
 for bytes."""
@@ -109,7 +109,7 @@ def _kind_of(obj: object, *, top: bool) -> _Kind:
             "Path of a JSONL file. An asset that writes its file itself returns "
             "dg.MaterializeResult, or None with the annotation -> None"
         )
-    raise NoRowError(f"{what} is no row; rows are dictionaries, pydantic models or dataclasses")
+    raise NoRowError(f"{what} is not a row; rows are dictionaries, pydantic models or dataclasses")
 
 
 class _Kind(ABC):
@@ -164,7 +164,7 @@ class _PandasTable(_Kind):
             yield pa.Table.from_pandas(obj, preserve_index=False)
         except (pa.ArrowException, TypeError) as e:
             raise NoTableError(
-                f"the DataFrame can't be a Parquet file, whose columns are of one type each: {e}"
+                f"the DataFrame can't be a Parquet file, which needs one type per column: {e}"
             ) from e
 
 
@@ -299,7 +299,9 @@ class _Several(_Kind):
             if _ROW.takes(item):
                 yield from _ROW.lines(item, options)
             elif isinstance(item, (list, tuple)):
-                raise NoRowError(f"a {type(item).__name__} is no row; give one flat list of rows")
+                raise NoRowError(
+                    f"a {type(item).__name__} is not a row; give one flat list of rows"
+                )
             else:
                 yield from _lines(item, options)
 

@@ -234,7 +234,7 @@ class _Arrow(_View):
             except pa.ArrowInvalid as e:
                 problem = e
         raise SourceError(
-            f"{file.uri} is no Arrow table ({problem}); load it as list[dict] instead"
+            f"{file.uri} is not an Arrow table ({problem}); load it as list[dict] instead"
         ) from problem
 
 
@@ -298,7 +298,7 @@ class _Place(_View):
             return kind(file.uri, **file.options)
         if store.local_path is None:
             raise SpecError(
-                f"{file.uri} is no local path; annotate the argument with UPath or str, or with "
+                f"{file.uri} is not a local path; annotate the argument with UPath or str, or with "
                 "what you want to read it as"
             )
         return Path(store.local_path)

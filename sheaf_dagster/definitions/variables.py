@@ -22,7 +22,7 @@ _READ = {
 
 
 def refuse_variables(resource: str, name: str, annotation: Any, value: Any) -> None:
-    """Refuses an ``EnvVar`` as a field that is no text, or an ``EnvVar.int`` inside one.
+    """Refuses an ``EnvVar`` as a field that is not text, or an ``EnvVar.int`` inside one.
 
     When a run begins Dagster fills in those of text and whole numbers, and none of our fields is a
     whole number. Inside a free dictionary we fill them in ourselves, as text.

@@ -314,5 +314,5 @@ def rows_in(data: bytes, first_line: int) -> Iterator[tuple[int, bytes]]:
 
 
 def is_blank(line: bytes) -> bool:
-    """Whether a line, of which its end at least is there, is no row."""
+    """Whether a line, of which its end at least is there, is not a row."""
     return line[0] <= 32 and not line.strip(_BLANK + b"\n")

@@ -119,14 +119,14 @@ class _Text:
         self._unpacked += filled
         if not self._unpacked and not self._counted.count:
             raise SourceError(
-                f"{self._name} holds no byte, so it is no {self._codec} file (an empty one has a "
-                "header); write the file again"
+                f"{self._name} is empty, so it is not a valid {self._codec} file (even an empty "
+                f"{self._codec} file has a header); write the file again"
             )
         if self._unpacked > max(MAX_RATIO_FROM, MAX_RATIO * self._counted.count):
             raise SourceError(
                 f"{self._name} unpacks to more than {MAX_RATIO} times its size; "
-                "this looks like a decompression bomb, so it was not read further. If it is "
-                "none, unpack it and name the plain file"
+                "this looks like a decompression bomb, so reading stopped. If the file is fine, "
+                "unpack it and name the plain file"
             )
         if self._spool is not None:
             self._spool.write(buffer[:filled])

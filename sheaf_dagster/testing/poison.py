@@ -44,7 +44,7 @@ def _huge(value: Any) -> Any:
 
 
 def _with_numbers(value: Any, number: float) -> Any:
-    """The value with a number in place of one of its floats, or of each where it is no list."""
+    """The value with a number in place of one of its floats, or of each where it is not a list."""
     if isinstance(value, float):
         return number
     if isinstance(value, dict):

@@ -37,7 +37,7 @@ def _order(tested: BackendUnderTest) -> None:
         for i, (request, answer) in enumerate(zip(asked, answers, strict=False)):
             want, got = row_identity(request), row_identity(answer)
             assert got == want, (
-                f"response {i} answers request {got} in place of {want}; responses must follow "
+                f"response {i} answers request {got} instead of {want}; responses must follow "
                 "the order of the requests and copy each id"
             )
 
@@ -73,7 +73,7 @@ def _batch_invariant(tested: BackendUnderTest) -> None:
         for i, line in zip(batch, _as_lines(answers), strict=True):
             assert line == together[i], (
                 f"request {i} gets other bytes {'alone' if len(batch) == 1 else 'in another order'} "
-                f"than in a batch, {shown(line)} in place of {shown(together[i])}; fix that, or "
+                f"than in a batch, {shown(line)} instead of {shown(together[i])}; fix that, or "
                 "don't declare batch_invariant"
             )
 

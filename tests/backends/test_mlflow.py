@@ -247,7 +247,7 @@ def test_named_arrays_have_their_own_types_and_shapes(tmp_path):
     ]
 
     assert predictions(backend, rows) == [21, 10.5]
-    with pytest.raises(ValueError, match=r"'features\.n': 0\.5 is no integer \(int64\)"):
+    with pytest.raises(ValueError, match=r"'features\.n': 0\.5 is not an integer \(int64\)"):
         predictions(backend, [{**rows[0], "n": 0.5}])
 
 

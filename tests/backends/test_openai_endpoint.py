@@ -416,7 +416,7 @@ def answered(body: dict[str, Any], **fields: Any) -> bytes:
         (200, b'{"error": {"message": "no room", "code": 500}}', {}, (500, "no room")),
         (200, b'{"choices": [', {}, (502, "gave an answer that is not JSON")),
         (200, b"", {}, (502, "not JSON")),
-        (200, b"data: {}\n\n", {"Content-Type": "text/event-stream"}, (502, "no JSON object")),
+        (200, b"data: {}\n\n", {"Content-Type": "text/event-stream"}, (502, "not a JSON object")),
         (413, b"<html>too large</html>", {}, (413, "too large")),
         (422, b'{"detail": [{"loc": ["body"]}]}', {}, (422, "loc")),
         (404, b'{"error": {"message": "no model m"}}', {}, (404, "no model m")),

@@ -79,8 +79,8 @@ def test_numbers_fit_by_their_size_and_not_by_how_they_are_written(dtype, x):
         ("int64", 2**63, "9223372036854775808 is not within"),
         ("int64", [1, 2**70], r"\(at 1\) is not within"),
         ("uint64", -1, "-1 is not within"),
-        ("int64", [0.5], r"0\.5 \(at 0\) is no integer \(int64\)"),
-        ("int32", [math.inf], "is no integer"),
+        ("int64", [0.5], r"0\.5 \(at 0\) is not an integer \(int64\)"),
+        ("int32", [math.inf], "is not an integer"),
         ("int64", [1, None], r"null \(at 1\) is a missing value, which the type doesn't have"),
         ("bool", None, "null is a missing value"),
         ("float16", 70000, "70000 is beyond the range of float16"),
@@ -89,9 +89,9 @@ def test_numbers_fit_by_their_size_and_not_by_how_they_are_written(dtype, x):
         ("float32", [10**39], "is beyond the range of float32"),
         ("bfloat16", [3.4e38], "is beyond the range of bfloat16"),
         ("float64", [10**400], "is beyond the range"),
-        ("float32", ["a"], r"'a' \(at 0\) is no number but a str"),
-        ("str", ["a", 1], r"1 \(at 1\) is no text"),
-        ("str", [None], r"null \(at 0\) is no text"),
+        ("float32", ["a"], r"'a' \(at 0\) is not a number but a str"),
+        ("str", ["a", 1], r"1 \(at 1\) is not text"),
+        ("str", [None], r"null \(at 0\) is not text"),
     ],
 )
 def test_a_value_that_does_not_fit_is_named_with_its_place(dtype, x, message):
@@ -146,7 +146,7 @@ def test_padding_fills_an_axis_of_fixed_length_whatever_the_batch_holds():
     ("dtype", "settings", "message"),
     [
         ("uint8", {"pad": -1}, r"inputs: x\.pad: -1\.0 is not within"),
-        ("int64", {"pad": 0.5}, r"inputs: x\.pad: 0\.5 is no integer"),
+        ("int64", {"pad": 0.5}, r"inputs: x\.pad: 0\.5 is not an integer"),
         ("float16", {"pad": 70000}, r"inputs: x\.pad: .* beyond the range of float16"),
         ("int64", {"dtype": "float32"}, r"inputs: x\.dtype: float32 can't be the model's int64"),
         ("float32", {"dtype": "float13"}, "inputs: x: .*float13"),

@@ -252,7 +252,7 @@ def test_iso_text_is_the_date_that_an_encoder_has_met(encoder, kind, gaps, tmp_p
     assert predictions(backend, asked) == pytest.approx(list(expected))
     for i, one in enumerate(asked):
         assert predictions(backend, [one]) == pytest.approx(list(expected[i : i + 1]))
-    with pytest.raises(ValueError, match=r"'features.day': '05/06/2024' is no date"):
+    with pytest.raises(ValueError, match=r"'features.day': '05/06/2024' is not a date"):
         predictions(backend, [{"day": "05/06/2024", "seats": 1}])
 
 

@@ -77,8 +77,8 @@ def test_what_is_no_file_is_no_source(tmp_path):
     (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
     (tmp_path / "dangling.jsonl").symlink_to(tmp_path / "gone")
     expected = {
-        tmp_path / "pipe.jsonl": "no regular file",
-        "/dev/zero": "no regular file",
+        tmp_path / "pipe.jsonl": "not a regular file",
+        "/dev/zero": "not a regular file",
         tmp_path / "folder.jsonl": "is a folder, and no .parquet or .jsonl file is in it",
         tmp_path / "loop.jsonl": "symbolic links",
         tmp_path / "dangling.jsonl": "does not exist",

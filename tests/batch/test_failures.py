@@ -48,7 +48,7 @@ def test_a_bad_line_is_named_before_the_model_loads(mode, write_rows, tmp_path):
             {"drop_last": True},
             r"lines 1–4: Doubler.batch_predict returned 3 responses for 4 requests",
         ),
-        ({"reverse": True}, r"line 1: Doubler answered request .* in place of"),
+        ({"reverse": True}, r"line 1: Doubler answered request .* instead of"),
     ],
 )
 def test_wrong_responses_are_refused(mode, write_rows, tmp_path, kwargs, message):

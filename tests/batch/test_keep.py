@@ -78,7 +78,7 @@ def test_fields_are_those_of_the_answers_row_in_any_shape(shape, how, source, tm
 def test_other_fields_are_unknown_as_ever(source, tmp_path):
     job = spec(source, tmp_path, compute="local", keep=["price"], strict=True)
 
-    with pytest.raises(sd.InputValidationError, match="'shop': is no field"):
+    with pytest.raises(sd.InputValidationError, match="'shop': is not a field"):
         run(job, doubler())
 
     lenient = run(job.model_copy(update={"strict": False}), doubler())
@@ -159,7 +159,7 @@ class Listed(RootModel[list[float]]):
         (["note"], NumberRequest, NumberResponse, "'note' is a field of NumberResponse itself"),
         (["request_id"], NumberRequest, NumberResponse, "'request_id' is a field"),
         (["sku"], Strict, NumberResponse, "Strict forbids fields that it doesn't know.*'sku'"),
-        (["sku"], NumberRequest, Listed, "Listed is no JSON object"),
+        (["sku"], NumberRequest, Listed, "Listed is not a JSON object"),
     ],
 )
 def test_fields_that_cannot_travel_are_refused(keep, request_type, response, said):
@@ -271,7 +271,9 @@ def test_an_answer_that_brings_such_a_field_itself_ends_the_job(write_rows, tmp_
     source = write_rows([1, 2], model_type="talk", sku="theirs")
     model = sd.ModelSpec(name="m", model_type="talk", backend=f"{__name__}:Talkative")
 
-    with pytest.raises(sd.ResponseMismatchError, match="line 1: the answer has a field 'sku' of"):
+    with pytest.raises(
+        sd.ResponseMismatchError, match="line 1: the answer already has a field 'sku'"
+    ):
         run(spec(source, tmp_path, compute="local", keep=["sku"]), model)
 
 
@@ -285,5 +287,5 @@ def test_an_answer_that_is_no_object_has_no_room_for_fields(write_rows, tmp_path
     source = write_rows([1, 2], model_type="shout", sku="theirs")
     model = sd.ModelSpec(name="m", model_type="shout", backend=f"{__name__}:Shouter")
 
-    with pytest.raises(sd.PredictError, match=r"line 1: .* it is no JSON object"):
+    with pytest.raises(sd.PredictError, match=r"line 1: .* it is not a JSON object"):
         run(spec(source, tmp_path, compute="local", keep=["sku"]), model)

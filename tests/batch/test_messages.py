@@ -20,7 +20,7 @@ REPORT = ValidationReport(
     rows=7,
     source_digest="sha256:00",
     total_violations=1,
-    violations=[Violation(line=3, field="value", message="is no number", excerpt="'x'")],
+    violations=[Violation(line=3, field="value", message="is not a number", excerpt="'x'")],
 )
 
 

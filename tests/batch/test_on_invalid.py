@@ -23,7 +23,7 @@ BAD = {
     11: ("[1]", ""),
     12: ('{"value": []}', "field 'model_name': Field required (got {"),
 }
-"""By line: text that is no row, and what is said of it."""
+"""By line: text that is not a row, and what is said of it."""
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_unknown_fields_make_error_rows_where_they_are_refused_and_kept_ones_tra
 
     rows = read_rows(job.sink)
     assert result.error_rows == 4
-    assert "field 'valve': is no field of NumberRequest" in rows[0]["error"]["message"]
+    assert "field 'valve': is not a field of NumberRequest" in rows[0]["error"]["message"]
     assert "did you mean 'value'?" in rows[0]["error"]["message"]
     assert [(row["sku"], row["shop"]) for row in rows] == [(None, None)] * 2 + [
         ("?", 1),

@@ -219,7 +219,7 @@ def test_a_secret_in_clear_gets_into_no_receipt(tmp_path, write_rows):
 def test_what_is_no_receipt_is_refused(tmp_path):
     (tmp_path / "a.json").write_text('{"form": 2}')
 
-    with pytest.raises(SpecError, match="is no receipt of this version: form: "):
+    with pytest.raises(SpecError, match="is not a receipt of this version: form: "):
         read_receipt(str(tmp_path / "a.json"))
 
 

@@ -205,7 +205,7 @@ def test_an_index_of_no_use_is_said_and_written_anew(job, caplog, harm, said):
     with caplog.at_level(logging.WARNING):
         assert job.run(ROWS).reused_rows == 0
 
-    assert said in caplog.text and "the index is written anew" in caplog.text
+    assert said in caplog.text and "the index is rebuilt" in caplog.text
     assert job.run(ROWS).reused_rows == 120
 
 
@@ -314,5 +314,7 @@ def test_one_source_of_answers_is_enough():
 
 
 def test_answers_are_reused_of_lines_only(tmp_path):
-    with pytest.raises(sd.SpecError, match=r"out.parquet: answers are reused as lines"):
+    with pytest.raises(
+        sd.SpecError, match=r"out.parquet: answers can be reused from JSONL outputs"
+    ):
         Job(tmp_path, "out.parquet").run(ROWS)

@@ -14,7 +14,7 @@ from tests.toys import doubler
     [
         ({"backend": "nope"}, sd.UnknownBackendError, "unknown backend 'nope'; known: chronos2"),
         ({"backend": "tests.toys:Nope"}, sd.UnknownBackendError, "can't be imported"),
-        ({"backend": "os:path"}, sd.SpecError, "no subclass of ModelBackend"),
+        ({"backend": "os:path"}, sd.SpecError, "not a subclass of ModelBackend"),
         ({"model_type": "horoscope"}, sd.UnknownContractError, "'horoscope'"),
         ({"model_type": "embedding"}, sd.SpecError, "serves model type 'number'"),
     ],
@@ -32,7 +32,7 @@ def test_batch_specs_say_what_is_wrong(write_rows, tmp_path):
         BatchSpec(source="a", sink="b", batchsize=3)
     with pytest.raises(sd.SpecError, match="same file"):
         BatchRunner(doubler()).run(BatchSpec(source="x/../a.jsonl", sink="a.jsonl"))
-    with pytest.raises(sd.SpecError, match="bucket_by='colour' is no field of NumberRequest"):
+    with pytest.raises(sd.SpecError, match="bucket_by='colour' is not a field of NumberRequest"):
         BatchRunner(doubler()).run(BatchSpec(source="a", sink="b", bucket_by="colour"))
 
 

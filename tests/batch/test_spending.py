@@ -33,7 +33,7 @@ def test_nothing_is_known_where_no_answer_told_its_tokens():
     ("options", "message"),
     [
         ({"max_cost": 1.0}, "max_cost needs price_per_million"),
-        ({"price_per_million": {"output": 1.0}}, "'output' is no kind of token; known: prompt"),
+        ({"price_per_million": {"output": 1.0}}, "'output' is not a kind of token; known: prompt"),
         ({"price_per_million": {"prompt": -1.0}}, "must be 0 or more"),
         ({"price_per_million": {"prompt": float("nan")}}, "must be 0 or more"),
         ({"max_tokens_total": 0}, "greater than 0"),

@@ -248,7 +248,7 @@ def test_embeddings_have_the_width_that_all_rows_have(tmp_path, rows):
 
 
 def test_float32_goes_with_a_table(tmp_path):
-    with pytest.raises(SpecError, match="float_type='float32' goes with a Parquet sink"):
+    with pytest.raises(SpecError, match="float_type='float32' works only with a Parquet sink"):
         run(job("in.jsonl", tmp_path / "out.jsonl", float_type="float32"))
 
 

@@ -217,7 +217,7 @@ def test_resources_convert_both_ways_and_refuse_ray_client():
     assert sd.ModelResource.from_spec(spec).to_spec() == spec
     with pytest.raises(ValueError, match="load_log is None, which Dagster's config can't hold"):
         sd.ModelResource.from_spec(doubler(load_log=None))
-    with pytest.raises(ValueError, match='over which Ray Data does not run. Use "auto"'):
+    with pytest.raises(ValueError, match='Ray Data does not run over Ray Client. Use "auto"'):
         sd.RayClusterResource(address="ray://head:10001")
 
 

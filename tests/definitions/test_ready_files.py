@@ -1,4 +1,4 @@
-"""Assets that return the path of a file which is no JSONL after all."""
+"""Assets that return the path of a file which is not JSONL after all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GOOD = '{"model_type": "number", "model_name": "m", "value": 1}\n'
 @pytest.mark.parametrize(
     ("model_type", "message"),
     [
-        (None, "row 2 is no JSON: unexpected character"),
+        (None, "row 2 is not JSON: unexpected character"),
         ("number", "1 of 3 rows are invalid"),
     ],
 )

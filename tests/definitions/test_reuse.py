@@ -89,7 +89,7 @@ BOTH = dg.MultiPartitionsDefinition({"day": DAYS, "region": REGIONS})
         (None, "{root}/{partition_key}.jsonl", r"unknown placeholder {partition_key}; known here"),
         (BOTH, "{root}/{days}.jsonl", r"unknown placeholder {days}; known .*{day}, {region}"),
         (DAYS, "{root}/{0}.jsonl", r"unknown placeholder {0}"),
-        (DAYS, "{root}/{day.jsonl", "no valid template"),
+        (DAYS, "{root}/{day.jsonl", "not a valid template"),
         (BOTH, "{root}/{day}/{region}.jsonl", None),
         (DAYS, "{root}/the one before all.jsonl", None),
         (None, "s3://bucket/earlier.jsonl", None),

@@ -213,7 +213,7 @@ def test_error_rows_are_no_responses(tmp_path):
 
     result = run(tmp_path, numbers, taking(list[NumberResponse], []), raise_on_error=False)
 
-    assert "1 of 1 rows are no NumberResponse" in failure(result)
+    assert "1 of 1 rows are not valid as NumberResponse" in failure(result)
     assert "load such files as list[dict]" in failure(result)
 
 

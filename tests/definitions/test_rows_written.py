@@ -156,8 +156,8 @@ def test_a_ready_file_is_taken_over_and_compressed(compression, tmp_path):
         ({"value": 1}, "the asset returned one row"),
         ("rows", "the asset returned a str"),
         ([{"a": 1}, {"a": object()}], "row 2: can't be written as JSON: a value is a object"),
-        ([{"a": 1}, 3], "row 2: a int is no row"),
-        ([[{"a": 1}]], "row 1: a list is no row"),
+        ([{"a": 1}, 3], "row 2: a int is not a row"),
+        ([[{"a": 1}]], "row 1: a list is not a row"),
     ],
 )
 def test_what_is_no_row_is_named(obj, message, tmp_path):
@@ -247,7 +247,7 @@ def test_a_column_of_two_levels_is_named(tmp_path):
 
     result = run(tmp_path, returning(table), raise_on_error=False)
 
-    assert "column ('mean', 'x') has a name of 2 levels" in failure(result)
+    assert "column ('mean', 'x') has a name with 2 levels" in failure(result)
 
 
 def test_invalid_rows_are_named_and_the_old_file_stays(tmp_path):

@@ -148,7 +148,10 @@ def test_a_model_asset_takes_a_table_and_leaves_one(tmp_path):
 @pytest.mark.parametrize(
     ("obj", "said"),
     [
-        (pd.DataFrame({"a": [1, "x"]}), "the DataFrame can't be a Parquet file, whose columns are"),
+        (
+            pd.DataFrame({"a": [1, "x"]}),
+            "the DataFrame can't be a Parquet file, which needs one type per column",
+        ),
         ([{"a": 1}, {"a": "x"}], "field 'a' can't be a column of a Parquet file"),
         (pa.table([[1], [2]], names=["a", "a"]), "2 columns are named 'a'"),
     ],
@@ -161,12 +164,12 @@ def test_what_cannot_be_a_table_says_why(obj, said, tmp_path):
 
 
 def test_a_table_is_not_compressed_twice(tmp_path):
-    with pytest.raises(dg.DagsterInvalidInvocationError, match="goes with format='jsonl'"):
+    with pytest.raises(dg.DagsterInvalidInvocationError, match="works only with format='jsonl'"):
         run(tmp_path, returning([]), format="parquet", compression="zst")
 
 
 def test_numbers_of_four_bytes_need_a_table_when_the_definitions_load():
-    with pytest.raises(sd.SpecError, match="float_type='float32' goes with a Parquet sink"):
+    with pytest.raises(sd.SpecError, match="float_type='float32' works only with a Parquet sink"):
         sd.build_batch_inference_asset(
             key="a",
             source="{root}/in.jsonl",

@@ -151,7 +151,7 @@ def test_where_values_must_not_be_shown_the_page_has_numbers_alone():
     seen = Seen(render_page(page(None, rows=7)))
 
     assert "7 rows" in seen.text
-    assert "kept out of this page" in seen.text
+    assert "shows no values of rows" in seen.text
     assert not [a for tag, a in seen.tags if tag == "input"]
     assert len(seen.scripts) == 1
 

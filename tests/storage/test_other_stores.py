@@ -220,5 +220,5 @@ def test_what_the_stores_clients_raise_is_known_for_passing_or_not(status, passe
 
 @pytest.mark.parametrize("protocol", ["az", "abfs", "abfss"])
 def test_a_name_that_adlfs_would_change_is_refused(protocol):
-    with pytest.raises(SpecError, match="adlfs takes what follows a question mark for a query"):
+    with pytest.raises(SpecError, match="adlfs reads what follows a question mark as a query"):
         Sink(Location.of(f"{protocol}://container/a?x=1.jsonl", {"account_name": "a"})).hold()

@@ -167,7 +167,10 @@ TABLE = stored(pa.table({"v": [1, 2, 3] * 1000}))
         (TABLE[:200] + bytes(len(TABLE) - 500) + TABLE[-300:], "after row"),
         (b'{"v": 1}\n' * 9, "not a parquet file"),
         (b"PARE" + TABLE[4:-4] + b"PARE", "ncrypted"),
-        (stored(pa.table([[1], [2]], names=["v", "v"])), r"several columns of one name \(v\)"),
+        (
+            stored(pa.table([[1], [2]], names=["v", "v"])),
+            r"several columns with the same name \(v\)",
+        ),
     ],
     ids=["empty", "cut short", "overwritten", "JSON lines", "encrypted", "two of one name"],
 )

@@ -34,7 +34,7 @@ def checked_answer(url: str, asked: Mapping[str, Any], answer: Any) -> dict[str,
             of that URL.
     """
     if not isinstance(answer, dict):
-        raise _bad(f"the answer is no JSON object: {str(answer)[:200]}")
+        raise _bad(f"the answer is not a JSON object: {str(answer)[:200]}")
     _raise_error(answer)
     made = dict(answer)
     if url in (CHAT, COMPLETIONS):
@@ -170,7 +170,7 @@ def _vector(asked: Mapping[str, Any], part: Mapping[str, Any], i: int) -> dict[s
             raw = base64.b64decode(vector, validate=True)
             values: Sequence[float] = struct.unpack(f"<{len(raw) // 4}f", raw)
         except (ValueError, struct.error) as e:
-            raise _bad(f"embedding {i} of the answer is no base64 of floats: {e}") from e
+            raise _bad(f"embedding {i} of the answer is not base64 of floats: {e}") from e
     elif isinstance(vector, list) and vector and not isinstance(vector[0], list):
         values = vector
     else:

@@ -25,7 +25,7 @@ def numpy_type(dtype: Any) -> Any:
 
     made = np.dtype({"str": "object", "bfloat16": "float32"}.get(str(dtype), dtype))
     if made.isbuiltin == _REGISTERED:  # a package that some other library has imported brought it
-        raise TypeError(f"data type {str(dtype)!r} is none of numpy's own")
+        raise TypeError(f"data type {str(dtype)!r} is not one of numpy's own")
     return made
 
 
@@ -87,7 +87,7 @@ def _each(value: Any, name: str, convert: Any) -> Any:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError("is no text")
+        raise ValueError("is not text")
     return value
 
 
@@ -96,14 +96,14 @@ def _integer(value: Any) -> int:
         raise ValueError("is a missing value, which the type doesn't have")
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
-    raise ValueError("is no integer")
+    raise ValueError("is not an integer")
 
 
 def _float(value: Any) -> float:
     if value is None:
         return float("nan")
     if not isinstance(value, (int, float)):
-        raise ValueError(f"is no number but a {type(value).__name__}")
+        raise ValueError(f"is not a number but a {type(value).__name__}")
     try:
         return float(value)
     except OverflowError:

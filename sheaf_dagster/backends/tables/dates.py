@@ -25,7 +25,7 @@ def read_date(value: Any, kind: str = "datetime64") -> Any:
     import pandas as pd
 
     if not isinstance(value, str) or not _ISO_DATE.fullmatch(value):
-        raise ValueError(f"{value!r} is no date of the form 2024-06-05 or 2024-06-05T12:00:00Z")
+        raise ValueError(f"{value!r} is not a date of the form 2024-06-05 or 2024-06-05T12:00:00Z")
     if kind == "date" and len(value) == len("2024-06-05"):
         return date.fromisoformat(value)  # also of years that pandas doesn't have
     found = pd.to_datetime(value, format="ISO8601")

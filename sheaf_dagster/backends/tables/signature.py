@@ -195,7 +195,7 @@ def _number(value: Any, kind: str) -> Any:
     if kind == "double" and type(value) is float:  # most cells, without an array for each
         return value
     if isinstance(value, (bool, list, dict)):
-        raise ValueError(f"{value!r} is no number but a {type(value).__name__} ({kind})")
+        raise ValueError(f"{value!r} is not a number but a {type(value).__name__} ({kind})")
     return cast(value, _NUMBERS[kind])[()]
 
 
@@ -209,7 +209,7 @@ def _bytes(value: Any, kind: str) -> Any:
     try:
         return base64.b64decode(_text(value, kind), validate=True)
     except ValueError as e:
-        raise ValueError(f"these are no bytes, written in base64: {e}") from e
+        raise ValueError(f"the text is not base64-encoded bytes: {e}") from e
 
 
 def _date(value: Any, kind: str) -> Any:
@@ -218,7 +218,7 @@ def _date(value: Any, kind: str) -> Any:
 
 def _text(value: Any, kind: str) -> Any:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text but a {type(value).__name__}")
+        raise ValueError(f"{value!r} is not text but a {type(value).__name__}")
     return value
 
 
@@ -257,7 +257,7 @@ def _part(value: Any, kind: Any, place: int | str) -> Any:
 
 def _checked(value: Any, wanted: type, what: str) -> Any:
     if not isinstance(value, wanted):
-        raise ValueError(f"{value!r} is no {what} but a {type(value).__name__}")
+        raise ValueError(f"{value!r} is not a {what} but a {type(value).__name__}")
     return value
 
 

@@ -65,7 +65,7 @@ def ray_session(config: ClusterConfig) -> Iterator[bool]:
     if private and config.shared_gpu_limit is not None:
         raise SpecError(
             "shared_gpu_limit counts the GPUs of all jobs on one cluster, but this job would start "
-            'a Ray of its own, which no other job sees; start one for the machine ("ray start '
+            'its own Ray, which no other job can see; start one for the machine ("ray start '
             '--head") and give address="auto", or leave shared_gpu_limit out'
         )
     where = config.address or os.environ.get("RAY_ADDRESS") or "this machine"
@@ -95,7 +95,7 @@ def _not_started(error: Exception) -> SheafError:
             f"Ray can't use its temporary folder: {error}; set TMPDIR, or RAY_TMPDIR for Ray alone, "
             "to a folder that can be written"
         )
-    return ClusterError(f"a Ray of this machine can't be started: {error}")
+    return ClusterError(f"Ray can't be started on this machine: {error}")
 
 
 def _connect(options: dict[str, Any], where: str) -> None:

@@ -77,8 +77,8 @@ def refuse_ray_client(address: str | None) -> None:
     """
     if address and address.strip().lower().startswith("ray://"):
         raise SpecError(
-            f"address {address!r} is a Ray Client address, over which Ray Data does not run. Use "
-            '"auto" or the GCS address "host:6379" where the driver runs on a machine of the '
+            f"address {address!r} is a Ray Client address, and Ray Data does not run over Ray Client. "
+            'Use "auto" or the GCS address "host:6379" where the driver runs on a machine of the '
             'cluster; or run the step as a Ray job (launch="ray_job") or the whole run as one '
             "(dagster-ray's RayRunLauncher), which need only the cluster's dashboard address"
         )

@@ -64,4 +64,4 @@ def _reason_for_silence(host: str, port: int, within_s: float) -> str | None:
         return (e.strerror or str(e)).lower()
     if len(said) == _HEADER_BYTES and said[3] == _SETTINGS:
         return None
-    return "what answers there is no Ray (give the GCS address, by default port 6379)"
+    return "something other than Ray answers there (give the GCS address, by default port 6379)"

@@ -43,8 +43,8 @@ def require_lines(spec: BatchSpec, output: Location) -> None:
     for uri in (spec.sink, output.uri):
         if is_parquet(uri):
             raise SpecError(
-                f"{uri}: answers are reused as lines, and a Parquet file has none; leave reuse and "
-                "reuse_from out, or name the outputs .jsonl"
+                f"{uri}: answers can be reused from JSONL outputs only; leave reuse and reuse_from "
+                "out, or name the outputs .jsonl"
             )
 
 
@@ -87,7 +87,7 @@ class ReusedAnswers:
     def _open(self, output: Location, made_by: dict[str, str]) -> AnswerIndex | None:
         """The index of the earlier output, if there is one that is of use."""
         lies = index_of(output)
-        anew = "All rows are run, and the index is written anew"
+        anew = "All rows are run, and the index is rebuilt"
         try:
             index = self._opened.enter_context(open_index(lies))
         except (IndexDamagedError, SourceError) as e:

@@ -172,7 +172,7 @@ class _Columns:
         more = fields.keys() - self._names
         if REST_COLUMN not in self._names:
             raise TypeError(
-                f"field {min(more)!r} is none of the contract's, whose fields are a table's columns"
+                f"field {min(more)!r} is not a field of the contract, whose fields are a table's columns"
             )
         return {**fields, REST_COLUMN: {name: fields[name] for name in fields if name in more}}
 
@@ -296,12 +296,12 @@ def _text(value: Any) -> str:
         return str.__str__(value)
     if isinstance(value, UUID):
         return str(value)
-    raise TypeError(f"{type(value).__name__} is no text")
+    raise TypeError(f"{type(value).__name__} is not text")
 
 
 def _struct(names: frozenset[str], inner: dict[str, Callable[[Any], Any]], value: Any) -> Any:
     if not value.keys() <= names:
-        raise TypeError(f"field {min(value.keys() - names)!r} is none of the contract's")
+        raise TypeError(f"field {min(value.keys() - names)!r} is not a field of the contract")
     return {
         name: inner[name](held) if name in inner and held is not None else held
         for name, held in value.items()

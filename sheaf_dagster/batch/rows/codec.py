@@ -24,7 +24,7 @@ class RowCodec(Protocol):
         """The row of a line; None: ask the general codec.
 
         Raises:
-            ValidationError, RecursionError: The line is no row of the model (the general codec).
+            ValidationError, RecursionError: The line is not a row of the model (the general codec).
         """
 
     def write(self, rows: Sequence[BaseModel], /) -> list[bytes] | None:

@@ -32,8 +32,8 @@ def check_float_type(options: BatchOptions, sink: str) -> None:
     """
     if options.float_type != "float64" and not is_parquet(sink):
         raise SpecError(
-            f"float_type={options.float_type!r} goes with a Parquet sink, and {sink} is none; leave "
-            "it out, or name the sink .parquet"
+            f"float_type={options.float_type!r} works only with a Parquet sink, and {sink} is not a "
+            "Parquet file; leave float_type out, or name the sink .parquet"
         )
 
 

@@ -1,4 +1,4 @@
-"""The id of a row that brings none: derived from its content, and from how many rows before it have that.
+"""The id of a row without one: derived from its content, and from how many rows before it have that.
 
 A row that is inserted, removed or moved doesn't change the ids of others, and neither does another
 order of a row's fields. Equal rows have the ids of the first, the second and so on among them.

@@ -40,8 +40,8 @@ def check_keep(keep: Sequence[str], request: type[BaseModel], response: type[Bas
         return
     if issubclass(response, RootModel):
         raise SpecError(
-            f"keep: an answer of {response.__name__} is no JSON object, so fields of its row can't "
-            "be put beside it; leave keep out"
+            f"keep: an answer of {response.__name__} is not a JSON object, so fields of its row can't "
+            "be added to it; leave keep out"
         )
     answered = {*response.model_fields, *_properties(response)}
     forbids = request.model_config.get("extra") == "forbid"
@@ -104,7 +104,7 @@ def _is_text(data: bytes) -> bool:
 
 
 def _read_slowly(keep: Sequence[str], line: bytes) -> bytes:
-    """Of rows with what JSON doesn't know (NaN, 1e999), which becomes null, and of what is no row."""
+    """Of rows with what JSON doesn't know (NaN, 1e999), which becomes null, and of what is not a row."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -132,7 +132,7 @@ def with_fields(line: bytes, fields: bytes) -> bytes:
         TypeError: The answer is written as something else than an object.
     """
     if not line.startswith(b"{"):
-        raise TypeError("it is no JSON object, so the fields of keep can't be put beside it")
+        raise TypeError("it is not a JSON object, so the fields of keep can't be added to it")
     return line[:-1] + (fields if len(line) > 2 else fields[1:]) + b"}"
 
 
@@ -177,6 +177,6 @@ def own_fields(where: str, answer: BaseModel, keep: Sequence[str]) -> None:
     for name in extra_of(answer):
         if name in keep:
             raise ResponseMismatchError(
-                f"{where}: the answer has a field {name!r} of its own, which keep would add once "
-                "more; leave it out of keep, or out of the answer"
+                f"{where}: the answer already has a field {name!r}, which keep would add again; "
+                "leave it out of keep, or out of the answer"
             )

@@ -237,7 +237,7 @@ def _union(schema: Any) -> Any:
     if any(not isinstance(c, dict) for c in choices):  # labelled
         raise NotPlainError
     if all(c["type"] == "list" for c in choices):
-        # A list of numbers is no list of lists to pydantic, and the empty one is the same in all.
+        # A list of numbers is not a list of lists to pydantic, and the empty one is the same in all.
         inner = [_items_of(c) for c in choices]
         if inner[0] not in ("str", "float", "int") or set(inner[1:]) != {"list"}:
             raise NotPlainError

@@ -27,7 +27,7 @@ REST = "…"
 
 
 class UnknownField(NamedTuple):
-    """A field of one row that is no field of the contract.
+    """A field of one row that is not a field of the contract.
 
     Attributes:
         path: Where it is: ``messages.0.contents``.

@@ -89,7 +89,7 @@ class Violations:
             Violation(
                 line=number,
                 field=REST if self.redact else shortened(_printable(f.path), 200),
-                message=f"is no field of {f.model.__name__}, and strict=True refuses it"
+                message=f"is not a field of {f.model.__name__}, and strict=True refuses it"
                 + (f"; did you mean {f.meant!r}?" if f.meant and not self.redact else ""),
             )
             for f in fields
@@ -101,7 +101,7 @@ class Violations:
             Violation(
                 line=number,
                 field=self._path(one.path),
-                message="is a text that reads as no finite number; a missing value is null"
+                message="is text that doesn't read as a finite number; a missing value is null"
                 if one.path
                 else "a number is beyond the range of a float; a missing value is null",
                 excerpt="" if self.redact else _short(one.number),
@@ -208,7 +208,7 @@ _HINTS = {
 
 
 def _hint(line: bytes) -> str:
-    """What a file is that is no JSONL, by how it begins."""
+    """What a file is that is not JSONL, by how it begins."""
     found = next((hint for start, hint in _HINTS.items() if line.startswith(start)), "")
     if not found and line.strip() == b"{":
         found = "does one object span several lines? A source has one object a line"

@@ -88,7 +88,7 @@ def check_responses(
             continue  # copied, as it should be; comparing UUIDs takes longer
         asked, answered = row_identity(request), row_identity(response)
         if None not in (asked, answered) and answered != asked:
-            what = f"request {answered} in place of {asked}"
+            what = f"request {answered} instead of {asked}"
             raise ResponseMismatchError(
                 f"{where}, {named_lines(where, [row])}: {name} answered "
                 f"{'another request' if redact else what}; {method} must keep the order and copy "

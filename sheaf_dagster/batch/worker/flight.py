@@ -296,7 +296,7 @@ class _Flight:
 
 
 def _ends_the_job(error: BaseException) -> bool:
-    """Whether an error is no row's own, whatever is to become of rows that fail."""
+    """Whether an error is not a row's own, whatever is to become of rows that fail."""
     return isinstance(error, SheafError) and not isinstance(error, BatchTimeoutError)
 
 

@@ -21,7 +21,7 @@ class FieldMap:
     """How the rows of a file become requests: all other columns are fields of the same name.
 
     Attributes:
-        columns: By field, the column that holds it; that column is no field of its own name then.
+        columns: By field, the column that holds it; that column is not a field of its own name then.
         constants: Fields that are the same in every row, whatever the row itself says.
         defaults: Fields of rows that have none of the name: what the folders say that hold a file,
             such as ``day=5/``.
@@ -51,7 +51,7 @@ class FieldMap:
         return {**fields, **self.constants}
 
     def line(self, line: bytes) -> bytes:
-        """The same of a line of JSON; what is no object stays as it is, for validation to name.
+        """The same of a line of JSON; what is not an object stays as it is, for validation to name.
 
         Values are copied as they are written, numbers with all their digits.
         """

@@ -27,7 +27,7 @@ class Text(Protocol):
 class MappedText:
     """A stream of lines as another one has them, each with its fields as a map says.
 
-    Lines keep their numbers: blank ones stay, and so does what is no row.
+    Lines keep their numbers: blank ones stay, and so does what is not a row.
 
     Args:
         text: The other stream.

@@ -178,8 +178,8 @@ def _require_one_of_each(uri: str, names: Sequence[str]) -> None:
     doubled = sorted({n for n in names if names.count(n) > 1})
     if doubled:
         raise SourceError(
-            f"{uri} has several columns of one name ({', '.join(doubled)}); a field has "
-            "one. Rename or drop them"
+            f"{uri} has several columns with the same name ({', '.join(doubled)}); a "
+            "field needs a single column. Rename or drop the others"
         )
 
 

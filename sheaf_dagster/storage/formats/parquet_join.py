@@ -159,7 +159,7 @@ def _unified(schemas: Sequence[pa.Schema]) -> pa.Schema:
         return pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as e:
         raise SinkError(
-            f"rows can't be written as one Parquet file, whose columns are of one type each ({e}); "
+            f"rows can't be written as one Parquet file, which needs one type per column ({e}); "
             "give the field one type, or write JSON lines"
         ) from e
 

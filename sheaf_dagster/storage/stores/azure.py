@@ -24,8 +24,8 @@ class AzureStore(RemoteStore):
         super().__init__(location)
         if "?" in location.uri.partition("?versionid=")[0]:
             raise SpecError(
-                f"{location.uri}: adlfs takes what follows a question mark for a query, and would "
-                "use a blob of another name; rename it"
+                f"{location.uri}: adlfs reads what follows a question mark as a query, and would "
+                "use a blob with another name; rename it"
             )
 
     def marker(self) -> Marker:

@@ -304,7 +304,7 @@ class StoredPart:
         blocks = (self.store.read_range(a, min(a + _BLOCK_BYTES, self.size)) for a in cuts)
         if self._checksum_of(blocks) == self.checksum:
             return True
-        log.warning("%s is damaged; its rows are computed anew", self.store.uri)
+        log.warning("%s is damaged; its rows are computed again", self.store.uri)
         return False
 
     def _checksum_of(self, blocks: Iterable[bytes]) -> str:

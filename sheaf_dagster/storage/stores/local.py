@@ -66,7 +66,7 @@ class LocalStore(Store):
         if stat.S_ISDIR(st.st_mode):
             raise SourceError(f"{self.uri} is a directory; name one JSONL file")
         if not stat.S_ISREG(st.st_mode):  # a pipe would keep us waiting, a device has no end
-            raise SourceError(f"{self.uri} is no regular file (a pipe or a device); name a file")
+            raise SourceError(f"{self.uri} is not a regular file (a pipe or a device); name a file")
         return FileState(st.st_size, f"{st.st_mtime_ns}:{st.st_ino}")
 
     def require_writable(self) -> None:

@@ -86,7 +86,7 @@ def test_a_name_that_nobody_knows_is_said_to_be_unknown():
     [
         pytest.param(None, "nothing answers there", id="a head that hangs"),
         pytest.param(
-            b"HTTP/1.0 200 OK\r\n\r\n", "what answers there is no Ray", id="the dashboard"
+            b"HTTP/1.0 200 OK\r\n\r\n", "something other than Ray answers there", id="the dashboard"
         ),
     ],
 )

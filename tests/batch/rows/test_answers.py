@@ -103,7 +103,7 @@ def finite(value: Any) -> tuple[Any, int]:
 
 def strictly(line: bytes) -> Any:
     def refuse(word: str) -> Any:
-        raise AssertionError(f"{word} is no JSON")
+        raise AssertionError(f"{word} is not JSON")
 
     return json.loads(line, parse_constant=refuse)
 

@@ -28,7 +28,7 @@ class Viewer(Doubler):
 
 
 class Torn(Doubler):
-    """Answers a 1 with half of a pair of surrogates, and a 2 with what is no JSON."""
+    """Answers a 1 with half of a pair of surrogates, and a 2 with what is not JSON."""
 
     def batch_predict(self, requests):
         answers = super().batch_predict(requests)

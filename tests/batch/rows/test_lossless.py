@@ -93,7 +93,7 @@ def test_a_text_that_reads_as_no_finite_number_is_refused_with_its_place(row, fi
 
     assert found.field == field
     assert text.strip().startswith(found.excerpt.rstrip("…"))
-    assert "is a text that reads as no finite number" in found.message
+    assert "is text that doesn't read as a finite number" in found.message
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ class Chatty(Doubler):
         ("at 2026-01-05T10:11:12.123Z", "at …"),
         ("waited 3.2183 s of 30.0 s", "waited … s of 30.0 s"),
         ("expected 3.25, got 0.125 of them", "expected 3.25, got 0.125 of them"),
-        ("'2026-01-05' is no number", "'2026-01-05' is no number"),
+        ("'2026-01-05' is not a number", "'2026-01-05' is not a number"),
     ],
 )
 def test_what_changes_from_run_to_run_is_left_out(said, steady):

@@ -90,7 +90,7 @@ def test_a_batch_api_file_runs_and_its_failed_rows_have_that_form(job):
 def test_order_is_checked_by_custom_id(job):
     spec = job([line(0, "a"), line(1, "b")])
 
-    with pytest.raises(ResponseMismatchError, match="answered request row-1 in place of row-0"):
+    with pytest.raises(ResponseMismatchError, match="answered request row-1 instead of row-0"):
         BatchRunner(echo(reverse=True)).run(spec)
 
 

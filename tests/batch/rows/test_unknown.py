@@ -79,12 +79,12 @@ def test_strict_names_line_and_field_and_what_was_probably_meant():
         (
             2,
             "cusomer",
-            "is no field of Order, and strict=True refuses it; did you mean 'customer'?",
+            "is not a field of Order, and strict=True refuses it; did you mean 'customer'?",
         ),
         (
             2,
             "items.0.nota",
-            "is no field of Item, and strict=True refuses it; did you mean 'note'?",
+            "is not a field of Item, and strict=True refuses it; did you mean 'note'?",
         ),
     ]
     assert (check.invalid_rows, check.total_violations) == (1, 2)
@@ -171,7 +171,9 @@ def test_a_strict_job_refuses_them_and_writes_nothing(write_rows, tmp_path, mode
     source = write_rows([1, 2, 3], nota="x")
     job = spec(source, tmp_path, strict=True, **mode)
 
-    with pytest.raises(sd.InputValidationError, match="line 1, field 'nota': is no field of Num"):
+    with pytest.raises(
+        sd.InputValidationError, match="line 1, field 'nota': is not a field of Num"
+    ):
         BatchRunner(doubler()).run(job)
     report = BatchRunner(doubler()).validate(job)
 

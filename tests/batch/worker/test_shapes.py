@@ -218,7 +218,7 @@ def test_many_files_of_which_one_fails(write_rows, tmp_path, shape):
 
 
 class Spoilt:
-    """Of a batch with a 13 in it, every answer is no number."""
+    """Of a batch with a 13 in it, every answer is not a number."""
 
     @staticmethod
     def of(values):
