@@ -86,6 +86,9 @@ def bucket_on(endpoint: str, key: str = KEY, secret: str = SECRET) -> ObjectStor
 class Server:
     """moto's server in a thread of this process."""
 
+    answers_within = 1.0
+    """Seconds after which a client may give a request up and make it again."""
+
     def __init__(self) -> None:
         from moto.server import ThreadedMotoServer
 

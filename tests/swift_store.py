@@ -110,6 +110,8 @@ class SwiftServer:
         programs: The folder of Swift's programs.
     """
 
+    answers_within = 30.0
+
     def __init__(self, programs: Path) -> None:
         self._programs = programs
         self._folder = tempfile.TemporaryDirectory(prefix="sheaf-swift-")

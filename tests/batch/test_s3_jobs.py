@@ -60,7 +60,7 @@ def quick(monkeypatch) -> dict:
     monkeypatch.setattr(s3_join, "ONE_PUT_BYTES", SMALL_PART)
     monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr("sheaf_dagster.storage.stores.range_reader._BLOCK_BYTES", 4000)
-    return {"retries": {"total_max_attempts": 1}, "read_timeout": 0.3}
+    return {"retries": {"total_max_attempts": 1}, "read_timeout": 30}
 
 
 def job(
@@ -238,7 +238,7 @@ def test_random_faults_end_in_the_whole_output_or_in_one_error(
     spec = job(s3, s3.options(proxy.endpoint, **quick), name=name)
     expected = on_disk(tmp_path, rows(ROWS), name, batch_size=16)
     # From faults that retries get over to those that they don't.
-    proxy.faults = Faults(seed, rate=(0.1, 0.35, 0.2, 0.6)[seed % 4], stall_seconds=1)
+    proxy.faults = Faults(seed, rate=(0.1, 0.35, 0.2, 0.6)[seed % 4], stall_seconds=0.3)
 
     try:
         BatchRunner(doubler()).run(spec)
@@ -270,9 +270,13 @@ EVERYWHERE = (
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_of_fault_is_got_over_wherever_it_strikes(s3, tmp_path, proxy, quick, kind):
+def test_each_kind_of_fault_is_got_over_wherever_it_strikes(
+    s3, s3_server, tmp_path, proxy, quick, kind
+):
     expected = on_disk(tmp_path, rows(ROWS), batch_size=16)
     proxy.faults = Faults(kinds=(kind,), picks=EVERYWHERE, times=1 if kind == "stall" else 3)
+    if kind == "stall":
+        quick["read_timeout"] = s3_server.answers_within
 
     BatchRunner(doubler()).run(job(s3, s3.options(proxy.endpoint, **quick)))
 
