@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 from sheaf_dagster.batch.layout import layout_of
 from sheaf_dagster.batch.rows.columns import check_float_type, columns_of
@@ -32,6 +33,7 @@ def job_fingerprint(
         source_digest: Of its source.
         kept: The ``Keeper``'s identity, where answers of an earlier output are kept.
     """
+    format = sink_format(context, spec)
     identity = {
         "layout": _LAYOUT_VERSION,
         "source": source_digest,
@@ -41,7 +43,7 @@ def job_fingerprint(
         "bucket_by": spec.bucket_by,
         "on_error": spec.on_error,
         "row_limit": spec.row_limit,
-        "codec": codec_of(spec.sink),
+        "codec": format.kind.name if isinstance(format, Table) else codec_of(spec.sink),
         "version": __version__,
     }
     if spec.batch_budget is not None:
@@ -50,7 +52,7 @@ def job_fingerprint(
         identity["window"] = window
     if spec.columns or spec.fields:
         identity["fields"] = [spec.columns, spec.fields]
-    if isinstance(format := sink_format(context, spec), Table):
+    if isinstance(format, Table):
         identity["columns"] = format.columns.hex()
     if spec.on_error == "record":  # what decides which rows become error rows, and their text
         identity |= {"batch_timeout": spec.batch_timeout, "redact": context.rows.redact}
@@ -77,4 +79,4 @@ def sink_format(context: ModelContext, spec: BatchSpec) -> Format:
     columns = columns_of(
         contract_for(context.spec.model_type).response, spec.float_type, tuple(spec.keep)
     )
-    return Table(typed_as_in_source(columns, spec).serialize().to_pybytes())
+    return replace(format, columns=typed_as_in_source(columns, spec).serialize().to_pybytes())

@@ -23,7 +23,7 @@ from sheaf_dagster.batch.ray.capacity import WorkerPlan
 from sheaf_dagster.batch.ray.cluster_config import ClusterConfig, verify_limits
 from sheaf_dagster.batch.ray.engine_choice import engine_for
 from sheaf_dagster.batch.results import BatchOutcome, BatchResult, ValidationReport
-from sheaf_dagster.batch.reuse.previous import require_lines, reused_output
+from sheaf_dagster.batch.reuse.previous import reused_output
 from sheaf_dagster.batch.rows.keep import check_keep
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.validation import validate_files
@@ -243,6 +243,7 @@ class BatchRunner:
         return has_failed_rows(self._context.rows, Location.of(spec.sink, spec.storage_options))
 
     def _check_files(self, spec: BatchSpec) -> None:
+        check_keep(spec.keep, self._context.rows.request, self._context.rows.response)
         sink_format(self._context, spec)
         sink = store_at(Location.of(spec.sink, spec.storage_options))
         for uri in spec.sources:
@@ -255,9 +256,6 @@ class BatchRunner:
                     f"the sink {spec.sink} lies in the folder of the source, {uri}, whose files are "
                     "all read; choose another sink"
                 )
-        if (reused := reused_output(spec)) is not None:
-            require_lines(spec, reused)
-        check_keep(spec.keep, self._context.rows.request, self._context.rows.response)
         if spec.batch_budget is not None:
             _require_size(self._context.backend_cls)
         if spec.max_cost is not None or spec.max_tokens_total is not None:

@@ -26,7 +26,7 @@ from sheaf_dagster.batch.rows.unknown import count_rows
 from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.errors import SourceChangedError
 from sheaf_dagster.storage import Chunk, Location, ScannedSource, read_ranges, scan_source
-from sheaf_dagster.storage.formats import is_parquet, row_word
+from sheaf_dagster.storage.formats import is_table, row_word
 
 __all__ = ["validate_chunks", "validate_files", "validate_source"]
 
@@ -83,7 +83,7 @@ def _validated(
             uri = source.files[chunk.file].stored.uri
             if several:
                 violation.file = uri
-            if is_parquet(uri):
+            if is_table(uri):
                 violation.column = source.files[chunk.file].fields.column_of(violation.field)
             report.violations.append(violation)
         report.total_violations += found.total_violations
@@ -150,7 +150,7 @@ def _show_duplicates(
                 message=f"is the same as on {other}{row_word(first)} {found.first_line}; each row "
                 "needs its own",
                 file=names[found.file] if len(names) > 1 else "",
-                column=field if is_parquet(names[found.file]) else None,
+                column=field if is_table(names[found.file]) else None,
             )
         )
 

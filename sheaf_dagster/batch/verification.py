@@ -23,7 +23,7 @@ from sheaf_dagster.batch.validation import validate_chunks
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.errors import SheafError, SpecError
 from sheaf_dagster.storage import Chunk, Location, ScannedSource, read_lines, source_digest
-from sheaf_dagster.storage.formats import is_parquet
+from sheaf_dagster.storage.formats import is_table
 from sheaf_dagster.version import __version__
 
 __all__ = ["Finding", "Verification", "verify"]
@@ -185,10 +185,10 @@ def _answers(
     options: dict[str, Any],
     done: Verification,
 ) -> Finding:
-    """Makes some chunks again and compares them; of a Parquet file, which is one piece, all."""
-    whole = is_parquet(receipt.sink)
+    """Makes some chunks again and compares them; of a table, which is one piece, all."""
+    whole = is_table(receipt.sink)
     with tempfile.TemporaryDirectory(prefix="sheaf-verify-") as folder:
-        again = str(Path(folder) / ("again.parquet" if whole else "again.jsonl"))
+        again = str(Path(folder) / f"again{Path(receipt.sink).suffix if whole else '.jsonl'}")
         run = FileRun(0, receipt.spec(again, options), context)
         try:
             work, chunks = run.prepare(_validated)

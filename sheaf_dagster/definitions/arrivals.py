@@ -4,77 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
-import string
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import dagster as dg
 
+from sheaf_dagster.definitions.file_template import FileTemplate
+from sheaf_dagster.definitions.landed import landed
 from sheaf_dagster.definitions.paths import partition_fields
 from sheaf_dagster.errors import SpecError
 from sheaf_dagster.storage import FoundFile
 
-__all__ = ["Arrival", "Arrivals", "FileTemplate"]
-
-_UNFINISHED = (
-    ".tmp", ".temp", ".part", ".partial", ".crdownload", ".filepart", ".inprogress", "._copying_",
-    ".swp", "~",
-)  # fmt: skip
-"""Names that uploaders and editors give to files that they have not finished."""
+__all__ = ["Arrival", "Arrivals"]
 
 _EXAMPLES = 5
-
-_DIGITS = {"%Y": 4, "%m": 2, "%d": 2, "%H": 2, "%M": 2, "%S": 2, "%j": 3}
-_OFFSET = "(?:[+-][0-9]{4})?"
-
-
-@dataclass(frozen=True)
-class FileTemplate:
-    """A location template, split into the folder to list and a pattern for what is in it.
-
-    Attributes:
-        folder: The part before the first placeholder, up to its last slash.
-        pattern: What a path below the folder looks like, with a group for each placeholder.
-        depth: Levels below the folder.
-        unfinished: Endings of files that are still being written.
-    """
-
-    folder: str
-    pattern: re.Pattern[str]
-    depth: int
-    unfinished: tuple[str, ...]
-
-    @classmethod
-    def of(
-        cls, template: str, root: str, partitions_def: dg.PartitionsDefinition | None
-    ) -> FileTemplate:
-        """The parts of a checked template, for a storage root."""
-        pieces: list[tuple[str, str | None]] = []  # literal text, then a placeholder
-        text = ""
-        for literal, name, _, _ in string.Formatter().parse(template):
-            text += literal
-            if name == "root":
-                text += root
-            elif name is not None:
-                pieces.append((text, name))
-                text = ""
-        pieces.append((text, None))
-        folder, _, start = pieces[0][0].rpartition("/")
-        pieces[0] = (start, pieces[0][1])
-        pattern = ""
-        seen: set[str] = set()
-        for literal, name in pieces:
-            pattern += re.escape(literal)
-            if name is not None:
-                value = _values(name, partitions_def)
-                pattern += f"(?P={name})" if name in seen else f"(?P<{name}>{value})"
-                seen.add(name)
-        depth = 1 + sum(literal.count("/") for literal, _ in pieces)
-        own_end = text.lower()
-        unfinished = tuple(e for e in _UNFINISHED if not own_end.endswith(e))
-        return cls(folder or "/", re.compile(pattern, re.DOTALL), depth, unfinished)
 
 
 @dataclass(frozen=True)
@@ -108,7 +52,8 @@ class Arrivals:
         template: FileTemplate,
         partitions_def: dg.PartitionsDefinition | None,
         *,
-        settle_seconds: float,
+        settle_files: float,
+        settle_folders: float,
         run_empty: bool,
     ) -> Arrivals:
         """Sorts files by what is to be done with them; that a partition exists is not asked yet.
@@ -117,19 +62,21 @@ class Arrivals:
             files: What lies below the template's folder.
             template: What names are looked for.
             partitions_def: The asset's.
-            settle_seconds: How long ago a file must have been modified.
+            settle_files: How many seconds ago a file must have been modified.
+            settle_folders: The same of the last file of a folder that is one source.
             run_empty: Whether a file of no bytes is ready.
         """
         found = cls()
         now = time.time()
-        for file in files:
-            name = file.name
+        for source in landed(files, template):
+            file, name = source.file, source.file.name
+            settle_seconds = settle_folders if source.is_folder else settle_files
             match = template.pattern.fullmatch(name)
             if partitions_def is None and match is None:
                 continue  # one file is looked for, and its neighbours are nobody's business here
-            if name.lower().endswith(template.unfinished):
+            if source.unfinished or name.lower().endswith(template.unfinished):
                 found._add(found.waiting, "unfinished by its name", name)
-            elif match is None:
+            elif match is None or (template.only_folders and not source.is_folder):
                 found._add(found.ignored, "name does not fit the template", name)
             elif file.state.size == 0 and not run_empty:
                 found._add(found.waiting, "empty", name)
@@ -176,27 +123,6 @@ class Arrivals:
     @staticmethod
     def _add(groups: dict[str, list[str]], why: str, name: str) -> None:
         groups.setdefault(why, []).append(name)
-
-
-def _values(name: str, partitions_def: dg.PartitionsDefinition | None) -> str:
-    """Pattern of what stands for a placeholder.
-
-    That of a time window is exact where its format has digits only: a file of another name is
-    then known to be misnamed, and ``{station}-{day}`` can be told apart.
-    """
-    if isinstance(partitions_def, dg.MultiPartitionsDefinition):
-        by_name = {d.name: d.partitions_def for d in partitions_def.partitions_defs}
-        partitions_def = by_name.get(name)
-    if not isinstance(partitions_def, dg.TimeWindowPartitionsDefinition):
-        return "[^/]+"
-    pattern = ""
-    for directive, text in re.findall(r"(%.)|([^%]+)", partitions_def.fmt):
-        if directive and directive not in _DIGITS:
-            return "[^/]+"
-        pattern += rf"[0-9]{{{_DIGITS[directive]}}}" if directive else re.escape(text)
-    # Of the hour that comes twice when clocks are set back Dagster tells one by its offset.
-    twice = "%H" in partitions_def.fmt and partitions_def.timezone != "UTC"
-    return pattern + (_OFFSET if twice else "")
 
 
 def _key_of(

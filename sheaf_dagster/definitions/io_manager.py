@@ -26,7 +26,7 @@ from sheaf_dagster.definitions.row_sources import lines_of, pieces_of
 from sheaf_dagster.definitions.row_views import view_for
 from sheaf_dagster.errors import InputValidationError, SheafError, SinkError
 from sheaf_dagster.storage import LineWriter, Location, store_at
-from sheaf_dagster.storage.formats import is_parquet, read_schema
+from sheaf_dagster.storage.formats import is_table, read_schema
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -208,7 +208,7 @@ class RowsIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
         preview: list[Any] = []
         report = ValidationReport(source=location.uri)
         with LineWriter(location) as writer:
-            take = pieces_of if is_parquet(location.uri) else lines_of
+            take = pieces_of if is_table(location.uri) else lines_of
             for block in blocks_of(take(obj, self.storage.options)):
                 if contract is not None:
                     check = contract.validate(text_of(block.lines()), report.rows + 1)
@@ -225,7 +225,7 @@ class RowsIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
             "path": dg.MetadataValue.path(location.uri),
             "output_bytes": writer.size,
         }
-        if is_parquet(location.uri):
+        if is_table(location.uri):
             metadata["dagster/column_schema"] = table_schema(read_schema(location))
         if model_type:
             metadata["validation"] = f"all {writer.rows} rows are valid {model_type} requests"

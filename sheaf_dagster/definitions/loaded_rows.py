@@ -15,7 +15,7 @@ from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.contracts import BaseRequest, BaseResponse, contract_for
 from sheaf_dagster.errors import InputValidationError, SourceError
 from sheaf_dagster.storage import Location, is_columnar, read_blocks, read_lines
-from sheaf_dagster.storage.formats import is_parquet, row_word
+from sheaf_dagster.storage.formats import is_table, row_word
 
 __all__ = ["rows_of"]
 
@@ -102,7 +102,7 @@ def _invalid(
         report.invalid_rows += check.invalid_rows
         report.total_violations += check.total_violations
         report.violations += check.violations[: 100 - len(report.violations)]
-    for violation in report.violations if is_parquet(file.uri) else ():
+    for violation in report.violations if is_table(file.uri) else ():
         violation.column = violation.field
     shown = "\n".join(f"  {v}" for v in report.violations[:5])
     return InputValidationError(

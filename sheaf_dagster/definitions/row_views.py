@@ -14,14 +14,15 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Generic, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel
 
 from sheaf_dagster.definitions.loaded_rows import rows_of
 from sheaf_dagster.errors import SourceError, SpecError
 from sheaf_dagster.storage import Location, read_blocks, store_at
-from sheaf_dagster.storage.formats import is_parquet, read_table
+from sheaf_dagster.storage.formats import is_table, read_table
+from sheaf_dagster.storage.formats.kinds import is_parquet
 
 __all__ = ["RowStream", "view_for"]
 
@@ -131,14 +132,14 @@ class _Stream(_View):
 class _Pandas(_View):
     """``pandas.DataFrame``: lists and objects stay what they are in JSON, nothing is guessed.
 
-    Of Parquet files it is the table that they hold.
+    Of tables it is the table that they hold.
     """
 
     def serves(self, wanted: Any) -> bool:
         return _named(wanted, "pandas", "DataFrame")
 
     def make(self, files: Sequence[Location], wanted: Any) -> Any:
-        if files and all(is_parquet(file.uri) for file in files):
+        if files and all(is_table(file.uri) for file in files):
             return _tables(files).to_pandas()
         return wanted.from_records(list(rows_of(files, dict)))
 
@@ -182,6 +183,9 @@ def _scans(files: Sequence[Location]) -> list[Any]:
                 source = io.BytesIO(store_at(file).read())
             scans.append(pl.scan_parquet(source))
             continue
+        if is_table(file.uri):
+            scans.append(cast("pl.DataFrame", pl.from_arrow(read_table(file))).lazy())
+            continue
         if not _polars_reads(file):
             text = _text(file)
             if not text.strip():
@@ -210,7 +214,7 @@ class _Arrow(_View):
     def make(self, files: Sequence[Location], wanted: Any) -> Any:
         import pyarrow as pa
 
-        if files and all(is_parquet(file.uri) for file in files):
+        if files and all(is_table(file.uri) for file in files):
             return _tables(files)
         tables = [t for t in map(self._table, files) if t.num_rows]
         if not tables:
@@ -252,8 +256,9 @@ class _RayDataset(_View):
         stores = [store_at(file) for file in files]
         for store in stores:
             store.require_state()
-        tables = is_parquet(files[0].uri)
-        read = ray.data.read_parquet if tables else ray.data.read_json
+        if is_table(files[0].uri) and not is_parquet(files[0].uri):
+            return ray.data.from_arrow([*map(read_table, files)])
+        read = ray.data.read_parquet if is_parquet(files[0].uri) else ray.data.read_json
         return read(
             [store.path for store in stores],
             filesystem=stores[0].filesystem,
@@ -321,7 +326,7 @@ def _text(file: Location) -> bytes:
 
 
 def _tables(files: Sequence[Location]) -> Any:
-    """Parquet files as one table."""
+    """Files that hold tables as one table."""
     import pyarrow as pa
 
     return pa.concat_tables(map(read_table, files), promote_options="permissive")

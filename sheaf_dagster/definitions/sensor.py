@@ -9,7 +9,9 @@ from typing import Any
 import dagster as dg
 
 from sheaf_dagster.definitions.arrival_runs import group_neighbours, keys_under_way, run_request
-from sheaf_dagster.definitions.arrivals import Arrival, Arrivals, FileTemplate
+from sheaf_dagster.definitions.arrivals import Arrival, Arrivals
+from sheaf_dagster.definitions.file_template import FileTemplate
+from sheaf_dagster.definitions.landed import files_for
 from sheaf_dagster.definitions.partition_keys import PartitionKeys
 from sheaf_dagster.definitions.paths import (
     SOURCE_METADATA,
@@ -65,6 +67,11 @@ def build_jsonl_arrival_sensor(
     invalid rows                     one failed run; none again until the file changes
     ===============================  =========================================================
 
+    A folder whose files are one source is watched as one file: a template that ends in a slash
+    (``"{root}/inbox/{partition_key}/"``), or whose end isn't that of a file of lines. It is ready
+    once none of its files has changed for ``settle_seconds`` and nothing in it has an unfinished
+    name. It runs again when a file in it changes, comes or goes.
+
     Resetting the cursor asks for every file again.
 
     Args:
@@ -78,7 +85,8 @@ def build_jsonl_arrival_sensor(
         max_files_per_tick: New files that one tick asks for; the rest follow in the next ones,
             oldest first.
         settle_seconds: How long a file must not have changed, where a store shows files while
-            they are written. Object stores don't: an object is whole once it is there.
+            they are written. Object stores don't: an object is whole once it is there. A folder
+            of several must not have changed as long, wherever it is.
         run_empty: Whether a file of no bytes is run, rather than waited for.
         skip_existing: Whether files that are there at the first tick are taken as seen.
         storage: Key of the ``StorageResource``.
@@ -206,12 +214,12 @@ class _Watcher:
 
         where = FileTemplate.of(self.template, root, self.partitions_def)
         folder = Location.of(where.folder, options)
-        store = store_at(folder)
         found = Arrivals.sort(
-            store.list_files(where.depth),
+            files_for(where, folder),
             where,
             self.partitions_def,
-            settle_seconds=self.settle_seconds if store.shows_unfinished else 0.0,
+            settle_files=self.settle_seconds if store_at(folder).shows_unfinished else 0.0,
+            settle_folders=self.settle_seconds,
             run_empty=self.run_empty,
         )
         if self.skip_existing and not context.cursor:

@@ -163,7 +163,10 @@ def read_lines(location: Location, fields: FieldMap = AS_THEY_ARE) -> Iterator[t
 
 
 def text_of(location: Location, spool: Callable[[], Location]) -> Location:
-    """Where ranges of a file's text can be read: the file itself, or an unpacked copy.
+    """Where ranges of an output's text can be read: the file itself, or an unpacked copy.
+
+    The text of a table is that of its answers alone. The fields of the requests (``keep``) are not
+    in it: their types are those of the whole file, which no part of it knows.
 
     Args:
         location: The file.
@@ -178,7 +181,7 @@ def text_of(location: Location, spool: Callable[[], Location]) -> Location:
     with sink_errors(copy):
         store_at(copy).make_parents()
         target = store_at(copy).create()
-    with target, open_text(location, spool=target) as text:
+    with target, open_text(location, spool=target, kept=False) as text:
         buffer = memoryview(bytearray(_BLOCK_BYTES))
         while text.readinto(buffer):
             pass

@@ -151,7 +151,7 @@ class PartStore:
 
     def lines(self, part: Part) -> Sequence[bytes]:
         """A part's rows as lines of JSON, without newlines, whatever its format."""
-        return self.format.lines(self.stored(part).read())
+        return self.format.lines(self.format.content(self.stored(part).read()))
 
     def location(self, part: Part) -> Location:
         """Where a part lies."""

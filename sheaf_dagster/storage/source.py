@@ -15,9 +15,9 @@ from sheaf_dagster.storage.failures import describe
 from sheaf_dagster.storage.formats import (
     AS_THEY_ARE,
     FieldMap,
-    ParquetRows,
-    is_parquet,
+    TableFile,
     is_plain,
+    is_table,
     open_text,
 )
 from sheaf_dagster.storage.location import Location, sink_errors
@@ -182,17 +182,17 @@ def _scan_file(
         raise SourceError(f"{location.uri} can't be read: {describe(e)}") from e
 
 
-def _table(location: Location, fields: FieldMap) -> ParquetRows | None:
+def _table(location: Location, fields: FieldMap) -> TableFile | None:
     """A file whose rows stay in its columns until they become requests; None where they don't."""
-    if not is_parquet(location.uri):
+    if not is_table(location.uri):
         return None
-    table = ParquetRows(store_at(location), fields.beside(fields.implied))
+    table = TableFile(store_at(location), fields.beside(fields.implied))
     return table if stays_table(table.schema) else None
 
 
 def _copied(
     location: Location,
-    table: ParquetRows,
+    table: TableFile,
     fields: FieldMap,
     batch_size: int,
     limit: int | None,

@@ -9,13 +9,17 @@ from typing import Any
 
 from sheaf_dagster.errors import SourceError, SourceNotFoundError
 from sheaf_dagster.storage.compression import codec_of
-from sheaf_dagster.storage.formats import is_parquet
+from sheaf_dagster.storage.formats import is_table
+from sheaf_dagster.storage.formats.kinds import KINDS
 from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.stores import store_at
 
-__all__ = ["NamedFile", "files_of"]
+__all__ = ["FOLDER_DEPTH", "NamedFile", "files_of", "is_in_source", "is_lines"]
 
-_DEPTH = 16
+FOLDER_DEPTH = 16
+"""Levels below a folder that are looked at."""
+
+_TABLES = ", ".join(kind.suffixes[0] for kind in KINDS)
 _LINES = (".jsonl", ".ndjson", ".json")
 
 
@@ -48,10 +52,10 @@ def files_of(sources: Sequence[Location]) -> list[NamedFile]:
 def _files_of(source: Location) -> list[NamedFile]:
     if not _is_folder(source):
         return [NamedFile(source)]
-    found = [f.name for f in store_at(source).list_files(_DEPTH)]
-    seen = [n for n in found if not any(step.startswith(("_", ".")) for step in n.split("/"))]
-    tables = [n for n in seen if is_parquet(n)]
-    lines = [n for n in seen if _is_lines(n)]
+    found = [f.name for f in store_at(source).list_files(FOLDER_DEPTH)]
+    seen = [*filter(is_in_source, found)]
+    tables = [n for n in seen if is_table(n)]
+    lines = [n for n in seen if is_lines(n)]
     if tables and lines:
         raise SourceError(
             f"{source.uri} holds tables ({tables[0]}) and lines of JSON ({lines[0]}); name the "
@@ -59,7 +63,7 @@ def _files_of(source: Location) -> list[NamedFile]:
         )
     if not tables and not lines:
         raise SourceNotFoundError(
-            f"{source.uri} is a folder, and no .parquet or .jsonl file is in it; write them first "
+            f"{source.uri} is a folder, and no {_TABLES} or .jsonl file is in it; write them first "
             "(materialise the upstream asset), or correct the source location"
         )
     names = sorted(tables or lines, key=lambda name: name.split("/"))
@@ -73,17 +77,24 @@ def _is_folder(source: Location) -> bool:
     store = store_at(source)
     if store.local_path is not None:
         return os.path.isdir(store.local_path)
-    if _is_lines(source.uri):
+    if is_lines(source.uri):
         return False
     try:
         if store.state() is not None:
             return False
     except SourceError:
         pass  # it is said to be a folder, or can't be asked
-    return bool(store.list_files(_DEPTH))
+    return bool(store.list_files(FOLDER_DEPTH))
 
 
-def _is_lines(name: str) -> bool:
+def is_in_source(name: str) -> bool:
+    """Whether a file that lies in a folder holds rows of it, by its path below that."""
+    shown = not any(step.startswith(("_", ".")) for step in name.split("/"))
+    return shown and (is_table(name) or is_lines(name))
+
+
+def is_lines(name: str) -> bool:
+    """Whether a file's suffix says that it holds lines of JSON."""
     plain = name.rpartition(".")[0] if codec_of(name) else name
     return plain.lower().endswith(_LINES)
 

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 import orjson
 
 from sheaf_dagster.storage.chunks import MAX_CHUNK_BYTES, MAX_CHUNKS, Chunk, rows_in
-from sheaf_dagster.storage.formats import FieldMap, Meaning, is_parquet, json_rows, read_schema
+from sheaf_dagster.storage.formats import FieldMap, Meaning, is_table, json_rows, read_schema
 from sheaf_dagster.storage.location import Location
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def lines_in_chunk(chunk: Chunk, data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def is_columnar(location: Location) -> bool:
     """Whether a file is a table whose rows stay in its columns."""
-    return is_parquet(location.uri) and stays_table(read_schema(location))
+    return is_table(location.uri) and stays_table(read_schema(location))
 
 
 def stays_table(schema: pa.Schema) -> bool:

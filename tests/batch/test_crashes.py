@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sheaf_dagster import BatchRunner, BatchSpec
@@ -35,45 +38,49 @@ PLAN = [
     ("tasks", "driver"),
 ]
 SINKS = ("out.parquet", "out.jsonl")
+SOURCES = ("in.jsonl", "in.parquet")
 ENGINES = ("ray_data", "ray_core")
 """What starts the workers: one after the other, and in the next round the other way round."""
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("crashes") / "in.jsonl"
-    rows = ({"model_type": "number", "model_name": "m", "value": i} for i in range(ROWS))
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return path
+def sources(tmp_path_factory) -> Path:
+    """The folder of both sources."""
+    folder = tmp_path_factory.mktemp("crashes")
+    rows = [{"model_type": "number", "model_name": "m", "value": i} for i in range(ROWS)]
+    (folder / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    pq.write_table(pa.Table.from_pylist(rows), folder / "in.parquet", row_group_size=300)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def undisturbed(source) -> dict[str, bytes]:
-    """What a job that nothing disturbs writes, by the name of its sink."""
+def undisturbed(sources) -> dict[tuple[str, str], bytes]:
+    """What a job that nothing disturbs writes, by the names of its source and sink."""
     written = {}
-    for name in SINKS:
-        sink = source.parent / name
+    for asked, name in itertools.product(SOURCES, SINKS):
+        source, sink = sources / asked, sources / name
         spec = BatchSpec(source=str(source), sink=str(sink), batch_size=BATCH, compute="local")
         BatchRunner(doubler()).run(spec)
-        written[name] = sink.read_bytes()
+        written[asked, name] = sink.read_bytes()
     return written
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_kill_at_any_moment_loses_and_doubles_nothing(
-    number, two_nodes, source, undisturbed, tmp_path
+    number, two_nodes, sources, undisturbed, tmp_path
 ):
     turn, step = divmod(number, len(PLAN))
     compute, victim = PLAN[step]
     engine = ENGINES[(turn + step) % 2]
     name = SINKS[(turn + number) % 2]
+    asked = SOURCES[(turn + (number + 1) // 2) % 2]
     chooser = random.Random(f"{SEED}/{number}")
     loads = tmp_path / "loads"
     job = Job(
         model=doubler(batch_seconds=0.02, load_log=str(loads)),
         spec=BatchSpec(
-            source=str(source),
+            source=str(sources / asked),
             sink=str(tmp_path / "out" / name),
             batch_size=BATCH,
             compute=compute,
@@ -89,7 +96,7 @@ def test_a_kill_at_any_moment_loses_and_doubles_nothing(
 
     kill.seconds = round(time.monotonic() - began, 1)
     sink = Path(job.spec.sink)
-    if not sink.exists() or sink.read_bytes() != undisturbed[name]:
+    if not sink.exists() or sink.read_bytes() != undisturbed[asked, name]:
         kill.problems.append("the output differs")
     if sorted(os.listdir(sink.parent)) != [name]:
         kill.problems.append(f"left behind: {sorted(os.listdir(sink.parent))}")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
 import os
 import random
+from decimal import Decimal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import sheaf_dagster as sd
@@ -61,8 +65,9 @@ def values(answers):
 
 
 @here_and_in_workers
-def test_only_changed_rows_are_run_and_the_output_is_that_of_a_full_run(mode, tmp_path):
-    job = Job(tmp_path, **mode)
+@pytest.mark.parametrize("sink", ["out.jsonl", "out.parquet"])
+def test_only_changed_rows_are_run_and_the_output_is_that_of_a_full_run(mode, sink, tmp_path):
+    job = Job(tmp_path, sink, **mode)
     job.run(ROWS)
     rows = [dict(row) for row in ROWS]
     rows[7]["value"], rows[60]["value"] = 1000, 2000
@@ -72,7 +77,7 @@ def test_only_changed_rows_are_run_and_the_output_is_that_of_a_full_run(mode, tm
     reused = open(job.sink, "rb").read()
     assert job.ran == 2
     assert (result.rows, result.reused_rows, result.output_rows) == (120, 118, 120)
-    assert leftovers(tmp_path) == [".out.jsonl.sheaf-index", "out.jsonl"]
+    assert leftovers(tmp_path) == [f".{sink}.sheaf-index", sink]
     full = job.run(rows, reuse=None, compute="local", num_actors=None)
     assert open(job.sink, "rb").read() == reused
     assert full.reused_rows == 0 and full.fingerprint == result.fingerprint
@@ -92,7 +97,13 @@ EDITS = {
 
 
 @pytest.mark.parametrize(
-    ("edit", "suffix"), [*((edit, "") for edit in EDITS), ("shuffled", ".gz"), ("inserted", ".zst")]
+    ("edit", "suffix"),
+    [
+        *((edit, "") for edit in EDITS),
+        ("shuffled", ".gz"),
+        ("inserted", ".zst"),
+        *((edit, ".parquet") for edit in ("inserted", "duplicated", "named")),
+    ],
 )
 def test_rows_keep_their_answers_wherever_they_go(job, edit, suffix):
     job.sink += suffix
@@ -110,8 +121,11 @@ def test_rows_keep_their_answers_wherever_they_go(job, edit, suffix):
     assert again.output_rows == len(set(ids)) == len(rows)
 
 
-@pytest.mark.parametrize("compute", ["local", "tasks"])
-def test_nothing_is_loaded_where_nothing_changed(job, compute):
+@pytest.mark.parametrize(
+    ("compute", "suffix"), [("local", ""), ("tasks", ""), ("local", ".parquet")]
+)
+def test_nothing_is_loaded_where_nothing_changed(job, compute, suffix):
+    job.sink += suffix
     job.run(ROWS)
     before = open(job.sink, "rb").read()
     (job.folder / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ROWS))
@@ -140,7 +154,9 @@ def test_the_rest_is_run_in_any_shape(job, shape):
 @pytest.mark.parametrize(
     "layout", [{}, {"bucket_by": "group"}, {"on_error": "record"}, {"keep": ["sku"]}]
 )
-def test_rows_of_equal_content_are_run_once(job, layout):
+@pytest.mark.parametrize("suffix", ["", ".parquet"])
+def test_rows_of_equal_content_are_run_once(job, layout, suffix):
+    job.sink += suffix
     rows = [dict(ROWS[0], value=n % 7, group=n % 7 % 2, sku=f"{n % 7}") for n in range(300)]
 
     result = job.run(rows, **layout)
@@ -153,7 +169,9 @@ def test_rows_of_equal_content_are_run_once(job, layout):
     assert job.run(rows, **layout).reused_rows == 300
 
 
-def test_rows_repeat_the_error_of_an_equal_row_and_error_rows_are_not_reused(job):
+@pytest.mark.parametrize("suffix", ["", ".parquet"])
+def test_rows_repeat_the_error_of_an_equal_row_and_error_rows_are_not_reused(job, suffix):
+    job.sink += suffix
     rows = [dict(ROWS[0], value=n % 4) for n in range(40)]
 
     result = job.run(rows, on_error="record", model={"fail_on": 3.0})
@@ -209,7 +227,7 @@ def test_an_index_of_no_use_is_said_and_written_anew(job, caplog, harm, said):
     assert job.run(ROWS).reused_rows == 120
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("suffix", ["", ".gz", ".parquet"])
 def test_an_index_of_another_output_gives_no_answers(job, suffix):
     job.sink += suffix
     job.run(ROWS)
@@ -275,7 +293,9 @@ def test_two_outputs_reuse_one(job, tmp_path):
     assert absent.run(ROWS).reused_rows == 0
 
 
-def test_invalid_rows_keep_their_places_and_are_never_reused(job):
+@pytest.mark.parametrize("suffix", ["", ".parquet"])
+def test_invalid_rows_keep_their_places_and_are_never_reused(job, suffix):
+    job.sink += suffix
     rows = [dict(ROWS[0], value=n if n % 5 else "no") for n in range(40)]
 
     for reused in (0, 32):
@@ -296,9 +316,10 @@ def test_rows_that_failed_are_run_again_beside_an_index(job):
 
 
 @pytest.mark.s3
-def test_an_output_in_s3_is_reused(s3, tmp_path):
+@pytest.mark.parametrize("sink", ["out.jsonl", "out.parquet"])
+def test_an_output_in_s3_is_reused(s3, sink, tmp_path):
     job = Job(tmp_path, storage_options=s3.options())
-    job.sink = s3.uri("out.jsonl")
+    job.sink = s3.uri(sink)
     job.run(ROWS)
 
     result = job.run([*ROWS[::-1], dict(ROWS[0], value=1000)])
@@ -313,8 +334,70 @@ def test_one_source_of_answers_is_enough():
         BatchSpec(source="a", sink="b", reuse="previous", reuse_from="c")
 
 
-def test_answers_are_reused_of_lines_only(tmp_path):
-    with pytest.raises(
-        sd.SpecError, match=r"out.parquet: answers can be reused from JSONL outputs"
-    ):
-        Job(tmp_path, "out.parquet").run(ROWS)
+def table_of_rows(path, rows):
+    prices = [None if row["price"] is None else Decimal(row["price"]) for row in rows]
+    columns = {
+        "model_name": ["m"] * len(rows),
+        "value": [float(row["value"]) for row in rows],
+        "price": pa.array(prices, pa.decimal128(30, 2)),
+        "day": [dt.date(2026, 1, 1 + row["value"] % 28) for row in rows],
+    }
+    pq.write_table(pa.table(columns), path)
+
+
+def test_a_table_reuses_the_answers_to_a_table_with_the_types_of_its_columns(tmp_path):
+    rows = [{"value": n, "price": f"{n}.10" if n % 9 else None} for n in range(60)]
+    source, sink = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    model = shaped("call", fail_every=50)
+    how = {"keep": ["price", "day"], "compute": "local", "batch_size": 8, "on_error": "record"}
+    spec = BatchSpec(source=str(source), sink=str(sink), reuse="previous", **how)
+    runner = BatchRunner(model, on_progress=None)
+    table_of_rows(source, rows)
+    runner.run(spec)
+    rows = [*rows[::-1], {"value": 7, "price": "12345678901234567890.10"}, *rows[:9]]
+    table_of_rows(source, rows)
+
+    result = runner.run(spec)
+
+    reused = sink.read_bytes()
+    assert (result.rows, result.reused_rows) == (70, 66)
+    assert pq.read_table(sink).column("price").to_pylist()[60] == Decimal("12345678901234567890.10")
+    full = spec.model_copy(update={"reuse": None})
+    runner.run(full)
+    assert sink.read_bytes() == reused
+    runner = BatchRunner(shaped("call"), on_progress=None)
+    assert runner.run(full.model_copy(update={"only": "failed"})).reused_rows == 67
+    mended = sink.read_bytes()
+    runner.run(full)
+    assert sink.read_bytes() == mended
+
+
+def test_fields_of_several_types_are_no_obstacle(tmp_path):
+    job = Job(tmp_path, "out.parquet", keep=["price"])
+    prices = [{}, {"price": 1}, {"price": 1.5}]  # of one chunk after the other
+    rows = [{**row, **prices[n // 40]} for n, row in enumerate(ROWS)]
+    job.run(rows)
+    before = open(job.sink, "rb").read()
+
+    result = job.run(rows + rows[:1])
+
+    assert (result.reused_rows, job.ran) == (121, 0)
+    job.run(rows)
+    assert open(job.sink, "rb").read() == before
+
+
+def test_answers_go_from_lines_to_a_table_and_never_lose_digits(job, tmp_path, caplog):
+    job.run(ROWS)
+
+    def other(sink, of, **fields):
+        made = Job(tmp_path, sink, reuse=None, reuse_from=of, **fields)
+        return made, made.run(ROWS)
+
+    narrow, result = other("a.parquet", job.sink, float_type="float32")
+    assert result.reused_rows == 120
+    assert pq.read_table(narrow.sink).schema.field("value").type == pa.float32()
+    for sink in ("b.parquet", "b.jsonl"):
+        wide, result = other(sink, narrow.sink)
+        assert result.reused_rows == 0
+        assert values(wide.answers) == doubled(ROWS)
+        assert "aren't reused, because form of the output changed" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import signal
@@ -10,11 +11,13 @@ import subprocess
 import sys
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sheaf_dagster import BatchRunner, BatchSpec, SheafError, SinkError, SourceChangedError
 from sheaf_dagster.storage import retry
-from sheaf_dagster.storage.formats import parquet_join
+from sheaf_dagster.storage.formats import table_join
 from sheaf_dagster.storage.stores import s3_join
 from tests.conftest import ROOT
 from tests.faults import KINDS, Faults, FaultyProxy
@@ -37,10 +40,21 @@ def rows(count: int) -> bytes:
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
+def asked(text: bytes, name: str) -> tuple[str, bytes]:
+    """Name and content of the source for a sink: rows of a table for a table."""
+    if not name.endswith(".parquet"):
+        return "in.jsonl", text
+    table = pa.Table.from_pylist([json.loads(line) for line in text.splitlines()])
+    file = io.BytesIO()
+    pq.write_table(table, file, row_group_size=50)
+    return "in.parquet", file.getvalue()
+
+
 def on_disk(tmp_path, text: bytes, name: str = "out.jsonl", **fields) -> bytes:
     """What the job writes on the local disk."""
-    source, sink = tmp_path / "in.jsonl", tmp_path / name
-    source.write_bytes(text)
+    source_name, content = asked(text, name)
+    source, sink = tmp_path / source_name, tmp_path / name
+    source.write_bytes(content)
     spec = BatchSpec(source=str(source), sink=str(sink), compute="local", **fields)
     BatchRunner(doubler()).run(spec)
     return sink.read_bytes()
@@ -67,7 +81,7 @@ def job(
     s3: ObjectStore, options: dict, compute: str = "local", name: str = "out.jsonl"
 ) -> BatchSpec:
     return BatchSpec(
-        source=s3.put("in.jsonl", rows(ROWS)),
+        source=s3.put(*asked(rows(ROWS), name)),
         sink=s3.uri(name),
         batch_size=16,
         compute=compute,
@@ -152,7 +166,7 @@ def kill(child: subprocess.Popen) -> None:
 def test_a_killed_job_on_s3_resumes(s3, tmp_path, name):
     text = rows(60)
     spec = BatchSpec(
-        source=s3.put("in.jsonl", text),
+        source=s3.put(*asked(text, name)),
         sink=s3.uri(name),
         batch_size=2,
         compute="local",
@@ -169,7 +183,7 @@ def test_a_killed_job_on_s3_resumes(s3, tmp_path, name):
 
     assert result.resumed_rows >= 10
     assert s3.get(name) == on_disk(tmp_path, text, name, batch_size=2)
-    assert s3.names() == ["in.jsonl", name]
+    assert s3.names() == [asked(text, name)[0], name]
 
 
 @pytest.mark.ray
@@ -232,8 +246,8 @@ SEEDS = int(os.environ.get("SHEAF_FAULT_SEEDS", "4"))
 def test_random_faults_end_in_the_whole_output_or_in_one_error(
     s3, tmp_path, proxy, quick, seed, monkeypatch
 ):
-    monkeypatch.setattr(parquet_join, "_GROUP_ROWS", 40)
-    monkeypatch.setattr(parquet_join, "_PIECE_BYTES", 3000)
+    monkeypatch.setattr(table_join, "_GROUP_ROWS", 40)
+    monkeypatch.setattr(table_join, "_PIECE_BYTES", 3000)
     name = ("out.jsonl", "out.parquet")[seed // 2 % 2]
     spec = job(s3, s3.options(proxy.endpoint, **quick), name=name)
     expected = on_disk(tmp_path, rows(ROWS), name, batch_size=16)
@@ -284,6 +298,19 @@ def test_each_kind_of_fault_is_got_over_wherever_it_strikes(
     assert s3.get("out.jsonl") == expected
     assert s3.names() == ["in.jsonl", "out.jsonl"]
     assert s3.uploads() == []
+
+
+@pytest.mark.parametrize("kind", ["503", "truncated", "reset"])
+def test_a_fault_of_the_store_is_no_fault_of_a_table(s3, proxy, quick, kind):
+    spec = job(s3, s3.options(proxy.endpoint, **quick), name="out.parquet")
+    proxy.faults = Faults(kinds=(kind,), picks=("GET .*in.parquet",))
+
+    with pytest.raises(SheafError, match=r"in.parquet can't be read") as raised:
+        BatchRunner(doubler()).run(spec)
+
+    assert raised.value.retryable
+    assert "write the file again" not in str(raised.value)
+    assert s3.names() == ["in.parquet"]
 
 
 @pytest.mark.parametrize(

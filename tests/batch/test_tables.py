@@ -11,6 +11,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import sheaf_dagster as sd
 from sheaf_dagster import (
@@ -177,6 +179,53 @@ def test_kept_columns_have_the_types_of_the_source(tmp_path):
     assert read == read_rows(lines.sink)
 
 
+FINITE = st.floats(-1e300, 1e300)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
+KEPT = {
+    "count": (pa.int64(), st.integers(-(2**63), 2**63 - 1)),
+    "ratio": (pa.float64(), FINITE),
+    "narrow": (pa.float32(), st.floats(-(2.0**100), 2.0**100, width=32)),
+    "text": (pa.string(), TEXT),
+    "flag": (pa.bool_(), st.booleans()),
+    "shop": (pa.dictionary(pa.int32(), pa.string()), st.sampled_from(["a", "b\n", "ü"])),
+    "day": (pa.date32(), st.dates(dt.date(1, 1, 1))),
+    "moment": (pa.timestamp("us"), st.datetimes(dt.datetime(1, 1, 1))),
+    "price": (pa.decimal128(12, 2), st.decimals(-(10**9), 10**9, places=2)),
+    "parts": (pa.list_(pa.float64()), st.lists(FINITE, max_size=3)),
+}
+
+
+@st.composite
+def tables_of_requests(draw) -> tuple[pa.Table, list[str]]:
+    """Rows with other columns beside those that the contract knows."""
+    kept = draw(st.lists(st.sampled_from(sorted(KEPT)), unique=True))
+    rows = draw(st.integers(0, 12))
+    numbers = pa.array(draw(st.lists(FINITE, min_size=rows, max_size=rows)), pa.float64())
+    columns = {"model_name": pa.array(["m"] * rows, pa.string()), "value": numbers}
+    for name in kept:
+        type, values = KEPT[name]
+        drawn = draw(st.lists(st.none() | values, min_size=rows, max_size=rows))
+        columns[name] = pa.array(drawn, type=type)
+    return pa.table(columns), kept
+
+
+@settings(max_examples=30, deadline=None)
+@given(asked=tables_of_requests(), row_group_size=st.integers(1, 9), batch_size=st.integers(1, 5))
+def test_any_table_comes_back_with_its_answers(asked, row_group_size, batch_size, tmp_path_factory):
+    table, kept = asked
+    folder = tmp_path_factory.mktemp("any")
+    pq.write_table(table, folder / "in.parquet", row_group_size=row_group_size)
+    spec = job(str(folder / "in.parquet"), folder / "out.parquet", keep=kept, batch_size=batch_size)
+
+    run(spec)
+
+    found = pq.read_table(spec.sink)
+    values = table.column("value").to_pylist()
+    assert found.column("value").to_pylist() == [2 * v for v in values]
+    assert found.select(kept).to_pylist() == table.select(kept).to_pylist()
+    assert found.select(kept).schema.types == table.select(kept).schema.types
+
+
 @pytest.mark.ray
 def test_all_modes_write_the_same_bytes(ray_cluster, write_rows, tmp_path):
     source = write_rows([float(i % 13) for i in range(300)])
@@ -250,6 +299,11 @@ def test_embeddings_have_the_width_that_all_rows_have(tmp_path, rows):
 def test_float32_goes_with_a_table(tmp_path):
     with pytest.raises(SpecError, match="float_type='float32' works only with a Parquet sink"):
         run(job("in.jsonl", tmp_path / "out.jsonl", float_type="float32"))
+
+
+def test_a_kept_field_that_answers_have_is_named_as_with_lines(write_rows, tmp_path):
+    with pytest.raises(SpecError, match="keep: 'value' is a field of NumberResponse itself"):
+        run(job(write_rows([1]), tmp_path / "out.parquet", keep=["value"]))
 
 
 def test_fields_of_the_rows_and_kept_answers_are_columns_as_they_are_fields(write_rows, tmp_path):

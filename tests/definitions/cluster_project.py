@@ -59,11 +59,11 @@ def ray_cluster() -> dg.ConfigurableResource:
     )
 
 
-def predictions(name: str, **fields) -> dg.AssetsDefinition:
+def predictions(name: str, suffix: str = "jsonl", **fields) -> dg.AssetsDefinition:
     return inference_asset(
         name,
         source="{root}/in/{partition_key}.jsonl",
-        sink=f"{{root}}/{name}/{{partition_key}}.jsonl",
+        sink=f"{{root}}/{name}/{{partition_key}}.{suffix}",
         partitions_def=dg.StaticPartitionsDefinition([*KEYS, REFUSED]),
         compute="actors",
         num_actors=2,
@@ -73,7 +73,10 @@ def predictions(name: str, **fields) -> dg.AssetsDefinition:
 
 
 defs = dg.Definitions(
-    assets=[predictions("step"), predictions("ray_job", launch="ray_job")],
+    assets=[
+        predictions("step"),
+        predictions("ray_job", "parquet", launch="ray_job", report="html", receipt=True),
+    ],
     jobs=[dg.define_asset_job("one", ["step"], executor_def=dg.in_process_executor)],
     resources={
         "model": sd.ModelResource.from_spec(

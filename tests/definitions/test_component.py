@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from dagster.components.testing import create_defs_folder_sandbox
@@ -70,6 +72,38 @@ def test_a_dozen_lines_run_a_job(load, write_rows, tmp_path, monkeypatch):
 
     assert result.success
     assert [r["value"] for r in read_rows(tmp_path / "out.jsonl")] == [2, 4]
+
+
+def test_tables_are_read_and_written_by_suffix(load, tmp_path):
+    (tmp_path / "in").mkdir()
+    for day in (1, 2):
+        table = pa.table({"amount": [float(day)], "shop": ["a"]})
+        pq.write_table(table, tmp_path / "in" / f"{day}.parquet")
+
+    defs = load(
+        attributes(
+            model=MODEL,
+            ray_cluster={},
+            storage={"root": str(tmp_path)},
+            source="{root}/in/",
+            sink="{root}/out.parquet",
+            columns={"value": "amount"},
+            fields={"model_name": "m"},
+            keep=["shop"],
+            float_type="float32",
+        )
+    )
+    result = run(defs)
+
+    assert result.success
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.select(["value", "shop"]).to_pylist() == [
+        {"value": 2.0, "shop": "a"},
+        {"value": 4.0, "shop": "a"},
+    ]
+    (made,) = result.asset_materializations_for_node("doubled")
+    columns = {c.name: c.type for c in made.metadata["dagster/column_schema"].value.columns}
+    assert (columns["value"], columns["shop"]) == ("float", "string")
 
 
 def test_a_number_or_choice_may_come_from_the_environment(load, monkeypatch):

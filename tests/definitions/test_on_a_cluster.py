@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import ROOT, read_rows
@@ -174,6 +175,13 @@ def test_a_step_is_a_ray_job_of_its_own(deployment):
     md = record.asset_materialization.metadata
     assert md["dagster/partition_row_count"].value == 3
     assert "| request | response |" in md["preview"].value
+    sink = deployment.root / "ray_job" / f"{KEYS[2]}.parquet"
+    assert pq.read_table(sink).column("value").to_pylist() == [4, 6, 8]
+    assert "double" in {c.type for c in md["dagster/column_schema"].value.columns}
+    assert md["receipt"].value == f"{sink}.receipt.json"
+    assert md["report"].value == f"{sink}.report.html"
+    assert "order_is_kept" in Path(md["report"].value).read_text("utf-8")
+    assert json.loads(Path(md["receipt"].value).read_text())["sink"] == str(sink)
     assert record.asset_materialization.tags["dagster/data_version"]
 
     write(deployment.root, KEYS[1], [1])
@@ -205,6 +213,8 @@ def test_cancelling_a_step_stops_its_ray_job_and_keeps_what_is_done(deployment):
     newest = max(jobs.list_jobs(), key=lambda j: j.start_time or 0)
     assert newest.status == JobStatus.STOPPED
     assert sorted(os.listdir(deployment.root / "ray_job")) == [
-        f".{KEYS[1]}.jsonl.sheaf",
-        f"{KEYS[0]}.jsonl",
+        f".{KEYS[1]}.parquet.sheaf",
+        f"{KEYS[0]}.parquet",
+        f"{KEYS[0]}.parquet.receipt.json",
+        f"{KEYS[0]}.parquet.report.html",
     ]

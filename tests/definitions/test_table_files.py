@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import sheaf_dagster as sd
+from sheaf_dagster.definitions.column_schema import answers_schema
 from tests.definitions.rows import DAYS, failure, returning, row, run, taking
 from tests.toys import NumberRequest
 
@@ -166,6 +167,13 @@ def test_what_cannot_be_a_table_says_why(obj, said, tmp_path):
 def test_a_table_is_not_compressed_twice(tmp_path):
     with pytest.raises(dg.DagsterInvalidInvocationError, match="works only with format='jsonl'"):
         run(tmp_path, returning([]), format="parquet", compression="zst")
+
+
+def test_lines_have_the_columns_of_their_contract_and_those_that_are_kept():
+    spec = sd.BatchSpec(source="in.jsonl", sink="out.jsonl", keep=["sku"])
+    columns = {c.name: c.type for c in answers_schema("number", spec).columns}
+    assert (columns["value"], columns["sku"]) == ("double", "any")
+    assert "error_type" not in columns
 
 
 def test_numbers_of_four_bytes_need_a_table_when_the_definitions_load():

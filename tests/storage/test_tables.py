@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from sheaf_dagster import SinkError
 from sheaf_dagster.storage import LineWriter, Location, Sink, read_lines, store_at
-from sheaf_dagster.storage.formats import Table, packed, parquet_join
+from sheaf_dagster.storage.formats import Table, packed, table_join
+from sheaf_dagster.storage.formats.parquet import Parquet
 
 BASE = pa.schema([("id", pa.string()), ("vectors", pa.list_(pa.list_(pa.float64())))])
-TABLE = Table(BASE.serialize().to_pybytes())
+TABLE = Table(Parquet(), BASE.serialize().to_pybytes())
 UNKNOWN = pa.list_(pa.null())
 
 
@@ -65,8 +66,8 @@ def test_a_file_is_the_same_whatever_was_joined_ahead(pieces, ahead, rows, tmp_p
     place = Location.of(str(tmp_path_factory.mktemp("tables") / "out.parquet"))
     made = [part(i, *piece) for i, piece in enumerate(pieces)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parquet_join, "_GROUP_ROWS", rows)
-        patch.setattr(parquet_join, "_PIECE_BYTES", 50)
+        patch.setattr(table_join, "_GROUP_ROWS", rows)
+        patch.setattr(table_join, "_PIECE_BYTES", 50)
 
         at_once, bit_by_bit = committed(place, made), committed(place, made, ahead)
 
@@ -84,7 +85,7 @@ def test_a_file_is_the_same_whatever_was_joined_ahead(pieces, ahead, rows, tmp_p
 
 
 def test_a_table_is_one_compressed_file_with_statistics_wherever_it_is(place, monkeypatch):
-    monkeypatch.setattr(parquet_join, "_GROUP_ROWS", 3)
+    monkeypatch.setattr(table_join, "_GROUP_ROWS", 3)
     pieces = [part(i, [[[float(i), 2.0]]] * 2, of_width(2)) for i in range(5)]
 
     data = committed(place.at("deep/out.parquet"), pieces, ahead=[2, 4])
@@ -99,7 +100,7 @@ def test_a_table_is_one_compressed_file_with_statistics_wherever_it_is(place, mo
 
 
 def test_large_parts_become_row_groups_of_bounded_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet_join, "_GROUP_BYTES", 3000)
+    monkeypatch.setattr(table_join, "_GROUP_BYTES", 3000)
     pieces = [part(i, [[[1.0] * 50]] * 4, of_width(50)) for i in range(6)]
     data = committed(Location.of(str(tmp_path / "out.parquet")), pieces)
     assert pq.ParquetFile(io.BytesIO(data)).num_row_groups == 3
@@ -118,8 +119,8 @@ def test_a_damaged_part_is_found_before_the_sink_shows(tmp_path):
 
 
 def test_what_was_encoded_goes_with_the_hold_and_parts_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet_join, "_GROUP_ROWS", 1)
-    monkeypatch.setattr(parquet_join, "_PIECE_BYTES", 1)
+    monkeypatch.setattr(table_join, "_GROUP_ROWS", 1)
+    monkeypatch.setattr(table_join, "_PIECE_BYTES", 1)
     with Sink(Location.of(str(tmp_path / "out.parquet")), TABLE).hold() as held:
         held.open_run("f" * 64, resume=True)
         made = [

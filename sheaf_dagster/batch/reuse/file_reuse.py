@@ -103,7 +103,9 @@ class FileReuse:
         # A power loss may have taken it: it is written without waiting for the disk.
         contract = self._context.rows
         failed = FailedLines(contract.request, contract.response)
-        found = lines_in_part(work, part)
-        answers = np.array([not failed.is_failed(line) for line in found], dtype=bool)
+        format = work.store.format
+        found = format.answers(format.content(work.store.stored(part).read()))
+        whole = lines_in_part(work, part)
+        answers = np.array([not failed.is_failed(line) for line in whole], dtype=bool)
         write_lines(work.store.folder, part.chunk, found, answers)
         return read_lines_of(work.store.folder, part.chunk)

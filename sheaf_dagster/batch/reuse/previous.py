@@ -17,14 +17,17 @@ from sheaf_dagster.batch.reuse.index import AnswerIndex, IndexDamagedError, inde
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.contracts import schema_of
-from sheaf_dagster.errors import SourceError, SpecError
+from sheaf_dagster.errors import SourceError
 from sheaf_dagster.storage import Chunk, Location, store_at
-from sheaf_dagster.storage.formats import is_parquet
+from sheaf_dagster.storage.formats import is_table
 from sheaf_dagster.version import __version__
 
-__all__ = ["ReusedAnswers", "made_by", "require_lines", "reused_output"]
+__all__ = ["ReusedAnswers", "made_by", "reused_output"]
 
 log = logging.getLogger(__name__)
+
+_FORM = "form of the output"
+"""Lines of JSON have none: earlier versions wrote nothing else."""
 
 
 def reused_output(spec: BatchSpec) -> Location | None:
@@ -34,24 +37,12 @@ def reused_output(spec: BatchSpec) -> Location | None:
     return Location.of(spec.sink, spec.storage_options) if spec.reuse == "previous" else None
 
 
-def require_lines(spec: BatchSpec, output: Location) -> None:
-    """Refuses outputs of which answers can't be taken as they stand there.
-
-    Raises:
-        SpecError: One is a Parquet file.
-    """
-    for uri in (spec.sink, output.uri):
-        if is_parquet(uri):
-            raise SpecError(
-                f"{uri}: answers can be reused from JSONL outputs only; leave reuse and reuse_from "
-                "out, or name the outputs .jsonl"
-            )
-
-
 def made_by(context: ModelContext, spec: BatchSpec) -> dict[str, str]:
     """What decides the answer to a content, by name; answers of another one aren't reused."""
     contract = json.dumps(schema_of(context.rows.request), sort_keys=True, default=str)
+    written = {_FORM: f"table of {spec.float_type}"} if is_table(spec.sink) else {}
     return {
+        **written,
         "model": context.version,
         "contract": hashlib.sha256(contract.encode()).hexdigest(),
         "fields that travel along (keep)": ", ".join(spec.keep),
@@ -104,6 +95,8 @@ class ReusedAnswers:
         then = index.head.made_by
         if then != made_by:
             names = [n for n in {**made_by, **then} if made_by.get(n) != then.get(n)]
+            if names == [_FORM] and _FORM not in then:
+                return index  # lines say all that a table can say
             log.warning(
                 "%s: its answers aren't reused, because %s changed since they were made. %s",
                 output.uri,

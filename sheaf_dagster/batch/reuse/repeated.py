@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from tempfile import TemporaryFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sheaf_dagster.batch.kept import REPEATED, UNFILLED, read_lines_of, write_lines
+from sheaf_dagster.batch.kept import REPEATED, UNFILLED, write_lines
 from sheaf_dagster.batch.messages import FileWork
+from sheaf_dagster.batch.rows.answered import answers_for
+from sheaf_dagster.batch.rows.answers import ErrorLine
 from sheaf_dagster.batch.rows.invalid import lines_in
-from sheaf_dagster.batch.rows.keep import with_fields_anew
+from sheaf_dagster.batch.rows.keep import without_fields
 from sheaf_dagster.batch.rows.occurrences import occurrence_in
 from sheaf_dagster.batch.rows.own_id import with_own_id
 from sheaf_dagster.batch.rows.read_back import FailedLines, counted
 from sheaf_dagster.batch.rows.requests import RowContract
+from sheaf_dagster.batch.rows.row import Row
 from sheaf_dagster.batch.worker.keeping import contract_of
 from sheaf_dagster.storage import Chunk, Part, lines_in_chunk, store_at
 
@@ -83,29 +87,25 @@ def _filled(
     occurrence_of = occurrence_in(chunk.repeats, chunk.first_row)
     rows = contract.parse_all(numbered, chunk.first_row, invalid, occurrence_of)
     lines = lines_in_part(work, part)
-    answers = read_lines_of(work.store.folder, chunk.index)["answers"].copy()
     counts, non_finite, error_rows = Counter(part.counts), part.non_finite, part.error_rows
     for n in np.flatnonzero(firsts >= 0).tolist():
         row, answer = rows[n], answer_of(int(firsts[n]))
         own = with_own_id(answer, row.request, contract.request, contract.response)
-        line = answer if own is None else own
-        if failed.is_failed(line):
-            # Fields of equal rows are equal; some may be the error row's own.
-            lines[n] = line
+        lines[n] = answer if own is None else own
+        if failed.is_failed(lines[n]):
             error_rows += 1
             continue
-        lines[n] = with_fields_anew(line, work.keep, row.fields) if work.keep else line
-        answers[n : n + 1] = True
-        more, bad = counted([line], contract.response)
+        more, bad = counted([lines[n]], contract.response)
         counts.update(more)
         counts[REPEATED] += 1
         non_finite += bad
     del counts[UNFILLED]
-    if len(answers) == len(lines):
-        write_lines(work.store.folder, chunk.index, lines, answers)
+    is_answer = np.array([not failed.is_failed(line) for line in lines], dtype=bool)
+    content = _content(work, rows, lines, is_answer)
+    write_lines(work.store.folder, chunk.index, work.store.format.answers(content), is_answer)
     filled = work.store.write(
         chunk.index,
-        b"\n".join([*lines, b""]),
+        content,
         rows=part.rows,
         error_rows=error_rows,
         non_finite=non_finite,
@@ -116,6 +116,23 @@ def _filled(
     return filled
 
 
+def _content(
+    work: FileWork, rows: Sequence[Row], lines: Sequence[bytes], is_answer: NDArray[np.bool_]
+) -> bytes:
+    """A part's content, of its lines."""
+    made = answers_for(work.store.format, len(lines), work.keep)
+    # Fields of equal rows are equal; some may be an error row's own.
+    if failed := np.flatnonzero(~is_answer).tolist():
+        made.add(failed, [ErrorLine(lines[n]) for n in failed])
+    if answered := np.flatnonzero(is_answer).tolist():
+        own, fields = [lines[n] for n in answered], None
+        if work.keep:
+            fields = [rows[n].fields for n in answered]
+            own = [*map(without_fields, own, repeat(work.keep), fields)]
+        made.add(answered, own, fields)
+    return made.content()
+
+
 def lines_in_part(work: FileWork, part: Part) -> list[bytes]:
     """The lines of a part, without newlines."""
-    return list(work.store.format.lines(work.store.stored(part).read()))
+    return list(work.store.lines(part))

@@ -87,7 +87,7 @@ class _Lines:
             lines = [a if isinstance(a, bytes) else next(made) for a in answers]
         if fields is not None:
             lines = [
-                (with_free_fields if isinstance(a, bytes) else with_fields)(line, own)
+                (with_free_fields if isinstance(a, ErrorLine) else with_fields)(line, own)
                 for a, line, own in zip(answers, lines, fields, strict=True)
             ]
         first = positions[0]
@@ -162,7 +162,7 @@ class _Columns:
         if failed and not isinstance(record, dict):
             return {"error_message": answer.decode()}
         # An error row's own field stands in for its row's, as in lines.
-        kept |= {name: record.pop(name) for name in self._keep if name in record}
+        kept |= self._kept_columns.taken_out(record, answer)
         return self._error_fields(record, answer) if failed else self._known(record)
 
     def _known(self, fields: dict[str, Any]) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class _Columns:
                 name, self._kept_columns.made(name, [k.get(name) for k in self._kept])
             )
         if self._at != [*range(self._rows)]:
-            order = [0] * self._rows
+            order: list[int | None] = [None] * self._rows  # rows may still wait for their answers
             for made, position in enumerate(self._at):
                 order[position] = made
             table = table.take(pa.array(order, pa.int64()))

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from sheaf_dagster.batch.spec import BatchOptions, FloatType
 from sheaf_dagster.contracts import schema_of
 from sheaf_dagster.errors import SpecError
-from sheaf_dagster.storage.formats import ERROR_COLUMNS, REST_COLUMN, Meaning, is_parquet
+from sheaf_dagster.storage.formats import ERROR_COLUMNS, REST_COLUMN, Meaning, is_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,7 +30,7 @@ def check_float_type(options: BatchOptions, sink: str) -> None:
     Raises:
         SpecError: JSON has numbers of one kind.
     """
-    if options.float_type != "float64" and not is_parquet(sink):
+    if options.float_type != "float64" and not is_table(sink):
         raise SpecError(
             f"float_type={options.float_type!r} works only with a Parquet sink, and {sink} is not a "
             "Parquet file; leave float_type out, or name the sink .parquet"

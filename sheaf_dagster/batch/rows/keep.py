@@ -22,8 +22,8 @@ __all__ = [
     "fields_of",
     "own_fields",
     "with_fields",
-    "with_fields_anew",
     "with_free_fields",
+    "without_fields",
 ]
 
 _LARGE = re.compile(rb"[eE]\+?\d{3}")
@@ -159,13 +159,18 @@ def with_free_fields(line: bytes, fields: bytes) -> bytes:
     return with_fields(line, b"".join(free))
 
 
-def with_fields_anew(line: bytes, keep: Sequence[str], fields: bytes) -> bytes:
-    """The line of an earlier answer with these fields, whichever it had of them."""
-    if line.endswith(fields + b"}"):
-        return line
-    record = json.loads(line)
-    own = {name: value for name, value in record.items() if name not in keep}
-    return with_fields(json.dumps(own, ensure_ascii=False, separators=(",", ":")).encode(), fields)
+def without_fields(line: bytes, keep: Sequence[str], fields: bytes = b"") -> bytes:
+    """The line of an earlier answer without the fields of its row; all others as they stand there.
+
+    Args:
+        line: The answer.
+        keep: The names of these fields.
+        fields: What they probably are, in which case the line needn't be read.
+    """
+    if fields and line.endswith(fields + b"}"):
+        return line[: -len(fields) - 1] + b"}"
+    record = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+    return msgspec.json.encode({n: value for n, value in record.items() if n not in keep})
 
 
 def own_fields(where: str, answer: BaseModel, keep: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ import orjson
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.errors import SheafError, SinkError
 from sheaf_dagster.storage import files_of
-from sheaf_dagster.storage.formats import FieldMap, is_parquet, read_schema
+from sheaf_dagster.storage.formats import FieldMap, is_table, read_schema
 from sheaf_dagster.storage.location import Location
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def typed_as_in_source(columns: pa.Schema, spec: BatchSpec) -> pa.Schema:
         return columns
     try:
         first = files_of([Location.of(spec.sources[0], spec.storage_options)])[0].location
-        source = read_schema(first) if is_parquet(first.uri) else pa.schema([])
+        source = read_schema(first) if is_table(first.uri) else pa.schema([])
     except SheafError:
         return columns  # whoever reads the rows says what is wrong
     fields = FieldMap(spec.columns or {}, spec.fields or {})
@@ -90,6 +90,7 @@ class KeptColumns:
     def __init__(self, schema: pa.Schema, names: Sequence[str]) -> None:
         import pyarrow as pa
 
+        self._names = names
         self._types: Mapping[str, pa.DataType] = {n: schema.field(n).type for n in names}
         self._exact = any(map(pa.types.is_decimal, self._types.values()))
 
@@ -99,6 +100,14 @@ class KeptColumns:
         if self._exact:
             return json.loads(whole, parse_float=Decimal)  # type: ignore[no-any-return]
         return orjson.loads(whole)  # type: ignore[no-any-return]
+
+    def taken_out(self, record: dict[str, Any], line: bytes) -> dict[str, Any]:
+        """Takes the fields out of a row that has them, of which there is the line, too."""
+        found = {name: record.pop(name) for name in self._names if name in record}
+        if found and self._exact:
+            exact = json.loads(line, parse_float=Decimal)
+            found = {name: exact[name] for name in found}
+        return found
 
     def made(self, name: str, values: list[Any]) -> pa.Array:
         """The column of a field.

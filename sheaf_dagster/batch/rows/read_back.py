@@ -37,6 +37,8 @@ class FailedLines:
 
     def is_failed(self, line: bytes) -> bool:
         """Whether a line stands for a row that failed."""
+        if self.mark is not None and self.mark not in line:
+            return False
         record = orjson.loads(line)
         error = record.get("error") if isinstance(record, dict) else None
         if self._own_form:

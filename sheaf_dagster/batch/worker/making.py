@@ -24,7 +24,7 @@ from sheaf_dagster.batch.messages import (
 from sheaf_dagster.batch.rows.answered import answers_for
 from sheaf_dagster.batch.rows.answers import error_line
 from sheaf_dagster.batch.rows.inside import extra_of
-from sheaf_dagster.batch.rows.keep import own_fields, with_fields_anew
+from sheaf_dagster.batch.rows.keep import own_fields, without_fields
 from sheaf_dagster.batch.rows.read_back import counted
 from sheaf_dagster.batch.rows.repeatable import repeatable
 from sheaf_dagster.batch.rows.row import Row, named_lines
@@ -103,8 +103,9 @@ class ChunkInMaking:
         keep, lines = self.work.keep, answers
         if keep:
             own = zip(rows, answers, strict=True)
-            lines = [with_fields_anew(line, keep, row.fields) for row, line in own]
-        self._answers.add([row.position - self.chunk.first_row for row in rows], lines)
+            lines = [without_fields(line, keep, row.fields) for row, line in own]
+        at = [row.position - self.chunk.first_row for row in rows]
+        self._answers.add(at, lines, self._fields_of(rows))
         self._left -= len(rows)
         counts, non_finite = counted(answers, response)
         self._counts.update(counts)
@@ -138,7 +139,7 @@ class ChunkInMaking:
         """
         content = self._answers.content()
         if self.work.indexed:
-            lines = content.split(b"\n")[:-1]
+            lines = self.work.store.format.answers(content)
             write_lines(self.work.store.folder, self.chunk.index, lines, self._is_answer)
         return self.work.store.write(
             self.chunk.index,

@@ -1,4 +1,4 @@
-"""Formats of files, by their suffix: JSON lines, compressed or not, and Parquet.
+"""Formats of files, by their suffix: JSON lines, compressed or not, and tables (see ``kinds``).
 
 Every file can be read as JSON lines: plain ones are read as they are, what else there is gives its
 text as a stream. What is written is kept in parts, and joined, as its format has it (``Format``).
@@ -14,18 +14,18 @@ from typing import IO
 from sheaf_dagster.storage.compression import codec_of, unpacked
 from sheaf_dagster.storage.formats.base import Format
 from sheaf_dagster.storage.formats.fields import AS_THEY_ARE, FieldMap
+from sheaf_dagster.storage.formats.json_rows import json_rows
 from sheaf_dagster.storage.formats.jsonl import JsonLines
+from sheaf_dagster.storage.formats.kinds import is_table, kind_of
 from sheaf_dagster.storage.formats.mapped import MappedText, Text
 from sheaf_dagster.storage.formats.meaning import ERROR_COLUMNS, REST_COLUMN, Meaning
-from sheaf_dagster.storage.formats.parquet import (
-    ParquetRows,
-    ParquetText,
-    is_parquet,
-    json_rows,
+from sheaf_dagster.storage.formats.table import Table, packed
+from sheaf_dagster.storage.formats.table_file import (
+    TableFile,
+    TableText,
     read_schema,
     read_table,
 )
-from sheaf_dagster.storage.formats.table import Table, packed
 from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.stores import store_at
 
@@ -37,12 +37,12 @@ __all__ = [
     "Format",
     "JsonLines",
     "Meaning",
-    "ParquetRows",
     "Table",
+    "TableFile",
     "Text",
     "format_of",
-    "is_parquet",
     "is_plain",
+    "is_table",
     "json_rows",
     "open_text",
     "packed",
@@ -56,17 +56,18 @@ _BLOCK_BYTES = 4 * 2**20
 
 def format_of(uri: str) -> Format:
     """The format that a file's suffix names."""
-    return Table() if is_parquet(uri) else JsonLines(codec_of(uri))
+    kind = kind_of(uri)
+    return JsonLines(codec_of(uri)) if kind is None else Table(kind)
 
 
 def row_word(uri: str) -> str:
     """What a row of a file is called in messages: a line, or a row."""
-    return "row" if is_parquet(uri) else "line"
+    return "row" if is_table(uri) else "line"
 
 
 def is_plain(uri: str, fields: FieldMap = AS_THEY_ARE) -> bool:
     """Whether a file's stored bytes are its text, so that ranges of it can be read as they are."""
-    return codec_of(uri) is None and not is_parquet(uri) and not fields
+    return codec_of(uri) is None and not is_table(uri) and not fields
 
 
 @contextmanager
@@ -76,6 +77,7 @@ def open_text(
     fields: FieldMap = AS_THEY_ARE,
     digest: hashlib._Hash | None = None,
     spool: IO[bytes] | None = None,
+    kept: bool = True,
 ) -> Iterator[Text]:
     """Opens a file's text.
 
@@ -84,6 +86,7 @@ def open_text(
         fields: Which of its columns, or of its rows' fields, is which field of the text's.
         digest: Takes in the stored bytes, where they aren't the text.
         spool: Receives a copy of the text, where it isn't what is stored.
+        kept: With the fields of the requests themselves (``keep``) that a table of answers has.
 
     Raises:
         SourceNotFoundError: There is no such file.
@@ -91,12 +94,12 @@ def open_text(
     """
     store, codec = store_at(location), codec_of(location.uri)
     with store.open() as raw:
-        if is_parquet(location.uri):
+        if is_table(location.uri):
             # Read from its end on, so that its bytes don't pass in order.
             while digest is not None and (block := raw.read(_BLOCK_BYTES)):
                 digest.update(block)
             own = fields.beside(fields.implied)
-            yield ParquetText(ParquetRows(store, own), spool, own)
+            yield TableText(TableFile(store, own), spool, own, kept=kept)
             return
         text: Text = raw  # type: ignore[assignment]
         if codec is not None:

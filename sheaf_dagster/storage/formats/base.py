@@ -22,14 +22,20 @@ class Format(Protocol):
     written_as: str
     suffix: str
 
-    def stored(self, data: bytes) -> bytes:
-        """What is stored of a part's content: its lines, or what ``ColumnsInMaking`` made."""
+    def stored(self, content: bytes) -> bytes:
+        """What is stored of a part's content: its lines, or a table that was ``packed``."""
+
+    def content(self, stored: bytes) -> bytes:
+        """The content of a stored part."""
 
     def of_lines(self, lines: bytes) -> bytes:
         """The content of a part, of lines of JSON that no contract describes."""
 
-    def lines(self, stored: bytes) -> Sequence[bytes]:
-        """A stored part's rows as lines of JSON, without newlines."""
+    def lines(self, content: bytes) -> Sequence[bytes]:
+        """The rows of a part as lines of JSON, without newlines."""
+
+    def answers(self, content: bytes) -> Sequence[bytes]:
+        """The same as they stand in the text of the file (``storage.text_of``)."""
 
     def empty(self) -> bytes:
         """What a file without parts holds, where ``join`` doesn't make it."""

@@ -24,17 +24,25 @@ class JsonLines:
     written_as = "JSON"
     suffix = "jsonl"
 
-    def stored(self, data: bytes) -> bytes:
+    def stored(self, content: bytes) -> bytes:
         """Lines, compressed."""
-        return compress(data, self.codec)
+        return compress(content, self.codec)
+
+    def content(self, stored: bytes) -> bytes:
+        """Lines, unpacked."""
+        return decompress(stored, self.codec)
 
     def of_lines(self, lines: bytes) -> bytes:
         """The lines themselves."""
         return lines
 
-    def lines(self, stored: bytes) -> Sequence[bytes]:
+    def lines(self, content: bytes) -> Sequence[bytes]:
         """The lines of a part."""
-        return decompress(stored, self.codec).splitlines()
+        return content.split(b"\n")[:-1]
+
+    def answers(self, content: bytes) -> Sequence[bytes]:
+        """The lines themselves."""
+        return self.lines(content)
 
     def empty(self) -> bytes:
         """A file of no line: nothing, or a compressed nothing."""

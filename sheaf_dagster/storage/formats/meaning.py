@@ -11,7 +11,7 @@ import orjson
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ERROR_COLUMNS", "REST_COLUMN", "Meaning"]
+__all__ = ["ERROR_COLUMNS", "REST_COLUMN", "Meaning", "without_kept"]
 
 _KEY = b"sheaf_dagster"
 
@@ -76,3 +76,10 @@ class Meaning:
         if error["status_code"] is None:
             del error["status_code"]
         return {**said, "error": error}
+
+
+def without_kept(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows of a sink without the fields of the requests themselves."""
+    meaning = Meaning.of(batch.schema)
+    kept = () if meaning is None else meaning.kept
+    return batch.select([name for name in batch.schema.names if name not in kept])

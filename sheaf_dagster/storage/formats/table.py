@@ -1,4 +1,4 @@
-"""Parquet files as sinks: parts are Arrow's own, and become the row groups of the file.
+"""Tables as sinks: parts are Arrow's own, whatever kind of file they become.
 
 A schema of ours says in its metadata what its columns are, so that its rows can be read as the JSON
 that they would be in a file of lines (see ``Meaning``).
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import orjson
 
 from sheaf_dagster.errors import SinkError
-from sheaf_dagster.storage.formats.parquet import json_rows
-from sheaf_dagster.storage.formats.parquet_join import ParquetJoin
+from sheaf_dagster.storage.formats.json_rows import json_rows
+from sheaf_dagster.storage.formats.kinds import TableKind
+from sheaf_dagster.storage.formats.meaning import without_kept
+from sheaf_dagster.storage.formats.table_join import TableJoin
 from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.stores import Join
 
@@ -26,13 +28,15 @@ __all__ = ["Table", "packed", "unpacked"]
 
 @dataclass(frozen=True)
 class Table:
-    """A Parquet file.
+    """A file that holds a table.
 
     Attributes:
+        kind: Of the file.
         columns: Its Arrow schema, serialised, where a contract says what they are. Otherwise they
             are as the rows have them.
     """
 
+    kind: TableKind
     columns: bytes = field(default=b"", repr=False)
     written_as = "a row of a table"
     suffix = "arrow"
@@ -44,9 +48,13 @@ class Table:
 
         return pa.ipc.read_schema(pa.py_buffer(self.columns)) if self.columns else pa.schema([])
 
-    def stored(self, data: bytes) -> bytes:
+    def stored(self, content: bytes) -> bytes:
         """A table that ``packed`` made, as it is."""
-        return data
+        return content
+
+    def content(self, stored: bytes) -> bytes:
+        """The same."""
+        return stored
 
     def of_lines(self, lines: bytes) -> bytes:
         """A table of JSON lines, whose types are as pyarrow finds them."""
@@ -65,17 +73,22 @@ class Table:
                 ) from e
         return packed(pa.table(columns))
 
-    def lines(self, stored: bytes) -> Sequence[bytes]:
+    def lines(self, content: bytes) -> Sequence[bytes]:
         """The rows of a part as lines of JSON."""
-        return [line for batch in unpacked(stored).to_batches() for line in json_rows(batch)]
+        return [line for batch in unpacked(content).to_batches() for line in json_rows(batch)]
+
+    def answers(self, content: bytes) -> Sequence[bytes]:
+        """The same without the requests' own fields, whose types only the whole file has."""
+        table = unpacked(content)
+        return [line for b in table.to_batches() for line in json_rows(without_kept(b))]
 
     def empty(self) -> bytes:
         """Nothing: the file is made by what joins it."""
         return b""
 
     def join(self, file: Join, room: Location) -> Join:
-        """Parts encoded as row groups."""
-        return ParquetJoin(file, room, self.schema, unpacked)
+        """Parts encoded as the kind of file has it."""
+        return TableJoin(file, room, self.kind, self.schema, unpacked)
 
 
 def packed(table: pa.Table) -> bytes:

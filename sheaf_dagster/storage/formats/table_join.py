@@ -1,7 +1,7 @@
-"""Parts of Arrow tables, encoded as the row groups of one Parquet file while they come.
+"""Parts of Arrow tables, encoded as one file while they come.
 
-The file is the same whatever parts came when: a row group holds the next parts until it is large
-enough, and the schema is that of all parts together. It is known for certain only with the last
+The file is the same whatever parts came when: rows are written in groups (of Parquet: row groups),
+each of the next parts until it is large enough, and the schema is that of all parts together. It is known for certain only with the last
 one, so a file that was begun with another schema is begun anew then: vectors of one width that
 turn out to have several.
 """
@@ -9,17 +9,17 @@ turn out to have several.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sheaf_dagster.errors import SinkError
-from sheaf_dagster.storage.formats.meaning import Meaning
+from sheaf_dagster.storage.formats.kinds import TableKind, TableWriter
 from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.stores import Join, StoredPart, store_at
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ParquetJoin"]
+__all__ = ["TableJoin"]
 
 _GROUP_ROWS = 2**17
 _GROUP_BYTES = 32 * 2**20
@@ -29,19 +29,26 @@ _PIECE_BYTES = 8 * 2**20
 """S3 puts pieces of 5 MiB and more together by itself."""
 
 
-class ParquetJoin(Join):
-    """A Parquet file that grows by parts; holds a row group of them at most.
+class TableJoin(Join):
+    """A file that grows by parts; holds a group of rows of them at most.
 
     Args:
         file: Puts the encoded pieces together, as the store of the file does.
         room: Folder for these pieces.
+        kind: Of the file.
         base: The columns that the file has where no row says more of them.
         read: Makes a table of a part's bytes.
     """
 
     def __init__(
-        self, file: Join, room: Location, base: pa.Schema, read: Callable[[bytes], pa.Table]
+        self,
+        file: Join,
+        room: Location,
+        kind: TableKind,
+        base: pa.Schema,
+        read: Callable[[bytes], pa.Table],
     ) -> None:
+        self._kind = kind
         self._file = file
         self._room = room
         self._base = base
@@ -52,7 +59,8 @@ class ParquetJoin(Join):
     def _begin(self, schema: pa.Schema | None) -> None:
         """Begins the file: with a schema that is known, or as the first row group has it."""
         self._file.close()
-        self._writer: Any = None
+        self._writer: TableWriter | None = None
+        self._written: pa.Schema | None = None
         self._schema = schema
         self._seen: pa.Schema | None = None
         self._stale = False
@@ -67,7 +75,9 @@ class ParquetJoin(Join):
         for part in parts:
             table = self._read(part.read())
             self._seen = (
-                table.schema if self._seen is None else _unified([self._seen, table.schema])
+                table.schema
+                if self._seen is None
+                else _unified(self._kind, [self._seen, table.schema])
             )
             self._taken.append(part.store.path)
             if self._stale:
@@ -84,12 +94,13 @@ class ParquetJoin(Join):
             self._begin(None)  # a chunk was run again after its first part was encoded
         self.ahead(parts[len(self._taken) :])
         schema = self._known()
-        if self._writer is not None and (self._stale or self._writer.schema != schema):
+        if self._writer is not None and (self._stale or self._written != schema):
             self._begin(schema)
             self.ahead(parts)
         self._schema = schema
         if self._group or self._writer is None:
             self._end_group()
+        assert self._writer is not None
         self._writer.close()
         self._flush(least=1)
         return self._file.commit(self._pieces, b"", prove)
@@ -106,17 +117,18 @@ class ParquetJoin(Join):
         import pyarrow as pa
 
         schema = self._schema or self._known()
-        if self._writer is None:
-            self._writer = _writer(self._buffer, schema)
+        if self._writer is None or self._written is None:
+            self._writer = self._kind.writer(pa.PythonFile(self._buffer, mode="w"), schema)
+            self._written = schema
         try:
-            tables = [_with_columns(t, self._writer.schema) for t in self._group]
+            tables = [_with_columns(t, self._written) for t in self._group]
         except pa.ArrowException as e:
             if self._schema is not None:
-                raise SinkError(f"rows can't be written as one Parquet file ({e})") from e
+                raise SinkError(f"rows can't be written as one {self._kind.name} file ({e})") from e
             self._stale, self._group = True, []  # commit knows the schema that fits all
             return
         if tables:
-            self._writer.write_table(pa.concat_tables(tables), row_group_size=_GROUP_ROWS * 64)
+            self._writer.write_table(pa.concat_tables(tables))
         self._group, self._group_rows, self._group_bytes = [], 0, 0
         self._flush(least=_PIECE_BYTES)
 
@@ -134,32 +146,14 @@ class ParquetJoin(Join):
         self._file.ahead([piece])
 
 
-def _writer(sink: _Buffer, schema: pa.Schema) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    dictionaries: bool | list[str] = True
-    if Meaning.of(schema) is not None:
-        # Numbers that a model makes hardly repeat: a dictionary of them is built for nothing.
-        texts = [f.name for f in schema if pa.types.is_string(f.type)]
-        dictionaries = [name for name in texts if not name.endswith("_id")]
-    return pq.ParquetWriter(
-        pa.PythonFile(sink, mode="w"),
-        schema,
-        compression="zstd",
-        use_dictionary=dictionaries,
-        write_statistics=True,
-    )
-
-
-def _unified(schemas: Sequence[pa.Schema]) -> pa.Schema:
+def _unified(kind: TableKind, schemas: Sequence[pa.Schema]) -> pa.Schema:
     import pyarrow as pa
 
     try:
         return pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as e:
         raise SinkError(
-            f"rows can't be written as one Parquet file, which needs one type per column ({e}); "
+            f"rows can't be written as one {kind.name} file, which needs one type per column ({e}); "
             "give the field one type, or write JSON lines"
         ) from e
 
