@@ -21,6 +21,8 @@ _BUCKETS = 64
 """Of ten million rows each bucket holds a few megabytes."""
 
 _IN_MEMORY = 2**18
+_AT_A_TIME = 2**16
+"""Records that are put into their buckets together: a few at a time take as long each time."""
 
 
 def digests_of(packed: bytes) -> Digests:
@@ -37,15 +39,36 @@ class SortedSpill:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
+        self._waiting: list[NDArray[np.void]] = []
+        self._number = 0
         self._buckets: dict[int, SpooledTemporaryFile[bytes]] = {}
 
     def close(self) -> None:
         """Lets go of the records."""
+        self._waiting = []
         for file in self._buckets.values():
             file.close()
 
     def add(self, records: NDArray[np.void]) -> None:
         """Takes some records."""
+        self._waiting.append(records)
+        self._number += len(records)
+        if self._number >= _AT_A_TIME:
+            self._put_away()
+
+    def in_order(self) -> Iterator[NDArray[np.void]]:
+        """All records, sorted by digest, some at a time; equal ones are together, as they came."""
+        if self._waiting and not self._buckets:
+            yield self._sorted(self._taken())
+            return
+        if self._waiting:
+            self._put_away()
+        for _, file in sorted(self._buckets.items()):
+            file.seek(0)
+            yield self._sorted(np.frombuffer(file.read(), dtype=self._dtype))
+
+    def _put_away(self) -> None:
+        records = self._taken()
         buckets = (records["high"] // np.uint64(2**64 // _BUCKETS)).astype(np.int64)
         order = np.argsort(buckets, kind="stable")
         cuts = np.searchsorted(buckets[order], np.arange(_BUCKETS + 1))
@@ -55,10 +78,10 @@ class SortedSpill:
                     self._buckets[bucket] = SpooledTemporaryFile(_IN_MEMORY)
                 self._buckets[bucket].write(records[order[start:stop]].tobytes())
 
-    def in_order(self) -> Iterator[NDArray[np.void]]:
-        """All records, sorted by digest, some at a time; equal ones are together, as they came."""
-        for _, file in sorted(self._buckets.items()):
-            file.seek(0)
-            records = np.frombuffer(file.read(), dtype=self._dtype)
-            keys = [records[name] for name in ("low", "high") if name in (self._dtype.names or ())]
-            yield records[np.lexsort(keys)]
+    def _taken(self) -> NDArray[np.void]:
+        waiting, self._waiting, self._number = self._waiting, [], 0
+        return np.concatenate(waiting)
+
+    def _sorted(self, records: NDArray[np.void]) -> NDArray[np.void]:
+        keys = [records[name] for name in ("low", "high") if name in (self._dtype.names or ())]
+        return records[np.lexsort(keys)]

@@ -10,7 +10,7 @@ costs nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 from uuid import UUID
 
@@ -26,7 +26,6 @@ __all__ = ["Duplicate", "KeysOfChunk", "SeenKeys", "key_field", "unique_key"]
 _PACKED = np.dtype([("high", "<u8"), ("low", "<u8"), ("line", "<u4")])
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("file", "<u4"), ("line", "<u8")])
 _KEY_BYTES = 16
-_IN_MEMORY = 2**20
 
 
 class Duplicate(NamedTuple):
@@ -101,16 +100,13 @@ class SeenKeys:
     """The keys of a source's chunks, in their order."""
 
     def __init__(self) -> None:
-        self._waiting: list[NDArray[np.void]] = []
-        self._size = 0
-        self._spill: SortedSpill | None = None
+        self._spill = SortedSpill(_RECORD)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._spill is not None:
-            self._spill.close()
+        self._spill.close()
 
     def add(self, file: int, packed: bytes) -> None:
         """Takes the keys of a source's next chunk."""
@@ -121,34 +117,14 @@ class SeenKeys:
         for name in ("high", "low", "line"):
             records[name] = given[name]
         records["file"] = file
-        self._waiting.append(records)
-        self._size += records.nbytes
-        if self._size > _IN_MEMORY:
-            if self._spill is None:
-                self._spill = SortedSpill(_RECORD)
-            self._spill.add(self._taken())
+        self._spill.add(records)
 
     def duplicates(self) -> tuple[int, Iterator[Duplicate]]:
         """How many rows have an earlier one's key, and which they are, in the source's order."""
-        pairs = [_pairs_in(block) for block in self._sorted()]
+        pairs = [_pairs_in(block) for block in self._spill.in_order()]
         found = np.concatenate(pairs) if pairs else np.empty((0, 4), dtype=np.int64)
         found = found[np.lexsort((found[:, 1], found[:, 0]))]
         return len(found), (Duplicate(*pair.tolist()) for pair in found)
-
-    def _taken(self) -> NDArray[np.void]:
-        records = np.concatenate(self._waiting)
-        self._waiting, self._size = [], 0
-        return records
-
-    def _sorted(self) -> Iterable[NDArray[np.void]]:
-        if self._spill is None:
-            if self._waiting:
-                records = self._taken()
-                yield records[np.lexsort((records["low"], records["high"]))]
-            return
-        if self._waiting:
-            self._spill.add(self._taken())
-        yield from self._spill.in_order()
 
 
 def _pairs_in(records: NDArray[np.void]) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from pydantic import Field
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner
 from sheaf_dagster.batch import parallel_validation
-from sheaf_dagster.batch.rows import occurrences
+from sheaf_dagster.batch.rows import occurrences, spill
 from sheaf_dagster.batch.rows.ids import id_reader
 from sheaf_dagster.batch.rows.occurrences import (
     ContentsOfChunk,
@@ -227,6 +227,7 @@ def test_occurrences_are_those_that_counting_all_rows_gives(chunks, in_memory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(occurrences, "_IN_MEMORY", in_memory)
         patch.setattr(occurrences, "_BLOCK", 3)
+        patch.setattr(spill, "_AT_A_TIME", 2 * in_memory)
         for values in chunks:
             contents = ContentsOfChunk(NumberRequest, digests=False)
             for n, value in enumerate(values):

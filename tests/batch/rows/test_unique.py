@@ -10,7 +10,7 @@ import orjson
 import pytest
 from pydantic import BaseModel
 
-from sheaf_dagster.batch.rows import unique
+from sheaf_dagster.batch.rows import spill
 from sheaf_dagster.batch.rows.fast import fast_codec
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.rows.unique import Duplicate, KeysOfChunk, SeenKeys, key_field, unique_key
@@ -29,10 +29,11 @@ def packed(rows: list[tuple[str, int]]) -> bytes:
     return keys.packed()
 
 
-@pytest.mark.parametrize("in_memory", [2**20, 500, 0], ids=["memory", "disk", "disk at once"])
+@pytest.mark.parametrize("at_a_time", [2**16, 100, 1], ids=["together", "some", "each"])
 @pytest.mark.parametrize("seed", range(3))
-def test_each_later_row_is_paired_with_the_first_of_its_key(seed, in_memory, monkeypatch):
-    monkeypatch.setattr(unique, "_IN_MEMORY", in_memory)
+def test_each_later_row_is_paired_with_the_first_of_its_key(seed, at_a_time, monkeypatch):
+    monkeypatch.setattr(spill, "_AT_A_TIME", at_a_time)
+    monkeypatch.setattr(spill, "_IN_MEMORY", 1)
     rng = random.Random(seed)
     seen, first, wanted = SeenKeys(), {}, []
     for file in range(3):
