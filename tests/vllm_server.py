@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -28,7 +29,8 @@ ENVIRONMENT = {
 def words_of(options: Mapping[str, Any]) -> list[str]:
     """Options by their names in Python, as a command line has them."""
     named = ((name.replace("_", "-"), value) for name, value in options.items())
-    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in named]
+    texts = ((n, json.dumps(v) if isinstance(v, dict) else v) for n, v in named)
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in texts]
 
 
 class VllmServer:
