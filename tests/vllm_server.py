@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,10 @@ def served(model: str, port: int, **options: Any) -> Iterator[VllmServer]:
     command = [str(Path(sys.executable).with_name("vllm")), "serve", model, "--host=127.0.0.1",
                f"--port={port}", "--disable-uvicorn-access-log", *words_of(options)]  # fmt: skip
     process = subprocess.Popen(
-        command, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.DEVNULL
+        command,
+        env={**os.environ, **ENVIRONMENT},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
     server = VllmServer(process, f"http://127.0.0.1:{port}")
     try:
@@ -66,6 +70,8 @@ def served(model: str, port: int, **options: Any) -> Iterator[VllmServer]:
     finally:
         process.terminate()
         process.wait(60)
+        with suppress(ProcessLookupError):  # where it was killed, its engine is still there
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _is_up(server: VllmServer) -> bool:
