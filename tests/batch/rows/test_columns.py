@@ -26,10 +26,11 @@ from sheaf_dagster.contracts import (
     contract_for,
 )
 from sheaf_dagster.storage.formats import JsonLines, Table
+from sheaf_dagster.storage.formats.parquet import Parquet
 
 
 def table_of(model: type[BaseModel], floats="float64") -> Table:
-    return Table(columns_of(model, floats).serialize().to_pybytes())
+    return Table(Parquet(), columns_of(model, floats).serialize().to_pybytes())
 
 
 def written(form, answers, order=None) -> tuple[list[Any], int]:
