@@ -106,8 +106,8 @@ def require_kind(uri: str) -> TableKind:
     """
     kind = kind_of(uri)
     if kind is None:
-        known = ", ".join(suffix for kind in KINDS for suffix in kind.suffixes)
-        raise SpecError(f"{uri} is no table by its suffix; the suffixes of tables are {known}")
+        known = " or ".join(suffix for kind in KINDS for suffix in kind.suffixes)
+        raise SpecError(f"{uri} doesn't have the suffix of a table; rename it to end in {known}")
     return kind
 
 
