@@ -24,7 +24,7 @@ from sheaf_dagster.batch.rows.keep import fields_of
 from sheaf_dagster.batch.rows.lossless import lost_in
 from sheaf_dagster.batch.rows.occurrences import ContentsOfChunk, OccurrenceOf, always_first
 from sheaf_dagster.batch.rows.row import Row
-from sheaf_dagster.batch.rows.unique import KeysOfChunk, key_field, unique_key
+from sheaf_dagster.batch.rows.unique import key_field, packed_keys, unique_key
 from sheaf_dagster.batch.rows.unknown import (
     UnknownField,
     count_rows,
@@ -92,7 +92,7 @@ class RowContract:
         observe = observing(self.request)
         violations = Violations(self.request, self.model_type, self.redact)
         key = key_field(self.request)
-        keys = KeysOfChunk()
+        keys: dict[int, Any] = {}
         expected = self.model_type
         typed = "model_type" in self.request.model_fields
         accepts = self._accepts if key in (None, IDENTITY) else None
@@ -108,7 +108,7 @@ class RowContract:
             said = contents.read(ended_line) if noted and accepts is not None else None
             if accepts is not None and (taken := accepts(ended_line, said)):
                 if taken is not True:
-                    keys.add(taken, number)
+                    keys[number] = taken
                 unnamed = taken is True and may_lack_id
                 noted = note_all or unnamed
                 if noted:
@@ -138,7 +138,7 @@ class RowContract:
                 found = [Violation(line=number, field="", message="JSON is nested too deeply")]
             else:
                 if key is not None and key in given_fields(request):
-                    keys.add(getattr(request, key), number)
+                    keys[number] = getattr(request, key)
                 if typed and request.model_type != expected:
                     found = [violations.wrong_type(number, str(request.model_type))]
                 elif not found:
@@ -158,7 +158,7 @@ class RowContract:
             if len(findings.violations) < MAX_VIOLATIONS_SHOWN:
                 findings.violations += found[: MAX_VIOLATIONS_SHOWN - len(findings.violations)]
         findings.key, findings.key_is_unique = key or "", self._key_is_unique
-        findings.keys = keys.packed()
+        findings.keys = packed_keys(keys)
         findings.invalid = packed_lines(invalid, first_line)
         findings.digests, findings.hashes = contents.digests(), contents.hashes(findings.rows)
         return findings
@@ -172,12 +172,9 @@ class RowContract:
         if others is None or (others and self.strict):
             return False
         findings.rows = rows.batch.num_rows
-        keys = KeysOfChunk()
-        for line, id in enumerate(codec.ids(rows), first_line):
-            if id is not None:
-                keys.add(id, line)
+        ids = enumerate(codec.ids(rows), first_line)
         findings.key, findings.key_is_unique = IDENTITY, self._key_is_unique
-        findings.keys = keys.packed()
+        findings.keys = packed_keys({line: id for line, id in ids if id is not None})
         if others and observing(self.request) is not None:
             violations = Violations(self.request, self.model_type, self.redact)
             for name, number in sorted(others.items()):

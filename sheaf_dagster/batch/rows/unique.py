@@ -10,7 +10,7 @@ costs nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Self
 from uuid import UUID
 
@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from sheaf_dagster.batch.rows.content import identity_field
 from sheaf_dagster.batch.rows.spill import SortedSpill
 
-__all__ = ["Duplicate", "KeysOfChunk", "SeenKeys", "key_field", "unique_key"]
+__all__ = ["Duplicate", "SeenKeys", "key_field", "packed_keys", "unique_key"]
 
 _PACKED = np.dtype([("high", "<u8"), ("low", "<u8"), ("line", "<u4")])
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("file", "<u4"), ("line", "<u8")])
@@ -48,27 +48,13 @@ def key_field(contract: type[BaseModel]) -> str | None:
     return unique_key(contract) or identity_field(contract)
 
 
-class KeysOfChunk:
-    """Collects the keys of some lines."""
-
-    def __init__(self) -> None:
-        self._keys: list[Any] = []
-        self._lines: list[int] = []
-
-    def add(self, key: Any, line: int) -> None:
-        """Notes the key of a valid row."""
-        self._keys.append(key)
-        self._lines.append(line)
-
-    def packed(self) -> bytes:
-        """What ``SeenKeys`` takes."""
-        keys = np.frombuffer(
-            b"".join(map(_bits_of, self._keys)), dtype=[("a", "<u8"), ("b", "<u8")]
-        )
-        records = np.empty(len(keys), dtype=_PACKED)
-        records["high"], records["low"] = _spread(keys["a"], keys["b"])
-        records["line"] = self._lines
-        return records.tobytes()
+def packed_keys(keys: Mapping[int, Any]) -> bytes:
+    """What ``SeenKeys`` takes: the keys of a chunk's valid rows, by line."""
+    bits = np.frombuffer(b"".join(map(_bits_of, keys.values())), dtype=[("a", "<u8"), ("b", "<u8")])
+    records = np.empty(len(bits), dtype=_PACKED)
+    records["high"], records["low"] = _spread(bits["a"], bits["b"])
+    records["line"] = list(keys)
+    return records.tobytes()
 
 
 def _bits_of(key: Any) -> bytes:

@@ -26,6 +26,7 @@ from sheaf_dagster.batch.worker.flight import run_in_flight
 from sheaf_dagster.batch.worker.gpus import GpuSampler
 from sheaf_dagster.batch.worker.loading import LoadedBackend, ModelContext
 from sheaf_dagster.batch.worker.making import Batch
+from sheaf_dagster.batch.worker.memory import rare_collections
 from sheaf_dagster.batch.worker.overlap import Behind, Prefetched
 from sheaf_dagster.batch.worker.reading import read_batches
 from sheaf_dagster.batch.worker.staged import run_in_stages
@@ -67,7 +68,8 @@ def run_chunks(
         at_home: Makes any call where the backend's are made; None: they are bounded one by one.
         cpus: CPUs that this worker has; by default what its model reserves.
     """
-    with GpuSampler(reserved=context.spec.resources.num_gpus > 0) as loaded.gpus:
+    reserved = context.spec.resources.num_gpus > 0
+    with rare_collections(), GpuSampler(reserved=reserved) as loaded.gpus:
         files = Files(loaded, limit_for)
         batches = read_batches(context, loaded.sizer, todo, files.has_failed)
         if loaded.shape == "flight":
@@ -118,8 +120,6 @@ def _turn(files: Files, batches: Iterator[Batch]) -> _Turn:
         slow = far or files.loaded.usual_seconds > _OVERLAP_FROM_SECONDS
         if report is not None or slow or perf_counter() > until:
             return _Turn(report, slow=slow)
-        # Else these rows and answers would be there until the next are.
-        del batch, finish
     return _Turn(ended=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -53,8 +52,8 @@ def _read_chunk(
         require_visible(making.where, work.texts[chunk.file], work.store.folder)
         data = read()
         making.require_validated(data)
-        # Not in a loop of its own, whose variable would hold rows while the next are read.
-        yield from map(partial(Batch, making), _batches(context, sizer, making, data))
+        for rows in _batches(context, sizer, making, data):
+            yield Batch(making, rows)
     except Exception as e:
         yield Batch(making, (), e)
 
