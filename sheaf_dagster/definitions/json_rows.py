@@ -33,6 +33,9 @@ _HOW: dict[str, str] = {
     "Period": "give text, .astype(str), or its .start_time",
     "Interval": "give its .left and .right",
 }
+_TIMES = orjson.OPT_PASSTHROUGH_DATETIME
+"""Python writes them: orjson drops a digit of some times, and the seconds of old zones."""
+
 _HOW_ANY = "give text, a number, a date, or a list or dictionary of them"
 
 
@@ -56,12 +59,12 @@ def json_line(row: Any) -> bytes:
     """
     try:
         try:
-            return orjson.dumps(row, default=_plain)
+            return orjson.dumps(row, _plain, _TIMES)
         except TypeError as e:
             if not str(e).startswith("Dict key must be str"):
                 raise
         _refuse_keys_of_one_name(row)
-        return orjson.dumps(row, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+        return orjson.dumps(row, _plain, orjson.OPT_NON_STR_KEYS | _TIMES)
     except (TypeError, ValueError, RecursionError) as e:
         if isinstance(e.__cause__, SheafError):
             raise e.__cause__ from e

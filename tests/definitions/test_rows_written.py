@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import gzip
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 import numpy as np
@@ -89,6 +90,17 @@ def test_a_missing_date_of_numpy_is_null(unit, tmp_path):
     assert read_rows(tmp_path / "numbers.jsonl") == [
         {"at": [day, None], "one": None, "nested": [{"at": [day]}]},
         {"at": [[day, None]]},
+    ]
+
+
+def test_times_lose_no_digit(tmp_path):
+    old = datetime.datetime(1880, 1, 1, tzinfo=ZoneInfo("Europe/Berlin"))
+    rows = [{"at": [datetime.time(0, 0, 0, 10_000), old, datetime.date(2026, 1, 1)]}]
+
+    run(tmp_path, returning(rows))
+
+    assert read_rows(tmp_path / "numbers.jsonl") == [
+        {"at": ["00:00:00.010000", "1880-01-01T00:00:00+00:53:28", "2026-01-01"]}
     ]
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import base64
 import itertools
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -66,6 +66,11 @@ def _cells(column: Any) -> list[Any]:
     import pyarrow as pa
 
     kind = column.type
+    if pa.types.is_time64(kind) and kind.unit == "ns":
+        # Python's times end at microseconds.
+        texts = column.cast(pa.string()).to_pylist()
+        pairs = zip(texts, column.to_pylist(), strict=True)
+        return [text if text and not text.endswith("000") else value for text, value in pairs]
     numbers = (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)) and (
         pa.types.is_float64(kind.value_type)
         or pa.types.is_float32(kind.value_type)
@@ -92,9 +97,11 @@ def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shape_of(type: Any, nulls: bool) -> Callable[[Any], Any] | None:
-    """What makes JSON's objects of a column's structs and maps; None where there are none."""
+    """What makes JSON's values of a column's structs, maps and times; None where there are none."""
     import pyarrow as pa
 
+    if pa.types.is_time(type) or getattr(type, "tz", None) not in (None, "UTC"):
+        return _iso
     if pa.types.is_struct(type):
         shapes = {field.name: _shape_of(field.type, nulls) for field in type}
         return lambda value: {
@@ -104,12 +111,26 @@ def _shape_of(type: Any, nulls: bool) -> Callable[[Any], Any] | None:
         }
     if pa.types.is_map(type):
         item = _shape_of(type.item_type, nulls)
-        return lambda value: {str(k): v if item is None or v is None else item(v) for k, v in value}
+        return lambda value: {
+            _key(k): v if item is None or v is None else item(v) for k, v in value
+        }
     if hasattr(type, "value_type"):
         element = _shape_of(type.value_type, nulls)
         if element is not None:
             return lambda value: [None if v is None else element(v) for v in value]
     return None
+
+
+def _iso(value: Any) -> str:
+    """A time, or one with a zone, as text; orjson drops a digit of some and seconds of old zones."""
+    return value if isinstance(value, str) else value.isoformat()
+
+
+def _key(value: Any) -> str:
+    """A key of a map, written as a value of its type would be."""
+    if isinstance(value, (str, time)):
+        return _iso(value)
+    return orjson.dumps(value, _as_json).decode().removeprefix('"').removesuffix('"')
 
 
 def _as_json(value: Any) -> Any:
