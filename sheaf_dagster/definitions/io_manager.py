@@ -27,6 +27,7 @@ from sheaf_dagster.definitions.row_views import view_for
 from sheaf_dagster.errors import InputValidationError, SheafError, SinkError
 from sheaf_dagster.storage import LineWriter, Location, store_at
 from sheaf_dagster.storage.formats import is_table, read_schema
+from sheaf_dagster.storage.source_files import is_folder
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -48,7 +49,7 @@ class RowsIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
 
     An asset may return an iterable or iterator of rows (dictionaries, typed requests,
     dataclasses), a table of pandas, polars or Arrow, a Ray Dataset, or the ``Path`` of a ready
-    file. Iterators are streamed in constant memory (a generator is returned inside ``dg.Output``:
+    file or folder. Iterators are streamed in constant memory (a generator is returned inside ``dg.Output``:
     Dagster takes a bare one for a stream of its own events). Where one run covers several partitions, it
     returns a dictionary (or an iterator of pairs) from partition key to any of these. The file
     appears whole or not at all; NaN becomes ``null`` in JSON. A Parquet file keeps the types of the
@@ -70,6 +71,9 @@ class RowsIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
     template such as ``"{root}/requests/{partition_key}.jsonl"``, has its own place. Assets of
     ``build_batch_inference_asset`` carry it: an asset downstream of one takes its responses
     without further ado.
+
+    A place may be a folder that its asset fills itself (``pq.write_to_dataset``, Spark): it is
+    loaded as one file, as a source of a model is. What its folders say (``day=5/``) is a column.
     """
 
     storage: dg.ResourceDependency[StorageResource]
@@ -259,7 +263,7 @@ class RowsIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
             return {key: obj for key, obj in loaded.items() if obj is not None}
         files = {key: self._location(path) for key, path in paths.items()}
         if (context.definition_metadata or {}).get("allow_missing_partitions", False):
-            for key in [k for k, file in files.items() if store_at(file).state() is None]:
+            for key in [k for k, file in files.items() if not _is_there(file)]:
                 context.log.warning(self.get_missing_partition_log_message(key))
                 del files[key]
             if not files:
@@ -283,6 +287,10 @@ def _template(context: dg.InputContext | dg.OutputContext) -> str | None:
     if template is None:
         return None
     return str(getattr(template, "value", template))
+
+
+def _is_there(file: Location) -> bool:
+    return is_folder(file) or store_at(file).state() is not None
 
 
 def _wanted(context: dg.InputContext) -> tuple[Any, bool, bool]:

@@ -21,8 +21,9 @@ from sheaf_dagster.definitions.json_rows import (
     json_line,
     refuse_repeated_names,
 )
+from sheaf_dagster.definitions.loaded_files import lines_at, pieces_at
 from sheaf_dagster.errors import SinkError
-from sheaf_dagster.storage import Location, read_lines
+from sheaf_dagster.storage import Location
 
 __all__ = ["lines_of", "pieces_of"]
 
@@ -52,7 +53,7 @@ def lines_of(obj: object, options: Mapping[str, Any] | None = None) -> Iterator[
     Args:
         obj: An iterable of rows (dictionaries, pydantic models, dataclasses), a table of pandas,
             polars or Arrow (or anything with Arrow's C stream), a Ray Dataset, the path of a
-            JSONL file, or an iterable of any of these.
+            file or folder, or an iterable of any of these.
         options: What reaches the file of a path, where that is a remote one.
 
     Raises:
@@ -106,7 +107,7 @@ def _kind_of(obj: object, *, top: bool) -> _Kind:
         raise SinkError(
             f"the asset returned {'one row' if _ROW.takes(obj) else what}; return a list or "
             "iterator of rows (dictionaries, requests), a pandas, polars or Arrow table, or the "
-            "Path of a JSONL file. An asset that writes its file itself returns "
+            "Path of a file or folder. An asset that writes its file itself returns "
             "dg.MaterializeResult, or None with the annotation -> None"
         )
     raise NoRowError(f"{what} is not a row; rows are dictionaries, pydantic models or dataclasses")
@@ -277,15 +278,21 @@ class _RayDataset(_Kind):
 
 
 class _File(_Kind):
-    """The path of a file that is ready: its rows are taken over as they are."""
+    """The path of a file that is ready, or of a folder of such: its rows are taken as they are."""
 
     def takes(self, obj: object) -> bool:
         return isinstance(obj, os.PathLike) or _is(obj, "upath", "UPath")
 
     def lines(self, obj: Any, options: dict[str, Any]) -> Iterator[bytes]:
+        return lines_at(self._place(obj, options))
+
+    def pieces(self, obj: Any, options: dict[str, Any]) -> Iterator[Any]:
+        return pieces_at(self._place(obj, options))
+
+    @staticmethod
+    def _place(obj: Any, options: dict[str, Any]) -> Location:
         own = getattr(obj, "storage_options", None)
-        for _, line in read_lines(Location.of(str(obj), dict(own or options))):
-            yield line.rstrip(b"\r")
+        return Location.of(str(obj), dict(own or options))
 
 
 class _Several(_Kind):

@@ -18,11 +18,13 @@ from typing import Any, ClassVar, Generic, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel
 
+from sheaf_dagster.definitions.loaded_files import joined, table_of, text_of
 from sheaf_dagster.definitions.loaded_rows import rows_of
-from sheaf_dagster.errors import SourceError, SpecError
-from sheaf_dagster.storage import Location, read_blocks, store_at
-from sheaf_dagster.storage.formats import is_table, read_table
+from sheaf_dagster.errors import SpecError
+from sheaf_dagster.storage import Location, files_of, store_at
+from sheaf_dagster.storage.formats import is_table
 from sheaf_dagster.storage.formats.kinds import is_parquet
+from sheaf_dagster.storage.source_files import is_folder
 
 __all__ = ["RowStream", "view_for"]
 
@@ -80,7 +82,7 @@ class _View(ABC):
 
     @abstractmethod
     def make(self, files: Sequence[Location], wanted: Any) -> Any:
-        """The object, of all files one after the other."""
+        """The object, of all files one after the other; of a folder all of its files."""
 
 
 def view_for(wanted: Any) -> _View:
@@ -139,8 +141,9 @@ class _Pandas(_View):
         return _named(wanted, "pandas", "DataFrame")
 
     def make(self, files: Sequence[Location], wanted: Any) -> Any:
-        if files and all(is_table(file.uri) for file in files):
-            return _tables(files).to_pandas()
+        named = files_of(files)
+        if named and all(is_table(file.location.uri) for file in named):
+            return joined(named).to_pandas()
         return wanted.from_records(list(rows_of(files, dict)))
 
 
@@ -151,9 +154,7 @@ class _Polars(_View):
         return _named(wanted, "polars", "DataFrame")
 
     def make(self, files: Sequence[Location], wanted: Any) -> Any:
-        import polars as pl
-
-        return pl.collect_all(_scans(files))[0] if len(files) == 1 else _joined(files).collect()
+        return _joined(files).collect()
 
 
 class _PolarsLazy(_View):
@@ -176,18 +177,19 @@ def _scans(files: Sequence[Location]) -> list[Any]:
     import polars as pl
 
     scans = []
-    for file in files:
-        source: Any = file.uri
-        if is_parquet(file.uri):
-            if not _polars_reads(file):
-                source = io.BytesIO(store_at(file).read())
+    for file in files_of(files):
+        place = file.location
+        source: Any = place.uri
+        if is_parquet(place.uri) and not file.folders:
+            if not _polars_reads(place):
+                source = io.BytesIO(store_at(place).read())
             scans.append(pl.scan_parquet(source))
             continue
-        if is_table(file.uri):
-            scans.append(cast("pl.DataFrame", pl.from_arrow(read_table(file))).lazy())
+        if is_table(place.uri):
+            scans.append(cast("pl.DataFrame", pl.from_arrow(table_of(file))).lazy())
             continue
-        if not _polars_reads(file):
-            text = _text(file)
+        if file.folders or not _polars_reads(place):
+            text = text_of(file)
             if not text.strip():
                 continue
             source = io.BytesIO(text)
@@ -212,34 +214,7 @@ class _Arrow(_View):
         return _named(wanted, "pyarrow", "Table")
 
     def make(self, files: Sequence[Location], wanted: Any) -> Any:
-        import pyarrow as pa
-
-        if files and all(is_table(file.uri) for file in files):
-            return _tables(files)
-        tables = [t for t in map(self._table, files) if t.num_rows]
-        if not tables:
-            return pa.table({})
-        return pa.concat_tables(tables, promote_options="permissive")
-
-    @staticmethod
-    def _table(file: Location) -> Any:
-        import pyarrow as pa
-        import pyarrow.json
-
-        text = _text(file)
-        if not text.strip():
-            return pa.table({})
-        # A row must fit into a block; where one doesn't, all of the text is one.
-        for block_size in (16 * 2**20, len(text) + 1):
-            try:
-                return pa.json.read_json(
-                    io.BytesIO(text), pa.json.ReadOptions(block_size=block_size)
-                )
-            except pa.ArrowInvalid as e:
-                problem = e
-        raise SourceError(
-            f"{file.uri} is not an Arrow table ({problem}); load it as list[dict] instead"
-        ) from problem
+        return joined(files_of(files))
 
 
 class _RayDataset(_View):
@@ -253,12 +228,15 @@ class _RayDataset(_View):
 
         if not files:
             return ray.data.from_items([])
-        stores = [store_at(file) for file in files]
+        named = files_of(files)
+        stores = [store_at(file.location) for file in named]
         for store in stores:
             store.require_state()
-        if is_table(files[0].uri) and not is_parquet(files[0].uri):
-            return ray.data.from_arrow([*map(read_table, files)])
-        read = ray.data.read_parquet if is_parquet(files[0].uri) else ray.data.read_json
+        first = named[0].location.uri
+        # By itself Ray takes the folders above a place for columns, too.
+        if any(f.folders for f in named) or (is_table(first) and not is_parquet(first)):
+            return ray.data.from_arrow([*map(table_of, named)])
+        read = ray.data.read_parquet if is_parquet(first) else ray.data.read_json
         return read(
             [store.path for store in stores],
             filesystem=stores[0].filesystem,
@@ -296,7 +274,8 @@ class _Place(_View):
     @staticmethod
     def _place(file: Location, kind: Any) -> Any:
         store = store_at(file)
-        store.require_state()
+        if not is_folder(file):
+            store.require_state()
         if kind is str:
             return file.uri
         if kind is not Path:
@@ -319,17 +298,6 @@ _VIEWS: tuple[_View, ...] = (
     _RayDataset(),
     _Place(),
 )
-
-
-def _text(file: Location) -> bytes:
-    return b"".join(read_blocks(file))
-
-
-def _tables(files: Sequence[Location]) -> Any:
-    """Files that hold tables as one table."""
-    import pyarrow as pa
-
-    return pa.concat_tables(map(read_table, files), promote_options="permissive")
 
 
 def _row_type(wanted: Any) -> Any:

@@ -14,7 +14,7 @@ from sheaf_dagster.storage.formats.kinds import KINDS
 from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.stores import store_at
 
-__all__ = ["FOLDER_DEPTH", "NamedFile", "files_of", "is_in_source", "is_lines"]
+__all__ = ["FOLDER_DEPTH", "NamedFile", "files_of", "is_folder", "is_in_source", "is_lines"]
 
 FOLDER_DEPTH = 16
 """Levels below a folder that are looked at."""
@@ -50,7 +50,7 @@ def files_of(sources: Sequence[Location]) -> list[NamedFile]:
 
 
 def _files_of(source: Location) -> list[NamedFile]:
-    if not _is_folder(source):
+    if not is_folder(source):
         return [NamedFile(source)]
     found = [f.name for f in store_at(source).list_files(FOLDER_DEPTH)]
     seen = [*filter(is_in_source, found)]
@@ -71,7 +71,8 @@ def _files_of(source: Location) -> list[NamedFile]:
     return [NamedFile(source.child(n), held) for n, held in zip(names, said, strict=True)]
 
 
-def _is_folder(source: Location) -> bool:
+def is_folder(source: Location) -> bool:
+    """Whether a source is a folder of files; the store is asked where its name doesn't say."""
     if source.uri.endswith("/"):
         return True
     store = store_at(source)
