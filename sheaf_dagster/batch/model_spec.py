@@ -1,4 +1,4 @@
-"""What a model is: its backend, with what arguments, on what hardware."""
+"""A model: its backend, the backend's arguments, and the hardware that it needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ModelSpec", "ResourceConfig", "Spec", "problems_of"]
 
 
 class Spec(BaseModel):
-    """What specs have in common: unknown fields are refused, and so are unfit values that are set later."""
+    """Base of all specs: unknown fields are refused, and fields are validated when they are set."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -24,20 +24,20 @@ class Spec(BaseModel):
 
 
 class ResourceConfig(Spec):
-    """What one worker of a model reserves: one task, or one actor."""
+    """What one worker of a model (one task or one actor) reserves on Ray."""
 
     num_cpus: float = Field(default=1.0, ge=0, description="CPUs that one worker reserves.")
     num_gpus: float = Field(
-        default=0.0, ge=0, description="GPUs that one worker reserves; fractions share a GPU."
+        default=0.0, ge=0, description="GPUs that one worker reserves. A fraction shares a GPU."
     )
     memory_gb: float | None = Field(
-        default=None, gt=0, description="Memory (GiB) that one worker reserves."
+        default=None, gt=0, description="Memory that one worker reserves (GiB)."
     )
     custom: dict[str, float] = Field(
         default_factory=dict, description="Custom Ray resources that one worker reserves."
     )
     replicas: int = Field(
-        default=1, ge=1, description="For sheaf-serve deployments; batch jobs don't use it."
+        default=1, ge=1, description="For sheaf-serve deployments only. Batch jobs ignore it."
     )
 
     @field_validator("num_gpus")
@@ -63,9 +63,9 @@ class ResourceConfig(Spec):
 
 
 class ModelSpec(Spec):
-    """A model: which backend, with what arguments, on what hardware.
+    """A model: its backend, the backend's arguments, and the hardware that it needs.
 
-    Field-compatible with the part of sheaf-serve 0.13's ``ModelSpec`` that says what to load.
+    The fields match those of sheaf-serve 0.13's ``ModelSpec`` that say what to load.
     """
 
     name: str = Field(min_length=1, description="Name of the model, shown in metadata.")
@@ -77,8 +77,8 @@ class ModelSpec(Spec):
     )
     backend_kwargs: dict[str, Any] = Field(
         default_factory=dict,
-        description="Arguments of the backend's constructor (JSON values); "
-        '{"env": NAME} is read from the worker\'s environment.',
+        description='Arguments of the backend\'s constructor, as JSON values. Write {"env": NAME} for a '
+        "value that each worker reads from its environment.",
     )
     resources: ResourceConfig = Field(
         default_factory=ResourceConfig, description="What one worker reserves."
@@ -99,12 +99,12 @@ class ModelSpec(Spec):
         return value
 
     def digest(self, tunables: Collection[str] = ()) -> str:
-        """Hash of everything that makes this model another model (hex, 64 digits).
+        """Hash of everything that decides the answers (hex, 64 digits).
 
-        The name and the reserved resources don't change answers and don't count.
+        The name and the reserved resources don't change answers, so they don't count.
 
         Args:
-            tunables: Names of the backend's arguments that don't either.
+            tunables: Names of the backend's arguments that don't change answers either.
         """
         identity = self.model_dump(mode="json", include={"model_type", "backend", "backend_kwargs"})
         for name in tunables:
@@ -113,7 +113,7 @@ class ModelSpec(Spec):
 
 
 def problems_of(error: ValidationError) -> str:
-    """What is wrong with a spec, field by field, in one line."""
+    """The problems of a spec, field by field, in one line."""
     return "; ".join(
         f"{'.'.join(map(str, x['loc'])) or 'spec'}: {x['msg'].removeprefix('Value error, ')}"
         for x in error.errors()

@@ -1,4 +1,4 @@
-"""What a job is: the file it runs over, and how."""
+"""A job: the files that it reads and writes, and how it runs."""
 
 from __future__ import annotations
 
@@ -31,135 +31,143 @@ Reuse = Literal["previous"]
 
 
 class BatchOptions(Spec):
-    """How a job runs, whatever its files: declared here once, wherever it can be set."""
+    """How a job runs, whatever its files.
+
+    Each option is declared here once. Run config, ``defs.yaml`` and the command line take the same
+    fields.
+    """
 
     batch_size: int | Literal["auto"] = Field(
         default=32,
-        description='Rows that one batch_predict call is given. "auto": each worker grows it to '
-        "the best rows per second within memory, then holds it; a row's batch mates then differ "
-        "from run to run, and with some models the last bits of its answer.",
+        description='Rows in one batch_predict call. "auto": each worker grows the batch until rows per '
+        "second stop rising or memory runs short, then keeps that size. Batches then differ "
+        "from run to run, and with some models so do the last bits of an answer.",
     )
     compute: Compute = Field(
         default="tasks",
-        description="tasks: elastic Ray Data tasks; actors: a fixed pool of warm actors; "
-        "local: in this process, without Ray, which reserves nothing and has no limits.",
+        description="tasks: elastic Ray tasks. actors: a fixed pool of warm Ray actors. local: this "
+        "process, without Ray; nothing is reserved and no limit applies.",
     )
     num_actors: int | None = Field(
-        default=None, gt=0, description="Size of the actor pool; compute='actors' needs it."
+        default=None, gt=0, description="Size of the actor pool. Required with compute='actors'."
     )
     on_error: OnError = Field(
         default="fail",
-        description="fail: the first failing row ends the job; record: failing rows are written "
-        "in place as error responses.",
+        description="What happens when the model fails on a row. fail: the job ends. record: the row is "
+        "written in its place as an error response, and the job goes on.",
     )
     on_invalid: OnError = Field(
         default="fail",
-        description="fail: rows that break their contract end the job before a model is loaded; "
-        "record: they are written in place as error rows that name line and field, and the others "
-        "are run.",
+        description="What happens when a row breaks its contract. fail: the job ends before a model is "
+        "loaded. record: the row is written in its place as an error row that names its line "
+        "and field, and the other rows are run.",
     )
     max_error_rows: int | None = Field(
         default=None,
         gt=0,
-        description="With on_error='record' or on_invalid='record': error rows that a file may have. "
-        "With one more the job ends at once and names the first ones.",
+        description="The most error rows that one file may have. One more ends the job, and the error "
+        "names the first of them. Needs on_error='record' or on_invalid='record'.",
     )
     max_error_fraction: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="The same as a share of the file's rows, such as 0.01.",
+        description="The same limit as a share of the file's rows, such as 0.01.",
     )
     batch_timeout: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds that one batch_predict call may take before it is stopped: its worker "
-        "is ended, and its rows are reported (on_error) or tried one at a time. The first call "
-        "includes what a model does when it is used first. compute='local' can't stop a library "
-        "that keeps Python's interpreter locked; tasks and actors can.",
+        description="Seconds that one batch_predict call may take. After that its worker is stopped, and "
+        "on_error decides: the job ends, or the rows are tried one at a time. The first call "
+        "includes the work that a model does on first use. tasks and actors can stop any "
+        "call; compute='local' can't stop a library that holds Python's interpreter lock.",
     )
     batch_budget: int | Literal["auto"] | None = Field(
         default=None,
-        description="Padded size of a batch, used instead of batch_size: rows of a fixed window are "
-        "taken by size, so that rows × the largest of them stays within it. In the backend's own "
-        'measure (tokens, pixels), so the backend must run in stages. "auto": each worker finds '
-        "the best.",
+        description="Limit on the padded size of a batch, used instead of batch_size. Rows of a window of "
+        "the file are sorted by size, and a batch takes rows until rows × the largest one "
+        "would exceed the budget. The unit is the backend's own (tokens, pixels), so the "
+        'backend must run in stages. "auto": each worker finds the best budget.',
     )
     strict: bool = Field(
         default=False,
-        description="Refuse rows with fields that the contract doesn't know, and rows with the id "
-        "of an earlier row. Otherwise such fields are ignored, and both are counted and named.",
+        description="Refuse rows that have a field unknown to the contract, and rows that repeat the id "
+        "of an earlier row. Without strict, unknown fields are ignored, and both kinds of "
+        "rows are counted and reported.",
     )
     keep: list[str] = Field(
         default_factory=list,
-        description="Fields of the rows that are copied into their answers, error rows too, under "
-        "their own names; null where a row has none. The contract need not know them.",
+        description="Fields to copy from each row into its answer, under the same name. Error rows get "
+        "them too. The value is null if a row lacks the field. The contract need not know "
+        "these fields.",
     )
     columns: dict[str, str] | None = Field(
         default=None,
-        description="Maps a field to the column (or the name in a line) that holds it, such as "
-        "history: sales. Every other column is the field of its own name.",
+        description="The column (or the name in a JSON line) that holds a field, by field, such as "
+        "history: sales. Every other column is the field with the column's name.",
     )
     fields: dict[str, Any] | None = Field(
         default=None,
-        description="Fields that are the same in every row, such as horizon: 7, whatever the source "
-        "itself says.",
+        description="Fields with the same value in every row, such as horizon: 7. They take precedence "
+        "over the source.",
     )
     bucket_by: str | None = Field(
         default=None,
-        description="Field of the requests: rows with the same value are grouped into batches, "
-        "within a fixed window. The output keeps the input's order.",
+        description="Field of the requests. Rows with the same value are put in the same batches, within "
+        "a window of the file. The output keeps the input's order.",
     )
     float_type: FloatType = Field(
         default="float64",
-        description="With a Parquet sink: the type of its numbers that aren't integers. float32 is "
-        "half as large and holds 7 digits.",
+        description="Type of the non-integer numbers in a Parquet sink. float32 takes half the space and "
+        "holds 7 digits.",
     )
     resume: bool = Field(
         default=True, description="Reuse the finished parts of a killed run of the same job."
     )
     reuse: Reuse | None = Field(
         default=None,
-        description="previous: rows whose content the sink's last output has answered already, by "
-        "the same model with the same arguments, take their answers from there; only the others are "
-        "run, and rows of equal content once. Batch mates then differ, and with some models the "
-        "last bits of an answer.",
+        description="previous: a row whose content the sink's last output has already answered, with the "
+        "same model and arguments, keeps that answer. Only the other rows are run, and equal "
+        "rows are run once. Batches then differ, and with some models so do the last bits of "
+        "an answer.",
     )
     reuse_from: str | None = Field(
         default=None,
         min_length=1,
-        description="Another output to take them from: a path or URI; of an asset a template that "
-        "is filled in with the previous partition's key.",
+        description="Take the answers from another output instead: a path or URI. For an asset this is a "
+        "template, filled in with the key of the previous partition.",
     )
     row_limit: int | None = Field(
-        default=None, gt=0, description="Run the first rows only (for trying things out)."
+        default=None, gt=0, description="Run only the first rows, to try things out."
     )
 
     receipt: bool = Field(
         default=False,
-        description="Write a receipt beside the sink (<sink>.receipt.json): digests of source, output "
-        "and weights, the layout, versions of packages. `sheaf-dagster verify` compares with it.",
+        description="Write a receipt beside the sink (<sink>.receipt.json): digests of the source, the "
+        "output and the weights, the layout, and package versions. `sheaf-dagster verify` "
+        "checks the output against it.",
     )
     price_per_million: dict[str, float] | None = Field(
         default=None,
-        description="Price of a million tokens, in any currency: prompt, completion, and cached "
-        "(tokens of prompts that the engine had in its cache; by default the price of "
+        description="Price of a million tokens, in any currency, by kind: prompt, completion and cached "
+        "(prompt tokens that the engine had in its cache; by default they cost as much as "
         "prompt). With prices, the job reports its cost.",
     )
     max_cost: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Cost at which the job ends, by price_per_million: for all its files "
-        "together, with resumed rows. It is checked after each chunk, so rows under "
-        "way come on top. Answered rows are kept for a run with a higher limit.",
+        description="Cost at which the job ends, calculated from price_per_million. It covers all files "
+        "of the job, and resumed rows count. The job checks it after each chunk, so the cost "
+        "of rows in progress comes on top. Answered rows are kept for a run with a higher "
+        "limit.",
     )
     max_tokens_total: int | None = Field(
         default=None,
         gt=0,
-        description="Tokens of prompts and answers at which the job ends; it works as max_cost "
-        "does.",
+        description="Number of tokens, of prompts and answers together, at which the job ends. It works "
+        "like max_cost.",
     )
 
     @field_validator("price_per_million")
@@ -242,24 +250,24 @@ class BatchSpec(BatchOptions):
 
     source: str | list[str] = Field(
         min_length=1,
-        description="File of requests: a path or any fsspec URI. JSON lines, .gz and .zst by suffix, or "
-        ".parquet. A list of them is read as one file, in that order; so is a folder, by name, "
-        "and what the names of its folders say are fields (day=5/).",
+        description="File of requests: a path or any fsspec URI. JSON lines (also .gz and .zst) or "
+        ".parquet. A list of files is read as one file, in the given order. A folder is read "
+        "as one file, ordered by file name; its folder names can add fields (day=5/).",
     )
     sink: str = Field(
         min_length=1,
-        description="File of responses: a path or any fsspec URI. JSON lines, .gz and .zst by suffix, "
-        "or .parquet: a table with the contract's fields as columns.",
+        description="File of responses: a path or any fsspec URI. JSON lines (also .gz and .zst), or "
+        ".parquet: a table with the contract's fields as columns.",
     )
     storage_options: dict[str, Any] = Field(
         default_factory=dict,
         repr=False,
-        description="Arguments of the fsspec file system (credentials, endpoint).",
+        description="Arguments of the fsspec file system, such as credentials or an endpoint.",
     )
     only: Only | None = Field(
         default=None,
-        description="failed: run only the rows that have an error row in the last output, and keep "
-        "the answers of all others. The sink is then a new, complete file.",
+        description="failed: run only the rows that have an error row in the last output, and keep all "
+        "other answers. The sink is again a complete file.",
     )
 
     @model_validator(mode="after")

@@ -44,18 +44,19 @@ def build_batch_inference_asset(
     source_partitions: SourcePartitions | None = None,
     model_asset: Any = None,
 ) -> dg.AssetsDefinition:
-    """An asset that runs a JSONL file of requests through a model, for each partition.
+    """Builds an asset that runs a file of requests through a model, for each partition.
 
-    A range of partitions runs as one job with the model loaded once in each worker. Each
-    partition is materialised as soon as its file is committed, with its own metadata and data
-    version; those that fail leave the others materialised and are the only ones to redo. A
-    re-execution or automatic retry of a run, which Dagster hands every key again, passes over
-    partitions that the same chain of runs has committed, whose source, model and batch layout
-    are unchanged, and which no check holds back. Materialising a partition anew, as a run of its
-    own, always runs it.
+    A range of partitions runs as one job, and each worker loads the model once. Each partition is
+    materialised as soon as its file is committed, with its own metadata and data version. If some
+    partitions fail, the others stay materialised, and only the failed ones need another run.
 
-    What any asset has (group_name, owners, tags, kinds, metadata, description, code_version,
-    automation_condition …) comes by an ``AssetSpec``::
+    When Dagster re-executes or retries a run, it passes all of the run's partitions again. The
+    asset then skips a partition if an earlier run of the same chain has committed it, its source,
+    model and batch layout are unchanged, and no check holds it back. A new run of its own always
+    runs its partitions.
+
+    Pass an ``AssetSpec`` to set what any asset has: group_name, owners, tags, kinds, metadata,
+    description, code_version, automation_condition and so on::
 
         build_batch_inference_asset(
             dg.AssetSpec("forecasts", group_name="demand", owners=["team:planning"]),
@@ -68,27 +69,30 @@ def build_batch_inference_asset(
 
     Args:
         key: Key of the asset, or its ``AssetSpec``.
-        source: Template of the file of requests: ``{root}`` is the storage's root,
-            ``{partition_key}`` the partition, ``{name}`` a dimension of a multi-dimensional one,
-            whose other dimensions may share the file.
+        source: Template of the file of requests. ``{root}`` is the storage's root and
+            ``{partition_key}`` the partition. For multi-dimensional partitions ``{name}`` is the
+            key of one dimension; partitions that differ only in other dimensions share the file.
         sink: Template of the file of responses.
-        batch_size: Rows that one ``batch_predict`` call is given; ``"auto"``: each worker grows it
-            to the best rows per second within memory, then holds it. As of ``batch``.
-        compute: ``tasks``, ``actors`` or ``local``. As of ``batch``.
-        num_actors: Size of the actor pool; needed with ``compute="actors"``. As of ``batch``.
+        batch_size: Rows in one ``batch_predict`` call. ``"auto"``: each worker finds the batch size
+            with the most rows per second that fits in memory. Short for the field of ``batch``.
+        compute: ``tasks``, ``actors`` or ``local``. Short for the field of ``batch``.
+        num_actors: Size of the actor pool. Required with ``compute="actors"``. Short for the field
+            of ``batch``.
         deps: The upstream assets.
-        partitions_def: Partitions, if any: time windows, static, dynamic or multi-dimensional.
-        batch: How a job runs; what is left out is as of ``BatchOptions()``.
-        step: How Dagster runs the step.
-        report: What is shown, and how severe the checks are; ``"html"`` is short for
+        partitions_def: The partitions, if any: time windows, static, dynamic or multi-dimensional.
+        batch: How a job runs. By default ``BatchOptions()``.
+        step: How Dagster runs the step. By default ``StepOptions()``.
+        report: What is shown, and how severe the checks are. ``"html"`` is short for
             ``ReportOptions(report="html")``.
         model: Key of the ``ModelResource``.
         ray_cluster: Key of the ``RayClusterResource``.
         storage: Key of the ``StorageResource``.
-        source_partitions: Where the source has other partitions than the sink: several upstream
-            files are read as one, in key order, and ``{partition_key}`` in ``source`` is theirs.
-        model_asset: What ``build_model_asset`` made of the same resource, or its key: a changed
-            model then shows the partitions that the earlier one has made as stale.
+        source_partitions: Partitions of the source, if they differ from those of the sink. The
+            upstream files of one partition are read as one file, in key order, and
+            ``{partition_key}`` in ``source`` is their key.
+        model_asset: The asset that ``build_model_asset`` returned for the same model resource, or
+            its key. When the model changes, Dagster then shows the partitions of the earlier model
+            as stale.
 
     Returns:
         The asset, with its checks.

@@ -54,15 +54,15 @@ _NEITHER = "{{ None }}"
 
 @dg.scaffold_with(BatchInferenceScaffolder)
 class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
-    """Runs a JSONL file of requests through a model, for each partition, as one asset.
+    """Runs a file of requests through a model, for each partition, as one asset.
 
-    Rows are checked before the model is loaded, answers come in the order of the rows, and the
-    output appears whole or not at all; see ``build_batch_inference_asset``.
+    Every row is checked before the model is loaded. Answers keep the order of the rows. The output
+    appears whole or not at all. See ``build_batch_inference_asset``.
 
-    The model, the cluster and the storage are either written here, or the key of a resource of
-    the project, which several components may then share. ``asset`` takes what any asset takes (key,
-    deps, partitions_def, group_name, automation_condition …), ``op`` the pool, tags and backfill
-    policy of its step, ``arrivals`` adds a sensor.
+    Write the model, the cluster and the storage here, or give the key of a resource of the project,
+    which several components can share. ``asset`` takes what any asset takes (key, deps,
+    partitions_def, group_name, automation_condition …). ``op`` takes the pool, tags and backfill
+    policy of the asset's step. ``arrivals`` adds a sensor.
     """
 
     asset: Annotated[
@@ -96,9 +96,9 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
             | DailyPartitionsDefinitionModel
             | WeeklyPartitionsDefinitionModel
             | TimeWindowPartitionsDefinitionModel,
-            description="Time windows of the source, if they differ from the asset's, such as "
-            "type: hourly. The files whose windows begin in a partition are read as "
-            "one. (arrivals can't be given then.)",
+            description="Time windows of the source, if they differ from the asset's, such as type: hourly. "
+            "The files whose windows begin in one partition are read as one file. Can't be "
+            "combined with arrivals.",
             # The asset's own: dg's example has every attribute, arrivals among them.
             examples=[_EXAMPLE_ASSET["partitions_def"]],
         ),
@@ -130,7 +130,7 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     max_tokens_total: Annotated[int | None, option("max_tokens_total", 50_000_000)] = None
     launch: Annotated[
         Literal["step", "ray_job"],
-        says("step: the step drives Ray itself; ray_job: it submits a Ray job.", "step"),
+        says("step: the step drives Ray itself. ray_job: the step submits a Ray job.", "step"),
     ] = "step"
     redact_rows: Annotated[
         bool,
@@ -139,7 +139,7 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     report: Annotated[
         Literal["html"] | None,
         says(
-            "html: write a page about each partition beside its sink; needs sheaf_dagster[html].",
+            "html: write a page about each partition beside its sink. Needs sheaf_dagster[html].",
             "html",
         ),
     ] = None
@@ -156,9 +156,9 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     model_asset: Annotated[
         ResolvedAssetKey | None,
         says(
-            "Key of the model's own asset. From it Dagster knows which answers an earlier model "
-            "gave. The component adds that asset if it defines the model; otherwise the project "
-            "must have it.",
+            "Key of an asset that stands for the model. It tells Dagster which answers come "
+            "from an earlier model. If the model is written here, the component adds this "
+            "asset; otherwise the project must have it.",
             "forecaster",
         ),
     ] = None
@@ -176,8 +176,8 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
         Any,
         resource_field(
             StorageResource,
-            "Where the files are, or the key of a StorageResource. Credentials are written "
-            "{env: NAME}.",
+            "Where the files are, or the key of a StorageResource. Write credentials as {env: "
+            "NAME}.",
             form_of(StorageResource, ("s3",)),
             "storage",
             {"root": "s3://my-bucket/prefix"},
@@ -193,13 +193,18 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     check_severities: Annotated[
         dict[str, Literal["WARN", "ERROR"]] | None,
         says(
-            "Severity by check, such as {no_row_failed: ERROR}: one that holds back downstream assets.",
+            "Severity by check, such as {no_row_failed: ERROR}. A check that fails with ERROR "
+            "holds back downstream assets.",
             {"no_row_failed": "ERROR"},
         ),
     ] = None
     checks_by_partition: Annotated[
         bool,
-        says("Record the result of each check at each partition, too.", True),
+        says(
+            "Also record the result of each check at each partition (a preview feature of "
+            "Dagster).",
+            True,
+        ),
     ] = False
     op: Annotated[
         OpSpec | None,
@@ -212,14 +217,14 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
 
     @classmethod
     def get_spec(cls) -> dg.ComponentTypeSpec:
-        """What the catalogue of components shows."""
+        """The entry in the catalogue of components."""
         return dg.ComponentTypeSpec(
             description="Offline model inference on a JSONL file, for each partition, on Ray.",
             tags=["ray", "machine-learning"],
         )
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """The asset with its checks, the resources written here, and the sensor if there is one."""
+        """Builds the asset with its checks, the resources written here, and the sensor if there is one."""
         spec, op = self.asset, self.op or OpSpec()
         if op.name or op.description:
             raise SpecError(

@@ -78,23 +78,29 @@ class ArrivalsSpec(dg.Model, dg.Resolvable):
 
     source: Annotated[
         str | None,
-        says("Template of the location to watch; by default the asset's source."),
+        says("Template of the location to watch. By default the asset's source."),
     ] = None
-    files_per_run: Annotated[int, says("Files that one run may cover.")] = 1
+    files_per_run: Annotated[int, says("The most files that one run may cover.")] = 1
     settle_seconds: Annotated[
         float,
-        says("How long a file must be unchanged before it counts (local folders)."),
+        says(
+            "Seconds that a file in a local folder must stay unchanged before it counts as "
+            "complete."
+        ),
     ] = 10.0
     minimum_interval_seconds: Annotated[int, says("Seconds between two evaluations.")] = 30
-    running: Annotated[bool, says("Whether the sensor starts with its code location.")] = False
+    running: Annotated[bool, says("Start the sensor together with its code location.")] = False
 
 
 class RetryPolicySpec(dg.Model, dg.Resolvable):
-    """How often a step is tried again after an error that retrying can mend."""
+    """How often, and when, a step is retried after an error that a retry can fix."""
 
-    max_retries: Annotated[int, says("How often.")] = 1
+    max_retries: Annotated[int, says("The most retries.")] = 1
     delay: Annotated[float | None, says("Seconds before a retry.")] = None
-    backoff: Annotated[Literal["linear", "exponential"] | None, says("How the delay grows.")] = None
+    backoff: Annotated[
+        Literal["linear", "exponential"] | None,
+        says("How the delay grows from one retry to the next."),
+    ] = None
     jitter: Annotated[
         Literal["full", "plus_minus"] | None, says("How the delay is varied at random.")
     ] = None

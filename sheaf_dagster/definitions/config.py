@@ -1,4 +1,4 @@
-"""What a person may change for one materialisation, in the Launchpad."""
+"""Options that can be changed for one materialisation, in the Launchpad."""
 
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -59,15 +59,15 @@ _Options = create_model(  # type: ignore[call-overload]
 
 
 class BatchConfig(_Options):  # type: ignore[misc, valid-type]
-    """Run config of a batch inference asset; what is left out stays as the asset was built.
+    """Run config of a batch inference asset. Fields that are left out keep the asset's own values.
 
-    It takes each field of ``BatchOptions`` (``auto_batch_size: true`` is ``batch_size: auto``), and
-    ``only: failed``, which runs the rows that failed last time and keeps the other answers.
+    It takes each field of ``BatchOptions``; write ``auto_batch_size: true`` for ``batch_size: auto``.
+    It also takes ``only: failed``, which runs the rows that failed last time and keeps the other answers.
     """
 
     source: Optional[str] = Field(
         default=None,
-        description="Template of another source to read, such as "
+        description="Template of another source to read instead, such as "
         '"{root}/inbox/{partition_key}.jsonl".',
     )
 
@@ -76,7 +76,7 @@ class BatchConfig(_Options):  # type: ignore[misc, valid-type]
         super().__init__(**values)
 
     def changes(self) -> dict[str, Any]:
-        """The options, and the source, that it sets."""
+        """The options and the source that this config sets."""
         changed = {
             name: value.value if isinstance(value, Enum) else value
             for name in type(self).model_fields
@@ -89,14 +89,14 @@ class BatchConfig(_Options):  # type: ignore[misc, valid-type]
 
 
 def run_config(path: str, given: Mapping[str, Any]) -> BatchConfig:
-    """The config of a run, whose names and types Dagster has checked.
+    """The config of a run. Dagster has already checked the names and types of its fields.
 
     Args:
-        path: Where it stands, for errors.
+        path: Where the config is written, for errors.
         given: Its values.
 
     Raises:
-        SpecError: A value can't work; the message says where it stands, and what can.
+        SpecError: A value can't work. The message says where the value is and what is allowed.
     """
     try:
         return BatchConfig(**{name: value for name, value in given.items() if value is not None})

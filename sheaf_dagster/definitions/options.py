@@ -1,4 +1,4 @@
-"""What the step of an asset does, and what is shown of it: grouped arguments of the factory."""
+"""Grouped arguments of the asset factory: how its step runs, and what is shown of it."""
 
 from __future__ import annotations
 
@@ -28,19 +28,18 @@ class StepOptions:
     """How Dagster runs the step of an asset.
 
     Attributes:
-        launch: ``step``: the step is Ray's driver, on a machine of the cluster or with a local Ray;
-            ``ray_job``: the step submits a Ray job to the cluster's dashboard and follows it, from
-            anywhere.
-        retry_policy: For errors that retrying can mend; the others end the step at once.
-        backfill_policy: By default a single run for any range of partitions.
-        pool: Dagster pool of the step, by which an instance limits jobs at a time; None: named
-            like the ``ray_cluster`` resource, so that
-            ``dagster instance concurrency set ray_cluster 2`` lets two jobs run on it at a time;
-            ``""``: none. With ``compute="local"`` there is none by default.
-        op_tags: Tags of the step, which executors and run launchers read, such as
-            ``dagster-k8s/config``.
-        progress_every_s: Seconds between two lines in the event log that say how far the step
-            is: rows, rate, partitions done, time to go.
+        launch: ``step``: the step is Ray's driver. It runs on a machine of the cluster, or with a
+            local Ray. ``ray_job``: the step submits a Ray job to the cluster's dashboard and
+            follows it. It can run anywhere.
+        retry_policy: Retries for errors that a retry can fix. Other errors end the step at once.
+        backfill_policy: By default one run covers any range of partitions.
+        pool: Dagster pool of the step, which limits how many jobs of an instance run at a time.
+            None: the pool has the name of the ``ray_cluster`` resource, so that
+            ``dagster instance concurrency set ray_cluster 2`` lets two jobs run on it at a time.
+            ``""``: no pool. With ``compute="local"`` the default is no pool.
+        op_tags: Tags of the step for executors and run launchers, such as ``dagster-k8s/config``.
+        progress_every_s: Seconds between two progress lines in the event log. A line gives rows,
+            rate, finished partitions and the time left.
     """
 
     launch: Launch = "step"
@@ -51,7 +50,7 @@ class StepOptions:
     progress_every_s: float = EVERY_SECONDS
 
     def __post_init__(self) -> None:
-        """Refuses a launch that there isn't, or whose package isn't installed."""
+        """Refuses an unknown launch, and one whose package isn't installed."""
         if self.launch not in get_args(Launch):
             raise SpecError(
                 f"launch={self.launch!r}: must be {' or '.join(map(repr, get_args(Launch)))}"
@@ -62,7 +61,7 @@ class StepOptions:
             )
 
     def pool_of(self, batch: BatchOptions, ray_cluster: str) -> str | None:
-        """The pool of a step that runs so on that cluster."""
+        """The pool of a step with these options on that cluster."""
         if self.pool is None and batch.compute != "local":
             return ray_cluster
         return self.pool or None
@@ -73,22 +72,23 @@ class ReportOptions:
     """What is shown of an asset's partitions, and how severe its checks are.
 
     Attributes:
-        actuals: For forecasts: called with the partition key (None without partitions) and a
-            request, as a dictionary, it gives what happened after the request's history, or
-            None where that isn't known. The plot shows it beside the forecast, and picks the
-            series to show by their errors.
-        forecast_start: For forecasts: called likewise, it gives the date (or datetime) of the
-            first forecast value, or None. The plot's axis then shows dates rather than steps.
-        unit: For forecasts: the unit of their values, which the plot's axis shows.
+        actuals: For forecasts: a function that returns what happened after a request's history,
+            or None if that isn't known. It is called with the partition key (None without
+            partitions) and the request as a dictionary. The plot shows the actual values beside
+            the forecast, and uses the errors to pick the series that it shows.
+        forecast_start: For forecasts: a function with the same arguments that returns the date (or
+            datetime) of the first forecast value, or None. With it the plot's axis shows dates
+            instead of steps.
+        unit: For forecasts: the unit of the values, shown on the plot's axis.
         report: ``"html"``: write a page about each partition beside its sink
-            (``<sink>.report.html``): plots that answer to the mouse, the first rows beside their
-            answers, checks, timings, and what ran. Needs ``sheaf_dagster[html]``.
+            (``<sink>.report.html``), with interactive plots, the first rows beside their answers,
+            checks, timings, and what ran. Needs ``sheaf_dagster[html]``.
         redact_rows: Keep row values out of errors, metadata, previews and reports.
-        check_severities: Severity by check name, in place of the default. A check that fails
-            with ERROR holds downstream assets back; with WARN it is only shown.
-        checks_by_partition: Record the result of each check at each partition, too, so that a red
-            check stands at its day (a preview of Dagster's). A run of many partitions writes one
-            event more for each check and partition.
+        check_severities: Severity by check name, instead of the default. A check that fails with
+            ERROR holds back downstream assets. A check that fails with WARN is only shown.
+        checks_by_partition: Also record the result of each check at each partition, so that a
+            failed check is shown on its day. Dagster calls this feature a preview. A run of many
+            partitions writes one more event for each check and partition.
     """
 
     actuals: ActualsOf | None = None
@@ -100,7 +100,7 @@ class ReportOptions:
     checks_by_partition: bool = False
 
     def axes_for(self, partition: str | None) -> ForecastAxes:
-        """What the plot of a partition's forecasts is drawn with."""
+        """The actual values, dates and unit for the plot of a partition's forecasts."""
         actuals, start = self.actuals, self.forecast_start
         return ForecastAxes(
             actuals=(lambda request: actuals(partition, request)) if actuals else None,
@@ -109,7 +109,7 @@ class ReportOptions:
         )
 
     def __post_init__(self) -> None:
-        """Refuses a form of report or a check that there isn't, and a report without its library."""
+        """Refuses an unknown check or report format, and a report whose library isn't installed."""
         severities_of(self.check_severities)
         if self.report not in (None, "html"):
             raise SpecError(f"report={self.report!r}: must be 'html' or None")
@@ -118,15 +118,15 @@ class ReportOptions:
 
 
 def changed_options(what: str, options: BatchOptions, changes: Mapping[str, Any]) -> BatchOptions:
-    """Options with some of them changed.
+    """Options with some of their values changed.
 
     Args:
         what: Where the changes were made, for errors.
-        options: The others.
-        changes: Values by name.
+        options: The options to change.
+        changes: New values by name.
 
     Raises:
-        SpecError: They can't work together; the message names the field.
+        SpecError: The values can't work together; the message names the field.
     """
     try:
         return BatchOptions(**{**options.model_dump(exclude_unset=True), **changes})

@@ -38,24 +38,25 @@ class _Resource(dg.ConfigurableResource):
 
 
 class ModelResource(_Resource):
-    """The model that an asset runs; the same fields as ``ModelSpec``."""
+    """The model that an asset runs. Its fields are those of ``ModelSpec``."""
 
     name: str = Field(description="Name of the model, shown in metadata.")
     model_type: str = Field(
-        description="Contract of its rows: time_series, embedding, tabular, or a registered name."
+        description="Contract of the model's rows: time_series, embedding, tabular, or another registered "
+        "name."
     )
     backend: str = Field(description='Registry name of the backend, or "pkg.module:Class".')
     backend_kwargs: dict[str, Any] = Field(
         default_factory=dict,
-        description="Arguments of the backend's constructor; take secrets from environment variables "
-        "with EnvVar, which workers read where they run.",
+        description="Arguments of the backend's constructor. Take secrets from environment variables with "
+        "EnvVar; each worker reads the variables on its own machine.",
     )
     num_cpus: float = Field(default=1.0, description="CPUs that one task or actor reserves.")
     num_gpus: float = Field(
-        default=0.0, description="GPUs that one task or actor reserves; fractions share a GPU."
+        default=0.0, description="GPUs that one task or actor reserves. A fraction shares a GPU."
     )
     memory_gb: float | None = Field(
-        default=None, description="Memory (GiB) that one task or actor reserves."
+        default=None, description="Memory that one task or actor reserves (GiB)."
     )
     custom_resources: dict[str, float] = Field(
         default_factory=dict, description="Custom Ray resources that one task or actor reserves."
@@ -89,8 +90,8 @@ class ModelResource(_Resource):
     def to_spec(self) -> ModelSpec:
         """The ``ModelSpec`` of this resource.
 
-        An ``EnvVar`` inside ``backend_kwargs`` is named there (``{"env": NAME}``), in a run and
-        outside of one: a spec is shown in many places. Workers read the variables where they load.
+        The spec names an ``EnvVar`` of ``backend_kwargs`` (``{"env": NAME}``) and never holds its value,
+        because a spec is shown in many places. Workers read the variables when they load the model.
 
         Raises:
             SpecError: A field can't work; the message names it.
@@ -113,63 +114,66 @@ class ModelResource(_Resource):
 
 
 class RayClusterResource(_Resource):
-    """The Ray that assets run on, and how much of it one job may take."""
+    """The Ray cluster that assets run on, and how much of it one job may take."""
 
     address: str | None = Field(
         default=None,
-        description='None: a local Ray for the run; "auto" or "host:port": a running cluster, '
-        "where the step runs on one of its machines.",
+        description='None: a local Ray for the run. "auto" or "host:port": a running cluster; the step '
+        "then runs on one of its machines.",
     )
     connect_timeout_s: float = Field(
         default=30.0,
         gt=0,
-        description="How long to try to reach the cluster (seconds) before that is an error, which "
-        "the retry policy may try again.",
+        description="Seconds to try to reach the cluster. After that the step fails, and its retry policy "
+        "may try again.",
     )
     gpu_limit: float | None = Field(
         default=None,
         ge=0,
-        description="GPUs that one job may reserve; None: what the cluster has.",
+        description="GPUs that one job may reserve. None: as many as the cluster has.",
     )
     shared_gpu_limit: float | None = Field(
         default=None,
         gt=0,
-        description="GPUs that all jobs of this library on the cluster may reserve together, "
-        "whatever asset or run they belong to; a job that would exceed it waits for its turn, and "
-        "its run's log names the jobs before it. Needs an address. None: no such limit.",
+        description="GPUs that all jobs of this library on the cluster may reserve together, in any asset "
+        "or run. A job that would exceed the limit waits for its turn, and its run's log "
+        "names the jobs ahead of it. Needs an address. None: no such limit.",
     )
     cpu_limit: float | None = Field(
-        default=None, gt=0, description="CPUs that one job may reserve; None: what the cluster has."
+        default=None,
+        gt=0,
+        description="CPUs that one job may reserve. None: as many as the cluster has.",
     )
     autoscaling: bool = Field(
         default=False,
-        description="The cluster grows on demand: ask it for what is not alive yet, and wait.",
+        description="Set this if the cluster grows on demand: a job asks for machines that aren't alive "
+        "yet, and waits for them.",
     )
     wait_for_capacity_s: float = Field(
-        default=600.0, ge=0, description="How long to wait for busy or starting capacity (seconds)."
+        default=600.0, ge=0, description="Seconds to wait for capacity that is busy or starting."
     )
     engine: Engine = Field(
         default=Engine.auto,
-        description="What starts the workers: ray_data; ray_core, which starts sooner; auto: "
-        "ray_core for less than 2 GiB of input on a cluster of fixed size. The output is the "
-        "same.",
+        description="What starts the workers. ray_data: Ray Data. ray_core: plain Ray, which starts "
+        "sooner. auto: ray_core for less than 2 GiB of input on a cluster of fixed size, "
+        "ray_data otherwise. The output is the same.",
     )
     dashboard: str | None = Field(
         default=None,
-        description='Address of the cluster\'s dashboard, such as "http://head:8265", to which '
-        'assets with launch="ray_job" submit their steps.',
+        description='Address of the cluster\'s dashboard, such as "http://head:8265". Assets with '
+        'launch="ray_job" submit their steps to it.',
     )
     headers: dict[str, Any] = Field(
         default_factory=dict,
         repr=False,
-        description="HTTP headers of requests to the dashboard, for a proxy in front of it; take "
-        "secrets from environment variables with EnvVar. (Ray's own token needs none: set "
-        "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN.)",
+        description="HTTP headers for requests to the dashboard, if a proxy stands in front of it. Take "
+        "secrets from environment variables with EnvVar. Ray's own token needs no header: set "
+        "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN.",
     )
     runtime_env: dict[str, Any] = Field(
         default_factory=dict,
-        description='Ray runtime environment of steps with launch="ray_job". The dashboard shows '
-        "it, env_vars included, so put no secrets there.",
+        description='Ray runtime environment of steps with launch="ray_job". Put no secrets here: the '
+        "dashboard shows all of it, env_vars included.",
     )
 
     @field_validator("address")
@@ -182,7 +186,7 @@ class RayClusterResource(_Resource):
         """The ``ClusterConfig`` of this resource.
 
         Raises:
-            SpecError: The address is a ``ray://`` one, over which Ray Data can't run.
+            SpecError: The address is a ``ray://`` address. Ray Data can't run over those.
         """
         refuse_ray_client(self.address)  # an EnvVar has a value only now
         return ClusterConfig(
@@ -198,10 +202,10 @@ class RayClusterResource(_Resource):
 
 
 class StorageResource(_Resource):
-    """Where the files are, and what it takes to reach them.
+    """Where the files are, and the credentials for them.
 
-    Credentials come from the environment (an instance profile, ``AWS_…`` variables, a profile),
-    from ``s3``, or from ``storage_options``, each of whose values may be an ``EnvVar``:
+    Credentials come from the environment (an instance profile, ``AWS_…`` variables, a profile), from
+    ``s3``, or from ``storage_options``. Any value of ``storage_options`` may be an ``EnvVar``:
 
         StorageResource(
             root="s3://my-bucket/prefix",
@@ -212,30 +216,31 @@ class StorageResource(_Resource):
             ),
         )
 
-    They are read when a step runs, and shown nowhere.
+    Credentials are read when a step runs. They are never shown.
     """
 
     root: str = Field(
-        description='Folder or URI prefix that "{root}" stands for: a path, "s3://bucket/prefix" …'
+        description='Folder or URI prefix that replaces "{root}" in templates: a path, '
+        '"s3://bucket/prefix" …'
     )
     s3: dg.ResourceDependency[Any] = Field(
         default=None,  # type: ignore[arg-type]
         repr=False,
-        description="dagster-aws's S3Resource: its credentials, endpoint, region, profile and "
-        "retries are used for s3://.",
+        description="An S3Resource of dagster-aws. Files on s3:// use its credentials, endpoint, region, "
+        "profile and retries.",
     )
     storage_options: dict[str, Any] = Field(
         default_factory=dict,
         repr=False,
-        description="Arguments of the fsspec file system (key, secret, endpoint_url …), over "
-        "those of s3; take secrets from environment variables with EnvVar.",
+        description="Arguments of the fsspec file system (key, secret, endpoint_url …). They take "
+        "precedence over those of s3. Take secrets from environment variables with EnvVar.",
     )
 
     _s3_itself: Any = PrivateAttr(default=None)
     _s3_as_given: Any = PrivateAttr(default=None)
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """Finds the ``S3Resource`` behind ``s3`` where that is a resource of its own, too."""
+        """Finds the ``S3Resource`` behind ``s3`` if the project has it as a resource of its own."""
         # Dagster then hands us what it hands to ops: the boto3 client that the resource makes.
         originals = context.resources.original_resource_dict
         for key, original in originals.items():
@@ -259,10 +264,11 @@ class StorageResource(_Resource):
 
     @property
     def options_by_name(self) -> dict[str, Any]:
-        """The same with environment variables named (``{"env": NAME}``), for another machine.
+        """The same arguments for another machine: environment variables are named (``{"env": NAME}``).
 
         Raises:
-            SpecError: A secret is given as such; it could be read where it is handed on.
+            SpecError: A secret is written in plain text. Others could read it where the arguments are
+                sent.
         """
         given = dict(self.storage_options)
         options: dict[str, Any] = named_variables(

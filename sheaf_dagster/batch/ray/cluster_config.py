@@ -13,53 +13,58 @@ __all__ = ["ClusterConfig", "refuse_ray_client", "verify_limits"]
 
 
 class ClusterConfig(BaseModel):
-    """Where Ray is, and the limits that a job keeps to."""
+    """Where Ray runs, and the limits that a job keeps to."""
 
     model_config = ConfigDict(extra="forbid")
 
     address: str | None = Field(
         default=None,
-        description='None: the Ray of this process, or a local one; "auto" or "host:port" of a '
-        "cluster's GCS.",
+        description='None: the Ray of this process, or a local one. "auto" or "host:port": the GCS of a '
+        "running cluster.",
     )
     connect_timeout_s: float = Field(
         default=30.0,
         gt=0,
         allow_inf_nan=False,
-        description="How long to try to reach the cluster (seconds) before that is an error.",
+        description="Seconds to try to reach the cluster before the job fails.",
     )
     gpu_limit: float | None = Field(
-        default=None, ge=0, description="GPUs that a job may reserve; None: what the cluster has."
+        default=None,
+        ge=0,
+        description="GPUs that one job may reserve. None: as many as the cluster has.",
     )
     shared_gpu_limit: float | None = Field(
         default=None,
         gt=0,
-        description="GPUs that all jobs of this library on the cluster may reserve together; "
-        "a job that would exceed it waits for its turn. None: no such limit.",
+        description="GPUs that all jobs of this library on the cluster may reserve together. A job that "
+        "would exceed the limit waits for its turn. None: no such limit.",
     )
     cpu_limit: float | None = Field(
-        default=None, gt=0, description="CPUs that a job may reserve; None: what the cluster has."
+        default=None,
+        gt=0,
+        description="CPUs that one job may reserve. None: as many as the cluster has.",
     )
     autoscaling: bool = Field(
         default=False,
-        description="The cluster grows on demand: ask it for what is not alive yet, and wait.",
+        description="Set this if the cluster grows on demand: the job asks for machines that aren't alive "
+        "yet, and waits for them.",
     )
     wait_for_capacity_s: float = Field(
         default=600.0,
         ge=0,
-        description="How long to wait for busy or starting capacity before giving up (seconds), at "
-        "the start and whenever no task has a place any more.",
+        description="Seconds to wait for capacity that is busy or starting, both at the start and "
+        "whenever no task can be placed any more. Then the job fails.",
     )
     engine: Literal["auto", "ray_data", "ray_core"] = Field(
         default="auto",
-        description="What starts the workers: Ray Data; plain Ray, which starts four CPU seconds "
-        "sooner; or, by default, plain Ray for jobs of less than 2 GiB of input on a "
-        "cluster of fixed size, and Ray Data for all others. The output is the same.",
+        description="What starts the workers. ray_data: Ray Data. ray_core: plain Ray, which saves about "
+        "four CPU seconds at the start. auto: ray_core for jobs with less than 2 GiB of input "
+        "on a cluster of fixed size, ray_data otherwise. The output is the same.",
     )
     holder: str = Field(
         default="",
-        description="What the job is called in the messages of others that wait for its capacity; "
-        "by default its model, host and process.",
+        description="Name of the job in the messages of other jobs that wait for its capacity. By "
+        "default: its model, host and process.",
     )
 
     @field_validator("address")
@@ -73,7 +78,7 @@ def refuse_ray_client(address: str | None) -> None:
     """Refuses an address over which Ray Data can't run.
 
     Raises:
-        SpecError: It is a Ray Client address; the message names what works.
+        SpecError: The address is a Ray Client address. The message names what works instead.
     """
     if address and address.strip().lower().startswith("ray://"):
         raise SpecError(
@@ -88,7 +93,7 @@ def verify_limits(plan: WorkerPlan, config: ClusterConfig) -> None:
     """Refuses a job that can't fit the configured limits; needs no cluster.
 
     Raises:
-        ClusterCapacityError: With the sum spelled out.
+        ClusterCapacityError: The job reserves more than a limit. The message spells out the sum.
     """
     if plan.compute == "local":
         return
