@@ -3,35 +3,35 @@
 ::
 
     SheafError
-    ├── SpecError                     a spec, resource or run config that can't work
+    ├── SpecError                     a spec, resource or run config can't work
     │   ├── UnknownBackendError       no backend of that name
     │   ├── UnknownContractError      no contract for that model type
     │   └── MissingDependencyError    an optional package is not installed
-    ├── InputValidationError          rows that don't match their contract
-    ├── SourceError                   a source that can't be read
+    ├── InputValidationError          rows don't match their contract
+    ├── SourceError                   a source can't be read
     │   ├── SourceNotFoundError
     │   └── SourceChangedError        it changed while the job ran              (retryable)
-    ├── PreviousOutputError           an earlier output whose answers can't be kept
-    ├── SinkError                     a sink that can't be written
+    ├── PreviousOutputError           answers of an earlier output can't be kept
+    ├── SinkError                     a sink can't be written
     │   └── SinkBusyError             another job is writing it                 (retryable)
-    ├── ClusterCapacityError          more GPUs, CPUs or memory than there are
+    ├── ClusterCapacityError          not enough GPUs, CPUs or memory
     │   └── ClusterBusyError          others held them for too long               (retryable)
     ├── ClusterError                  Ray can't be reached or stopped working   (retryable)
     ├── BackendError                  the model failed
     │   ├── BackendLoadError          load() raised
-    │   ├── ModelChangedError         other weights than the job began with     (retryable)
-    │   ├── ServiceDownError          a server that answers rows is down        (retryable)
+    │   ├── ModelChangedError         the weights changed during the job        (retryable)
+    │   ├── ServiceDownError          the server that answers is down           (retryable)
     │   ├── PredictError              batch_predict() raised
-    │   │   └── TooManyErrorsError    for more rows than the job tolerates
+    │   │   └── TooManyErrorsError    more rows failed than the job tolerates
     │   ├── BatchTimeoutError         batch_predict() took longer than batch_timeout
     │   └── ResponseMismatchError     wrong number, order or type of responses
     ├── SpendingLimitError            max_cost or max_tokens_total is reached
     └── WorkerCrashError              a chunk killed its worker process again and again
 
-Each message says what is wrong, where, and what to do, in that order, with the credentials of any
-URI in it masked. ``retryable`` tells a
-scheduler whether running the same job again, unchanged, can help: that is so, too, of a
-``SourceError`` or ``SinkError`` whose store was down or out of reach.
+Each message says what is wrong, where, and what to do, in that order. Credentials in URIs are
+masked. ``retryable`` tells a scheduler whether the same job can succeed if it is run again,
+unchanged. A ``SourceError`` or ``SinkError`` is retryable, too, if its store was down or out of
+reach.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ class SheafError(Exception):
     """Base of all errors that this library raises on purpose."""
 
     retryable: bool = False
-    """Whether the same job, run again unchanged, could succeed.
+    """Whether the same job could succeed if it is run again, unchanged.
 
-    Of most errors their class says so; of a store's, whether it failed for a passing reason.
+    Most errors take this from their class. An error of a store depends on why the store failed.
     """
 
     def __init__(self, *args: object) -> None:
@@ -139,13 +139,13 @@ class SourceNotFoundError(SourceError, FileNotFoundError):
 
 
 class SourceChangedError(SourceError):
-    """The source changed while the job ran. Cure: run again once its writer has finished."""
+    """The source changed while the job ran. Cure: run again when its writer has finished."""
 
     retryable = True
 
 
 class PreviousOutputError(SheafError):
-    """Answers of an earlier output can't be kept: it is gone, or isn't of this source and model.
+    """Answers of an earlier output can't be kept: it is gone, or belongs to another source or model.
 
     Cure: run the whole file. The earlier output is untouched.
     """
@@ -162,29 +162,29 @@ class SinkBusyError(SinkError):
 
 
 class ClusterCapacityError(SheafError):
-    """The job asks for more than the limit or the cluster has.
+    """The job asks for more than the limit allows or the cluster has.
 
     Cure: lower ``num_actors`` or the model's ``resources``, or raise the limit.
     """
 
 
 class ClusterBusyError(ClusterCapacityError):
-    """The job fits the cluster, but others held it, or it didn't grow, for too long.
+    """The job fits the cluster, but other jobs held the capacity, or the cluster didn't grow in time.
 
-    Cure: run again later, or wait longer (``wait_for_capacity_s``); the message says who held it.
+    Cure: run again later, or wait longer (``wait_for_capacity_s``). The message names who held it.
     """
 
     retryable = True
 
 
 class ClusterError(SheafError):
-    """Ray can't be reached or stopped working. Cure: check the cluster; then run again."""
+    """Ray can't be reached or stopped working. Cure: check the cluster, then run again."""
 
     retryable = True
 
 
 class BackendError(SheafError):
-    """The model failed. Cure: see the backend's own error, which the message ends with."""
+    """The model failed. Cure: see the backend's own error at the end of the message."""
 
 
 class BackendLoadError(BackendError):
@@ -194,16 +194,16 @@ class BackendLoadError(BackendError):
 class ModelChangedError(BackendError):
     """A worker has other weights than the job began with, or than another worker.
 
-    Cure: run again once the weights are in place; give every machine the same ones.
+    Cure: finish the update of the weights, give every machine the same ones, and run again.
     """
 
     retryable = True
 
 
 class ServiceDownError(BackendError):
-    """A server that answers rows can't be reached, or turns requests away.
+    """The server that answers the rows can't be reached, or turns requests away.
 
-    Cure: look at the server; then run again: answered rows are kept.
+    Cure: check the server, then run again. Answered rows are kept.
     """
 
     retryable = True
@@ -216,30 +216,30 @@ class PredictError(BackendError):
 class TooManyErrorsError(PredictError):
     """More rows failed than ``max_error_rows`` or ``max_error_fraction`` allows.
 
-    Cure: mend the named rows or the model, or raise the limit; a rerun goes on from there.
+    Cure: fix the named rows or the model, or raise the limit. A rerun continues where this run ended.
     """
 
 
 class BatchTimeoutError(BackendError):
     """``batch_predict()`` took longer than ``batch_timeout`` and was stopped.
 
-    Cure: look at the named rows, raise ``batch_timeout``, or use ``on_error="record"``.
+    Cure: check the named rows, raise ``batch_timeout``, or use ``on_error="record"``.
     """
 
 
 class ResponseMismatchError(BackendError):
-    """A backend answered with another number, order or type of responses than it was asked for.
+    """A backend returned a wrong number, order or type of responses.
 
     Cure: ``batch_predict`` must return one response for each request, in the same order.
     """
 
 
 class SpendingLimitError(SheafError):
-    """A job's answers have cost as much as they may.
+    """The job's answers reached its limit on cost or tokens.
 
-    Cure: raise ``max_cost`` or ``max_tokens_total``, then run again: answered rows are kept.
+    Cure: raise ``max_cost`` or ``max_tokens_total``, then run again. Answered rows are kept.
     """
 
 
 class WorkerCrashError(SheafError):
-    """A chunk of rows killed its worker process on every attempt. Cure: see the named rows."""
+    """A chunk of rows killed its worker process on every attempt. Cure: check the named rows."""

@@ -1,4 +1,4 @@
-"""What runs a batch."""
+"""The base class of all backends."""
 
 from __future__ import annotations
 
@@ -30,34 +30,32 @@ _LOOP = "_sheaf_loop"
 
 
 class ModelBackend(ABC):
-    """A model, from loading its weights to typed answers. The one class that users implement.
+    """Base class of a model, from loading weights to typed answers. The one class that users implement.
 
-    A backend is constructed with the ``backend_kwargs`` of its ``ModelSpec``, in the process
-    where it will run, and then lives there: ``load()`` is called once, rows are answered for as
-    long as there are any, ``close()`` is called where it makes room for another model (a worker
-    that is no longer needed just ends). The constructor should only keep its arguments; import
-    heavy libraries inside ``load()``.
+    The worker constructs a backend with the ``backend_kwargs`` of its ``ModelSpec``, in the process
+    where the model runs. It calls ``load()`` once, then passes rows until there are no more. It calls
+    ``close()`` if another model is loaded in the same process; otherwise the process just ends. Keep
+    the constructor small: store the arguments, and import heavy libraries inside ``load()``.
 
-    Rows are answered in one of three shapes, by what the class overrides:
+    A backend answers rows in one of three shapes. The methods that the class overrides decide which:
 
-    * **One call**: ``predict``, or ``batch_predict`` where the model gains from batches. Always
+    * **One call**: ``predict``, or ``batch_predict`` if the model gains from batches. Both are called
       from the thread that called ``load``.
-    * **Stages**: ``prepare``, ``infer`` and ``respond``, which the worker overlaps: while one
-      batch is on the device, the next rows are prepared and the last ones are written. ``infer``
-      is always called from the thread that called ``load``, one call at a time. ``prepare`` is
-      called from several threads at once, ``respond`` from one other thread.
+    * **Stages**: ``prepare``, ``infer`` and ``respond``. The worker overlaps them: while one batch is
+      on the device, it prepares the next rows and writes the last ones. ``infer`` is called from the
+      thread that called ``load``, one call at a time. ``prepare`` is called from several threads at
+      once, and ``respond`` from one other thread.
     * **Rows in flight**: ``predict_async``, for engines and services that schedule by themselves.
-      The worker keeps ``max_in_flight`` rows under way, all on one event loop.
+      The worker keeps ``max_in_flight`` rows in progress, all on one event loop.
 
-    Of a class and its bases the most derived one that has any of these methods decides.
-    Whatever its shape, a backend answers ``predict`` and ``batch_predict`` when they are called by
-    hand.
+    If a class and its bases override methods of several shapes, the most derived class decides. A
+    backend of any shape also answers when ``predict`` or ``batch_predict`` is called by hand.
 
-    The rules that the engine relies on:
+    The engine relies on these rules:
 
     * There is exactly one response for each request, in the same order.
     * Each response carries its request's ``request_id``.
-    * A response depends on the batch's rows alone, not on what ran before, so that a retried
+    * A response depends only on the rows of its batch, not on earlier batches, so that a retried
       batch gives the same bytes.
 
     Example::
@@ -74,58 +72,57 @@ class ModelBackend(ABC):
     """
 
     model_type: ClassVar[str | tuple[str, ...]]
-    """Model type that this backend serves, a ``ModelType`` value or a registered name; or
-    several, where it tells their requests apart by class. A batch holds rows of one of them."""
+    """Model type that this backend serves: a ``ModelType`` value or a registered name. A backend that tells
+    requests apart by their class may name several types. A batch holds rows of one type."""
 
     tunables: ClassVar[frozenset[str]] = frozenset()
-    """Constructor's arguments that decide how fast rows are answered, and by which key, but not
-    what is answered. They are no part of a job's fingerprint: changing them lets a job go on where
-    it was."""
+    """Arguments of the constructor that change the speed or the credentials, but not the answers. They
+    aren't part of a job's fingerprint, so a job can continue after they change."""
 
     batch_invariant: ClassVar[bool] = False
-    """Whether a row's answer is the same to the byte whatever its batch mates are.
+    """Whether a row's answer is the same to the byte in any batch.
 
-    It makes a promise of this: an output for which answers were reused (``reuse``) is the same to
-    the byte as that of a full run. Otherwise the last bits of an answer may differ. The
-    engine doesn't read it; ``sheaf_dagster.testing`` checks the backends that declare it."""
+    If so, an output with reused answers (``reuse``) is the same to the byte as the output of a full run.
+    Otherwise the last bits of an answer may differ. The engine doesn't read this attribute;
+    ``sheaf_dagster.testing`` checks the backends that set it."""
 
     @classmethod
     def identify(cls, **backend_kwargs: Any) -> str | None:
-        """Identity of the weights that a constructor's arguments stand for, found without loading.
+        """Identity of the weights behind the constructor's arguments, found without loading them.
 
-        It is part of a job's fingerprint, so that other weights behind the same arguments are
-        another model: finished parts aren't resumed, committed partitions aren't passed over.
-        It is asked in the driver before a job and on each worker before and after ``load()``,
-        and a worker that finds another one refuses to run. So it must be the same on every
-        machine, and cheap to ask again; ``backends.weights_digest`` is both::
+        It is part of a job's fingerprint. If the same arguments stand for other weights, the model counts
+        as another one: finished parts aren't resumed, and committed partitions aren't skipped. It is called
+        in the driver before a job, and on each worker before and after ``load()``. A worker that finds
+        another identity refuses to run. So the identity must be the same on every machine, and cheap to
+        find again. ``backends.weights_digest`` is both::
 
             @classmethod
             def identify(cls, weights, **_):
                 return weights_digest(weights)
 
         Returns:
-            Any text, or None where it isn't known without loading.
+            Any text, or None if the identity isn't known without loading.
         """
         return None
 
     @abstractmethod
     def load(self) -> None:
-        """Loads weights and whatever ``predict`` needs; called once in each worker.
+        """Loads the weights and everything else that ``predict`` needs. Called once in each worker.
 
         Raises:
-            MissingDependencyError: The library that it needs is not installed.
+            MissingDependencyError: The library that the backend needs is not installed.
         """
 
     # -- one call -----------------------------------------------------------------------------
 
     def predict(self, request: Any) -> BaseModel:
-        """Answers one request; by default as a batch of one.
+        """Answers one request. By default as a batch of one.
 
-        A class that overrides neither this nor ``batch_predict``, ``infer`` or ``predict_async``
-        is refused where it is named or registered.
+        A class must override this method, ``batch_predict``, ``infer`` or ``predict_async``. Otherwise it is
+        refused when it is named or registered.
 
         Raises:
-            SpecError: This object has none of them.
+            SpecError: This object has none of these methods.
         """
         if "batch_predict" in vars(self) or _overrides(type(self), "batch_predict"):
             return self.batch_predict([request])[0]
@@ -133,9 +130,9 @@ class ModelBackend(ABC):
         return self._batch_by_shape([request])[0]
 
     def batch_predict(self, requests: Sequence[Any]) -> list[BaseModel]:
-        """Answers a batch; by default row by row, or by the stages, or by ``predict_async``.
+        """Answers a batch. By default row by row, through the stages, or through ``predict_async``.
 
-        Override it where the model gains from batching.
+        Override it if the model gains from batches.
         """
         if shape_of(self) == "call" and _overrides(type(self), "predict"):
             return [self.predict(request) for request in requests]
@@ -153,106 +150,104 @@ class ModelBackend(ABC):
     # -- stages -------------------------------------------------------------------------------
 
     prepare_threads: int | None = None
-    """Threads in which ``prepare`` runs; by default as many as the worker has CPUs. More of them pay
-    where it waits for something, such as a store."""
+    """Threads in which ``prepare`` runs. By default as many as the worker has CPUs. Use more if
+    ``prepare`` waits for something, such as a store."""
 
     def prepare(self, request: Any) -> Any:
-        """What ``infer`` takes for one row: tokens, a decoded picture. By default the request.
+        """Turns one row into the input of ``infer``, such as tokens or a decoded picture. By default the request.
 
-        It runs on the CPU, in several threads at once and ahead of the device, so it changes
-        nothing of the backend. What it raises is the row's error.
+        It runs on the CPU, in several threads at once, ahead of the device, so it must not change the
+        backend. An exception becomes the row's error.
         """
         return request
 
     def size(self, prepared: Any) -> int:
-        """What a prepared row costs on the device once it is padded: tokens, pixels; 1 by default.
+        """What a prepared row costs on the device once it is padded, such as tokens or pixels. By default 1.
 
-        A batch costs its rows times the largest of them, which ``batch_budget`` bounds. It is
-        asked where ``prepare`` ran, in the same threads.
+        A batch costs its number of rows times its largest row; ``batch_budget`` limits that cost. It is
+        called after ``prepare``, in the same threads.
         """
         return 1
 
     def padded_size(self, sizes: Sequence[int]) -> int:
-        """What the device had in all, for rows of these sizes; for ``padding_fraction``.
+        """The size of a batch on the device, for rows of these sizes; used for ``padding_fraction``.
 
-        By default the rows times the largest of them: override it where ``infer`` pads less.
+        By default the number of rows times the largest of them. Override it if ``infer`` pads less.
         """
         return len(sizes) * max(sizes)
 
     def device_size(self, prepared: Sequence[Any], sizes: Sequence[int]) -> int:
-        """What the device had in all for the rows of one batch, in the measure of ``size``.
+        """The size of one batch on the device, in the unit of ``size``.
 
-        By default what ``padded_size`` says of their sizes: override it where sizes alone don't tell
-        how ``infer`` pads, because a row holds several texts, or all are filled up to one length.
+        By default ``padded_size`` of the row sizes. Override it if the sizes alone don't tell how ``infer``
+        pads, because a row holds several texts, or because all rows are padded to one length.
 
         Args:
-            prepared: What ``prepare`` made of the rows.
-            sizes: The size of each.
+            prepared: The outputs of ``prepare`` for the rows.
+            sizes: The size of each row.
         """
         return self.padded_size(sizes)
 
     window_rows: ClassVar[int | None] = None
-    """Rows of the file out of which batches are taken by ``size``, so that little is padding.
+    """Number of rows of the file that are sorted by ``size`` into batches, so that little is padding.
 
-    With ``batch_budget`` they always are, by default out of 512. With ``batch_size`` they are where
-    this is set: where rows differ a lot in size. A chunk, the least that a worker takes on, holds
-    as many rows.
-    """
+    With ``batch_budget`` rows are always sorted this way, by default 512 at a time. With ``batch_size``
+    they are sorted only if this is set; set it if rows differ a lot in size. A chunk, the smallest
+    piece of work for a worker, then holds as many rows."""
 
     def infer(self, prepared: Sequence[Any]) -> Sequence[Any]:
-        """The model's outputs for prepared rows, one for each, in their order.
+        """Runs the model on prepared rows. Returns one output for each, in the same order.
 
-        The device's part and nothing else: it is what ``device_busy_fraction`` measures.
+        Do only the device's work here: ``device_busy_fraction`` measures this method.
 
         Args:
-            prepared: What ``prepare`` made of the rows of one batch; at least one.
+            prepared: The outputs of ``prepare`` for the rows of one batch; at least one.
         """
         raise NotImplementedError
 
     def respond(self, requests: Sequence[Any], outputs: Sequence[Any]) -> list[BaseModel]:
-        """The responses to some rows; runs on the CPU, behind the device.
+        """Turns the model's outputs into responses. It runs on the CPU, behind the device.
 
         Args:
             requests: The rows.
-            outputs: What ``infer`` returned for each of them.
+            outputs: The output of ``infer`` for each of them.
         """
         raise NotImplementedError
 
     # -- rows in flight -----------------------------------------------------------------------
 
     max_in_flight: int = 32
-    """Rows that ``predict_async`` may have under way; a class attribute, or set in the
-    constructor."""
+    """Rows that ``predict_async`` may have in progress. Set it on the class or in the constructor."""
 
     async def predict_async(self, request: Any) -> BaseModel:
-        """Answers one request, while others are under way.
+        """Answers one request, while other requests are in progress.
 
-        All calls of a backend run on one event loop. A row that is given up is cancelled.
+        All calls of a backend run on one event loop. If a row is given up, its call is cancelled.
         """
         raise NotImplementedError
 
     def run_async(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine on the loop of ``predict_async``, and waits for it.
+        """Runs a coroutine on the event loop of ``predict_async``, and waits for it.
 
-        For ``load`` and ``close``: clients belong to the loop that they were made on.
+        Use it in ``load`` and ``close``: a client must be used on the loop on which it was created.
         """
         return loop_of(self).run(coroutine)
 
-    # -- what any may have --------------------------------------------------------------------
+    # -- optional in any shape --------------------------------------------------------------------
 
     def warmup_requests(self) -> Sequence[Any]:
-        """A small batch that compiles kernels and fills caches before the first real one."""
+        """A small batch that compiles kernels and fills caches before the first real batch."""
         return ()
 
     def model_digest(self) -> str | None:
-        """Identity of the loaded weights where only the loaded model knows it.
+        """Identity of the loaded weights, for backends that only know it after loading.
 
-        All workers of a job must report the same one. By default it is ``identify``'s.
+        All workers of a job must report the same one. By default it is the identity from ``identify``.
         """
         return None
 
     def close(self) -> None:  # noqa: B027  (optional)
-        """Frees what ``load`` took, before another model is loaded in the same process."""
+        """Frees what ``load`` acquired, before another model is loaded in the same process."""
 
 
 def shape_of(backend: ModelBackend | type[ModelBackend]) -> Shape:

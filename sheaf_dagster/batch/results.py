@@ -1,4 +1,4 @@
-"""What a job tells its caller."""
+"""What a job returns to its caller."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ MAX_VIOLATIONS_SHOWN = 100
 
 
 class Violation(BaseModel):
-    """One thing wrong with one row.
+    """One problem of one row.
 
     Attributes:
-        line: Line of the file, counted from 1, blank lines included; of a table, its row.
-        field: Path of the field inside the row, such as ``history.3``; empty for the whole row.
+        line: Line of the file, counted from 1, blank lines included. For a table, its row.
+        field: Path of the field inside the row, such as ``history.3``. Empty for the whole row.
         message: What is wrong, in words.
-        excerpt: The offending value or the start of the line, shortened.
-        file: The file, where the source consists of several.
-        column: Of a table: the column that holds the field.
+        excerpt: The wrong value, or the start of the line, shortened.
+        file: The file, if the source consists of several.
+        column: For a table: the column that holds the field.
     """
 
     line: int
@@ -43,24 +43,24 @@ class Violation(BaseModel):
 
 
 class ValidationReport(BaseModel):
-    """Outcome of checking every row of a source against its contract.
+    """Result of checking every row of a source against its contract.
 
     Attributes:
         source: The file.
-        rows: Rows that it holds (blank lines don't count).
-        violations: The first of them, in file order, at most 100.
-        total_violations: How many there are in all.
-        invalid_rows: Rows with at least one violation.
-        source_digest: ``sha256:<hex>`` of the file's (stored) bytes.
+        rows: Number of rows in it, without blank lines.
+        violations: The first violations, in file order, at most 100.
+        total_violations: Number of all violations.
+        invalid_rows: Number of rows with at least one violation.
+        source_digest: ``sha256:<hex>`` of the file's bytes as stored.
         source_bytes: Size of the file as stored.
         seconds: How long the check took.
-        unknown_fields: Rows by the name of a field that their contract doesn't know and ignores;
-            ``name (repeated)`` of one that an object has again, where the last one counts. From a
-            hundred names on, further ones are counted together as ``…``.
-        meant: By the name of such a field the contract's own that was probably meant.
-        duplicate_ids: Rows with the ``request_id`` of an earlier row. (Where the contract, or
-            ``strict``, refuses them, they are violations.)
-        first_duplicate: Which the first of them is, and whose id it has.
+        unknown_fields: Fields that the contract doesn't know and ignores, with the number of rows
+            that have them. ``name (repeated)`` is a field that one object has twice; its last value
+            counts. After a hundred names, further ones are counted together as ``…``.
+        meant: For such a field, the field of the contract that was probably meant.
+        duplicate_ids: Number of rows with the ``request_id`` of an earlier row. If the contract or
+            ``strict`` refuses such rows, they are violations.
+        first_duplicate: The first of these rows, and the row whose id it repeats.
     """
 
     source: str
@@ -101,7 +101,7 @@ class ValidationReport(BaseModel):
         return "\n".join(lines)
 
     def recorded_summary(self, shown: int = 5) -> str:
-        """The counts and the first violations, where the rows become error rows."""
+        """The counts and the first violations, for a job that writes invalid rows as error rows."""
         first = "; ".join(str(v) for v in self.violations[:shown])
         rest = self.total_violations - min(shown, len(self.violations))
         more = f"; and {rest:,} more" if rest > 0 else ""
@@ -111,11 +111,11 @@ class ValidationReport(BaseModel):
         )
 
     def warnings(self) -> list[str]:
-        """What valid rows may not have meant: fields that were ignored, ids that they share."""
+        """Likely mistakes in valid rows: fields that were ignored, ids that several rows share."""
         return [text for text in (self.unknown_summary(), self.duplicates_summary()) if text]
 
     def duplicates_summary(self) -> str:
-        """How many rows share their id with an earlier one, in one line; empty where none does."""
+        """How many rows repeat the id of an earlier one, in one line. Empty if none does."""
         if not self.duplicate_ids:
             return ""
         rows = "1 row has" if self.duplicate_ids == 1 else f"{self.duplicate_ids:,} rows have"
@@ -125,7 +125,7 @@ class ValidationReport(BaseModel):
         )
 
     def unknown_summary(self, shown: int = 5) -> str:
-        """The fields that were ignored, in one line; empty where there are none."""
+        """The fields that were ignored, in one line. Empty if there are none."""
         if not self.unknown_fields:
             return ""
         most = sorted(self.unknown_fields.items(), key=lambda item: (-item[1], item[0]))
@@ -146,14 +146,14 @@ class BatchProgress(BaseModel):
     """How far a job is.
 
     Attributes:
-        rows_done: Rows answered so far, those of a resumed run included.
+        rows_done: Rows answered so far, including rows of a resumed run.
         rows_total: Rows of the files known so far.
-        files_done: Files committed or failed.
+        files_done: Files that are committed or have failed.
         files_total: Files of the job.
-        rows_per_second: Rate since inference began, resumed rows left out.
-        eta_seconds: Estimated time to the end, where the rate allows one.
-        elapsed_seconds: Since the job began.
-        rows_resumed: How many of ``rows_done`` a killed run of the same job had answered.
+        rows_per_second: Rate since inference began, without resumed rows.
+        eta_seconds: Estimated time left. None if there is no rate yet.
+        elapsed_seconds: Time since the job began.
+        rows_resumed: The part of ``rows_done`` that a killed run of the same job had answered.
     """
 
     rows_done: int
@@ -173,50 +173,50 @@ class BatchResult(BaseModel):
         source: The file of requests.
         sink: The file of responses.
         rows: Rows of the source.
-        output_rows: Rows of the sink, as the workers counted them while they wrote its parts.
-        seconds: Wall time of this file, validation included. Files of one many-file job
-            overlap, so their times don't add up to the job's.
-        source_digest: ``sha256:<hex>`` of the source's stored bytes.
-        fingerprint: Hash of all that decides the output: source, model, batch layout, policy.
+        output_rows: Rows of the sink. The workers counted them as they wrote its parts.
+        seconds: Wall time of this file, including validation. The files of one job overlap, so
+            their times don't add up to the job's time.
+        source_digest: ``sha256:<hex>`` of the source's bytes as stored.
+        fingerprint: Hash of everything that decides the output: source, model, batch layout, policy.
         resumed_rows: Rows taken over from a killed run of the same job.
-        reused_rows: Rows that have the answers of an earlier output (``reuse``, ``only="failed"``).
-        repeated_rows: Rows that have the answer of an equal row of the source (``reuse``).
-        error_rows: Rows that hold an error response (``on_error="record"``).
+        reused_rows: Rows that kept the answer of an earlier output (``reuse``, ``only="failed"``).
+        repeated_rows: Rows that got the answer of an equal row of the source (``reuse``).
+        error_rows: Rows with an error response (``on_error="record"``).
         non_finite: Numbers that were not finite and became ``null``.
-        deviations: Rows that are answered otherwise than asked, by kind (``Deviation``).
-        tokens: Tokens that the answers say they took: ``prompt``, ``output``, and ``hit``, those of
-            the prompts that the engine had in its cache. Empty where no answer says.
-        new_tokens: Those of this run alone, without what it resumed.
-        cost: What ``tokens`` cost by ``price_per_million``; None where that is not known.
-        new_cost: What ``new_tokens`` cost.
-        chunks: Number of chunks the file was cut into.
+        deviations: Number of rows whose answer deviates from what was asked, by kind
+            (``Deviation``).
+        tokens: Tokens that the answers report: ``prompt``, ``output``, and ``hit`` (prompt tokens
+            that the engine had in its cache). Empty if the answers report none.
+        new_tokens: Tokens of this run alone, without resumed rows.
+        cost: Cost of ``tokens`` by ``price_per_million``. None if it isn't known.
+        new_cost: Cost of ``new_tokens``.
+        chunks: Number of chunks that the file was cut into.
         output_bytes: Size of the sink.
-        validation: The up-front check.
-        workers: Worker processes that took part.
-        model_digest: Identity of the weights where the backend knows it: ``sha256:<hex>`` of
-            local files, ``hub:<id>@<commit>``, or what the backend says.
+        validation: The report of the check before inference.
+        workers: Number of worker processes that took part.
+        model_digest: Identity of the weights, if the backend knows it: ``sha256:<hex>`` of local
+            files, ``hub:<id>@<commit>``, or a text of the backend's own.
         model_version: Hash of the model's spec and of its weights as ``identify`` finds them.
-        load_seconds: Longest ``load()`` among the workers that served this file first.
-        inference_seconds: From the first chunk's start to the last one's end.
+        load_seconds: The longest ``load()`` of the workers that served this file first.
+        inference_seconds: Time from the start of the first chunk to the end of the last.
         predict_seconds: Time inside ``batch_predict`` or ``infer``, or with rows in flight, summed
-            over workers.
-        shape: How the backend takes its rows: ``call``, ``stages`` or ``flight``; empty where
-            nothing was computed.
-        device_busy_fraction: Share of the workers' time after load in which ``infer`` ran, or rows
-            were in flight. None for a backend in one call, which can't be seen into, and where
-            nothing was computed.
-        in_flight_mean: Rows in flight in a worker, on average over the time in which there were
-            any; None for other backends.
-        padding_fraction: Share of what the device was given that was padding, in the measure of
-            the backend's ``size``; None where it has none.
-        gpu_utilisation: Share of time in which the workers' GPUs ran something (0 to 1), as NVML
-            samples it; None where there is no GPU, or no ``nvidia-ml-py`` to ask.
-        gpu_memory_bytes: The most memory that was in use on one of them, whoever used it.
+            over the workers.
+        shape: How the backend takes its rows: ``call``, ``stages`` or ``flight``. Empty if nothing
+            was computed.
+        device_busy_fraction: Share of the workers' time after load in which ``infer`` ran or rows
+            were in flight. None for backends of shape ``call``, and if nothing was computed.
+        in_flight_mean: Rows in flight in one worker, averaged over the time when there were any.
+            None for backends of other shapes.
+        padding_fraction: Share of the device's input that was padding, in the unit of the backend's
+            ``size``. None if the backend has no ``size``.
+        gpu_utilisation: Share of time (0 to 1) in which the workers' GPUs were busy, as sampled by
+            NVML. None without a GPU or without ``nvidia-ml-py``.
+        gpu_memory_bytes: The most memory in use on one of these GPUs, by any process.
         halved_batches: Batches that ran out of memory and were halved.
-        batch_size: Rows of a batch; with ``batch_size="auto"`` what the workers ended with (the
-            median), None where nothing was computed or a budget was in its place.
-        batch_budget: Padded size of a batch: what the workers ended with (the median).
-        receipt: Where the receipt is; None where none was asked for, or none could be written.
+        batch_size: Rows in a batch. With ``batch_size="auto"``: the size that the workers ended with
+            (median). None if nothing was computed or a budget was used.
+        batch_budget: Padded size of a batch that the workers ended with (median).
+        receipt: Location of the receipt. None if none was asked for, or none could be written.
     """
 
     model_config = ConfigDict(protected_namespaces=())
@@ -273,7 +273,7 @@ class BatchResult(BaseModel):
         return self
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the page that ``ReportOptions(report="html")`` writes."""
+        """What a notebook shows: the same page that ``ReportOptions(report="html")`` writes."""
         from sheaf_dagster.batch.report import notebook_view
 
         return notebook_view(self, self._job)
@@ -282,7 +282,8 @@ class BatchResult(BaseModel):
     def rows_per_second(self) -> float:
         """Rows answered per second of validation and inference.
 
-        Resumed and reused rows don't count, nor does the wait for Ray and the model to come up.
+        Resumed, reused and repeated rows don't count. Neither does the time in which Ray and the model
+        start.
         """
         seconds = self.validation.seconds + self.inference_seconds
         answered = self.rows - self.resumed_rows - self.reused_rows - self.repeated_rows
@@ -290,7 +291,13 @@ class BatchResult(BaseModel):
 
 
 class BatchOutcome(BaseModel):
-    """How one file of a many-file job ended: with a result, with an error, or with nothing to do."""
+    """How one file of a job with many files ended.
+
+    Attributes:
+        spec: The file.
+        result: Its result, if it was run and committed.
+        error: Why it failed, if it did.
+    """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -305,13 +312,14 @@ class BatchOutcome(BaseModel):
 
     @property
     def ok(self) -> bool:
-        """Whether the sink is committed, by this job or by the earlier one that it was left to."""
+        """Whether the sink is committed, by this job or by an earlier one."""
         return self.error is None
 
     @property
     def unchanged(self) -> bool:
         """Whether there was nothing to run.
 
-        What an earlier job committed still holds; with ``only="failed"``: none of its rows failed.
+        Either the output of an earlier job is still valid, or none of its rows had failed
+        (``only="failed"``).
         """
         return self.result is None and self.error is None

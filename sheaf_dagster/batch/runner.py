@@ -1,4 +1,4 @@
-"""Runs jobs: validate every row, infer, commit."""
+"""Runs jobs: validates every row, runs the model, commits the output."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ __all__ = ["BatchRunner"]
 
 
 class BatchRunner:
-    """Runs batch jobs of one model.
+    """Runs batch jobs of one model, with or without Dagster.
 
     Args:
         model_spec: The model.
-        cluster: Which Ray, and how much of it; by default the Ray that this process is
-            connected to, or a local one that is started for the job and stopped after it.
-        on_progress: Called a few times a second while a job runs, from the calling thread.
-            ``"auto"`` shows a bar in a terminal or notebook and elsewhere logs a line every ten
-            seconds (logger ``sheaf_dagster``, level INFO); None tells nothing.
+        cluster: The Ray cluster, and how much of it a job may take. By default the Ray that this
+            process is connected to, or else a local Ray that is started for the job and stopped
+            after it.
+        on_progress: Called a few times a second while a job runs, in the calling thread.
+            ``"auto"`` shows a bar in a terminal or notebook; elsewhere it logs a line every ten
+            seconds (logger ``sheaf_dagster``, level INFO). None is silent.
         redact_rows: Leave values of rows out of violations and messages.
 
     Raises:
@@ -67,19 +68,19 @@ class BatchRunner:
         self._identified: Callable[[], ModelContext] = self._context.identified
 
     def for_one_step(self) -> BatchRunner:
-        """This runner for as long as its model is to be one: ``identify`` is asked once.
+        """A copy of this runner that calls ``identify`` only once, for a step whose model stays the same.
 
-        Otherwise it is asked for each job and each fingerprint. A worker that finds other weights
-        ends the job either way.
+        Otherwise ``identify`` is called for each job and each fingerprint. In both cases a worker that finds
+        other weights ends the job.
         """
         runner = copy.copy(self)
         runner._identified = cache(self._context.identified)
         return runner
 
     def validate(self, spec: BatchSpec) -> ValidationReport:
-        """Checks every row of a source against the model's contract; runs and writes nothing.
+        """Checks every row of a source against the model's contract. Runs and writes nothing.
 
-        The check streams: its memory doesn't grow with the file.
+        The check streams, so its memory doesn't grow with the file.
 
         Raises:
             SourceError: The source is missing or can't be read.
@@ -97,12 +98,11 @@ class BatchRunner:
     def run(self, spec: BatchSpec) -> BatchResult:
         """Runs every row of a source through the model and commits the answers to the sink.
 
-        With ``only="failed"`` and no failed row there is nothing to run; the result is that of the
-        last output.
+        With ``only="failed"`` and no failed row, nothing is run, and the result describes the last output.
 
         Raises:
             InputValidationError: Rows are invalid; nothing was run or written.
-            ClusterCapacityError: The job can't fit the limits or the cluster.
+            ClusterCapacityError: The job exceeds a limit or doesn't fit the cluster.
             BackendError: The model failed.
             SourceError, SinkError: A file can't be read or written.
         """
@@ -118,27 +118,27 @@ class BatchRunner:
         *,
         committed: Mapping[str, CommittedSink] | None = None,
     ) -> Iterator[BatchOutcome]:
-        """Runs many source→sink pairs in one job, with the model loaded once in each worker.
+        """Runs many files in one job. Each worker loads the model once.
 
-        Files share the workers: small ones side by side, large ones spread over them, and the
-        validation of the next overlaps the inference of this one. All specs must agree on
-        ``compute`` and ``num_actors``. Closing the iterator stops the job; what is finished
-        stays finished, and parts of the rest are kept for a rerun.
+        The files share the workers: small files run side by side, and a large file is spread over all
+        workers. The next file is validated while this one runs. All specs must have the same
+        ``compute`` and ``num_actors``. Closing the iterator stops the job. Committed files stay, and
+        the finished parts of the others are kept for a rerun.
 
         Args:
-            specs: The files; may be lazy.
-            files: How many there are at most, where ``specs`` has no length of its own.
-            committed: By sink what an earlier run committed there. A file of which that still
-                holds is not run: its outcome is ``unchanged``, as is that of a file without failed
-                rows where ``only="failed"``. Where none is to run, nothing is started.
+            specs: The files. May be lazy.
+            files: The most files that there can be, if ``specs`` has no length.
+            committed: What an earlier run committed, by sink. A file whose output is still valid isn't
+                run: its outcome is ``unchanged``. The same is true of a file without failed rows with
+                ``only="failed"``. If no file is left to run, no worker starts.
 
         Yields:
-            One outcome a file, as soon as it is committed or has failed. One bad file never
-            costs the others.
+            One outcome for each file, as soon as it is committed or has failed. A failed file doesn't
+            stop the others.
 
         Raises:
-            SpecError: The specs disagree on compute or num_actors.
-            ClusterCapacityError: The job can't fit the limits or the cluster.
+            SpecError: The specs differ in compute or num_actors.
+            ClusterCapacityError: The job exceeds a limit or doesn't fit the cluster.
             ClusterError: Ray can't be reached or stopped working.
         """
         if files is None and isinstance(specs, Sized):
@@ -185,8 +185,8 @@ class BatchRunner:
     def fingerprint(self, spec: BatchSpec) -> str:
         """Identity of the output that a job would write: source, model, batch layout, policy.
 
-        It equals ``BatchResult.fingerprint`` of a finished job exactly if running the job again
-        would write the same bytes.
+        It equals the ``BatchResult.fingerprint`` of a finished job exactly when another run would write
+        the same bytes.
 
         Raises:
             SourceError: The source is missing or can't be read.
@@ -194,11 +194,12 @@ class BatchRunner:
         return _fingerprint(self._identified(), spec)
 
     def model_identity(self) -> tuple[str | None, str]:
-        """The identity of the weights that the model has now, and the model's version.
+        """Identity of the model's current weights, and version of the model.
 
-        The first is what the backend's ``identify`` finds without loading; None where it can't.
-        The second is a hash (hex) of it and of the spec: ``BatchResult.model_version`` of a job
-        that ran with the same ones.
+        Returns:
+            The identity that the backend's ``identify`` finds without loading, or None if it can't; and
+            the version, a hash (hex) of that identity and the spec. A job that runs with the same
+            weights and spec has this ``BatchResult.model_version``.
 
         Raises:
             BackendLoadError: The backend's ``identify`` failed.

@@ -33,11 +33,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="sheaf-dagster")
 def main() -> None:
-    """Offline model inference on JSONL files, as Dagster assets or from here.
+    """Run models over files of rows, without Dagster.
 
-    Exit codes: 0 done; 1 the job failed; 2 the command, spec or limits can't work; 3 rows don't
-    match their contract; 4 failed for a passing reason, run it again; 130 and 143 interrupted,
-    what is finished is kept.
+    Exit codes: 0: done. 1: the job failed. 2: the command, spec or limits can't work. 3: rows don't
+    match their contract. 4: the job failed for a temporary reason; run it again. 130 and 143: the
+    job was interrupted; finished parts are kept.
     """
 
 
@@ -56,8 +56,8 @@ def imports(function: F) -> F:
         callback=load,
         is_eager=True,
         expose_value=False,
-        help="Python module to import first, from here or installed: one that registers "
-        "contracts or backends. May be given several times.",
+        help="Python module to import first, because it registers contracts or backends. It is "
+        "installed, or lies in the current folder. May be given several times.",
     )(function)
 
 

@@ -65,16 +65,16 @@ class _TerminatedError(BaseException):
 @storage_option
 @click.option(
     "--column", "columns", multiple=True, metavar="FIELD=COLUMN",
-    help="Column that holds a field of another name, such as history=sales.",
+    help="Read a field from a column of another name, such as history=sales.",
 )  # fmt: skip
 @click.option(
     "--field", "fields", multiple=True, metavar="FIELD=VALUE",
-    help="Field that is the same in every row, such as horizon=7.",
+    help="Set a field to the same value in every row, such as horizon=7.",
 )  # fmt: skip
-@click.option("--row-limit", type=click.IntRange(min=1), help="Check the first rows only.")
+@click.option("--row-limit", type=click.IntRange(min=1), help="Check only the first rows.")
 @click.option(
     "--show", type=click.IntRange(0, 100), default=20, show_default=True,
-    help="Violations to show for each file.",
+    help="The most violations to show for each file.",
 )  # fmt: skip
 @click.option("--redact", is_flag=True, help="Leave values of rows out of what is shown.")
 @imports
@@ -93,10 +93,10 @@ def validate(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Check every row of files; load no model, write nothing.
+    """Check every row of the files. Load no model and write nothing.
 
-    FILE is a path or an fsspec URI such as s3://bucket/key, of JSON lines (.gz, .zst) or .parquet, or
-    a folder of such files.
+    FILE is a path or an fsspec URI such as s3://bucket/key. It holds JSON lines (also .gz and .zst)
+    or is a .parquet file, or it is a folder of such files.
     """
     contract = RowContract.of(contract_for(model_type), redact=redact)
     storage_options = dict(assignment("--storage-option", o) for o in options)
@@ -131,27 +131,27 @@ def validate(
 @click.argument("spec", metavar="SPEC.yaml")
 @click.option(
     "--set", "changes", multiple=True, metavar="PATH=VALUE",
-    help="Overrides a value of the spec, such as batch.batch_size=128. May be given several times.",
+    help="Change a value of the spec, such as batch.batch_size=128. May be given several times.",
 )  # fmt: skip
 @click.option(
     "--only", type=click.Choice(get_args(Only)),
-    help="failed: run only the rows that have an error row in the last output; keep the others.",
+    help="failed: run only rows that have an error row in the last output. Keep all other answers.",
 )  # fmt: skip
 @click.option(
     "--reuse", type=click.Choice(get_args(Reuse)),
-    help="previous: take the answers of unchanged rows from the last output; run only the others.",
+    help="previous: keep the last output's answers to unchanged rows. Run only the other rows.",
 )  # fmt: skip
 @click.option(
-    "--reuse-from", metavar="PATH", help="The same, from another output: a path or fsspec URI.",
+    "--reuse-from", metavar="PATH", help="Like --reuse, with the answers of another output: a path or fsspec URI.",
 )  # fmt: skip
-@click.option("--check", is_flag=True, help="Read the spec and check the rows; run nothing.")
+@click.option("--check", is_flag=True, help="Read the spec and check the rows. Run nothing.")
 @click.option(
     "--redact", is_flag=True, help="Leave values of rows out of errors and of the report."
 )
 @click.option(
     "--report", is_flag=True,
-    help="Write a page about each file beside its sink (needs sheaf_dagster[html]); `report` opens "
-    "it.",
+    help="Write a page about each file beside its sink. `report` opens the page. Needs "
+    "sheaf_dagster[html].",
 )  # fmt: skip
 @imports
 @json_option
@@ -183,7 +183,7 @@ def run(
     cluster: {address: auto}    # as ClusterConfig; a local Ray by default
     imports: [my_models]        # modules that register contracts or backends
 
-    A job that was killed or interrupted goes on where it was when it is run again.
+    Run a killed or interrupted job again to continue where it stopped.
     """  # noqa: D301  (\b keeps click from joining the lines)
     if report:
         require_bokeh("--report")
@@ -229,21 +229,21 @@ def _check(runner: BatchRunner, job: JobFile, *, as_json: bool) -> int:
 @click.argument("spec", metavar="SPEC.yaml")
 @click.option(
     "--asset", metavar="KEY",
-    help="Asset whose last materialisations say how fast its rows are answered, and with how many "
-    "tokens; in the Dagster instance of DAGSTER_HOME.",
+    help="Asset whose last materialisations give the rate and the number of tokens. It is read from "
+    "the Dagster instance of DAGSTER_HOME.",
 )  # fmt: skip
 @click.option(
     "--set", "changes", multiple=True, metavar="PATH=VALUE",
-    help="Overrides a value of the spec, such as batch.source=today.jsonl.",
+    help="Change a value of the spec, such as batch.source=today.jsonl.",
 )  # fmt: skip
 @imports
 @json_option
 @command
 def estimate(spec: str, asset: str | None, changes: tuple[str, ...], as_json: bool) -> int:
-    """Say what the job of a YAML file would take: rows, tokens, time and cost; run nothing.
+    """Estimate the rows, tokens, time and cost of the job in a YAML file. Run nothing.
 
-    Tokens of prompts are counted by their characters. Time, and the length of answers, are those of
-    the asset's last materialisations; the cost is by batch.price_per_million.
+    Prompt tokens are estimated from characters. Time and answer length come from the asset's last
+    materialisations. The cost comes from batch.price_per_million.
     """
     job = JobFile.read(spec, dict(assignment("--set", c, typed=False) for c in changes))
     import_modules(job.imports)

@@ -21,7 +21,7 @@ __all__: list[str] = []
 @json_option
 @command
 def backends(as_json: bool) -> int:
-    """List the backends that a spec can name, with those of installed packages."""
+    """List the backends that a spec can name, including those of installed packages."""
     rows: list[dict[str, Any]] = []
     for name in known_backends():
         try:
@@ -53,12 +53,12 @@ def backends(as_json: bool) -> int:
 
 @main.command()
 @click.argument("model_type", metavar="[TYPE]", required=False)
-@click.option("--response", is_flag=True, help="The schema of an answer, not of a row.")
+@click.option("--response", is_flag=True, help="Print the schema of an answer instead of a row.")
 @imports
 @json_option
 @command
 def contracts(model_type: str | None, response: bool, as_json: bool) -> int:
-    """Print the JSON schema of a model type's rows; without TYPE, list the model types."""
+    """Print the JSON schema of a model type's rows. Without TYPE, list the model types."""
     if model_type is not None:
         contract = contract_for(model_type)
         kind = contract.response if response else contract.request

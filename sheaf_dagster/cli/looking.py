@@ -20,7 +20,9 @@ __all__: list[str] = []
 @main.command()
 @click.argument("sink", metavar="SINK")
 @storage_option
-@click.option("--path", "only_path", is_flag=True, help="Print where the page is; open nothing.")
+@click.option(
+    "--path", "only_path", is_flag=True, help="Print the location of the page. Open nothing."
+)
 @command
 def report(sink: str, options: tuple[str, ...], only_path: bool) -> int:
     """Open the page about a finished file in a browser.
@@ -39,9 +41,13 @@ def report(sink: str, options: tuple[str, ...], only_path: bool) -> int:
 @click.argument("receipt", metavar="RECEIPT")
 @click.option(
     "--sample", type=click.IntRange(min=1), default=20, show_default=True,
-    help="Chunks to run again, at most.",
+    help="The most chunks to run again.",
 )  # fmt: skip
-@click.option("--seed", type=int, help="Choose the chunks of an earlier verification again.")
+@click.option(
+    "--seed",
+    type=int,
+    help="Run the chunks of an earlier verification again: its seed, as printed.",
+)
 @storage_option
 @imports
 @json_option
@@ -51,9 +57,9 @@ def verify(
 ) -> int:
     """Compare a file with its receipt, and run some of its chunks again.
 
-    RECEIPT is the receipt, or the file of answers beside which it stands. Source, output and weights
-    must be those of the receipt, and the chunks must give the same bytes; then the exit code is 0,
-    and 1 otherwise. Changed code and packages are told. The model runs in this process.
+    RECEIPT is the receipt, or the file of answers beside it. The exit code is 0 if source, output and
+    weights match the receipt and the chunks give the same bytes, and 1 otherwise. Changed code and
+    packages are reported. The model runs in this process.
     """
     storage_options = dict(assignment("--storage-option", o) for o in options)
     found = verify_receipt(
