@@ -39,29 +39,28 @@ class _Prepared(NamedTuple):
 class ChronosBackend(ModelBackend):
     """Forecasts with a pretrained Chronos model, from a local path or a hub id.
 
-    Rows of a batch may differ in everything: they are grouped by horizon, and histories of
-    different lengths are padded by the library. Chronos-2 sees all variates of a multivariate
-    history together; the other two families see the target variate alone.
+    Rows of a batch may differ in everything. They are grouped by horizon, and the library pads
+    histories of different lengths. Chronos-2 uses all variates of a multivariate history together.
+    The other two families use only the target variate.
 
-    What the families give: Bolt and Chronos-2 predict quantiles, of which the median is
-    reported as ``mean``, crossing levels are put in order, other levels are interpolated linearly
-    (levels beyond the trained ones are held at the outermost), and samples are drawn step by step
-    from the interpolated distribution. T5 draws paths, of which mean and quantiles are taken. Each row's draws
-    have a seed of their own, made of its ``request_id``: they depend on no batch mate.
+    Bolt and Chronos-2 predict quantiles. ``mean`` is then the median. Crossing levels are sorted.
+    Levels between the trained ones are interpolated linearly, and levels beyond them get the value of
+    the outermost level. Samples are drawn step by step from the interpolated distribution. T5 draws
+    paths, and mean and quantiles come from the paths. Each row has its own seed, made from its
+    ``request_id``, so its draws don't depend on the rest of the batch.
 
-    Missing values are null or NaN. An infinite value, or one beyond float32, fails its row. Rows
-    that are answered otherwise than asked are noted: ``truncated`` where the history is longer than
-    the model's context, ``ignored_field`` where variates have no effect, or ``target_index`` names
-    one of a history without, ``clipped`` where samples, or levels beyond the trained ones, are held
-    at the outermost level.
+    Missing values are null or NaN. An infinite value, or a value beyond float32, fails its row. An
+    answer that deviates from its row is marked: ``truncated`` if the history is longer than the
+    model's context; ``ignored_field`` if variates have no effect, or if ``target_index`` is set for a
+    history without variates; ``clipped`` if samples or levels beyond the trained ones get the value of
+    the outermost level.
 
     Args:
         model_id: For example ``amazon/chronos-bolt-tiny``, ``amazon/chronos-2``, or a path.
-        device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``,
-            ``"mps"``.
+        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
-        num_samples: Paths that T5 draws where the row asks for no samples itself.
-        seed: Mixed into the seeds.
+        num_samples: Paths that T5 draws for a row that doesn't ask for samples itself.
+        seed: Mixed into the seed of each row.
         revision: Revision of a hub model.
         device_map: sheaf-serve's name of ``device``.
         torch_dtype: sheaf-serve's name of ``dtype``.

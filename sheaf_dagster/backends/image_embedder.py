@@ -45,24 +45,25 @@ class _Embedded(NamedTuple):
 
 
 class ImageEmbedderBackend(ModelBackend):
-    """Embeds images, and texts where the model has a text tower (CLIP, SigLIP).
+    """Embeds images, and texts if the model has a text tower (CLIP, SigLIP).
 
-    Images come inline (``images_b64``) or by URI (``image_uris``). Threads read, decode and resize
-    those of the next batches while the network runs. Rows may hold any number of images of any size and
-    mode. One that can't be read or decoded is its row's error. Models with a joint space give
-    their projected features for both kinds, so that texts find images; others give the pooled
-    output of their last layer. A text that is longer than the model reads is cut, which is noted
-    in its answer.
+    Images are given inline (``images_b64``) or by URI (``image_uris``). Threads read, decode and
+    resize the images of the next batches while the network runs. A row may hold any number of images,
+    of any size and mode. An image that can't be read or decoded fails its row. Models with a joint
+    space return their projected features for images and texts, so that texts find images. Other
+    models return the pooled output of their last layer. A text that is too long for the model is cut,
+    and its answer is marked ``truncated``.
 
     Args:
         model_id: A transformers model: local path or hub id.
-        device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` …
-        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` as saved.
-        pooling: For models without a joint space: ``auto`` (the model's own pooler, else the
-            first token), ``cls`` (the first token), or ``mean`` (of all but the first).
+        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` …
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the saved type.
+        pooling: For models without a joint space: ``auto`` (the model's own pooler, or else the
+            first token), ``cls`` (the first token), or ``mean`` (of all tokens but the first).
         encode_batch_size: Images or texts that go through the network at once.
-        read_threads: Images that are read at once. As many are decoded at once as there are CPUs.
-        storage_options: Arguments of the fsspec file system of remote ``image_uris``; a value
+        read_threads: Images that are read at once. The number of images decoded at once is the
+            number of CPUs.
+        storage_options: Arguments of the fsspec file system for remote ``image_uris``. A value
             ``{"env": "NAME"}`` is read from the worker's environment.
         revision: Revision of a hub model.
 

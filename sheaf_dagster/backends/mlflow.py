@@ -26,22 +26,24 @@ _IS_FILE = re.compile("file:").match
 
 
 class MlflowBackend(ModelBackend):
-    """Predicts with a pyfunc model: the batch as a data frame, one prediction a row back.
+    """Predicts with a pyfunc model: a batch is one data frame, and each row gets one prediction.
 
-    Columns and their types are those of the model's signature, whatever a batch happens to hold; a
-    value that can't be what the signature says is its row's error. Dates are ISO 8601, and what a
-    time zone says is turned into UTC. Optional columns may be left out or ``null``: the model gets
-    them as missing values, or not at all where their type has none (integers). A row that lacks one
-    and has a field that the signature doesn't know is noted as ``ignored_field``. A scikit-learn
-    model without a signature has the columns that it was fitted with; any other model gets the
-    row's own, in the row's order. A model that answers with a data frame gives an object a row.
+    Columns and their types come from the model's signature, whatever a batch contains. A value that
+    doesn't fit the signature fails its row. Dates are ISO 8601 text; dates with a time zone are
+    converted to UTC. Optional columns may be left out or ``null``. The model gets them as missing
+    values, or doesn't get them at all if their type has no missing value (integers). A row that lacks
+    an optional column and has a field unknown to the signature is marked ``ignored_field``.
 
-    A pyfunc model is code: load those that you trust.
+    Without a signature, a scikit-learn model gets the columns that it was fitted with. Any other model
+    gets the row's own columns, in the row's order. If a model returns a data frame, each row gets an
+    object.
+
+    A pyfunc model is code: load only models that you trust.
 
     Args:
         model_uri: ``models:/name/version``, ``models:/name@alias``, ``runs:/…``, or a path.
-        tracking_uri: Where the runs are, if not where the environment says.
-        registry_uri: Where the registered models are, if not there.
+        tracking_uri: Location of the runs. By default from the environment.
+        registry_uri: Location of the registered models. By default the location of the runs.
         params: Parameters of the model's ``predict``.
 
     Raises:

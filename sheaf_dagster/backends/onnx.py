@@ -28,21 +28,21 @@ _DTYPES = {"float": "float32", "double": "float64", "string": "str"}
 class OnnxBackend(StackingBackend):
     """Runs an ONNX model over rows of named arrays.
 
-    Names and types come from the model. A row holds one example without the batch axis, which
-    is the first one of every input and output. Rows of the same shapes run together, and of any
-    shapes where the field declares how to pad; a batch axis of fixed size is kept to. An input
-    with nothing but a batch axis of columns (n × 1, as skl2onnx makes them) takes ``[value]``.
-    ``null`` is NaN where the input has floats; a number beyond the input's type is refused.
+    Names and types come from the model. A row holds one example without the batch axis, which is the
+    first axis of every input and output. Rows of equal shapes run together. Rows of different shapes
+    run together if ``inputs`` says how to pad. A batch axis of fixed size is respected. An input of
+    single columns (n × 1, as skl2onnx makes them) takes ``[value]``. ``null`` becomes NaN in inputs of
+    floats. A number outside the range of the input's type is refused.
 
     Args:
-        path: The ``.onnx`` file, a path or an fsspec URI (weights outside the file only beside
-            a local one).
-        inputs: Settings of inputs that need some: ``{"ids": {"pad": 0, "mask":
-            "attention_mask"}}``.
-        outputs: Outputs that are wanted; ``{"y": {"trim_to": "ids"}}`` cuts the padding of
-            ``ids`` off again. By default all.
-        device: ``"auto"`` (a GPU where this onnxruntime has one), ``"cpu"`` or ``"cuda"``.
-        max_batch_size: Rows that run at once, where that is less than the job's batch.
+        path: The ``.onnx`` file: a path or an fsspec URI. Weights outside the file work only beside
+            a local one.
+        inputs: Settings of the inputs that need some:
+            ``{"ids": {"pad": 0, "mask": "attention_mask"}}``.
+        outputs: The outputs to return, by default all. ``{"y": {"trim_to": "ids"}}`` removes the
+            padding of ``ids`` again.
+        device: ``"auto"`` (a GPU if this onnxruntime has one), ``"cpu"`` or ``"cuda"``.
+        max_batch_size: Rows that run at once, if that is less than the job's batch.
         storage_options: Arguments of the file system of a remote path.
 
     Raises:

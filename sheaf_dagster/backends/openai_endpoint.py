@@ -31,52 +31,54 @@ _TURNS_AWAY = frozenset({429, 502, 503, 504})
 class OpenAIEndpointBackend(ModelBackend):
     """Posts each line of the OpenAI batch form, and rows of the ``text`` contract, to a server.
 
-    vLLM, SGLang, TEI, Ollama, a gateway or a vendor: the body goes there as it stands, and what
-    comes back is the answer, with derived ids and ``created`` 0. Many rows are in flight over
-    connections that stay open. The official client tries a request again where that may help
-    (connections, stalls, 408, 409, 429, 5xx), after the time that ``Retry-After`` names.
+    The server can be vLLM, SGLang, TEI, Ollama, a gateway or a vendor. The body is sent unchanged, and
+    the server's reply is the answer, with derived ids and ``created`` 0. Many rows are in flight over
+    connections that stay open. The official client retries a request if that may help (connections,
+    stalls, 408, 409, 429, 5xx), after the time that ``Retry-After`` names.
 
-    What the server refuses is that row's error, with its status; so is an answer that can't be the
-    asked one: an error with status 200, fewer choices or vectors than were asked for, JSON that is
-    cut off. Where an answer shows that a field had no effect (``logprobs``, a limit of tokens,
-    ``tool_choice``, ``response_format``) the row counts as ``ignored_field``, and a warning names
-    the field; one that the server's filter has cut counts as ``clipped``.
+    A request that the server refuses fails its row, with the server's status. An answer that can't be
+    right also fails its row: an error with status 200, fewer choices or vectors than asked for, or
+    JSON that is cut off. If an answer shows that a field had no effect (``logprobs``, a token limit,
+    ``tool_choice``, ``response_format``), the row counts as ``ignored_field``, and a warning names the
+    field. An answer that the server's filter has cut counts as ``clipped``.
 
-    If the server can't be reached, turns requests away after all retries (429, 502, 503, 504), or
-    fails row after row, the job ends retryable, and the next run goes on where it ended. A refused
-    key, a redirect, and a server that knows no row's address or model (404) end it, too.
+    The job ends, and can be retried, if the server can't be reached, turns requests away after all
+    retries (429, 502, 503, 504), or fails row after row. The next run continues where the job ended. A
+    refused key, a redirect, and a server that doesn't know the address or model of any row (404) end
+    the job, too.
 
     Args:
-        base_url: Where the API is, as clients are given it: ``http://host:8000/v1``.
-        model: Name of the model there; by default each row's own (``body.model``,
+        base_url: Address of the API, as its clients use it: ``http://host:8000/v1``.
+        model: Name of the model on the server. By default each row's own (``body.model``,
             ``model_name``).
-        api_key: The key; ``EnvVar("NAME")``, or ``{"env": "NAME"}`` without Dagster, which
-            workers read where they run.
-        max_in_flight: Rows that are under way at a time.
-        requests_per_minute: At most so many, retries among them, evenly spread; of each worker.
-        tokens_per_minute: At most so many, by an estimate (a token is four characters of a text,
-            a picture is a thousand, an answer is as long as it may be); of each worker.
-        max_retries: Further attempts at a row.
+        api_key: The key. Use ``EnvVar("NAME")``, or ``{"env": "NAME"}`` without Dagster; each worker
+            reads it from its own environment.
+        max_in_flight: Rows in progress at a time.
+        requests_per_minute: Limit of each worker, evenly spread. Retries count.
+        tokens_per_minute: Limit of each worker, by an estimate: four characters of text are a token,
+            a picture is a thousand tokens, and an answer is as long as it may be.
+        max_retries: Retries of a row.
         timeout_s: Seconds that one attempt may take.
-        max_failures: Rows in a row that may fail by the server's fault before the job ends.
-        max_new_tokens: Length of an answer where the row doesn't say; by default the server's.
-        temperature: Of rows of the ``text`` contract that don't say; likewise.
-        top_p: Likewise.
-        top_k: Likewise.
-        seed: Gives rows that draw and have no seed one of their own, made of this and the row.
-            Not every server knows seeds.
-        headers: Further headers; values may be ``EnvVar``.
-        submit: ``requests``, each row by itself; ``batch``, many together through the server's own
-            batch API, which vendors answer within a day at a lower price. What is submitted is
-            noted beside the finished parts: after a kill the next run waits for it, and submits
-            nothing twice. Lines that come back unanswered are submitted again, alone.
-        batch_rows: Rows of such a batch, at most.
-        batch_bytes: Size of its file, at most.
-        batch_window: Time in which it is to be answered, as the server calls it.
-        poll_s: Seconds between two looks whether it has been.
+        max_failures: Consecutive rows that may fail by the server's fault before the job ends.
+        max_new_tokens: Length of an answer for rows that don't set it. By default the server's.
+        temperature: Temperature for rows of the ``text`` contract that don't set it. By default the
+            server's.
+        top_p: The same for ``top_p``.
+        top_k: The same for ``top_k``.
+        seed: A row that draws and has no seed gets one that is made from this value and the row.
+            Some servers ignore seeds.
+        headers: Further headers. Values may be ``EnvVar``.
+        submit: ``requests`` sends each row by itself. ``batch`` sends many rows together through the
+            server's batch API, which vendors answer within a day at a lower price. Submitted rows
+            are noted beside the finished parts: after a kill the next run waits for them, and
+            submits nothing twice. Lines that come back unanswered are submitted again, alone.
+        batch_rows: The most rows of one such batch.
+        batch_bytes: The largest size of its file.
+        batch_window: Time in which the batch must be answered, in the server's own notation.
+        poll_s: Seconds between two checks whether it is answered.
 
     Raises:
-        SpecError: ``base_url`` is no HTTP address, or a limit is not positive.
+        SpecError: ``base_url`` is not an HTTP address, or a limit is not positive.
         MissingDependencyError: At load: the client is not installed.
     """
 

@@ -119,32 +119,31 @@ def __getattr__(name: str) -> type[SheafServeBackend]:
 
 
 class SheafServeBackend(ModelBackend):
-    """Runs a sheaf-serve backend on our rows.
+    """Runs a backend of sheaf-serve on our rows.
 
-    Rows of a contract that is ours (time series, tabular, embedding) are handed over as
-    sheaf-serve's; ``image_uris`` are read here, and pictures that Pillow's plain conversion would
-    show on their side, or black, are put right. Requests of a batch are handed over together
-    where they agree in every setting (numbers, flags, choices), because its backends take
-    the horizon, say, of a batch from its first request. Rows whose answers are drawn are answered
-    one at a time, each from a seed made of its ``request_id``: they depend on no batch mate.
+    Rows of our own contracts (time series, tabular, embedding) are passed on in sheaf-serve's form.
+    ``image_uris`` are read here. Pictures that Pillow's plain conversion would turn on their side, or
+    make black, are corrected. Requests of a batch are passed on together if all their settings agree
+    (numbers, flags, choices), because sheaf-serve's backends take a setting such as the horizon from
+    the first request of a batch. Rows whose answers are drawn are answered one at a time, each with a
+    seed made from its ``request_id``, so they don't depend on the rest of the batch.
 
-    A row fails that the backend would answer with other values than asked: a quantile level that
-    the model lacks, ``samples`` of one that has none, numbers beyond float32 where the model
-    computes in that. Rows that are answered otherwise than asked are noted: ``truncated`` where the
-    model reads only a part of a history or text, ``ignored_field`` where a field of the row has no
-    effect, ``clipped`` where a picture has another size, ``fell_back`` where GraphCast goes without
-    the sun's radiation.
+    A row fails if the backend would return other values than asked: for a quantile level that the
+    model lacks, for ``samples`` from a model that has none, and for numbers beyond float32 if the model
+    computes in float32. Answers that deviate from their row are marked: ``truncated`` if the model reads
+    only a part of a history or text, ``ignored_field`` if a field has no effect, ``clipped`` if a
+    picture has another size, and ``fell_back`` if GraphCast runs without the sun's radiation.
 
     Args:
-        lora: sheaf-serve's ``LoRAConfig``, as a dictionary; adapters are loaded once and chosen by
-            a row's ``adapters``.
-        model_opt: Its ``ModelOptConfig``, as a dictionary.
-        feast_repo_path: Feast repository from which a row's ``feature_ref`` is looked up.
-        storage_options: Arguments of the fsspec file system of remote ``image_uris``.
+        lora: sheaf-serve's ``LoRAConfig``, as a dictionary. Adapters are loaded once; a row chooses
+            them with ``adapters``.
+        model_opt: sheaf-serve's ``ModelOptConfig``, as a dictionary.
+        feast_repo_path: Feast repository for rows with a ``feature_ref``.
+        storage_options: Arguments of the fsspec file system for remote ``image_uris``.
         backend_kwargs: Arguments of the sheaf-serve backend.
 
     Raises:
-        SpecError: It can't be made of these arguments, or takes no adapters or no such mode.
+        SpecError: The backend refuses these arguments, adapters, or the mode.
         MissingDependencyError: At load: the model's own package is not installed.
     """
 

@@ -29,32 +29,31 @@ _PATH = "model.skops"
 
 
 class SklearnBackend(ModelBackend):
-    """Predicts with an estimator, or a pipeline of them, in one call a batch.
+    """Predicts with an estimator, or a pipeline of them, in one call for each batch.
 
-    Rows are matched to the columns that the estimator was fitted with: by name where it knows
-    them (it was fitted to a data frame), else by position. ``null`` is what the estimator was
-    fitted with for a missing value: ``NaN``, or ``None`` where its encoders know that. Class
-    probabilities come from ``predict_proba``; quantiles from estimators whose ``predict`` takes
-    ``quantiles`` (quantile forests) or ``return_std`` (Gaussian processes, Bayesian regression:
-    normal quantiles).
+    Rows are matched to the columns that the estimator was fitted with: by name if it knows the names
+    (it was fitted to a data frame), or else by position. ``null`` becomes the missing value that the
+    estimator was fitted with: ``NaN``, or ``None`` if its encoders know ``None``. Class probabilities
+    come from ``predict_proba``. Quantiles come from estimators whose ``predict`` takes ``quantiles``
+    (quantile forests) or ``return_std`` (Gaussian processes, Bayesian regression; normal quantiles).
 
-    Dates are ISO 8601 text in a row, and what the estimator was fitted with in its table: the
-    columns of which an encoder has kept dates, and those of ``datetime_columns``. What a time zone
-    says is turned into UTC.
+    A date in a row is ISO 8601 text. The estimator gets dates in the columns that it was fitted to
+    with dates: those for which an encoder has kept dates, and those in ``datetime_columns``. Dates with
+    a time zone are converted to UTC.
 
     Args:
-        path: The saved estimator, a path or an fsspec URI: a ``.skops`` file, or one of joblib
-            or pickle.
-        trusted: Types in a skops file that may be loaded beside those that skops knows.
-        allow_pickle: Load a joblib or pickle file, which **runs any code that is in it**: for
-            files that you wrote yourself.
+        path: The saved estimator, a path or an fsspec URI: a ``.skops`` file, or a joblib or pickle
+            file.
+        trusted: Types that a skops file may load besides those that skops trusts.
+        allow_pickle: Load a joblib or pickle file. This **runs any code in the file**: use it only
+            for files that you wrote yourself.
         storage_options: Arguments of the file system of a remote path.
-        datetime_columns: Columns that were ``datetime64`` where the estimator was fitted, and of
-            which it keeps nothing that says so (a function of yours reads them, or a scaler).
+        datetime_columns: Columns that were ``datetime64`` when the estimator was fitted, if the
+            estimator itself doesn't record that (a function of yours or a scaler reads them).
 
     Raises:
-        SpecError: At load: there is no such column, the file holds types that aren't trusted, or is a pickle that isn't
-            allowed.
+        SpecError: At load: a column doesn't exist, the file holds types that aren't trusted, or the
+            file is a pickle and pickles aren't allowed.
         MissingDependencyError: At load: scikit-learn or skops is not installed.
     """
 

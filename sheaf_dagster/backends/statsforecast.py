@@ -45,34 +45,34 @@ _PUT_ASIDE = re.compile("disabling Box-Cox|No drift term")
 class StatsForecastBackend(ModelBackend):
     """Fits one statistical model to each row's history and forecasts from it.
 
-    Mean and quantiles are what the library's model gives for that history, season and horizon.
-    Some models have no intervals of their own (Croston's, ADIDA, IMAPA, TSB, exponential smoothing
-    with given parameters, window averages, MFLES). For quantiles from those, ask for conformal
-    ones: ``model_kwargs={"prediction_intervals": {"n_windows": 2}}`` (``h``, the longest horizon
-    that rows may ask for, is each row's own by default; ``method`` is the library's). Without, such
-    a row fails.
+    Mean and quantiles are those of the library's model for that history, season and horizon. Some
+    models have no intervals of their own (Croston's, ADIDA, IMAPA, TSB, exponential smoothing with
+    given parameters, window averages, MFLES). A row that asks such a model for quantiles fails. To get
+    quantiles, ask for conformal ones: ``model_kwargs={"prediction_intervals": {"n_windows": 2}}``.
+    There, ``h`` is the longest horizon that rows may ask for, by default each row's own, and
+    ``method`` is the library's.
 
-    Samples are paths whose steps depend on each other as the model says, seeded by the row.
+    Samples are paths whose steps depend on each other as the model defines. The row gives the seed.
 
-    Missing values (null, NaN) take the value before them, and the response's
-    ``metadata.filled_values`` counts them. An infinite value fails the row. Of a multivariate
-    history only the variate to forecast is used; the row is noted as ``ignored_field``. So is a
-    ``target_index`` of a history without variates, and a history for which the library puts an
-    argument aside (``TBATS`` its Box-Cox transformation where a value isn't positive); the
-    library's own words are in ``metadata.warnings``.
+    A missing value (null, NaN) takes the value before it, and ``metadata.filled_values`` of the response
+    counts them. An infinite value fails the row. Only the target variate of a multivariate history is
+    used, and the row is marked ``ignored_field``. The same mark is set for a ``target_index`` of a
+    history without variates, and for a history for which the library ignores an argument (``TBATS``
+    ignores its Box-Cox transformation if a value isn't positive). The library's own warnings are in
+    ``metadata.warnings``.
 
     Args:
         model: Class of ``statsforecast.models``: ``AutoETS``, ``AutoTheta``, ``AutoARIMA``,
             ``AutoCES``, ``SeasonalNaive``, ``HistoricAverage``, …
-        season_length: Steps of a season, or of several (``MSTL``, ``TBATS``); by default what the
-            row's frequency suggests (7 for daily, 24 for hourly, 12 for monthly values …).
+        season_length: Steps of a season, or of several seasons (``MSTL``, ``TBATS``). By default
+            derived from the row's frequency (7 for daily, 24 for hourly, 12 for monthly values …).
         model_kwargs: Further arguments of the model's class.
-        fallback: What becomes of a history that the model can't be fitted to, for example of one
-            that is too short: ``"error"`` fails the row; ``"last_season"`` continues it by its last
-            season (or value), notes the row as ``fell_back`` and says why in its metadata.
+        fallback: What happens if the model can't be fitted to a history, for example because it is
+            too short. ``"error"`` fails the row. ``"last_season"`` repeats the last season (or
+            value), marks the row as ``fell_back``, and gives the reason in its metadata.
 
     Raises:
-        SpecError: At load: statsforecast has no such model, or it can't forecast with these
+        SpecError: At load: statsforecast has no such model, or the model can't forecast with these
             arguments.
         MissingDependencyError: At load: statsforecast is not installed.
     """

@@ -51,21 +51,20 @@ class _Output(NamedTuple):
 class TabICLBackend(ModelBackend):
     """Classifies or regresses query rows from the labelled rows beside them.
 
-    Requests of a batch that have the same examples share one fit and one pass, so it pays to
-    keep them together in the file. Each of the two models is loaded at its first request, once.
+    Requests of a batch with the same examples share one fit and one pass, so keep them together in the
+    file. Each of the two models is loaded once, at its first request.
 
-    Columns that ``categorical_feature_indices`` names go to the library as categories: it orders
-    them, and takes one that no example has for an unknown one.
+    Columns in ``categorical_feature_indices`` are passed to the library as categories. The library
+    orders them, and treats a category that no example has as unknown.
 
     Args:
-        classifier_path: Checkpoint of the classifier; by default the library's own, from the
-            hub.
-        regressor_path: Checkpoint of the regressor, likewise.
-        device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"`` …
-        n_estimators: Views of the examples (shuffled columns and classes) that are averaged.
-        seed: Of the shuffling.
-        load: Which models to load at once: ``classification``, ``regression`` or both; the
-            other one is loaded when a row asks for it.
+        classifier_path: Checkpoint of the classifier. By default the library's own, from the hub.
+        regressor_path: Checkpoint of the regressor. By default the library's own, from the hub.
+        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+        n_estimators: Views of the examples (with shuffled columns and classes) that are averaged.
+        seed: Seed of the shuffling.
+        load: Models to load at the start: ``classification``, ``regression`` or both. The other one
+            is loaded when a row asks for it.
 
     Raises:
         SpecError: A given checkpoint doesn't exist.

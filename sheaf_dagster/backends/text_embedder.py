@@ -36,30 +36,30 @@ _MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 class SentenceTransformersBackend(ModelBackend):
-    """Embeds texts, whatever number each row has.
+    """Embeds texts, any number of them in a row.
 
-    Texts are tokenised ahead of the network. Rows are taken by length within a window of the file,
-    so that little is padding: with ``batch_size`` as with ``batch_budget``, which counts tokens.
+    Texts are tokenised ahead of the network. Rows within a window of the file are sorted by length, so
+    that little is padding, both with ``batch_size`` and with ``batch_budget``. A budget counts tokens.
 
-    Rows are those of the ``embedding`` contract, or lines for ``/v1/embeddings`` of a file of the
-    OpenAI batch form, whose vectors have length 1 as that API's have.
+    Rows have the ``embedding`` contract, or are lines for ``/v1/embeddings`` in a file of the OpenAI
+    batch form. The vectors of such lines have length 1, like those of that API.
 
     Args:
         model_id: A sentence-transformers model: local path or hub id.
-        device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` …
+        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` …
         encode_batch_size: Texts that go through the network at once.
         prompt_name: One of the model's own prompts (``query``, ``document`` …), put before each text.
         prompt: A prompt of your own instead.
-        truncate_dim: Length to which vectors are cut, of models that are trained for it.
-        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` as saved.
-        max_seq_length: Tokens that are read of a text, in place of the model's own limit.
+        truncate_dim: Length to cut vectors to, for models that are trained for it.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the saved type.
+        max_seq_length: Tokens to read of a text, instead of the model's own limit.
         trust_remote_code: Allow a hub model's own code to run.
         revision: Revision of a hub model.
 
     Raises:
         MissingDependencyError: At load: sentence-transformers is not installed.
-        SpecError: ``prompt`` and ``prompt_name`` are both given, or at load: the model has no such
-            prompt, or not as many dimensions or tokens.
+        SpecError: ``prompt`` and ``prompt_name`` are both given. At load: the model has no such
+            prompt, or has fewer dimensions or tokens.
     """
 
     model_type = (ModelType.EMBEDDING, OPENAI_BATCH)

@@ -25,23 +25,23 @@ _PATH = "model.pt2"
 class TorchExportBackend(StackingBackend):
     """Runs an exported program over rows of named arrays.
 
-    A row holds one example without the batch axis, which is the first one of every input and
-    output. Rows of the same shapes run together, and of any shapes where the field declares how
-    to pad. The program's own bounds of its batch axis are kept: larger batches are run in
-    pieces, smaller ones (a batch axis that isn't dynamic) are filled up by repeats. Values get the
-    program's own types: ``null`` is NaN where that has floats, and a number beyond the type is
+    A row holds one example without the batch axis, which is the first axis of every input and output.
+    Rows of equal shapes run together. Rows of different shapes run together if ``inputs`` says how to
+    pad. The program's limits on its batch axis are respected: larger batches are run in pieces, and
+    smaller ones (if the batch axis isn't dynamic) are filled up by repeats. Values get the program's own
+    types: ``null`` becomes NaN in inputs of floats, and a number outside the range of the type is
     refused.
 
     Args:
         path: The ``.pt2`` file, a path or an fsspec URI. Load only files that you trust.
-        inputs: Names of the program's arguments in their order, with settings where they need
+        inputs: Names of the program's arguments in their order, with settings for those that need
             some: ``{"x": {"pad": 0.0, "mask": "x_mask"}, "x_mask": {}}``, or a list of names. By
             default the program's own names.
-        outputs: Names of what it returns, in order; ``{"y": {"trim_to": "x"}}`` cuts the padding
-            of ``x`` off again. By default the keys of a returned dictionary, else ``output``,
-            ``output_1`` …
-        device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"`` …
-        max_batch_size: Rows that run at once, where that is less than the job's batch.
+        outputs: Names of the returned values, in order. ``{"y": {"trim_to": "x"}}`` removes the
+            padding of ``x`` again. By default the keys of a returned dictionary, or else
+            ``output``, ``output_1`` …
+        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+        max_batch_size: Rows that run at once, if that is less than the job's batch.
         storage_options: Arguments of the file system of a remote path.
 
     Raises:

@@ -34,37 +34,37 @@ _SEQ2SEQ = ("text2text-generation", "summarization", "translation")
 class TransformersPipelineBackend(ModelBackend):
     """Runs a task of transformers over text rows, or over files of the OpenAI batch form.
 
-    Rows that generate may differ in everything: lengths, limits, temperatures, stop texts, seeds.
-    A row's draws come from a stream of its own, so they are the same in any batch and at any
-    run. Chats need a tokenizer with a chat template.
+    Rows that generate may differ in everything: lengths, limits, temperatures, stop texts, seeds. Each
+    row draws from its own random stream, so its answer is the same in any batch and any run. Chats
+    need a tokenizer with a chat template.
 
-    Rows are tokenised ahead of the network. A ``batch_budget`` counts tokens: those of a text, and
-    those that its answer may have.
+    Rows are tokenised ahead of the network. A ``batch_budget`` counts the tokens of a text and the tokens
+    that its answer may have.
 
-    There is no beam search. Answers of a model that was saved with one (``num_beams``) are made
-    token by token, and say so: ``fell_back``.
+    There is no beam search. If a model was saved with one (``num_beams``), its answers are generated
+    token by token and marked ``fell_back``.
 
     Args:
         model_id: A transformers model: local path or hub id.
         task: ``text-generation``; ``text2text-generation``, ``summarization`` or ``translation``
             (encoder-decoder models); ``text-classification``, ``zero-shot-classification``,
             ``token-classification``, ``fill-mask``.
-        device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"`` …
-        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` as saved.
-        max_new_tokens: Length of an answer in tokens where the row doesn't say.
-        temperature: Of rows of the ``text`` contract that don't say; 0 always takes the
-            likeliest token.
-        top_p: Likewise.
-        top_k: Likewise.
-        seed: Mixed into the seeds.
+        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` …
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the saved type.
+        max_new_tokens: Length of an answer in tokens, for rows that don't set it.
+        temperature: Temperature for rows of the ``text`` contract that don't set it. 0 always takes
+            the likeliest token.
+        top_p: The same for ``top_p``.
+        top_k: The same for ``top_k``.
+        seed: Mixed into the seed of each row.
         model_batch_size: Texts that go through the network at once.
-        prefix: Put before each text (``"summarize: "`` for T5).
+        prefix: Text to put before each text (``"summarize: "`` for T5).
         pipeline_kwargs: Further arguments of a classifying pipeline
             (``{"aggregation_strategy": "simple"}``).
         revision: Revision of a hub model.
 
     Raises:
-        SpecError: The task is unknown, or an argument can't work, which may be seen at load.
+        SpecError: The task is unknown, or an argument can't work. Some arguments are checked at load.
         MissingDependencyError: At load: transformers or torch is not installed.
     """
 

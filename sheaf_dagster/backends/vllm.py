@@ -46,38 +46,38 @@ _SEEDED = (CHAT, COMPLETIONS, RESPONSES)
 class VllmBackend(ModelBackend):
     """Answers lines of the OpenAI batch form, and rows of the ``text`` contract, with vLLM.
 
-    Each line goes to the handler that vLLM's own server has for its URL: chats, completions,
-    responses, embeddings, scores, rankings, as far as the model does them. So every field that
-    vLLM knows is honoured, and what it refuses is that row's error, in its words and with its
-    status. A field that it doesn't know is refused too, at any depth, and so is one that would
-    change nothing, such as a variable that the model's chat template doesn't read. Rows are in flight together, and the engine
-    schedules them.
+    Each line goes to the handler that vLLM's own server has for its URL: chats, completions, responses,
+    embeddings, scores and rankings, if the model supports them. So every field that vLLM knows has its
+    effect. A request that vLLM refuses fails its row, with vLLM's words and status. A field that vLLM
+    doesn't know is refused at any depth, and so is a field that would change nothing, such as a variable
+    that the model's chat template doesn't read. Rows are in flight together, and the engine schedules
+    them.
 
-    The job's model answers, whatever ``model`` a line names. With ``lora_modules`` lines choose by
-    that name, and one that isn't known is refused.
+    The job's model answers, whatever ``model`` a line names. With ``lora_modules``, lines choose an
+    adapter by that name, and an unknown name is refused.
 
-    Ids are derived from the rows and ``created`` is 0, and draws without a ``seed`` have one that
-    is derived from their row, so that the same file gives the same answers.
+    The same file gives the same answers: ids are derived from the rows, ``created`` is 0, and a draw
+    without a ``seed`` gets one that is derived from its row.
 
     Args:
         model_id: A model that vLLM supports: local path or hub id.
-        dtype: As vLLM has it: ``auto``, ``bfloat16``, ``float16``, ``float32``.
-        max_new_tokens: Length of an answer in tokens where the row doesn't say; by default up to
-            the model's length, as vLLM has it.
-        temperature: Of rows of the ``text`` contract that don't say.
-        top_p: Likewise.
-        top_k: Likewise; 0 for all.
-        seed: Mixed into the seeds of the rows.
-        max_in_flight: Rows that the engine is given at a time; by default twice as many as it runs
-            together, and 512 at least.
+        dtype: As in vLLM: ``auto``, ``bfloat16``, ``float16``, ``float32``.
+        max_new_tokens: Length of an answer in tokens, for rows that don't set it. By default up to
+            the model's length, as in vLLM.
+        temperature: Temperature for rows of the ``text`` contract that don't set it.
+        top_p: The same for ``top_p``.
+        top_k: The same for ``top_k``; 0 means all tokens.
+        seed: Mixed into the seed of each row.
+        max_in_flight: Rows that the engine has at a time. By default twice as many as it runs
+            together, and at least 512.
         engine_args: Further options of ``vllm serve``, by their names in Python
             (``{"tensor_parallel_size": 2, "enable_auto_tool_choice": True,
             "tool_call_parser": "hermes"}``).
         revision: Revision of a hub model.
 
     Raises:
-        SpecError: An option is given twice; at load: vLLM doesn't know it.
-        MissingDependencyError: At load: vLLM is not installed, or a release that isn't known.
+        SpecError: An option is given twice. At load: vLLM doesn't know the option.
+        MissingDependencyError: At load: vLLM is not installed, or its release is unknown.
     """
 
     model_type = (TEXT, OPENAI_BATCH)

@@ -28,14 +28,13 @@ def build_model_asset(
     tags: Mapping[str, str] | None = None,
     metadata: Mapping[str, object] | None = None,
 ) -> dg.AssetsDefinition:
-    """An observable asset whose data version is that of a model: its spec and its weights.
+    """Builds an observable asset that stands for a model. Its data version is the model's spec and weights.
 
-    Give it to ``build_batch_inference_asset(model_asset=…)``. Once another version is observed,
-    Dagster shows as stale what the earlier one has made. It is observed from the UI, by
-    ``automation_condition``, and by each run of the inference asset. No model is loaded for it:
-    weights count where their backend can identify them (``ModelBackend.identify``). Each
-    observation says how many partitions, and how many rows in them, were made with another version:
-    what a backfill would run.
+    Pass it to ``build_batch_inference_asset(model_asset=…)``. When another version is observed, Dagster
+    shows the answers of the earlier model as stale. The asset is observed from the UI, by
+    ``automation_condition``, and by each run of the inference asset. Observing loads no model. Weights
+    count if the backend can identify them (``ModelBackend.identify``). Each observation reports how many
+    partitions and rows were made with another version: what a backfill would run.
 
     Example::
 
@@ -47,7 +46,7 @@ def build_model_asset(
     Args:
         key: Key of the asset.
         model: Key of the ``ModelResource``.
-        automation_condition: When to look whether the model has changed.
+        automation_condition: When to check whether the model has changed.
         group_name: Group of the asset.
         description: Shown on the asset's page.
         tags: Tags of the asset.

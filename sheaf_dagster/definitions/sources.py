@@ -17,16 +17,16 @@ __all__ = ["SourcePartitions"]
 class SourcePartitions:
     """Which upstream partitions make up one partition's source.
 
-    Example: hourly files into a daily asset::
+    Example: hourly files as the source of a daily asset::
 
         SourcePartitions(dg.HourlyPartitionsDefinition("2026-01-01-00:00"))
 
     Attributes:
         partitions_def: Partitions of the upstream files.
-        mapping: Dagster's mapping from them to the asset's. By default a file belongs to the one
-            window in which its own begins, so that no row is answered twice: of weekday files
-            Friday's, whose window ends on Monday, is in the week of the Friday.
-            ``dg.TimeWindowPartitionMapping()`` takes every file whose window overlaps.
+        mapping: Dagster's mapping from the upstream partitions to the asset's. By default a file
+            belongs to the window in which its own window begins, so that no row is answered twice.
+            For example, the file of a Friday whose window ends on Monday belongs to the week of
+            that Friday. ``dg.TimeWindowPartitionMapping()`` takes every file whose window overlaps.
     """
 
     partitions_def: dg.PartitionsDefinition
