@@ -72,9 +72,9 @@ class BaseRequest(BaseModel):
     """One row to run through a model.
 
     Attributes:
-        request_id: Identity of the row. A row of a file that leaves it out gets one that is
-            derived from its content (and, of equal rows, from how many are before it), the same
-            at every run and wherever the row stands.
+        request_id: Identity of the row. A row without one gets an id that is derived from its content
+            (and, for equal rows, from the number of such rows before it). The id is the same in
+            every run and at any place in the file.
         model_type: Selects the contract; each subclass fixes its own value.
         model_name: Name of the model that the row is meant for; copied into the response.
     """
@@ -104,14 +104,14 @@ class BaseResponse(BaseModel):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
     def deviates(self, *kinds: Deviation) -> Self:
-        """Notes that the row is answered otherwise than asked; returns the response itself.
+        """Marks this answer as one that deviates from what its row asked for. Returns the response.
 
-        The note stands in the row (``metadata.deviations``), and such rows are counted in the
-        job's result, in the materialisation and by checks. A backend that can't do just what a
-        row asks for either fails that row or notes it here.
+        The mark is written to the row (``metadata.deviations``). The job's result, the
+        materialisation and the checks count marked rows. A backend that can't do exactly what a
+        row asks for either fails the row or marks the answer here.
 
         Args:
-            kinds: In which ways.
+            kinds: How the answer deviates.
         """
         noted = self.metadata.setdefault(_DEVIATIONS_KEY, [])
         noted += [kind for kind in kinds if kind not in noted]

@@ -43,18 +43,18 @@ class ChatMessage(BaseModel):
 class TextRequest(BaseRequest):
     """A text to continue, rewrite or classify, or a chat to answer.
 
-    What is left out is as the backend's arguments say.
+    Fields that are left out take their values from the backend's arguments.
 
     Attributes:
-        text: The text; exactly one of both is given.
-        messages: The chat so far.
+        text: The text.
+        messages: The chat so far. Exactly one of text and messages is given.
         candidate_labels: Classes, for zero-shot classification.
         max_new_tokens: Length of the answer in tokens, at most.
         temperature: 0 always takes the likeliest token; more draws more freely.
         top_p: Draw among the likeliest tokens that have this much probability together.
         top_k: Draw among this many likeliest tokens; 0 for all.
         stop: Texts at which the answer ends, themselves left out.
-        seed: Of the draws; by default derived from ``request_id``.
+        seed: Seed of the draws. By default derived from ``request_id``.
     """
 
     model_type: Literal["text"] = "text"

@@ -55,7 +55,7 @@ class TimeSeriesRequest(BaseRequest):
         history: Past values, oldest first: a list of numbers, or of equally long lists
             (shape: time × variates) where the series is multivariate. A missing value is null
             (or NaN).
-        feature_ref: Where to look the history up instead; exactly one of both is given.
+        feature_ref: Where to look up the history instead. Exactly one of the two is given.
         target_index: Variate to forecast, counted from 0.
         horizon: Number of future steps.
         frequency: Spacing of the values.

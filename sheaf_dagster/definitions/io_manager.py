@@ -44,60 +44,57 @@ _MANY = "a dictionary of rows by partition key"
 class RowsIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
     """Writes what an asset returns as a file of rows, and loads such files by annotation.
 
-    The files are JSON lines or, with ``format="parquet"``, tables. An asset whose own place has a
-    suffix (``sheaf_dagster/sink``) has the form that the suffix names.
+    The files are JSON lines or, with ``format="parquet"``, tables. If an asset has a place of its own
+    (``sheaf_dagster/sink``) with a suffix, the suffix decides the format.
 
-    An asset may return an iterable or iterator of rows (dictionaries, typed requests,
-    dataclasses), a table of pandas, polars or Arrow, a Ray Dataset, or the ``Path`` of a ready
-    file or folder. Iterators are streamed in constant memory (a generator is returned inside ``dg.Output``:
-    Dagster takes a bare one for a stream of its own events). Where one run covers several partitions, it
-    returns a dictionary (or an iterator of pairs) from partition key to any of these. The file
-    appears whole or not at all; NaN becomes ``null`` in JSON. A Parquet file keeps the types of the
-    tables that it is given, and has those of Python's values otherwise.
+    An asset may return an iterable or iterator of rows (dictionaries, typed requests, dataclasses), a
+    table of pandas, polars or Arrow, a Ray Dataset, or the ``Path`` of a finished file or folder.
+    Iterators are streamed in constant memory. (Return a generator inside ``dg.Output``: Dagster takes a
+    bare generator for a stream of its own events.) If one run covers several partitions, the asset
+    returns a dictionary (or an iterator of pairs) from partition key to any of these. The file appears
+    whole or not at all. NaN becomes ``null`` in JSON. A Parquet file keeps the types of a table; rows of
+    Python values get the matching types.
 
-    A downstream asset says by its annotation what it takes: ``list[dict]``,
+    The annotation of a downstream asset says what it takes: ``list[dict]``,
     ``list[TimeSeriesResponse]``, ``RowStream[…]``, ``Iterator``, ``pandas.DataFrame``,
-    ``polars.DataFrame``, ``polars.LazyFrame``, ``pyarrow.Table``, ``ray.data.Dataset``,
-    ``Path``, ``UPath``, ``str``. Several upstream partitions are read one after the other;
-    ``dict[str, …]`` of any of these keeps them apart by key. The input metadata
-    ``allow_missing_partitions`` passes over those that aren't there. Where none is left, or none
-    was asked for (the first day of an asset that takes its own day before), the argument is an
-    empty list, dictionary or table; None where the annotation allows it (``… | None``).
+    ``polars.DataFrame``, ``polars.LazyFrame``, ``pyarrow.Table``, ``ray.data.Dataset``, ``Path``,
+    ``UPath``, ``str``. Several upstream partitions are read one after the other, and ``dict[str, …]``
+    keeps them apart by key. With the input metadata ``allow_missing_partitions``, missing partitions are
+    skipped. If no partition is left, or none was asked for (the first day of an asset that takes its own
+    previous day), the argument is an empty list, dictionary or table, or None if the annotation allows
+    None (``… | None``).
 
-    Files are where Dagster's ``UPathIOManager`` has them: ``{root}/<asset key>.jsonl`` (or
-    ``.parquet``), or
-    ``{root}/<asset key>/{partition_key}.jsonl`` with one folder a dimension where there are
-    several, in the order of their names. An asset with the metadata ``sheaf_dagster/sink``, a
-    template such as ``"{root}/requests/{partition_key}.jsonl"``, has its own place. Assets of
-    ``build_batch_inference_asset`` carry it: an asset downstream of one takes its responses
-    without further ado.
+    Files are placed as in Dagster's ``UPathIOManager``: ``{root}/<asset key>.jsonl`` (or ``.parquet``), or
+    ``{root}/<asset key>/{partition_key}.jsonl``. Several dimensions have one folder each, in the order
+    of their names. An asset with the metadata ``sheaf_dagster/sink``, a template such as
+    ``"{root}/requests/{partition_key}.jsonl"``, has its own place. Assets of
+    ``build_batch_inference_asset`` have that metadata, so an asset downstream can take their responses
+    directly.
 
-    A place may be a folder that its asset fills itself (``pq.write_to_dataset``, Spark): it is
-    loaded as one file, as a source of a model is. What its folders say (``day=5/``) is a column.
+    A place may be a folder that its asset fills itself (``pq.write_to_dataset``, Spark). The folder is
+    loaded as one file, like the source of a model. Its folder names (``day=5/``) become columns.
     """
 
     storage: dg.ResourceDependency[StorageResource]
     prefix: str = Field(default="", description="Folder below the storage's root.")
     format: Literal["jsonl", "parquet"] = Field(
-        default="jsonl", description="jsonl: lines of JSON; parquet: tables."
+        default="jsonl", description="jsonl: lines of JSON. parquet: tables."
     )
     compression: Literal["", "gz", "zst"] = Field(
         default="",
-        description="gz or zst: compress files of JSON lines, and add the suffix to their names. "
-        "Parquet files are "
-        "compressed in any case.",
+        description="gz or zst: compress files of JSON lines, and add the suffix to their names. Parquet "
+        "files are always compressed.",
     )
     model_type: str | None = Field(
         default=None,
-        description="Model type of the rows. Each row is validated as a request of that type "
-        "while the file is written, and no file appears if one is invalid. A single "
-        "asset names its own by the metadata sheaf_dagster/model_type.",
+        description="Model type of the rows. Each row is validated as a request of that type while the "
+        "file is written. If one row is invalid, no file appears. A single asset sets its own "
+        "with the metadata sheaf_dagster/model_type.",
     )
 
     redact_rows: bool = Field(
         default=False,
-        description="Leave out the preview, and leave the values of rows out of messages about "
-        "invalid rows.",
+        description="Show no preview, and leave the values of rows out of messages about invalid rows.",
     )
 
     _base_path: Any = PrivateAttr(default=None)

@@ -46,49 +46,49 @@ def build_jsonl_arrival_sensor(
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.STOPPED,
     description: str | None = None,
 ) -> dg.SensorDefinition:
-    """A sensor that watches a location and runs an asset's partition for each file that lands.
+    """Builds a sensor that watches a location and runs an asset's partition for each file that lands.
 
-    Each version of a file (its path and size with its ETag, or its modification time where
-    there are no ETags) is asked for exactly once: also when many files share a second, a run
-    fails, runs are deleted from the instance, or the daemon is killed in the middle of a tick.
-    A file that changes is asked for again. What becomes of the other files:
+    The sensor asks for each version of a file exactly once. This holds even if many files share a
+    second, a run fails, runs are deleted from the instance, or the daemon is killed in the middle of a
+    tick. A version is the file's path and size with its ETag, or with its modification time if there
+    are no ETags. A file that changes is a new version. What happens to each kind of file:
 
     ===============================  =========================================================
-    half-uploaded                    waits: unfinished names (``.tmp``, ``.part``, …), files
-                                     younger than ``settle_seconds``
+    half-uploaded                    waits. These are files with unfinished names (``.tmp``,
+                                     ``.part``, …) or younger than ``settle_seconds``
     empty                            waits for content (``run_empty`` runs it)
     late                             runs its old partition
-    modified                         runs again, once the run that it has now has ended
-    deleted                          nothing; what it made stays. Back as the same version, it
-                                     is not run again
+    modified                         runs again when its current run has ended
+    deleted                          nothing; its output stays. If the same version comes back,
+                                     it isn't run again
     no such partition                waits: tomorrow's file runs once tomorrow is a partition
-    new key of dynamic partitions    adds the partition, and runs it
-    other name, hidden, unsafe key   passed over; not hidden ones are named in the tick
-    invalid rows                     one failed run; none again until the file changes
+    new key of dynamic partitions    adds the partition and runs it
+    other name, hidden, unsafe key   skipped; the tick names those that aren't hidden
+    invalid rows                     one failed run, and no other until the file changes
     ===============================  =========================================================
 
-    A folder whose files are one source is watched as one file: a template that ends in a slash
-    (``"{root}/inbox/{partition_key}/"``), or whose end isn't that of a file of lines. It is ready
-    once none of its files has changed for ``settle_seconds`` and nothing in it has an unfinished
-    name. It runs again when a file in it changes, comes or goes.
+    A template can name a folder whose files are one source: it ends in a slash
+    (``"{root}/inbox/{partition_key}/"``) or without the suffix of a file of lines. The folder is then
+    watched as one file. It is ready when none of its files has changed for ``settle_seconds`` and none
+    has an unfinished name. It runs again when a file in it is changed, added or removed.
 
-    Resetting the cursor asks for every file again.
+    If you reset the cursor, the sensor asks for every file again.
 
     Args:
         asset: The asset to run.
-        source: Template of the location, such as ``"{root}/inbox/{partition_key}.jsonl"``; by
-            default the asset's own source. Where it is another one, the run reads from it.
-        name: Name of the sensor; by default the asset's, with ``_arrivals``.
-        also: Assets of the same partitions that run in the same run: those downstream, say.
-        files_per_run: Files that one run may cover. More than one makes runs over ranges of
-            partitions, wherever new files are neighbours: one model load for all of them.
-        max_files_per_tick: New files that one tick asks for; the rest follow in the next ones,
+        source: Template of the location, such as ``"{root}/inbox/{partition_key}.jsonl"``. By
+            default the asset's own source. The run reads from this location.
+        name: Name of the sensor. By default the asset's name with ``_arrivals``.
+        also: Assets with the same partitions to run in the same run, such as downstream assets.
+        files_per_run: The most files that one run may cover. With more than one, new files of
+            neighbouring partitions share a run and one model load.
+        max_files_per_tick: New files that one tick asks for. The others follow in the next ticks,
             oldest first.
-        settle_seconds: How long a file must not have changed, where a store shows files while
-            they are written. Object stores don't: an object is whole once it is there. A folder
-            of several must not have changed as long, wherever it is.
-        run_empty: Whether a file of no bytes is run, rather than waited for.
-        skip_existing: Whether files that are there at the first tick are taken as seen.
+        settle_seconds: How long a file must stay unchanged, for stores that show files while they
+            are written. Object stores show only whole objects, so their files needn't wait. A
+            folder of several files must stay unchanged as long in any store.
+        run_empty: Run a file of no bytes instead of waiting for content.
+        skip_existing: Treat files that exist at the first tick as already seen.
         storage: Key of the ``StorageResource``.
         run_config: Run config of the runs.
         tags: Tags of the runs.
