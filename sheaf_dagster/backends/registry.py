@@ -38,10 +38,10 @@ BackendT = TypeVar("BackendT", bound=ModelBackend)
 
 
 def register_backend(name: str) -> Callable[[type[BackendT]], type[BackendT]]:
-    """Class decorator that makes a backend known under a name.
+    """Class decorator that registers a backend under a name.
 
     Raises:
-        SpecError: The class is no ``ModelBackend``, or another class has the name.
+        SpecError: The class is not a ``ModelBackend``, or another class has the name.
     """
 
     def decorate(cls: type[BackendT]) -> type[BackendT]:
@@ -62,10 +62,10 @@ def register_backend(name: str) -> Callable[[type[BackendT]], type[BackendT]]:
 
 
 def known_backends() -> list[str]:
-    """Names that ``ModelSpec.backend`` accepts, sorted; import paths work beside them.
+    """The names that ``ModelSpec.backend`` accepts, sorted. Import paths are accepted, too.
 
-    Those of an installed sheaf-serve are ``sheaf:<name>``. Of other packages' backends nothing
-    is imported: that one can't be is said where it is named.
+    Backends of an installed sheaf-serve are called ``sheaf:<name>``. Backends of other packages are
+    listed without being imported. If one can't be imported, the error comes when a spec names it.
     """
     from sheaf_dagster.backends.sheaf_serve import sheaf_serve_names
 
@@ -76,13 +76,14 @@ def known_backends() -> list[str]:
 def resolve_backend(name: str) -> type[ModelBackend]:
     """The class behind a backend name or a ``"pkg.module:Class"`` path.
 
-    A name that was registered in this process wins over a built-in one, and that over one
-    that an installed package offers.
+    A name that was registered in this process takes precedence over a built-in name, and a built-in
+    name over one of an installed package.
 
     Raises:
         UnknownBackendError: Nothing has that name, or the path leads nowhere.
-        MissingDependencyError: It is a ``sheaf:`` one, and sheaf-serve is not installed or broken.
-        SpecError: What was found is no ``ModelBackend``.
+        MissingDependencyError: The name starts with ``sheaf:``, and sheaf-serve is not installed or
+            is broken.
+        SpecError: The object found is not a ``ModelBackend``.
     """
     if name in _REGISTRY:
         return _REGISTRY[name]

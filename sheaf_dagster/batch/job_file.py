@@ -18,7 +18,7 @@ __all__ = ["JobFile"]
 
 
 class JobFile(BaseModel):
-    """What a job's YAML file says.
+    """The content of a job's YAML file.
 
     Example::
 
@@ -33,10 +33,10 @@ class JobFile(BaseModel):
           batch_size: 64
 
     Attributes:
-        imports: Python modules to import first: those that register contracts and backends.
+        imports: Python modules to import first, because they register contracts or backends.
         model: The model.
-        batch: The files: one, or a list of them for one job with the model loaded once.
-        cluster: Which Ray, and how much of it.
+        batch: The files: one, or a list of files that run as one job.
+        cluster: The Ray cluster, and how much of it the job may take.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), hide_input_in_errors=True)
@@ -62,15 +62,16 @@ class JobFile(BaseModel):
 
     @classmethod
     def read(cls, path: str, changes: Mapping[str, str] | None = None) -> JobFile:
-        """Reads a file; ``{env: NAME}`` in storage options stands for an environment variable.
+        """Reads a file. ``{env: NAME}`` in storage options is replaced by an environment variable.
 
         Args:
             path: The file.
-            changes: Values by dotted path that stand in for the file's, such as
-                ``{"batch.batch_size": "128"}``; each is read as YAML.
+            changes: Values that replace the file's, by dotted path, such as
+                ``{"batch.batch_size": "128"}``. Each value is read as YAML.
 
         Raises:
-            SpecError: It can't be read, or something in it can't work: each with its line.
+            SpecError: The file can't be read, or some values can't work. The message gives each with its
+                line.
         """
         try:
             with open(path, encoding="utf-8") as f:

@@ -66,8 +66,8 @@ def progress_lines(
     """A callback that writes a line every so often, however often it is called.
 
     Args:
-        tell: Takes the line; a logger's ``info``, say.
-        every_s: Seconds between lines; the first comes after half of them.
+        tell: Takes the line, for example a logger's ``info``.
+        every_s: Seconds between lines. The first line comes after half of that time.
         files: As in ``progress_text``.
         noun: As in ``progress_text``.
     """
@@ -94,10 +94,10 @@ def progress_bar(
             BatchRunner(model, on_progress=bar).run(spec)
 
     Args:
-        title: Stands before the bar.
-        files: How many files there are in all, where the caller knows: the bar then counts
-            files where there are several, else rows.
-        console: Where it is drawn.
+        title: Text before the bar.
+        files: Number of all files, if the caller knows it. The bar counts files if there are
+            several, and rows otherwise.
+        console: Where to draw the bar.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

@@ -32,18 +32,18 @@ def built_metadata(options: BatchOptions, model: str, ray_cluster: str) -> dg.Me
 
 
 def check_definitions(defs: dg.Definitions) -> dg.Definitions:
-    """Refuses definitions with an asset that can't fit its cluster's limits; else returns them.
+    """Refuses definitions with an asset that can't fit its cluster's limits. Otherwise returns them.
 
     ::
 
         defs = sd.check_definitions(dg.Definitions(assets=[...], resources={...}))
 
-    An asset whose ``num_actors * num_gpus`` is more than ``gpu_limit`` then fails to load, in
-    ``dg check defs`` and in the UI's code location, and not in tonight's run. What only a run
-    knows (run config, a cluster of dagster-ray's) is checked when the step begins.
+    If an asset's ``num_actors * num_gpus`` exceeds ``gpu_limit``, ``dg check defs`` and the code
+    location in the UI fail, instead of tonight's run. Limits that only a run knows (run config, a
+    cluster of dagster-ray) are checked when the step begins.
 
     Raises:
-        ClusterCapacityError: With the asset and the sum spelled out.
+        ClusterCapacityError: An asset exceeds a limit. The message names it and spells out the sum.
     """
     resources = defs.resources or {}
     for spec in defs.resolve_all_asset_specs():

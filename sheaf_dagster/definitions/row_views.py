@@ -34,15 +34,15 @@ _HEAD_BYTES = 4096
 
 
 class RowStream(Generic[RowT]):
-    """Rows that are read as they are iterated over, as often as one likes, in constant memory.
+    """Rows that are read while you iterate over them, any number of times, in constant memory.
 
-    The annotation for rows that don't fit into memory; a type in brackets makes them typed::
+    Use this annotation for rows that don't fit into memory. A type in brackets makes the rows typed::
 
         @dg.asset
         def worst(forecasts: sd.RowStream[TimeSeriesResponse]) -> float:
             return max(max(f.mean) for f in forecasts)
 
-    (``Iterator[TimeSeriesResponse]`` would say the same, but Dagster takes no such annotation.)
+    (Dagster doesn't accept ``Iterator[TimeSeriesResponse]`` as an annotation.)
     """
 
     row_type: ClassVar[Any] = dict

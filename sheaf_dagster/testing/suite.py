@@ -21,22 +21,22 @@ def check_backend(
     poison: Sequence[Any] | None = None,
     rules: Iterable[str] | None = None,
 ) -> None:
-    """Runs a backend through the rules of ``ModelBackend``; call it from your test.
+    """Runs a backend through the rules of ``ModelBackend``. Call it from your test.
 
     Args:
-        backend: The class. An instance that isn't loaded yet will do, but doesn't tell what it
-            was made with, so the rules that make another one are left out.
-        requests: At least two valid requests, as different from each other as rows may be.
-        backend_kwargs: What to construct the class with.
-        tolerance: Relative and absolute difference allowed between a row's answer in a batch
-            and alone (padding and reduced precision change the last digits).
-        poison: Valid requests that might spoil the answers of their batch mates. By default they
-            are made of the given ones: with numbers that are infinite or beyond float32, with
-            empty and with very long texts and lists, as far as the contract takes them.
-        rules: Names of the rules to check, by default all of ``RULES``.
+        backend: The class. You can also pass an instance that isn't loaded yet. The instance doesn't
+            tell its constructor arguments, so the rules that need a second instance are skipped.
+        requests: At least two valid requests, as different from each other as your rows can be.
+        backend_kwargs: Arguments of the constructor.
+        tolerance: Relative and absolute difference allowed between a row's answer in a batch and
+            alone. Padding and reduced precision change the last digits.
+        poison: Valid requests that might spoil the answers of the other rows in their batch. By
+            default they are made from ``requests``: with infinite numbers, numbers beyond float32,
+            and empty or very long texts and lists, if the contract accepts them.
+        rules: Names of the rules to check. By default all of ``RULES``.
 
     Raises:
-        AssertionError: Rules are broken; the message names each and says how.
+        AssertionError: Rules are broken. The message names each of them and says how.
         SpecError: The class serves no model type, or answers nothing.
     """
     with ConformanceSuite(
@@ -65,7 +65,7 @@ class ConformanceSuite(BackendUnderTest):
         """Checks one rule.
 
         Raises:
-            AssertionError: It is broken; the message says how.
+            AssertionError: The rule is broken; the message says how.
             ValueError: There is no such rule.
         """
         if rule not in CHECKS:
