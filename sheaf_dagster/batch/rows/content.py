@@ -70,7 +70,8 @@ class ContentDigest:
     def _written(self, line: bytes, row: dict[str, Any] | None) -> bytes:
         if row is not None:
             if self._identity in row:
-                row = {name: value for name, value in row.items() if name != self._identity}
+                row = row.copy()
+                del row[self._identity]
             try:
                 return _SHORT + _write(row)
             except (ValueError, OverflowError, RecursionError):

@@ -12,7 +12,9 @@ from functools import lru_cache
 from typing import Any, NotRequired, Protocol
 
 import msgspec
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
@@ -23,6 +25,8 @@ from sheaf_dagster.batch.rows.plain import PlainModel
 __all__ = ["IDENTITY", "Accepts", "FastCodec", "fast_codec", "may_hide_fields", "writes_fields"]
 
 IDENTITY = "request_id"
+
+_COLON = ord(":")
 
 _Reads = Callable[[Any], dict[str, Any]]
 
@@ -35,6 +39,20 @@ class Accepts(Protocol):
 
     def __call__(self, line: bytes, said: Said = None, /) -> Any:
         """Its ``request_id``, True where it gives none, or what is false."""
+
+
+class AcceptsAll(Protocol):
+    """Whether lines are rows for certain; see ``FastCodec``."""
+
+    def __call__(
+        self, lines: Sequence[bytes], characters: NDArray[np.uint8], /
+    ) -> list[Any] | None:
+        """Their ids, or None.
+
+        Args:
+            lines: The lines.
+            characters: The same, one after the other.
+        """
 
 
 class Read(Protocol):
@@ -50,16 +68,20 @@ class FastCodec:
     Attributes:
         accepts: Whether a line is a row for certain, without making it: its ``request_id``, or
             True where it gives none. What is false in Python: ask the general codec.
+        accepts_all: Whether lines are rows for certain, all of them, and each gives its
+            ``request_id``: then the ids. None: look at each.
         read: The row of a line that is known to be one; None: ask the general codec.
     """
 
     def __init__(self, model: type[BaseModel], keep: tuple[str, ...] = ()) -> None:
         self.accepts: Accepts = _never
+        self.accepts_all: AcceptsAll = _none
         self.read: Read = _not_read
         self._writes = writes_fields(model)
         try:
             plain = PlainModel(model)
-            self.accepts, self.read = _acceptor(plain, keep), _reader(plain)
+            self.accepts, self.accepts_all = _acceptors(plain, keep)
+            self.read = _reader(plain)
         except Exception:
             pass
 
@@ -94,15 +116,19 @@ def _never(line: bytes, said: Said = None) -> bool:
     return False
 
 
+def _none(lines: Sequence[bytes], characters: NDArray[np.uint8]) -> None:
+    return None
+
+
 def _not_read(line: bytes, said: Said = None) -> None:
     return None
 
 
-def _acceptor(plain: PlainModel, keep: tuple[str, ...]) -> Accepts:
-    """Accepts plain rows, unless a validator of the model's own must see each."""
+def _acceptors(plain: PlainModel, keep: tuple[str, ...]) -> tuple[Accepts, AcceptsAll]:
+    """Accept plain rows, unless a validator of the model's own must see each."""
     passing = plain.passing()
     if passing is None:
-        return _never
+        return _never, _none
     types, required = passing
     # Read, not passed over: what is no JSON must not get by.
     others = {name: Any for name in keep if name not in plain.model.model_fields}
@@ -110,20 +136,40 @@ def _acceptor(plain: PlainModel, keep: tuple[str, ...]) -> Accepts:
     decode, convert = _decoders_of(columns, required)
     nested = [n for n, type_ in columns.items() if type_ is Any or "dict" in str(type_)]
 
+    def names_in(given: dict[str, Any]) -> int:
+        number = len(given)
+        for name in nested:
+            if type(value := given.get(name)) is dict:
+                number += len(value)
+        return number
+
     def accepts(line: bytes, said: Said = None) -> Any:
         try:
             given = decode(line) if said is None else convert(said)
         except _REFUSED:
             return False
-        number = len(given)
-        for name in nested:
-            if type(value := given.get(name)) is dict:
-                number += len(value)
-        if not has_names(line, number):  # one is unknown, or stands twice
+        if not has_names(line, names_in(given)):  # one is unknown, or stands twice
             return False
         return given.get(IDENTITY) or True
 
-    return accepts
+    def accepts_all(lines: Sequence[bytes], characters: NDArray[np.uint8]) -> list[Any] | None:
+        ids: list[Any] = []
+        names = 0
+        try:
+            for line in lines:
+                given = decode(line)
+                names += names_in(given) if nested else len(given)
+                if not (id := given.get(IDENTITY)):
+                    return None
+                if not ids and line.count(b":") != names:  # then so it is in the others
+                    return None
+                ids.append(id)
+        except _REFUSED:
+            return None
+        # No line has fewer colons than names, so if all together have as many, each has.
+        return ids if np.count_nonzero(characters == _COLON) == names else None
+
+    return accepts, accepts_all
 
 
 def _decoders_of(columns: Mapping[str, Any], required: Container[str]) -> tuple[_Reads, _Reads]:

@@ -2,65 +2,46 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import zlib
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
+from sheaf_dagster.batch.results import Violation
 from sheaf_dagster.batch.rows.columnar import column_codec
 from sheaf_dagster.batch.rows.content import content_digest
-from sheaf_dagster.batch.rows.fast import IDENTITY, Accepts, fast_codec
+from sheaf_dagster.batch.rows.fast import IDENTITY, fast_codec
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.general import GeneralCodec
 from sheaf_dagster.batch.rows.ids import Identity, OwnId, id_reader, own_id_of, placed_id
 from sheaf_dagster.batch.rows.inside import given_fields
-from sheaf_dagster.batch.rows.invalid import invalid_row, packed_lines, why_invalid
+from sheaf_dagster.batch.rows.invalid import invalid_row, why_invalid
 from sheaf_dagster.batch.rows.keep import fields_of
-from sheaf_dagster.batch.rows.lossless import lost_in
-from sheaf_dagster.batch.rows.occurrences import ContentsOfChunk, OccurrenceOf, always_first
+from sheaf_dagster.batch.rows.line_validation import validate_lines
+from sheaf_dagster.batch.rows.occurrences import OccurrenceOf, always_first
 from sheaf_dagster.batch.rows.row import Row
+from sheaf_dagster.batch.rows.rules import RowRules
 from sheaf_dagster.batch.rows.unique import key_field, packed_keys, unique_key
 from sheaf_dagster.batch.rows.unknown import (
     UnknownField,
-    count_rows,
-    observed,
     observing,
 )
 from sheaf_dagster.batch.rows.violations import Violations
 from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.contracts import Contract
 from sheaf_dagster.errors import InputValidationError
-from sheaf_dagster.storage import Chunk, TableRows, is_blank
+from sheaf_dagster.storage import Chunk, TableRows
 from sheaf_dagster.storage.formats import FieldMap
 
 __all__ = ["RowContract"]
 
-_GIVE_UP_AFTER = 16
-"""Rows that the short cut doesn't take before it is left alone for the rest of a chunk."""
-
 
 @dataclass(frozen=True)
-class RowContract:
+class RowContract(RowRules):
     """Parses and validates the rows of one model type."""
-
-    model_type: str
-    request: type[BaseModel]
-    response: type[BaseModel] = BaseModel
-    redact: bool = False
-    """Leave values out of violations."""
-    strict: bool = False
-    """Refuse rows with fields that the contract doesn't know, or with an earlier row's id."""
-    keep: tuple[str, ...] = ()
-    """Fields that go into the answers; the contract need not know them."""
-    digests: bool = False
-    """Tell the digests of contents when rows are validated."""
-    table: bool = False
-    """The rows are a table's, and come in its columns (``TableRows``)."""
 
     @classmethod
     def of(cls, contract: Contract, *, redact: bool = False) -> RowContract:
@@ -88,92 +69,20 @@ class RowContract:
             if self._take_columns(rows, findings, first_line):
                 return findings
             data = b"".join(b"%b\n" % line for line in rows.lines())
-        validate = GeneralCodec(self.request).read
-        observe = observing(self.request)
-        violations = Violations(self.request, self.model_type, self.redact)
-        key = key_field(self.request)
-        keys: dict[int, Any] = {}
-        expected = self.model_type
-        typed = "model_type" in self.request.model_fields
-        accepts = self._accepts if key in (None, IDENTITY) else None
-        passed_on = 0
-        invalid: list[int] = []
-        contents = ContentsOfChunk(self.request, digests=self.digests)
-        note_all = contents.of_every_row
-        may_lack_id = "request_id" in self.request.model_fields and not self.table
-        noted = note_all
-        # Line by line: a chunk's lines all at once are more than a processor's cache holds.
-        for number, ended_line in enumerate(io.BytesIO(data), first_line):
-            # A row whose content is noted is read once for that and for the verdict.
-            said = contents.read(ended_line) if noted and accepts is not None else None
-            if accepts is not None and (taken := accepts(ended_line, said)):
-                if taken is not True:
-                    keys[number] = taken
-                unnamed = taken is True and may_lack_id
-                noted = note_all or unnamed
-                if noted:
-                    contents.add(ended_line, findings.rows, named=not unnamed, said=said)
-                findings.rows += 1
-                continue
-            if is_blank(ended_line):
-                continue
-            line = ended_line.rstrip(b"\n")
-            findings.rows += 1
-            passed_on += 1
-            if passed_on >= _GIVE_UP_AFTER and 2 * passed_on > findings.rows:
-                accepts = None
-            found: list[Violation] = []
-            try:
-                if observe is None:
-                    request = validate(line)
-                else:
-                    request, unknown = observed(line, observe, validate)
-                    unknown = [f for f in unknown if f.path not in self.keep]
-                    if unknown:
-                        findings.count_unknown(violations.names_of(unknown))
-                        found = violations.of_unknown(number, unknown) if self.strict else []
-            except ValidationError as e:
-                found = violations.of_error(number, line, e)
-            except RecursionError:
-                found = [Violation(line=number, field="", message="JSON is nested too deeply")]
-            else:
-                if key is not None and key in given_fields(request):
-                    keys[number] = getattr(request, key)
-                if typed and request.model_type != expected:
-                    found = [violations.wrong_type(number, str(request.model_type))]
-                elif not found:
-                    lost = lost_in(line, request)
-                    if lost:
-                        count_rows(findings.unknown_fields, violations.names_of_repeated(lost))
-                        found = violations.of_lost(number, lost, strict=self.strict)
-                    if not found:
-                        unnamed = may_lack_id and "request_id" not in given_fields(request)
-                        if note_all or unnamed:
-                            contents.add(line, findings.rows - 1, named=not unnamed)
-                        continue
-            contents.add_invalid(line, findings.rows - 1)
-            findings.invalid_rows += 1
-            invalid.append(number)
-            findings.total_violations += len(found)
-            if len(findings.violations) < MAX_VIOLATIONS_SHOWN:
-                findings.violations += found[: MAX_VIOLATIONS_SHOWN - len(findings.violations)]
-        findings.key, findings.key_is_unique = key or "", self._key_is_unique
-        findings.keys = packed_keys(keys)
-        findings.invalid = packed_lines(invalid, first_line)
-        findings.digests, findings.hashes = contents.digests(), contents.hashes(findings.rows)
+        validate_lines(self, data, first_line, findings)
         return findings
 
     def _take_columns(self, rows: TableRows, findings: ChunkFindings, first_line: int) -> bool:
         """Notes rows that are valid for certain by their columns; False: look at each line."""
         codec = column_codec(self.request)
-        if codec is None or not self._is_of_one_type or unique_key(self.request) or self.digests:
+        if codec is None or not self.is_of_one_type or unique_key(self.request) or self.digests:
             return False
         others = codec.accepts(rows, self.keep)
         if others is None or (others and self.strict):
             return False
         findings.rows = rows.batch.num_rows
         ids = enumerate(codec.ids(rows), first_line)
-        findings.key, findings.key_is_unique = IDENTITY, self._key_is_unique
+        findings.key, findings.key_is_unique = IDENTITY, self.key_is_unique
         findings.keys = packed_keys({line: id for line, id in ids if id is not None})
         if others and observing(self.request) is not None:
             violations = Violations(self.request, self.model_type, self.redact)
@@ -324,21 +233,6 @@ class RowContract:
             return [*map(Row, itertools.count(first_position), numbers, requests)]
         fields = map(fields_of(self.keep), lines)
         return [*map(Row, itertools.count(first_position), numbers, requests, fields)]
-
-    @property
-    def _key_is_unique(self) -> bool:
-        return self.strict or unique_key(self.request) is not None
-
-    @property
-    def _accepts(self) -> Accepts | None:
-        """A short cut for ``validate``, where it can't miss a row of another model type."""
-        return fast_codec(self.request, self.keep).accepts if self._is_of_one_type else None
-
-    @property
-    def _is_of_one_type(self) -> bool:
-        """Whether a row that the contract takes is of the model's type."""
-        field = self.request.model_fields.get("model_type")
-        return field is None or [*map(str, get_args(field.annotation))] == [self.model_type]
 
     def _own_id(self, occurrence_of: OccurrenceOf) -> OwnId:
         return own_id_of(self.request, occurrence_of, table=self.table)

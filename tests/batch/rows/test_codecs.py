@@ -8,6 +8,7 @@ from enum import Enum, IntEnum
 from typing import Annotated, Any, Literal, Optional, Union
 from uuid import UUID, uuid4
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -192,6 +193,54 @@ def test_it_agrees_with_pydantic_on_any_line(contract):
 
     holds()
     assert min(taken) > 5  # both ways were gone
+
+
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_lines_are_taken_together_only_where_each_would_be(contract):
+    taken = [0, 0]
+
+    @settings(max_examples=150)
+    @given(lines(contract), st.integers(0, 3), st.booleans())
+    def holds(line, place, is_named):
+        named = {"request_id": f'"{UUID(int=place)}"'} if is_named else {}
+        fast = fast_codec(contract)
+        some = [line_of([*GOOD[contract].items(), *with_id(i)]) for i in range(3)]
+        some.insert(place, line_of([*GOOD[contract].items(), *named.items()]) if place else line)
+        each = [fast.accepts(one) for one in some]
+        together = fast.accepts_all(some, np.frombuffer(b"".join(some), np.uint8))
+        assert together is None or together == each, some
+        assert together is None or all(type(one) is UUID for one in each), some
+        taken[together is not None] += 1
+
+    holds()
+    assert taken[0] > 5
+    # Where a validator must see each row, none is ever taken.
+    one_is_taken = fast_codec(contract).accepts(line_of([*GOOD[contract].items(), *with_id(1)]))
+    assert (taken[1] > 5) is bool(one_is_taken)
+
+
+def with_id(number: int) -> list[tuple[str, str]]:
+    return [("request_id", f'"{UUID(int=number)}"')]
+
+
+@pytest.mark.parametrize(
+    ("rest", "is_taken"),
+    [
+        (b"", True),
+        (b',"horizon":3', False),  # stands twice
+        (b',"horzon":3', False),  # unknown
+        (b',"model_type":"time_series"', True),
+        (b',"feature_ref":null', True),
+        (b',"num_samples":"a:b"', False),
+    ],
+)
+def test_one_line_with_a_name_too_many_is_found_among_others(rest, is_taken):
+    lines = [line_of([*GOOD[TimeSeriesRequest].items(), *with_id(i)]) + b"\n" for i in range(64)]
+    lines[40] = lines[40].replace(b"}\n", rest + b"}\n")
+
+    ids = fast_codec(TimeSeriesRequest).accepts_all(lines, np.frombuffer(b"".join(lines), np.uint8))
+
+    assert ids == ([UUID(int=i) for i in range(64)] if is_taken else None)
 
 
 @settings(max_examples=500)
