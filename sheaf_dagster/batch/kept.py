@@ -141,6 +141,10 @@ class KeptAnswers:
         """Leaves a chunk's table for whoever runs it."""
         store_at(self._place(chunk)).write(table.tobytes())
 
+    def has_none(self, chunk: Chunk) -> bool:
+        """Whether all of a chunk's rows are run."""
+        return not self.table(chunk.index)["length"].any()
+
     def lines(self, chunk: Chunk) -> list[bytes | int | None]:
         """What there is for each of a chunk's rows.
 

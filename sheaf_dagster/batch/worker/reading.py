@@ -74,7 +74,7 @@ def _batches(
             return work.window
         return sizer.size if work.batch_size is None else work.batch_size
 
-    all_run = work.kept is None and not chunk.invalid
+    all_run = not chunk.invalid and (work.kept is None or work.kept.has_none(chunk))
     if work.bucket_by is None and all_run:
         take = _reader(contract, chunk, data)
         for start, stop in spans(chunk.rows, size):
