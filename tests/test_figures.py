@@ -47,6 +47,19 @@ def chats(part: str) -> tuple[float, float, float]:
     return figures["ratio"], min(each), max(each)
 
 
+def of_tables(name: str) -> tuple[float, float, float]:
+    each = results("tables")["each round"][name]
+    return ratio("tables", name), min(each), max(each)
+
+
+def of_reuse(*names: str) -> list[float]:
+    return [ratio("reuse", name) for name in names]
+
+
+def percent(*names: str) -> list[float]:
+    return [100 * value for value in of_reuse(*names)]
+
+
 LOOPS = ("tasks over loop, 1M", "actors over loop, 1M")
 PEER_LOOPS = ("tasks over sheaf-serve's loop, 1M", "actors over sheaf-serve's loop, 1M")
 
@@ -110,6 +123,55 @@ PEER_LOOPS = ("tasks over sheaf-serve's loop, 1M", "actors over sheaf-serve's lo
             "runs for {:.3f} of the worker's time and {:.3f} of the whole job's".format(
                 results("stages")["ours, local"]["busy"],
                 results("stages")["ratios"]["time of the device stage over ours"],
+            ),
+        ),
+        (
+            "benchmarks/README.md",
+            "{:.2f} times the CPU of one as JSON lines ({:.2f} to {:.2f})".format(
+                *of_tables("CPU of a row, Parquet over JSON lines")
+            ),
+        ),
+        (
+            "benchmarks/README.md",
+            "{:.2f} times the bytes on disk".format(
+                ratio("tables", "bytes of the output, Parquet over JSON lines")
+            ),
+        ),
+        (
+            "benchmarks/README.md",
+            "By tasks, {:.2f} times the rate of Ray Data ({:.2f} to {:.2f})".format(
+                *of_tables("Parquet by tasks over Ray Data")
+            ),
+        ),
+        (
+            "benchmarks/README.md",
+            "1 % changed takes {:.1f} % of a full run, and nothing changed {:.1f} %".format(
+                *percent("1 % changed over a full run", "nothing changed over a full run")
+            ),
+        ),
+        (
+            "benchmarks/README.md",
+            "{:.2f} times a plain run where nothing changed, {:.2f} with 1 % changed, {:.2f} at the "
+            "first run, {:.2f} where everything changed. Rows without ids take {:.2f} times.".format(
+                *of_reuse(
+                    "nothing changed over plain",
+                    "1 % changed over plain",
+                    "first run over plain",
+                    "everything changed over plain",
+                    "plain, rows without ids over plain",
+                )
+            ),
+        ),
+        (
+            "benchmarks/README.md",
+            "The index has {:.1f} % of the output's size, and the driver grows by {:.0f} MB".format(
+                100 * ratio("reuse", "index over output"), ratio("reuse", "driver growth, MB")
+            ),
+        ),
+        (
+            "CHANGELOG.md",
+            "takes {:.2f} times a plain run at its first run".format(
+                *of_reuse("first run over plain")
             ),
         ),
         ("benchmarks/README.md", f"the slowest takes a {slowest_tick()} of them"),
