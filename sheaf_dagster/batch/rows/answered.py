@@ -236,7 +236,8 @@ class _Column:
         """The array, and how many numbers in it aren't finite and became ``null``."""
         import pyarrow as pa
 
-        if all(v is None for v in values):
+        kinds = {*map(type, values)}
+        if kinds <= {type(None)}:
             return pa.nulls(len(values), self._type), 0
         if self._json:
             texts = [None if v is None else orjson.dumps(v).decode() for v in values]
@@ -246,7 +247,7 @@ class _Column:
                 if text and "null" in text
             )
             return pa.array(texts, self._type), bad
-        if self._convert is not None and not (self._is_text and {*map(type, values)} == {str}):
+        if self._convert is not None and not (self._is_text and kinds == {str}):
             values = [None if v is None else self._convert(v) for v in values]
         array = pa.array(values, self._type)
         if self._float_max is None or all_finite(array):
