@@ -285,6 +285,7 @@ class FileRun:
         assert self._work is not None
         filled = self._reuse.filled(self._work, self._chunks, self.parts)
         self.parts.put(filled.values())
+        self._reuse.tell_lost(self.parts)
         with self._reuse.indexed(self._work, self._chunks, self.parts):
             yield
 

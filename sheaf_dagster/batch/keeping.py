@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,12 @@ from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.batch.rows.invalid import lines_in
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.worker.keeping import part_without_model
+from sheaf_dagster.errors import SourceError
 from sheaf_dagster.storage import Chunk, HeldSink, Location, Part, text_of
 
 __all__ = ["Keeper", "keep_answers", "made_without_model", "without_valid_rows"]
+
+log = logging.getLogger(__name__)
 
 _PARTS_AT_A_TIME = 4
 """Parts that the driver makes itself: a remote store takes its time for each."""
@@ -77,7 +81,7 @@ def keep_answers(
         done: Those whose parts are there.
         stop: Ends it early.
     """
-    text = None if keeper.output is None else text_of(keeper.output, held.spool)
+    text = _text_of(keeper, held)
     kept = KeptAnswers(text, held.store.folder, keeper.proven, keeper.checked)
     whole = []
     for chunk, table in zip(chunks, keeper.tables(chunks, text, stop), strict=True):
@@ -88,6 +92,19 @@ def keep_answers(
         if np.count_nonzero(table["length"]) + invalid >= chunk.rows:
             whole.append(chunk)
     return kept, whole
+
+
+def _text_of(keeper: Keeper, held: HeldSink) -> Location | None:
+    """Where the text of the earlier output can be read; None where there is none of use."""
+    if keeper.output is None:
+        return None
+    try:
+        return text_of(keeper.output, held.spool)
+    except SourceError as e:
+        if not keeper.checked:
+            raise
+        log.warning("Answers can't be reused, so all rows are run: %s", e)
+        return None
 
 
 def without_valid_rows(chunks: Sequence[Chunk], done: Container[int]) -> list[Chunk]:

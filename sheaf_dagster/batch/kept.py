@@ -22,6 +22,7 @@ __all__ = [
     "KEPT",
     "KEPT_TOKENS",
     "LINES",
+    "LOST",
     "REPEATED",
     "UNFILLED",
     "KeptAnswers",
@@ -44,6 +45,9 @@ UNFILLED = "u"
 
 REPEATED = "w"
 """Likewise its rows that have the answer of an equal row of the same source."""
+
+LOST = "l"
+"""Likewise its rows that were run although there was to be an answer: it is no longer in its place."""
 
 _ENTRY = np.dtype([("start", "<u8"), ("length", "<u4"), ("check", "<u4")])
 
@@ -145,11 +149,11 @@ class KeptAnswers:
         """Whether all of a chunk's rows are run."""
         return not self.table(chunk.index)["length"].any()
 
-    def lines(self, chunk: Chunk) -> list[bytes | int | None]:
+    def lines(self, chunk: Chunk) -> tuple[list[bytes | int | None], int]:
         """What there is for each of a chunk's rows.
 
         The answer, without newline; the position of the row whose answer is also its own; None: the
-        row is run.
+        row is run. Then how many rows are run because their answer isn't in its place any more.
         """
         table = self.table(chunk.index)
         found: list[bytes | int | None] = [None] * len(table)
@@ -157,8 +161,9 @@ class KeptAnswers:
         for row, first in zip(repeats.tolist(), table["start"][repeats].tolist(), strict=True):
             found[row] = first
         table["length"][repeats] = 0
+        lost = 0
         if (answers := self.answers) is None:
-            return found
+            return found, lost
         groups = list(_groups(table))
         reads = read_ranges([(answers, start, end) for _, start, end in groups])
         for (rows, start, _), read in zip(groups, reads, strict=True):
@@ -172,9 +177,11 @@ class KeptAnswers:
             )
             for row, at, length, check in places:
                 line = data[at : at + length]
-                if not self.checked or zlib.crc32(line) == check:
+                if not self.checked or (len(line) == length and zlib.crc32(line) == check):
                     found[row] = line
-        return found
+                else:
+                    lost += 1
+        return found, lost
 
     def _data(self, read: Callable[[], bytes]) -> bytes:
         try:

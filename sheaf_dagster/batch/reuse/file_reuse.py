@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from sheaf_dagster.batch.keeping import Keeper
-from sheaf_dagster.batch.kept import Lines, read_lines_of, write_lines
+from sheaf_dagster.batch.kept import LOST, Lines, read_lines_of, write_lines
 from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.batch.reuse.digests import RowDigests
 from sheaf_dagster.batch.reuse.index import IndexWriter, index_of
@@ -71,6 +71,16 @@ class FileReuse:
     ) -> dict[int, Part]:
         """The parts of which rows have waited for the answers of equal rows."""
         return filled_parts(self._context.rows, work, chunks, parts)
+
+    def tell_lost(self, parts: Mapping[int, Part]) -> None:
+        """Says how many answers weren't where the index has them, if any."""
+        if lost := sum(part.counts.get(LOST, 0) for part in parts.values()):
+            log.warning(
+                "%s: %s answers aren't where the index has them, so their rows were run. The output "
+                "was written to after its index, or while this job read it. The index is rebuilt",
+                self._output.uri,
+                f"{lost:,}",
+            )
 
     @contextmanager
     def indexed(

@@ -26,6 +26,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from sheaf_dagster.batch.kept import Lines
 from sheaf_dagster.batch.rows.spill import Digests, SortedSpill
@@ -65,6 +66,9 @@ class IndexHead:
     made_by: dict[str, str]
     rows: int = 0
     crc: int = 0
+
+
+_HEAD = TypeAdapter(IndexHead)
 
 
 class IndexWriter:
@@ -213,7 +217,7 @@ def _head_of(file: IO[bytes], size: int) -> IndexHead:
             raise ValueError("its end is missing")
         length = int.from_bytes(tail[:4], "little")
         file.seek(size - _TAIL - length)
-        head = IndexHead(**json.loads(file.read(length)))
+        head = _HEAD.validate_json(file.read(length), strict=True)
         records = size - _TAIL - length
         if head.rows * _RECORD.itemsize != records:
             raise ValueError("records are missing")
@@ -223,6 +227,8 @@ def _head_of(file: IO[bytes], size: int) -> IndexHead:
             crc = zlib.crc32(file.read(min(_BLOCK, records - start)), crc)
         if crc != head.crc:
             raise ValueError("its records aren't those that were written")
-    except (ValueError, TypeError, OSError) as e:
+    except ValidationError as e:
+        raise IndexDamagedError("its head can't be read") from e
+    except (ValueError, OSError) as e:
         raise IndexDamagedError(str(e)) from e
     return head

@@ -119,7 +119,7 @@ class ReusedAnswers:
                 if stop is not None and stop.is_set():
                     raise InterruptedError("the job was stopped")
                 digests = self._digests.of(chunk)
-                if self._index is None:
+                if self._index is None or text is None:
                     nothing = np.zeros(chunk.rows, dtype=np.uint32)
                     table = table_of(nothing, nothing)
                 else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby, islice, repeat
 from typing import Any
@@ -49,7 +49,10 @@ def rows_to_run(
         PreviousOutputError: A kept answer isn't known to be that of its row.
     """
     kept, chunk = making.work.kept, making.chunk
-    found = repeat(None, chunk.rows) if kept is None else kept.lines(chunk)
+    found: Iterable[bytes | int | None] = repeat(None, chunk.rows)
+    if kept is not None:
+        found, lost = kept.lines(chunk)
+        making.count_lost(lost)
     invalid = lines_in(chunk.invalid, chunk.first_line)
     occurrence_of = occurrence_in(chunk.repeats, chunk.first_row)
     checked = kept is not None and kept.checked

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from sheaf_dagster.batch.kept import KEPT, UNFILLED, write_lines
+from sheaf_dagster.batch.kept import KEPT, LOST, UNFILLED, write_lines
 from sheaf_dagster.batch.messages import (
     ChunkReport,
     ErrorMessage,
@@ -117,6 +117,10 @@ class ChunkInMaking:
         self._is_answer[row.position - self.chunk.first_row] = False
         self._left -= 1
         self._counts[UNFILLED] += 1
+
+    def count_lost(self, rows: int) -> None:
+        """Counts rows that are run because their answer isn't where it is said to be."""
+        self._counts[LOST] += rows
 
     def reject(self, row: Row, error: Exception) -> None:
         """Puts the error row of an invalid row in its place; in the thread that reads."""
