@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.errors import SheafError
-from sheaf_dagster.storage import Location, store_at
+from sheaf_dagster.storage import Location, source_digest, store_at
 
 __all__ = ["CommittedSink"]
 
@@ -36,9 +36,24 @@ class CommittedSink:
             fingerprint: Its fingerprint now; asked only where the sink has the size that it had.
         """
         try:
-            state = store_at(Location.of(spec.sink, spec.storage_options)).state()
-            if state is None or state.size != self.output_bytes:
-                return False
-            return fingerprint(spec).startswith(self.fingerprint)
+            return self._is_there(spec) and fingerprint(spec).startswith(self.fingerprint)
         except SheafError:
             return False  # running it will say what is wrong
+
+    def is_of_source(self, spec: BatchSpec) -> bool:
+        """Whether the sink is known to be there still, and made from the source as it is now.
+
+        Args:
+            spec: The file.
+
+        Raises:
+            SourceError: The source can't be read.
+        """
+        if not self.source_digest or not self._is_there(spec):
+            return False
+        now = source_digest(spec.sources, spec.storage_options)
+        return now.startswith(self.source_digest)
+
+    def _is_there(self, spec: BatchSpec) -> bool:
+        state = store_at(Location.of(spec.sink, spec.storage_options)).state()
+        return state is not None and state.size == self.output_bytes

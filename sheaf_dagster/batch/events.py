@@ -48,10 +48,10 @@ class Reported:
 
 @dataclass(frozen=True)
 class Committed:
-    """A file's sink is there."""
+    """A file's sink is there; without a result it was there already."""
 
     run: FileRun
-    result: BatchResult
+    result: BatchResult | None
 
 
 @dataclass(frozen=True)

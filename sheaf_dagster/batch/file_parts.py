@@ -48,6 +48,11 @@ class FileParts(Mapping[int, Part]):
         return sum(p.rows for p in self._parts.values())
 
     @property
+    def kept_rows(self) -> int:
+        """Rows that keep an answer of an earlier output."""
+        return sum(p.counts.get(KEPT, 0) for p in self._parts.values())
+
+    @property
     def of_one_model(self) -> bool:
         """Whether no two parts are known to be of different weights."""
         return len(self._models) <= 1

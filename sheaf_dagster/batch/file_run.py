@@ -231,8 +231,11 @@ class FileRun:
         self.parts.add(report.part, report.worker)
         self._reports.append(report)
 
-    def commit(self) -> BatchResult:
+    def commit(self) -> BatchResult | None:
         """Joins the parts into the sink.
+
+        Returns:
+            None where the sink holds that already: with ``only`` each row keeps its answer.
 
         Raises:
             SourceChangedError: The source is no longer what was validated.
@@ -243,6 +246,11 @@ class FileRun:
         if self._keeper is not None:
             with self._refusing():
                 self._keeper.check_unchanged()
+        if self.spec.only is not None and self.parts.kept_rows == self.rows:
+            self._hold().discard()
+            if self._reuse is not None:
+                self._reuse.close()
+            return None
         with self._reuse_ends():
             parts = self.parts.in_order()
             size = self._hold().commit(parts)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from pydantic import BaseModel
 
 from sheaf_dagster.batch.layout import layout_of
 from sheaf_dagster.batch.rows.columns import check_float_type, columns_of
@@ -16,7 +20,7 @@ from sheaf_dagster.storage.compression import codec_of
 from sheaf_dagster.storage.formats import Format, Table, format_of
 from sheaf_dagster.version import __version__
 
-__all__ = ["job_fingerprint", "sink_format"]
+__all__ = ["contract_digest", "job_fingerprint", "sink_format"]
 
 _LAYOUT_VERSION = 2
 """Raised when the same job would be cut or written differently than by an older version."""
@@ -38,7 +42,7 @@ def job_fingerprint(
         "layout": _LAYOUT_VERSION,
         "source": source_digest,
         "model": context.version,
-        "contract": schema_of(context.rows.request),
+        "contract": contract_digest(context.rows.request, context.rows.response),
         "batch_size": spec.batch_size,
         "bucket_by": spec.bucket_by,
         "on_error": spec.on_error,
@@ -64,6 +68,21 @@ def job_fingerprint(
         identity["kept"] = kept
     text = json.dumps(identity, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def contract_digest(request: type[BaseModel], response: type[BaseModel]) -> str:
+    """Hash of what the rows and the answers of a contract may say (hex, 64 digits)."""
+    forms = [_form_of(request), _form_of(response)]
+    text = json.dumps(forms, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _form_of(model: type[BaseModel]) -> dict[str, Any]:
+    try:
+        return schema_of(model)
+    except Exception:  # a type of the user's own that has no schema
+        return {name: str(field.annotation) for name, field in model.model_fields.items()}
 
 
 def sink_format(context: ModelContext, spec: BatchSpec) -> Format:

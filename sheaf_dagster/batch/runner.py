@@ -230,7 +230,7 @@ class BatchRunner:
                 )
             try:
                 self._check_files(spec)
-                to_do = spec.only is None or self._has_failed_rows(spec)
+                to_do = spec.only is None or self._may_need_a_run(spec, committed.get(spec.sink))
             except SheafError as e:
                 yield BatchOutcome(spec=spec, error=e)
                 continue
@@ -240,8 +240,12 @@ class BatchRunner:
             first = first or spec
             yield spec
 
-    def _has_failed_rows(self, spec: BatchSpec) -> bool:
-        return has_failed_rows(self._context.rows, Location.of(spec.sink, spec.storage_options))
+    def _may_need_a_run(self, spec: BatchSpec, earlier: CommittedSink | None) -> bool:
+        """Whether the last output has failed rows, or may be that of another source."""
+        sink = Location.of(spec.sink, spec.storage_options)
+        if has_failed_rows(self._context.rows, sink):
+            return True
+        return earlier is None or not earlier.is_of_source(spec)
 
     def _check_files(self, spec: BatchSpec) -> None:
         check_keep(spec.keep, self._context.rows.request, self._context.rows.response)

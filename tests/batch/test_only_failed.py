@@ -144,6 +144,43 @@ def test_nothing_is_loaded_or_written_where_no_row_failed(source, tmp_path):
     assert version(job.sink) == before
 
 
+GROWN = [
+    ({"line": 5}, "out.jsonl has 1,000 lines, but the source has 999 rows"),
+    ({"line": 302, "value": 5}, "in.jsonl, line 302: .* another row's answer"),
+]
+
+
+@pytest.mark.parametrize("known_digest", [None, "sha256:another"])
+@pytest.mark.parametrize(("edit", "said"), GROWN)
+def test_an_output_without_failed_rows_is_not_taken_for_that_of_another_source(
+    source, tmp_path, edit, said, known_digest
+):
+    job = spec(source, tmp_path, compute="local", batch_size=50)
+    run(job, doubler())
+    before = version(job.sink)
+    change(source, **edit)
+
+    committed = known_digest and known(job, source_digest=known_digest)
+    with pytest.raises(sd.PreviousOutputError, match=said):
+        run(again(job), doubler(fail_load=True), committed=committed)
+
+    assert version(job.sink) == before
+    assert leftovers(tmp_path) == ["out.jsonl"]
+
+
+def test_a_source_that_is_written_otherwise_and_says_the_same_leaves_the_output(source, tmp_path):
+    job = spec(source, tmp_path, compute="local", batch_size=50, reuse="previous")
+    run(job, doubler())
+    before = version(job.sink)
+    open(source, "a").write("\n\n")
+
+    committed = known(job, source_digest="sha256:another")
+    (outcome,) = BatchRunner(doubler(fail_load=True)).run_many([again(job)], committed=committed)
+
+    assert outcome.unchanged and version(job.sink) == before
+    assert leftovers(tmp_path) == [".out.jsonl.sheaf-index", "out.jsonl"]
+
+
 @pytest.mark.s3
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_on_s3_it_is_as_on_disk(s3, write_rows, tmp_path, suffix):

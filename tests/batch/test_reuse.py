@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+from dataclasses import replace
 from decimal import Decimal
 
 import pyarrow as pa
@@ -15,9 +16,12 @@ import pytest
 
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner, BatchSpec
+from sheaf_dagster.batch.fingerprint import job_fingerprint
+from sheaf_dagster.batch.reuse.previous import made_by
+from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.storage import Location, read_lines
 from tests.batch.jobs import here_and_in_workers, leftovers
-from tests.toys import Doubler, shaped
+from tests.toys import Doubler, NumberResponse, shaped
 
 ROWS = [{"model_type": "number", "model_name": "m", "value": v} for v in range(120)]
 
@@ -191,6 +195,23 @@ def test_answers_of_another_model_or_other_columns_are_not_reused(job, caplog):
     assert "aren't reused, because model changed" in caplog.text
     assert job.run(ROWS, model={"batch_seconds": 0.0001}, keep=["sku"]).reused_rows == 0
     assert "fields that travel along (keep) changed" in caplog.text
+
+
+class Wider(NumberResponse):
+    """The answer of a later version of a contract."""
+
+    unit: str = "m"
+
+
+def test_answers_to_another_form_of_answer_are_not_reused_nor_resumed():
+    model = ModelContext.of(shaped("call"))
+    wider = replace(model, rows=replace(model.rows, response=Wider))
+    spec = BatchSpec(source="a", sink="b")
+
+    then, now = made_by(model, spec), made_by(wider, spec)
+
+    assert {name for name in now if now[name] != then[name]} == {"contract"}
+    assert job_fingerprint(model, spec, "") != job_fingerprint(wider, spec, "")
 
 
 def damage_end(index, _):

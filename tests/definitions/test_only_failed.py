@@ -100,3 +100,13 @@ def test_what_dagster_knows_of_source_and_model_decides_what_may_be_kept(project
     assert values(project, KEYS[1]) == [None, 8, 10]
     assert project.logged(changed.run_id) == [KEYS[0]]
     assert "has the answers of another model than 'doubler' is now" in failure(other)
+
+
+def test_rows_that_a_source_gained_are_not_passed_over_where_no_row_failed(project):
+    project.write(KEYS[2], [7, 8, 9])
+
+    grown = project.run(KEYS[1], KEYS[2], config=ONLY)
+
+    assert f"{KEYS[2]}.jsonl has 2 lines, but the source has 3 rows" in failure(grown)
+    assert project.logged(grown.run_id) == [KEYS[1]]
+    assert values(project, KEYS[2]) == [14, 16]

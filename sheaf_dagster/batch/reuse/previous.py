@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,12 +9,12 @@ from contextlib import ExitStack
 
 import numpy as np
 
+from sheaf_dagster.batch.fingerprint import contract_digest
 from sheaf_dagster.batch.kept import Table, repeat_rows, table_of
 from sheaf_dagster.batch.reuse.digests import Repeats, RowDigests
 from sheaf_dagster.batch.reuse.index import AnswerIndex, IndexDamagedError, index_of, open_index
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker.loading import ModelContext
-from sheaf_dagster.contracts import schema_of
 from sheaf_dagster.errors import SourceError
 from sheaf_dagster.storage import Chunk, Location, store_at
 from sheaf_dagster.storage.formats import is_table
@@ -39,12 +37,11 @@ def reused_output(spec: BatchSpec) -> Location | None:
 
 def made_by(context: ModelContext, spec: BatchSpec) -> dict[str, str]:
     """What decides the answer to a content, by name; answers of another one aren't reused."""
-    contract = json.dumps(schema_of(context.rows.request), sort_keys=True, default=str)
     written = {_FORM: f"table of {spec.float_type}"} if is_table(spec.sink) else {}
     return {
         **written,
         "model": context.version,
-        "contract": hashlib.sha256(contract.encode()).hexdigest(),
+        "contract": contract_digest(context.rows.request, context.rows.response),
         "fields that travel along (keep)": ", ".join(spec.keep),
         "version of sheaf_dagster": __version__,
     }
