@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -17,8 +18,14 @@ __all__ = ["DIGEST_BYTES", "ContentDigest", "content_digest", "identity_field"]
 DIGEST_BYTES = 16
 
 _read = msgspec.json.Decoder().decode
-_write = msgspec.msgpack.Encoder(order="deterministic").encode
+_write_sorted = msgspec.msgpack.Encoder(order="deterministic").encode
 """Sorts names, and writes a float as its eight bytes: its digits would take ten times as long."""
+
+_write_as_given = msgspec.msgpack.Encoder().encode
+"""The same with the names of objects in the order in which they are."""
+
+_OPEN = {"any", "dict", "function-plain", "is-instance"}
+"""What a contract calls fields that take objects as they are, in their order."""
 
 _SHORT = b"m"
 _EXACT = b"e"
@@ -37,8 +44,10 @@ class ContentDigest:
     """Hashes the content of lines: their JSON in one form, without the row's identity.
 
     The order of fields and the space between them don't count. Of a number its kind does (1 is
-    another content than 1.0), and each digit where the contract has decimals. What a row points to,
-    a file say, isn't looked at.
+    another content than 1.0), and each digit where the contract has decimals. Inside of a field the
+    order counts where the contract has any that takes objects as they are, such as a dictionary or
+    the body of a call: a model may see it, as in a prompt. What a row points to, a file say, isn't
+    looked at.
 
     Args:
         contract: What the rows are.
@@ -47,7 +56,8 @@ class ContentDigest:
 
     def __init__(self, contract: type[BaseModel], *, whole: bool) -> None:
         self._identity = (None if whole else identity_field(contract)) or ""
-        self._by_digits = _has_decimals(contract)
+        self._by_digits = _has(contract, lambda node: node["type"] == "decimal")
+        self._by_order = _has(contract, _takes_objects_as_they_are)
 
     def __call__(self, line: bytes) -> bytes:
         """The digest of a line, of ``DIGEST_BYTES``."""
@@ -73,13 +83,18 @@ class ContentDigest:
                 row = row.copy()
                 del row[self._identity]
             try:
-                return _SHORT + _write(row)
+                return _SHORT + self._packed(row)
             except (ValueError, OverflowError, RecursionError):
                 pass  # a whole number of more than 64 bits
         try:
-            return _EXACT + _exactly(line, self._identity)
+            return _EXACT + _exactly(line, self._identity, by_order=self._by_order)
         except (ValueError, RecursionError):
             return _AS_IT_IS + line.strip()
+
+    def _packed(self, row: dict[str, Any]) -> bytes:
+        if not self._by_order:
+            return _write_sorted(row)
+        return _write_as_given({name: row[name] for name in sorted(row)})
 
 
 @lru_cache(maxsize=64)
@@ -88,19 +103,25 @@ def content_digest(contract: type[BaseModel], *, whole: bool = False) -> Content
     return ContentDigest(contract, whole=whole)
 
 
-def _has_decimals(contract: type[BaseModel]) -> bool:
-    """Whether digits of a number may count that a float hasn't."""
+def _has(contract: type[BaseModel], what: Callable[[dict[str, Any]], bool]) -> bool:
+    """Whether something is anywhere in a contract."""
     try:
-        return any(node["type"] == "decimal" for node in schemas_in(core_schema_of(contract)))
+        return any(map(what, schemas_in(core_schema_of(contract))))
     except Exception:  # its types aren't all defined yet
         return True
 
 
-def _exactly(text: bytes, identity: str) -> bytes:
-    """As Python shows it: numbers by their digits, objects as sorted tuples."""
-    read = json.loads(text, parse_float=_Digits, parse_int=_Digits, object_pairs_hook=_in_order)
+def _takes_objects_as_they_are(node: dict[str, Any]) -> bool:
+    extra = node.get("extras_behavior") or (node.get("config") or {}).get("extra_fields_behavior")
+    return node["type"] in _OPEN or extra == "allow"
+
+
+def _exactly(text: bytes, identity: str, *, by_order: bool) -> bytes:
+    """As Python shows it: numbers by their digits, objects as tuples, sorted if they needn't be as given."""
+    in_order = _as_given if by_order else _in_order
+    read = json.loads(text, parse_float=_Digits, parse_int=_Digits, object_pairs_hook=in_order)
     if isinstance(read, tuple):
-        read = tuple(field for field in read if field[0] != identity)
+        read = tuple(sorted(field for field in read if field[0] != identity))
     return repr(read).encode()
 
 
@@ -111,3 +132,7 @@ class _Digits(str):
 
 def _in_order(fields: list[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(dict(fields).items()))
+
+
+def _as_given(fields: list[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
+    return tuple(dict(fields).items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -65,6 +66,30 @@ def test_digits_beyond_a_float_count_where_the_contract_reads_them():
     assert digest(one) == digest(other)  # to a float both are the same
     assert content_digest(Priced)(one) != content_digest(Priced)(other)
     assert content_digest(Priced)(one) == content_digest(Priced)(one.replace(b":", b" : "))
+
+
+class Objects(BaseModel):
+    """Takes objects as they are."""
+
+    inner: dict[str, Any] = {}
+
+
+class Anything(BaseModel, extra="allow"):
+    """Keeps what it doesn't know."""
+
+
+@pytest.mark.parametrize("contract", [Objects, Anything, OpenAIBatchRequest])
+@pytest.mark.parametrize("more", [1, 12345678901234567890123])
+def test_an_order_that_a_model_may_see_counts(contract, more):
+    one = {"inner": {"x": 1, "y": {"a": 1, "b": [{"c": 1, "d": 2}]}}, "more": more}
+    inside = {"inner": {"x": 1, "y": {"a": 1, "b": [{"d": 2, "c": 1}]}}, "more": more}
+    outside = dict(reversed(one.items()))
+
+    def of(row: dict, digest=content_digest(contract)) -> bytes:
+        return digest(json.dumps(row).encode())
+
+    assert of(one) == of(outside) != of(inside)
+    assert of(one, digest) == of(inside, digest)
 
 
 def test_who_asks_is_part_of_the_whole():
