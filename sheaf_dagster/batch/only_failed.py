@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sheaf_dagster.batch.committed import CommittedSink
 from sheaf_dagster.batch.kept import Table, table_of
 from sheaf_dagster.batch.results import BatchResult, ValidationReport
-from sheaf_dagster.batch.rows.read_back import FailedLines
+from sheaf_dagster.batch.rows.keep import written_fields
+from sheaf_dagster.batch.rows.read_back import FailedLines, record_of
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker.loading import ModelContext
@@ -127,6 +128,8 @@ class OnlyFailed:
         self.proven = source_digest.startswith(earlier.source_digest)
         self.checked = False
         self._failed = FailedLines(context.rows.request, context.rows.response)
+        own = written_fields(context.rows.response)
+        self._fields = None if own is None else own | {*spec.keep}
 
     def check_unchanged(self) -> None:
         """Compares the last output with what it was when the job began."""
@@ -141,7 +144,7 @@ class OnlyFailed:
     ) -> Iterator[Table]:
         """The tables, in one pass over the last output."""
         assert text is not None
-        found = _places_in(text, self._failed, stop)
+        found = _places_in(text, self._failed, self._require_fields, stop)
         starts, lengths, seen = _NONE, _NONE, 0
         for chunk in chunks:
             while len(lengths) < chunk.rows and (more := next(found, None)) is not None:
@@ -165,6 +168,16 @@ class OnlyFailed:
                 "changed since. Run the whole file"
             )
 
+    def _require_fields(self, answer: bytes) -> None:
+        """Refuses an answer with fields that rows which are run now wouldn't have."""
+        if self._fields is None:
+            return
+        if others := [name for name in record_of(answer) if name not in self._fields]:
+            raise PreviousOutputError(
+                f"{self._sink.uri}: its answers have a field {others[0]!r}, which those of rows that "
+                "are run now wouldn't have; name it in keep, or run the whole file"
+            )
+
 
 _NONE = np.empty(0, dtype=np.int64)
 
@@ -172,9 +185,15 @@ _Places = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def _places_in(
-    text: Location, failed: FailedLines, stop: threading.Event | None
+    text: Location,
+    failed: FailedLines,
+    look_at: Callable[[bytes], None],
+    stop: threading.Event | None,
 ) -> Iterator[_Places]:
-    """Where the lines of a file begin and how long they are (0: the row failed), block by block."""
+    """Where the lines of a file begin and how long they are (0: the row failed), block by block.
+
+    The first answer of each block is looked at.
+    """
     offset = 0
     for block in read_blocks(text):
         if stop is not None and stop.is_set():
@@ -183,6 +202,9 @@ def _places_in(
         starts = np.append(0, ends[:-1] + 1)
         lengths = ends - starts
         lengths[_failed_in(block, ends, failed)] = 0
+        if len(answered := np.flatnonzero(lengths)):
+            first = answered[0]
+            look_at(block[starts[first] : ends[first]])
         yield starts + offset, lengths
         offset += len(block)
 

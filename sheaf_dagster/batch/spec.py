@@ -64,13 +64,13 @@ class BatchOptions(Spec):
     )
     max_error_rows: int | None = Field(
         default=None,
-        gt=0,
+        ge=0,
         description="The most error rows that one file may have. One more ends the job, and the error "
         "names the first of them. Needs on_error='record' or on_invalid='record'.",
     )
     max_error_fraction: float | None = Field(
         default=None,
-        gt=0,
+        ge=0,
         lt=1,
         description="The same limit as a share of the file's rows, such as 0.01.",
     )

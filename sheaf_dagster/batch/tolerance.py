@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 
 import orjson
 
@@ -32,7 +33,7 @@ def most_error_rows(options: BatchOptions, rows: int) -> float:
     if options.max_error_fraction is None:
         return most
     # 0.29 * 100 is 28.999…: a row more or less is decided by the numbers as they are written.
-    return min(most, math.floor(rows * options.max_error_fraction + 1e-9))
+    return min(most, math.floor(rows * Fraction(str(options.max_error_fraction))))
 
 
 def too_many_errors(

@@ -98,6 +98,18 @@ def test_kept_answers_have_the_fields_that_this_run_keeps(source, tmp_path):
     assert mended == anew
 
 
+@pytest.mark.parametrize("keep", [[], ["price"]])
+def test_a_field_that_only_some_answers_would_have_is_refused(source, tmp_path, keep):
+    job = spec(source, tmp_path, compute="local", batch_size=8, on_error="record", keep=["shop"])
+    run(job, shaped("call", fail_on=7))
+    before = open(job.sink, "rb").read()
+
+    with pytest.raises(sd.PreviousOutputError, match="have a field 'shop', .* name it in keep"):
+        run(job.model_copy(update={"keep": keep, "only": "failed"}), shaped("call"))
+
+    assert open(job.sink, "rb").read() == before
+
+
 def test_what_is_kept_is_part_of_the_fingerprint(source, tmp_path):
     job = spec(source, tmp_path)
     runner = BatchRunner(doubler())

@@ -246,6 +246,17 @@ def test_an_answer_of_another_row_is_not_kept(source, tmp_path, edit, said):
     assert leftovers(tmp_path) == ["out.jsonl"]
 
 
+@pytest.mark.parametrize("broken", [b'{"error": {"type"', b"\xff\x00", b"[1]", b"null"])
+def test_an_output_that_was_damaged_is_refused_by_line(source, tmp_path, broken):
+    job = with_failures(source, tmp_path)
+    lines = open(job.sink, "rb").read().split(b"\n")
+    lines[4] = broken
+    open(job.sink, "wb").write(b"\n".join(lines))
+
+    with pytest.raises(sd.PreviousOutputError, match="line 5: the last output has another row's"):
+        run(again(job), doubler())
+
+
 def test_a_row_limit_does_not_cut_the_last_output(source, tmp_path):
     job = with_failures(source, tmp_path, row_limit=400)
 

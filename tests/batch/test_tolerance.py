@@ -25,6 +25,10 @@ from tests.toys import Doubler, NumberRequest, NumberResponse, doubler
         (3, 0.01, None, 0),
         (100, 0.05, 7, 5),
         (100, 0.5, 7, 7),
+        (100, None, 0, 0),
+        (100, 0.0, 7, 0),
+        (10**9, 0.29, None, 290_000_000),
+        (10, 0.9999999999, None, 9),
     ],
 )
 def test_the_smaller_of_both_limits_holds(rows, fraction, rows_allowed, most):

@@ -24,6 +24,7 @@ __all__ = [
     "with_fields",
     "with_free_fields",
     "without_fields",
+    "written_fields",
 ]
 
 _LARGE = re.compile(rb"[eE]\+?\d{3}")
@@ -64,6 +65,17 @@ def _properties(model: type[BaseModel]) -> set[str]:
         return set(schema_of(model).get("properties", ()))
     except Exception:  # a type of the user's own that has no schema
         return set()
+
+
+def written_fields(response: type[BaseModel]) -> set[str] | None:
+    """The names of the fields that an answer of a contract is written with; None: any."""
+    if issubclass(response, RootModel) or response.model_config.get("extra") == "allow":
+        return None
+    try:
+        written = schema_of(response, written=True)
+    except Exception:  # a type of the user's own that has no schema
+        return None
+    return {*response.model_fields, *written["properties"]} if "properties" in written else None
 
 
 @lru_cache(maxsize=32)

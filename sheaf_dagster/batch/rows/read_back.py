@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, get_args
 
@@ -14,7 +14,7 @@ from sheaf_dagster.batch.kept import KEPT_TOKENS
 from sheaf_dagster.contracts import deviations_of
 from sheaf_dagster.contracts.tokens import tokens_of
 
-__all__ = ["FailedLines", "counted"]
+__all__ = ["FailedLines", "counted", "record_of"]
 
 
 class FailedLines:
@@ -39,8 +39,7 @@ class FailedLines:
         """Whether a line stands for a row that failed."""
         if self.mark is not None and self.mark not in line:
             return False
-        record = orjson.loads(line)
-        error = record.get("error") if isinstance(record, dict) else None
+        error = record_of(line).get("error")
         if self._own_form:
             return bool(error) or not self._is_answer(line)
         if not (isinstance(error, dict) and {"type", "message"} <= error.keys()):
@@ -53,6 +52,15 @@ class FailedLines:
         except ValidationError as e:
             return _nulls(e) == e.error_count()  # numbers that were not finite
         return True
+
+
+def record_of(line: bytes) -> Mapping[str, Any]:
+    """What a line says; nothing where it is no JSON object, as in a file that was damaged."""
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def counted(lines: Sequence[bytes], response: type[BaseModel]) -> tuple[Counter[str], int]:

@@ -15,6 +15,7 @@ from sheaf_dagster.batch.rows.inside import given_fields
 from sheaf_dagster.batch.rows.invalid import lines_in
 from sheaf_dagster.batch.rows.occurrences import occurrence_in
 from sheaf_dagster.batch.rows.own_id import with_own_id
+from sheaf_dagster.batch.rows.read_back import record_of
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.rows.row import Row, named_lines
 from sheaf_dagster.batch.worker.making import ChunkInMaking
@@ -128,6 +129,5 @@ def _identity_in(answer: bytes, asked: Any) -> str | None:
     text = orjson.dumps(str(asked))
     if any(name + text in answer for name in (b'"request_id":', b'"custom_id":')):
         return str(asked)
-    record = orjson.loads(answer)
-    found = row_identity(record) if isinstance(record, dict) else None
+    found = row_identity(record_of(answer))
     return None if found is None else str(found)
