@@ -301,7 +301,7 @@ def test_what_is_done_is_resumed_and_the_rest_is_reused(job):
     assert values(job.answers) == doubled(rows)
 
 
-def test_two_outputs_reuse_one(job, tmp_path):
+def test_two_outputs_reuse_one(job, tmp_path, caplog):
     job.run(ROWS)
     results = []
     for n in (1, 2):
@@ -312,6 +312,7 @@ def test_two_outputs_reuse_one(job, tmp_path):
     assert [result.reused_rows for result in results] == [120, 120]
     absent = Job(tmp_path, "first.jsonl", reuse=None, reuse_from=f"{job.sink}-none")
     assert absent.run(ROWS).reused_rows == 0
+    assert "out.jsonl-none doesn't exist, so all rows are run" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", ["", ".parquet"])

@@ -43,6 +43,7 @@ class FileReuse:
         self._made_by = made_by(context, spec)
         self._sink = Location.of(spec.sink, spec.storage_options)
         self._strict = spec.strict
+        self._named = spec.reuse_from is not None
         self._digests = RowDigests()
 
     @classmethod
@@ -64,7 +65,9 @@ class FileReuse:
         """
         may_share = not self._strict and unique_key(self._context.rows.request) is None
         repeats = all_valid or may_share
-        return ReusedAnswers(self._output, self._digests, self._made_by, repeats=repeats)
+        return ReusedAnswers(
+            self._output, self._digests, self._made_by, repeats=repeats, named=self._named
+        )
 
     def filled(
         self, work: FileWork, chunks: Sequence[Chunk], parts: Mapping[int, Part]

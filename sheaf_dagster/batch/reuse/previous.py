@@ -55,15 +55,24 @@ class ReusedAnswers:
         digests: Of the source's rows.
         made_by: What would make their answers now.
         repeats: Run rows of equal content once.
+        named: The output was named (``reuse_from``), so that there should be one.
     """
 
     proven = True
     checked = True
 
     def __init__(
-        self, output: Location, digests: RowDigests, made_by: dict[str, str], *, repeats: bool
+        self,
+        output: Location,
+        digests: RowDigests,
+        made_by: dict[str, str],
+        *,
+        repeats: bool,
+        named: bool,
     ) -> None:
         state = store_at(output).state()
+        if state is None and named:
+            log.warning("reuse_from: %s doesn't exist, so all rows are run", output.uri)
         known = "nothing" if state is None else f"{output.uri}:{state.size}:{state.version}"
         self.identity = f"reused from {known}"
         self._digests = digests
