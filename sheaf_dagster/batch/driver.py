@@ -37,6 +37,7 @@ from sheaf_dagster.batch.file_run import FileRun
 from sheaf_dagster.batch.messages import ChunkReport
 from sheaf_dagster.batch.meter import ProgressMeter
 from sheaf_dagster.batch.results import BatchOutcome, BatchProgress
+from sheaf_dagster.batch.reuse.previous import reused_output
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.spending import Spending
 from sheaf_dagster.batch.worker.loading import ModelContext
@@ -101,6 +102,8 @@ class _Driver:
         self._open = threading.Event()
         self._stop = threading.Event()
         self._commits = ThreadPoolExecutor(_COMMIT_THREADS, thread_name_prefix="sheaf-commit")
+        self._ends: dict[str, threading.Event] = {}
+        """By sink, of the files under way: set once the file is committed or has failed."""
         self._running: dict[int, FileRun] = {}
         self._committing: dict[int, FileRun] = {}
         self._sweeps: list[Callable[[], None]] = []
@@ -131,6 +134,8 @@ class _Driver:
     def _feed_one(self, id: int, spec: BatchSpec) -> None:
         run = FileRun(id, spec, self._context, self._committed.get(spec.sink))
         self._progress.files_total += 1
+        self._wait_for_answers(spec)
+        self._ends[run.sink.location.uri] = threading.Event()
         try:
             if (over := self._spending.over(spec)) is not None:
                 raise over
@@ -146,6 +151,13 @@ class _Driver:
         self._open.wait()
         if not self._stop.is_set() and chunks and not self._spending.over(spec):
             self._workforce.submit(work, chunks)
+
+    def _wait_for_answers(self, spec: BatchSpec) -> None:
+        """Waits for the file of this job whose output a file reuses, as day by day in a backfill."""
+        output = reused_output(spec) if spec.only is None else None
+        ended = None if output is None else self._ends.get(output.uri)
+        while ended is not None and not (ended.wait(_TICK_SECONDS) or self._stop.is_set()):
+            pass
 
     # -- the caller's thread ---------------------------------------------------------------
 
@@ -246,6 +258,8 @@ class _Driver:
 
     def _through(self, run: FileRun) -> None:
         self._progress.ended(run)
+        if (ended := self._ends.pop(run.sink.location.uri, None)) is not None:
+            ended.set()
         self._room.release()
         # The caller sees how far all is before the last outcome.
         self._tick(force=not (self._running or self._committing))

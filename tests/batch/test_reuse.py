@@ -20,7 +20,7 @@ from sheaf_dagster.batch.fingerprint import job_fingerprint
 from sheaf_dagster.batch.reuse.previous import made_by
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.storage import Location, read_lines
-from tests.batch.jobs import here_and_in_workers, leftovers
+from tests.batch.jobs import MODES, here_and_in_workers, leftovers
 from tests.toys import Doubler, NumberResponse, shaped
 
 ROWS = [{"model_type": "number", "model_name": "m", "value": v} for v in range(120)]
@@ -299,6 +299,28 @@ def test_what_is_done_is_resumed_and_the_rest_is_reused(job):
 
     assert (result.resumed_rows, job.ran, result.reused_rows) == (6, 6, 108)
     assert values(job.answers) == doubled(rows)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("mode", [MODES[2]], indirect=True)
+def test_each_file_of_a_job_reuses_the_one_before_it(mode, write_rows, tmp_path):
+    """As the days of a backfill do: each waits until the day before is there."""
+    outputs = [str(tmp_path / f"out/{day}.jsonl") for day in range(4)]
+    days = [
+        BatchSpec(
+            source=write_rows([*range(50), 1000 + day], name=f"in/{day}.jsonl"),
+            sink=outputs[day], reuse_from=outputs[day - 1], batch_size=8, **mode,
+        )
+        for day in range(4)
+    ]  # fmt: skip
+
+    outcomes = list(BatchRunner(shaped("call")).run_many(days))
+
+    results = {o.result.sink: o.result for o in outcomes if o.result}
+    assert [results[sink].reused_rows for sink in outputs] == [0, 50, 50, 50]
+    for day, sink in enumerate(outputs):
+        answers = [json.loads(line)["value"] for _, line in read_lines(Location.of(sink))]
+        assert answers == [*range(0, 100, 2), 2000 + 2 * day]
 
 
 def test_two_outputs_reuse_one(job, tmp_path, caplog):
