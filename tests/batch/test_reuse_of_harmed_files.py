@@ -14,7 +14,7 @@ from sheaf_dagster.batch.kept import LINES
 from sheaf_dagster.batch.reuse.index import IndexDamagedError, IndexWriter, open_index
 from sheaf_dagster.batch.rows.spill import digests_of
 from sheaf_dagster.storage import Location, store_at
-from tests.batch.test_reuse import ROWS, Job, doubled, values
+from tests.batch.reuse_job import ROWS, Job, doubled, values
 from tests.toys import Doubler
 
 
