@@ -48,8 +48,7 @@ $(DAGSTER_HOME)/dagster.yaml:
 	@mkdir -p $(DAGSTER_HOME) && printf 'telemetry:\n  enabled: false\nnux:\n  enabled: false\n' > $@
 
 demo: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## Forecast real series and embed pictures through real Dagster runs
-	@$(BIN)/python -m example_project.demo
-	@$(BIN)/python -m example_project.embed digits
+	@$(BIN)/python -m example_project.demo digits
 
 backfill: $(VENV)/.demo $(DAGSTER_HOME)/dagster.yaml  ## Backfill the year as one run, with a closing table
 	$(BIN)/python -m example_project.backfill

@@ -1,4 +1,7 @@
-"""``make demo``: the three ways in, in one story, through real Dagster runs."""
+"""``make demo``: the three ways in, in one story, through real Dagster runs.
+
+All runs share one Ray. By themselves, each would start one of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 
+from example_project import embed
 from example_project.accuracy import Accuracy
 from example_project.root import ROOT
 from example_project.runs import (
@@ -23,6 +27,8 @@ from example_project.runs import (
     table,
 )
 from example_project.series import load_series
+from sheaf_dagster import ClusterConfig
+from sheaf_dagster.batch.ray.cluster import ray_session
 
 __all__ = ["BROKEN", "FIRST", "LAST", "accuracy_table"]
 
@@ -37,9 +43,19 @@ _STORY = """How long will flights from New York be in the air next week? {} rout
 by a model that was chosen on March to June and is reported on in July, beside repeating last week."""
 
 
-def main() -> int:
-    """Materialises a day, backfills the month with a broken day, and takes a file that lands."""
+def main(*groups: str) -> int:
+    """Tells the story of the forecasts, then embeds.
+
+    Args:
+        groups: What to embed, such as ``digits``.
+    """
     quiet()
+    with ray_session(ClusterConfig()):
+        return _forecast() or max((embed.main(group) for group in groups), default=0)
+
+
+def _forecast() -> int:
+    """Materialises a day, backfills the month with a broken day, and takes a file that lands."""
     print(_STORY.format(len(load_series().routes)))
     with dg.DagsterInstance.get() as instance:
         try:
@@ -188,4 +204,4 @@ def accuracy_table(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))
