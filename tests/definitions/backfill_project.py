@@ -39,6 +39,7 @@ defs = dg.Definitions(
         predictions("one_by_one", 2, backfill_policy=dg.BackfillPolicy.multi_run(1)),
         predictions("cut_short", 6, model="power_cut"),
         predictions("called_off", 6, model="hanging"),
+        predictions("mended", 5, model="moody", on_error="record"),
     ],
     resources={
         "model": sd.ModelResource.from_spec(doubler()),
@@ -48,6 +49,14 @@ defs = dg.Definitions(
                 model_type="number",
                 backend="tests.toys:PowerCut",
                 backend_kwargs={"at": POWER_CUT, "once": os.path.join(ROOT, "was_cut")},
+            )
+        ),
+        "moody": sd.ModelResource.from_spec(
+            ModelSpec(
+                name="moody",
+                model_type="number",
+                backend="tests.definitions.test_only_failed:Moody",
+                backend_kwargs={"mood": os.path.join(ROOT, "mood")},
             )
         ),
         "hanging": sd.ModelResource.from_spec(doubler(hang_on=[HANGS])),

@@ -13,7 +13,14 @@ from tests.dagster_dev import DagsterDev
 from tests.definitions.backfill_project import HANGS, POWER_CUT, days
 
 pytestmark = pytest.mark.daemon
-ASSETS = {"at_once": 10, "by_three": 5, "one_by_one": 2, "cut_short": 6, "called_off": 6}
+ASSETS = {
+    "at_once": 10,
+    "by_three": 5,
+    "one_by_one": 2,
+    "cut_short": 6,
+    "called_off": 6,
+    "mended": 5,
+}
 """Days of each asset."""
 
 BAD = 4
@@ -41,8 +48,9 @@ class Dagster(DagsterDev):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"model_name": "m", "value": value}) + "\n")
 
-    def launch(self, asset: str, **tags: str) -> str:
+    def launch(self, asset: str, config: dict | None = None, **tags: str) -> str:
         """Starts a backfill of all the asset's days, as the UI does; its id."""
+        given = {} if config is None else {"runConfigData": {"ops": {asset: {"config": config}}}}
         launched = self.query(
             "mutation($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) "
             "{ __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
@@ -50,6 +58,7 @@ class Dagster(DagsterDev):
                 "assetSelection": [{"path": [asset]}],
                 "partitionNames": keys_of(asset),
                 "tags": [{"key": k, "value": v} for k, v in tags.items()],
+                **given,
             },
         )["launchPartitionBackfill"]
         assert "backfillId" in launched, launched
@@ -224,3 +233,28 @@ def test_a_run_that_is_called_off_keeps_what_is_done(dagster, launched):
     assert dagster.partitions("called_off")["MATERIALIZED"] == done
     written = sorted(p.name for p in (dagster.root / "out" / "called_off").glob("*.jsonl"))
     assert written == [f"{key}.jsonl" for key in done]
+
+
+@pytest.mark.long
+def test_a_backfill_with_run_config_runs_the_failed_rows_alone(dagster, launched):
+    keys = keys_of("mended")
+    mood = dagster.root / "mood"
+    mood.touch()
+    assert dagster.wait_for_backfill(launched["mended"]) == "COMPLETED_SUCCESS"
+    outputs = [dagster.root / "out" / "mended" / f"{key}.jsonl" for key in keys]
+    failed = [json.loads(path.read_text()).get("value") for path in outputs]
+    before = [path.stat().st_ino for path in outputs]
+    mood.unlink()
+
+    again = dagster.launch("mended", {"only": "failed"})
+
+    assert dagster.wait_for_backfill(again) == "COMPLETED_SUCCESS"
+    assert failed == [0, 2, 4, None, 8]
+    assert [json.loads(path.read_text())["value"] for path in outputs] == [0, 2, 4, 6, 8]
+    now = [path.stat().st_ino for path in outputs]
+    assert [a == b for a, b in zip(before, now, strict=True)] == [True, True, True, False, True]
+    assert dagster.partitions("mended") == {"MATERIALIZED": keys}
+    (first,), (second,) = dagster.runs(launched["mended"]), dagster.runs(again)
+    assert dagster.logged("mended") == sorted(
+        (key, run.run_id) for key in keys for run in (first, second)
+    )
