@@ -248,7 +248,8 @@ class BatchRunner:
         return earlier is None or not earlier.is_of_source(spec)
 
     def _check_files(self, spec: BatchSpec) -> None:
-        check_keep(spec.keep, self._context.rows.request, self._context.rows.response)
+        rows = self._context.rows
+        check_keep(spec.keep, rows.request, rows.response, rows.fields_of(spec))
         sink_format(self._context, spec)
         sink = store_at(Location.of(spec.sink, spec.storage_options))
         for uri in spec.sources:

@@ -18,6 +18,7 @@ from sheaf_dagster.batch.rows.keep import (
     with_free_fields,
     without_fields,
 )
+from sheaf_dagster.storage.formats import FieldMap
 from tests.batch.jobs import here_and_in_workers, spec
 from tests.conftest import read_rows
 from tests.toys import Doubler, NumberRequest, NumberResponse, doubler, shaped
@@ -178,6 +179,15 @@ def test_fields_that_cannot_travel_are_refused(keep, request_type, response, sai
 
     check_keep([], request_type, response)
     check_keep(["group"], Strict, NumberResponse)
+
+
+def test_a_field_whose_column_is_read_as_another_one_is_refused():
+    taken = FieldMap(columns={"value": "group"})
+    with pytest.raises(sd.SpecError, match="reads the column 'group' as the field 'value'"):
+        check_keep(["group"], NumberRequest, NumberResponse, taken)
+
+    swapped = FieldMap(columns={"value": "group", "group": "g"})
+    check_keep(["group"], NumberRequest, NumberResponse, swapped)
 
 
 @pytest.mark.parametrize("keep", [["a", "a"], [""], ["error"]])

@@ -22,6 +22,7 @@ from sheaf_dagster import (
     ModelBackend,
     ModelSpec,
     PredictError,
+    SinkError,
     SpecError,
     TooManyErrorsError,
 )
@@ -68,7 +69,7 @@ def texts(tmp_path: Path, rows: int) -> str:
     return str(path)
 
 
-def job(source: str, sink: Path, **fields) -> BatchSpec:
+def job(source: str | list[str], sink: Path, **fields) -> BatchSpec:
     return BatchSpec(
         source=source, sink=str(sink), **{"batch_size": 4, "compute": "local", **fields}
     )
@@ -163,6 +164,11 @@ def test_kept_columns_have_the_types_of_the_source(tmp_path):
         "price": pa.array([Decimal("12345678901234567890.10")] * 6, pa.decimal128(38, 2)),
         "shop": pa.array([*"abacca"]).dictionary_encode(),
         "parts": pa.array([[1], [], None, [2, 3], [4], []], pa.list_(pa.int16())),
+        "vector": pa.array([[0.5, 0.1], None] * 3, pa.list_(pa.float32(), 2)),
+        "tick": pa.array([1, None] * 3, pa.timestamp("ms")),
+        "second": pa.array([60_001] * 6, pa.time32("ms")),
+        "hour": pa.array([60_000_001] * 6, pa.time64("us")),
+        "instant": pa.array([60_000_000_001] * 6, pa.time64("ns")),
     }
     table = pa.table({"model_name": ["m"] * 6, "value": [1.0, 2, 3, 4, 5, 6], **kept})
     pq.write_table(table, tmp_path / "in.parquet")
@@ -179,6 +185,63 @@ def test_kept_columns_have_the_types_of_the_source(tmp_path):
     assert read == read_rows(lines.sink)
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_a_column_that_is_read_as_a_field_can_be_kept_too(suffix, tmp_path):
+    table = pa.table({"sku": ["a", "b"], "sold": pa.array([1, 2], pa.int8())})
+    pq.write_table(table, tmp_path / "in.parquet")
+    (tmp_path / "in.jsonl").write_bytes(
+        b"".join(orjson.dumps(r) + b"\n" for r in table.to_pylist())
+    )
+    columns = {"model_name": "sku", "value": "sold"}
+
+    run(
+        job(
+            f"{tmp_path}/in.{suffix}",
+            tmp_path / "out.parquet",
+            columns=columns,
+            keep=["sold", "sku"],
+        )
+    )
+
+    answers = pq.read_table(
+        tmp_path / "out.parquet", columns=["model_name", "value", "sold", "sku"]
+    )
+    assert [*map(tuple, map(dict.values, answers.to_pylist()))] == [
+        ("a", 2.0, 1, "a"),
+        ("b", 4.0, 2, "b"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "whole"),
+    [
+        (pa.array([1], pa.int64()), pa.array([1.5]), pa.float64()),
+        (pa.array([1], pa.int8()), pa.array([2**40]), pa.int64()),
+        (pa.array([0.5], pa.float32()), pa.array([0.1]), pa.float64()),
+        (pa.array([[1]]), pa.array([[1.5]]), pa.list_(pa.float64())),
+        (pa.array([0], pa.time32("ms")), pa.array([1], pa.time64("us")), None),
+        (pa.array([0], pa.timestamp("ms")), pa.array([1], pa.timestamp("us")), None),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+def test_a_kept_column_of_a_wider_type_in_another_file_loses_no_digit(
+    first, other, whole, tmp_path
+):
+    sources = [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
+    for source, column in zip(sources, (first, other), strict=True):
+        pq.write_table(pa.table({"model_name": ["m"], "value": [1.0], "k": column}), source)
+    spec = job(sources, tmp_path / "out.parquet", keep=["k"])
+
+    if whole is None:
+        with pytest.raises(SinkError, match="needs one type per column"):
+            run(spec)
+        return
+    run(spec)
+    kept = pq.read_table(spec.sink).column("k")
+    assert kept.to_pylist() == [*first.to_pylist(), *other.to_pylist()]
+    assert kept.type == whole
+
+
 FINITE = st.floats(-1e300, 1e300)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 KEPT = {
@@ -190,6 +253,7 @@ KEPT = {
     "shop": (pa.dictionary(pa.int32(), pa.string()), st.sampled_from(["a", "b\n", "ü"])),
     "day": (pa.date32(), st.dates(dt.date(1, 1, 1))),
     "moment": (pa.timestamp("us"), st.datetimes(dt.datetime(1, 1, 1))),
+    "hour": (pa.time64("us"), st.times()),
     "price": (pa.decimal128(12, 2), st.decimals(-(10**9), 10**9, places=2)),
     "parts": (pa.list_(pa.float64()), st.lists(FINITE, max_size=3)),
 }

@@ -16,6 +16,7 @@ from pydantic import BaseModel, RootModel
 from sheaf_dagster.batch.rows.inside import extra_of
 from sheaf_dagster.contracts import schema_of
 from sheaf_dagster.errors import ResponseMismatchError, SpecError
+from sheaf_dagster.storage.formats import AS_THEY_ARE, FieldMap
 
 __all__ = [
     "check_keep",
@@ -31,8 +32,19 @@ _LARGE = re.compile(rb"[eE]\+?\d{3}")
 """What a number that is too large for a float may look like, as 1e999 does."""
 
 
-def check_keep(keep: Sequence[str], request: type[BaseModel], response: type[BaseModel]) -> None:
+def check_keep(
+    keep: Sequence[str],
+    request: type[BaseModel],
+    response: type[BaseModel],
+    fields: FieldMap = AS_THEY_ARE,
+) -> None:
     """Refuses fields that can't travel along.
+
+    Args:
+        keep: The fields.
+        request: What rows are.
+        response: What answers are.
+        fields: Which columns of the source are which fields.
 
     Raises:
         SpecError: An answer has a field of that name itself, or a row can't have it.
@@ -46,13 +58,21 @@ def check_keep(keep: Sequence[str], request: type[BaseModel], response: type[Bas
         )
     answered = {*response.model_fields, *_properties(response)}
     forbids = request.model_config.get("extra") == "forbid"
+    known = {*request.model_fields, *_properties(request)}
+    unread = known.difference(fields.columns, fields.constants)
     for name in keep:
         if name in answered:
             raise SpecError(
                 f"keep: {name!r} is a field of {response.__name__} itself, so the answer would "
                 "have two of that name; leave it out, or rename the field of the rows"
             )
-        if forbids and name not in {*request.model_fields, *_properties(request)}:
+        if name in unread and name in fields.columns.values():
+            read = next(field for field, column in fields.columns.items() if column == name)
+            raise SpecError(
+                f"keep: columns reads the column {name!r} as the field {read!r}, so no row has the "
+                f"field {name!r} of {request.__name__}; rename the column, or leave it out of keep"
+            )
+        if forbids and name not in known:
             raise SpecError(
                 f"keep: {request.__name__} forbids fields that it doesn't know, so no row has "
                 f"{name!r}; leave it out, or let the contract ignore such fields"

@@ -57,7 +57,7 @@ def typed_as_in_source(columns: pa.Schema, spec: BatchSpec) -> pa.Schema:
 def _has_one_form(type: pa.DataType) -> bool:
     import pyarrow as pa
 
-    if pa.types.is_list(type):
+    if pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):
         return _is_number_or_text(type.value_type)
     return (
         _is_number_or_text(type)
@@ -122,11 +122,13 @@ class KeptColumns:
             values = [_without_decimals(v) for v in values] if self._exact else values
         if not pa.types.is_null(type):
             try:
-                if pa.types.is_temporal(type):
-                    return pa.array(values, pa.string()).cast(type)
-                return pa.array(values, type)
-            except (pa.ArrowException, OverflowError):
-                pass  # a failed row may have a field of another type
+                made = (
+                    _times(values, type) if pa.types.is_temporal(type) else pa.array(values, type)
+                )
+                if not _may_round(type) or made.to_pylist() == values:
+                    return made
+            except (pa.ArrowException, OverflowError, TypeError):
+                pass  # a failed row, or another file, may have a field of another type
         try:
             return pa.array(values)
         except (pa.ArrowException, OverflowError) as e:
@@ -134,6 +136,32 @@ class KeptColumns:
                 f"keep: field {name!r} can't be a column of a Parquet file, whose values are of one "
                 f"type ({e}); give it one, or name the sink .jsonl"
             ) from e
+
+
+def _times(values: list[Any], type: pa.DataType) -> pa.Array:
+    """Texts as dates or times.
+
+    Raises:
+        ArrowException: One isn't of the type, or has more digits than it can hold.
+        TypeError: One isn't a text.
+    """
+    import pyarrow as pa
+
+    if pa.types.is_date(type):
+        return pa.array(values, pa.string()).cast(type)
+    if pa.types.is_time(type):  # which Arrow reads only behind a date
+        values = [None if value is None else "1970-01-01T" + value for value in values]
+    # Arrow reads as many digits as a unit has, and the texts may have those of microseconds.
+    finest = pa.timestamp("ns" if type.unit == "ns" else "us", getattr(type, "tz", None))
+    return pa.array(values, pa.string()).cast(finest).cast(type)
+
+
+def _may_round(type: pa.DataType) -> bool:
+    """Whether Arrow takes numbers for the type, or for what lists of it hold, that it can't represent."""
+    import pyarrow as pa
+
+    inner = getattr(type, "value_type", type)
+    return inner == pa.float32() or bool(pa.types.is_integer(inner))
 
 
 def _without_decimals(value: Any) -> Any:

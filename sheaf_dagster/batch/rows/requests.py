@@ -59,6 +59,7 @@ class RowContract(RowRules):
             columns=options.columns or {},
             constants=options.fields or {},
             implied={"model_type": self.model_type} if typed and typed.is_required() else {},
+            kept=[name for name in options.keep if name not in self.request.model_fields],
         )
 
     def validate(self, data: bytes, first_line: int) -> ChunkFindings:

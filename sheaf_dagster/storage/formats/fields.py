@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,12 +27,14 @@ class FieldMap:
             such as ``day=5/``.
         implied: The same of the rows of tables alone: who writes a table doesn't think of model
             types, and a line needn't be looked at for it.
+        kept: Columns that stay fields of their own names, though other fields are read from them.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     implied: Mapping[str, Any] = field(default_factory=dict)
+    kept: Sequence[str] = ()
 
     def __bool__(self) -> bool:
         """Whether it changes a row that isn't a table's."""
@@ -45,7 +47,7 @@ class FieldMap:
     def row(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a row, by the values of its columns."""
         held = {**self.defaults, **values}
-        taken = {*self.columns.values(), *self.columns}
+        taken = {*self.columns.values()}.difference(self.kept).union(self.columns)
         fields = {name: value for name, value in held.items() if name not in taken}
         fields |= {name: held[column] for name, column in self.columns.items() if column in held}
         return {**fields, **self.constants}

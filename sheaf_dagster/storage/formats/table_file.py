@@ -169,7 +169,7 @@ def _require_columns(uri: str, fields: FieldMap, names: Sequence[str]) -> None:
     for field, column in fields.columns.items():
         if column not in known:
             close = difflib.get_close_matches(column, known, n=1)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
+            meant = f"; did you mean {close[0]!r}?" if close else "."
             raise SourceError(
                 f"{uri} has no column {column!r}, which columns names for the field {field!r}"
                 f"{meant} Its columns: {', '.join(names)}"
