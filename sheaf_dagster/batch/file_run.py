@@ -150,6 +150,7 @@ class FileRun:
             redact=self.context.rows.redact,
             strict=self.spec.strict,
             keep=keep,
+            fields=self.context.rows.fields_of(self.spec),
             indexed=self._reuse is not None,
         )
         self._work = work = self._answer_without_model(work, keeper, stop)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sheaf_dagster.errors import BackendError, SheafError
 from sheaf_dagster.masking import masked
 from sheaf_dagster.storage import Location, Part, PartStore
+from sheaf_dagster.storage.formats import AS_THEY_ARE, FieldMap
 
 if TYPE_CHECKING:
     from sheaf_dagster.batch.kept import KeptAnswers
@@ -78,6 +79,8 @@ class FileWork:
     """Whether a field that the contract doesn't know makes a row invalid."""
     keep: tuple[str, ...] = ()
     """Fields of the rows that go into their answers."""
+    fields: FieldMap = AS_THEY_ARE
+    """Which columns of the source are which of them."""
     kept: KeptAnswers | None = None
     """Answers of an earlier output, whose rows are not run."""
     indexed: bool = False

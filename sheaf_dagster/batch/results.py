@@ -32,9 +32,13 @@ class Violation(BaseModel):
     file: str = ""
     column: str | None = None
 
+    @property
+    def row(self) -> str:
+        """What the row is called: by its line, or of a table by its number."""
+        return f"line {self.line}" if self.column is None else f"row {self.line}"
+
     def __str__(self) -> str:
-        where = f"{self.file}, " if self.file else ""
-        where += f"line {self.line}" if self.column is None else f"row {self.line}"
+        where = f"{self.file}, {self.row}" if self.file else self.row
         if self.column:
             where += f", column {self.column!r}"
         if self.field and self.field != self.column:

@@ -143,6 +143,18 @@ def test_a_field_keeps_its_text_but_for_what_json_does_not_know(line, fields):
             assert without_fields(whole, ["a", "b-c"], probably) == answer
 
 
+def test_a_field_of_any_name_can_be_kept(tmp_path):
+    names = ('a"b', "new\nline", "a.b", "no")
+    line = b'{"model_name":"m","value":1,"a\\"b":1.50,"new\\nline":[1 , 2],"a.b":"x"}'
+    found = b',"a\\"b":1.50,"new\\nline":[1 , 2],"a.b":"x","no":null'
+    assert fields_of(names)(line) == found
+
+    (tmp_path / "in.jsonl").write_bytes(line + b"\n")
+    job = spec(tmp_path / "in.jsonl", tmp_path, compute="local", keep=[*names])
+    run(job, doubler())
+    assert open(job.sink, "rb").read().endswith(found + b"}\n")
+
+
 def test_rows_with_such_fields_take_the_short_cut():
     accepts = fast_codec(NumberRequest, ("sku", "value")).accepts
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import sheaf_dagster as sd
@@ -63,6 +65,17 @@ def test_they_are_named_in_place_and_the_others_are_run(mode, source, tmp_path):
     ids = [row["request_id"] for row in read_rows(job.sink)]
     assert len(set(ids)) == 39
     assert leftovers(tmp_path) == ["out.jsonl"]
+
+
+def test_rows_of_a_table_are_named_by_their_row_and_column(tmp_path):
+    pq.write_table(pa.table({"sold": ["1", "x"]}), tmp_path / "in.parquet")
+    mapped = {"columns": {"value": "sold"}, "fields": {"model_name": "m"}}
+    job = job_of(tmp_path / "in.parquet", tmp_path, **mapped)
+
+    BatchRunner(doubler()).run(job)
+
+    (error,) = [row["error"]["message"] for row in read_rows(job.sink) if "error" in row]
+    assert error.startswith("row 2, column 'sold', field 'value': Input should be a valid number")
 
 
 def test_by_default_they_end_the_job_before_a_model_loads(source, tmp_path):

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from sheaf_dagster.batch.results import ValidationReport, Violation
 from sheaf_dagster.errors import InputValidationError
+from sheaf_dagster.storage.formats import FieldMap
 
 __all__ = ["InvalidRow", "invalid_row", "lines_in", "packed_lines", "why_invalid"]
 
@@ -64,14 +65,23 @@ def invalid_row(
     return InvalidRow(**said)
 
 
-def why_invalid(line: int, violations: Sequence[Violation]) -> InputValidationError:
-    """The error of a row: its line, its fields, and what is wrong with them."""
-    shown = [
-        str(v).removeprefix(f"line {line}, ").removeprefix(f"line {line}: ") for v in violations
-    ]
+def why_invalid(
+    violations: Sequence[Violation], fields: FieldMap | None = None
+) -> InputValidationError:
+    """The error of a row: its line, its fields, and what is wrong with them.
+
+    Args:
+        violations: Of one row.
+        fields: Of a table: which column is which field.
+    """
+    if fields is not None:
+        for violation in violations:
+            violation.column = fields.column_of(violation.field)
+    row = violations[0].row
+    shown = [str(v).removeprefix(f"{row}, ").removeprefix(f"{row}: ") for v in violations]
     more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
     return InputValidationError(
-        f"line {line}, {'; '.join(shown[:_SHOWN])}{more}", ValidationReport(source="")
+        f"{row}, {'; '.join(shown[:_SHOWN])}{more}", ValidationReport(source="")
     )
 
 

@@ -108,8 +108,16 @@ def fields_of(keep: tuple[str, ...]) -> Callable[[bytes], bytes]:
     columns: list[tuple[str, Any, Any]] = [
         (field, msgspec.Raw, msgspec.Raw(b"null")) for field in names
     ]
-    row = msgspec.defstruct("Kept", columns, kw_only=True, rename=names, gc=False)
-    decode = msgspec.json.Decoder(row).decode
+    decode: Callable[[bytes], Any]
+    values: Callable[[Any], list[msgspec.Raw]]
+    try:
+        row = msgspec.defstruct("Kept", columns, kw_only=True, rename=names, gc=False)
+        decode = msgspec.json.Decoder(row).decode
+        values = lambda row: [getattr(row, field) for field in names]  # noqa: E731
+    except ValueError:  # a name with a quote or a line's end, which no struct can have
+        decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+        null = msgspec.Raw(b"null")
+        values = lambda row: [row.get(name, null) for name in keep]  # noqa: E731
     keys = [b"," + orjson.dumps(name) + b":" for name in keep]
 
     def read(line: bytes) -> bytes:
@@ -117,9 +125,7 @@ def fields_of(keep: tuple[str, ...]) -> Callable[[bytes], bytes]:
             given = decode(line)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return _read_slowly(keep, line)
-        found = b"".join(
-            key + bytes(getattr(given, field)) for key, field in zip(keys, names, strict=True)
-        )
+        found = b"".join(key + bytes(value) for key, value in zip(keys, values(given), strict=True))
         return _read_slowly(keep, line) if _LARGE.search(found) or not _is_text(found) else found
 
     return read

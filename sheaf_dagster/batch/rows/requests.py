@@ -92,12 +92,14 @@ class RowContract(RowRules):
                 findings.count_unknown(names, number)
         return True
 
-    def why_invalid(self, number: int, line: bytes) -> InputValidationError:
-        """The error of a row that was found invalid."""
+    def why_invalid(
+        self, number: int, line: bytes, fields: FieldMap | None = None
+    ) -> InputValidationError:
+        """The error of a row that was found invalid; of a table's where its fields are known."""
         found = replace(self, table=False).validate(line + b"\n", number).violations
         key = key_field(self.request) or ""
         again = Violation(line=number, field=key, message="is the same as on an earlier line")
-        return why_invalid(number, found or [again])
+        return why_invalid(found or [again], fields)
 
     def parse_all(
         self,

@@ -22,6 +22,7 @@ from sheaf_dagster.batch.worker.making import ChunkInMaking
 from sheaf_dagster.contracts import row_identity
 from sheaf_dagster.errors import PreviousOutputError
 from sheaf_dagster.storage import Chunk, Part, lines_in_chunk, store_at
+from sheaf_dagster.storage.formats import is_table
 
 __all__ = ["contract_of", "part_without_model", "rows_to_run"]
 
@@ -57,6 +58,7 @@ def rows_to_run(
     invalid = lines_in(chunk.invalid, chunk.first_line)
     occurrence_of = occurrence_in(chunk.repeats, chunk.first_row)
     checked = kept is not None and kept.checked
+    fields = making.work.fields if is_table(making.work.names[chunk.file]) else None
 
     def has_answer(row: tuple[tuple[int, bytes], bytes | int | None]) -> bool:
         return checked and type(row[1]) is bytes and row[0][0] not in invalid
@@ -73,7 +75,7 @@ def rows_to_run(
             keeping, own_answers = [], []
             for row, (number, line), answer in zip(rows, numbered, answers, strict=True):
                 if number in invalid:
-                    making.reject(row, contract.why_invalid(number, line))
+                    making.reject(row, contract.why_invalid(number, line, fields))
                 elif isinstance(answer, int):
                     making.repeat(row)
                 elif answer is None or kept is None:
