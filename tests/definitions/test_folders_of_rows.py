@@ -128,3 +128,20 @@ def test_a_folder_without_rows_is_named(tmp_path):
     (tmp_path / "ready").mkdir()
     said = failure(run(tmp_path, returning(tmp_path / "ready"), raise_on_error=False))
     assert f"{tmp_path}/ready is a folder, and no .parquet or .jsonl file is in it" in said
+
+
+@pytest.mark.s3
+def test_a_folder_in_s3_is_loaded_as_one_table(s3):
+    def write(context):
+        for group, values in VALUES.items():
+            file = pa.BufferOutputStream()
+            pq.write_table(pa.table({"model_name": ["m"] * len(values), "value": values}), file)
+            s3.put(f"data/sales/group={group}/part-0.parquet", file.getvalue().to_pybytes())
+        return dg.MaterializeResult()
+
+    seen: list = []
+    filled = returning(write, metadata={"sheaf_dagster/sink": "{root}/sales"})
+    storage = sd.StorageResource(root=s3.uri("data"), storage_options=s3.options())
+    run("", filled, taking(pl.DataFrame, seen), storage=storage)
+
+    assert tuples(seen[0]) == ROWS
