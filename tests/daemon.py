@@ -18,6 +18,17 @@ from tests.conftest import ROOT
 T = TypeVar("T")
 
 
+def text_of(instance: dg.DagsterInstance, run_id: str) -> str:
+    """All that a run's log says, errors of failed steps included."""
+    lines = []
+    for e in instance.all_logs(run_id):
+        lines.append(e.user_message)
+        data = e.dagster_event and e.dagster_event.event_specific_data
+        if getattr(data, "error", None) is not None:
+            lines.append(data.error.to_string())
+    return "\n".join(lines)
+
+
 class Daemon:
     """``dagster-daemon run``, which ticks sensors and launches runs; no webserver.
 

@@ -21,11 +21,11 @@ def days(number: int) -> dg.DailyPartitionsDefinition:
     return dg.DailyPartitionsDefinition("2026-01-01", end_date=f"2026-01-{number + 1:02}")
 
 
-def predictions(name: str, number: int, **fields) -> dg.AssetsDefinition:
+def predictions(name: str, number: int, suffix: str = "jsonl", **fields) -> dg.AssetsDefinition:
     return inference_asset(
         name,
-        source=f"{{root}}/in/{name}/{{partition_key}}.jsonl",
-        sink=f"{{root}}/out/{name}/{{partition_key}}.jsonl",
+        source=f"{{root}}/in/{name}/{{partition_key}}.{suffix}",
+        sink=f"{{root}}/out/{name}/{{partition_key}}.{suffix}",
         partitions_def=days(number),
         compute="local",
         **fields,
@@ -34,10 +34,10 @@ def predictions(name: str, number: int, **fields) -> dg.AssetsDefinition:
 
 defs = dg.Definitions(
     assets=[
-        predictions("at_once", 10),
+        predictions("at_once", 10, "parquet"),
         predictions("by_three", 5, backfill_policy=dg.BackfillPolicy.multi_run(3)),
         predictions("one_by_one", 2, backfill_policy=dg.BackfillPolicy.multi_run(1)),
-        predictions("cut_short", 6, model="power_cut"),
+        predictions("cut_short", 6, "parquet", model="power_cut"),
         predictions("called_off", 6, model="hanging"),
         predictions("mended", 5, model="moody", on_error="record"),
     ],

@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
 from dagster_ray import Lifecycle, LocalRay, RayResource
 
 import sheaf_dagster as sd
@@ -22,6 +25,7 @@ from tests.toys import doubler
 KEYS = ["12:30 Köln::Süd", "2026-01-01", "50%", "two words"]
 """Keys that stand in file names, URIs, tags and messages as they are."""
 
+WHEN = datetime(2026, 1, 1, 12, tzinfo=UTC)
 REFUSED = ".."
 ROOT = Path(os.environ.get("SHEAF_TEST_ROOT", "/nowhere"))
 
@@ -59,10 +63,12 @@ def ray_cluster() -> dg.ConfigurableResource:
     )
 
 
-def predictions(name: str, suffix: str = "jsonl", **fields) -> dg.AssetsDefinition:
+def predictions(
+    name: str, of: str = ".jsonl", suffix: str = "jsonl", **fields
+) -> dg.AssetsDefinition:
     return inference_asset(
         name,
-        source="{root}/in/{partition_key}.jsonl",
+        source=f"{{root}}/in/{{partition_key}}{of}",
         sink=f"{{root}}/{name}/{{partition_key}}.{suffix}",
         partitions_def=dg.StaticPartitionsDefinition([*KEYS, REFUSED]),
         compute="actors",
@@ -75,7 +81,17 @@ def predictions(name: str, suffix: str = "jsonl", **fields) -> dg.AssetsDefiniti
 defs = dg.Definitions(
     assets=[
         predictions("step"),
-        predictions("ray_job", "parquet", launch="ray_job", report="html", receipt=True),
+        predictions(
+            "ray_job",
+            "/",
+            "parquet",
+            launch="ray_job",
+            report="html",
+            receipt=True,
+            columns={"value": "amount"},
+            fields={"model_name": "m"},
+            keep=["sold_at"],
+        ),
     ],
     jobs=[dg.define_asset_job("one", ["step"], executor_def=dg.in_process_executor)],
     resources={
@@ -97,6 +113,13 @@ def write(root: Path, key: str, values: list) -> None:
     path.parent.mkdir(exist_ok=True)
     rows = [{"model_name": "m", "value": v} for v in values]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def write_table(root: Path, key: str, values: list) -> None:
+    path = root / "in" / key / "2026.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    times = pa.array([WHEN] * len(values), pa.timestamp("us", "UTC"))
+    pq.write_table(pa.table({"amount": values, "sold_at": times}), path)
 
 
 def main(launch: str, first: str, last: str, parent: str = "") -> None:

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from tests.daemon import text_of
 from tests.dagster_dev import DagsterDev
 from tests.definitions.backfill_project import HANGS, POWER_CUT, days
 
@@ -22,6 +25,9 @@ ASSETS = {
     "mended": 5,
 }
 """Days of each asset."""
+
+TABLES = {"at_once", "cut_short"}
+"""Those whose files are Parquet, in and out."""
 
 BAD = 4
 """The day of ``at_once`` whose file is broken, counted from 0."""
@@ -44,9 +50,13 @@ class Dagster(DagsterDev):
         self.instance.dispose()
 
     def write(self, asset: str, key: str, value: object) -> None:
-        path = self.root / "in" / asset / f"{key}.jsonl"
+        path = self.root / "in" / asset / f"{key}.{'parquet' if asset in TABLES else 'jsonl'}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"model_name": "m", "value": value}) + "\n")
+        row = {"model_name": "m", "value": value}
+        if asset in TABLES:
+            pq.write_table(pa.Table.from_pylist([row]), path)
+        else:
+            path.write_text(json.dumps(row) + "\n")
 
     def launch(self, asset: str, config: dict | None = None, **tags: str) -> str:
         """Starts a backfill of all the asset's days, as the UI does; its id."""
@@ -155,6 +165,10 @@ def test_one_bad_day_is_shown_failed_and_alone_redone(dagster, launched):
     shown = dagster.partitions("at_once")
     assert shown["FAILED"] == [keys[BAD]]
     assert shown["MATERIALIZED"] == [k for k in keys if k != keys[BAD]]
+    (run,) = dagster.runs(launched["at_once"])
+    said = text_of(dagster.instance, run.run_id)
+    assert f"/in/at_once/{keys[BAD]}.parquet: 1 of 1 rows are invalid" in said
+    assert "row 1, column 'value'" in said
 
     dagster.write("at_once", keys[BAD], 5)
     again = dagster.query(
@@ -211,6 +225,9 @@ def test_a_run_that_is_killed_is_retried_by_the_daemon_for_the_rest(dagster, lau
         (key, killed.run_id if key < cut else retry.run_id) for key in keys
     ]
     assert dagster.partitions("cut_short") == {"MATERIALIZED": keys}
+    out = dagster.root / "out" / "cut_short"
+    answers = [pq.read_table(out / f"{key}.parquet").column("value").to_pylist() for key in keys]
+    assert answers == [[2 * i] for i in range(6)]
 
 
 def test_a_run_that_is_called_off_keeps_what_is_done(dagster, launched):

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import ROOT, read_rows
-from tests.definitions.cluster_project import KEYS, REFUSED, write
+from tests.daemon import text_of
+from tests.definitions.cluster_project import KEYS, REFUSED, WHEN, write, write_table
 from tests.ray_head import RayHead, in_full
 
 pytestmark = [pytest.mark.ray, pytest.mark.daemon]
@@ -88,20 +90,14 @@ class Deployment:
         return sorted(str(r.partition_key) for r in records if r.run_id == run_id)
 
     def text_of(self, run_id: str) -> str:
-        """All that the run's log says, errors of failed steps included."""
-        lines = []
-        for e in self.instance.all_logs(run_id):
-            lines.append(e.user_message)
-            data = e.dagster_event and e.dagster_event.event_specific_data
-            if getattr(data, "error", None) is not None:
-                lines.append(data.error.to_string())
-        return "\n".join(lines)
+        return text_of(self.instance, run_id)
 
 
 @pytest.fixture
 def deployment(tmp_path, head) -> Deployment:
     for i, key in enumerate(KEYS):
         write(tmp_path, key, [i, i + 1, i + 2])
+        write_table(tmp_path, key, [i, i + 1, i + 2])
     return Deployment(tmp_path, head)
 
 
@@ -149,7 +145,7 @@ def test_a_whole_run_is_a_ray_job(deployment):
 
 
 def test_a_step_is_a_ray_job_of_its_own(deployment):
-    write(deployment.root, KEYS[1], [1, "x"])
+    write_table(deployment.root, KEYS[1], ["1", "x"])
     kind = "Head" if deployment.head.token else "ours"
 
     done = deployment.run("ray_job", KEYS[0], REFUSED, SHEAF_TEST_CLUSTER=kind)
@@ -159,7 +155,8 @@ def test_a_step_is_a_ray_job_of_its_own(deployment):
     assert deployment.logged(done["run"], "ray_job") == [KEYS[0], *KEYS[2:]], text
     assert "2 of 5 partitions failed" in text
     assert "partition key '..'" in text
-    assert "line 2, field 'value'" in text
+    assert f"{KEYS[1]}/2026.parquet: 1 of 2 rows are invalid" in text
+    assert "row 2, column 'amount', field 'value'" in text
     checks = {
         e.dagster_event.event_specific_data.check_name: e.dagster_event.event_specific_data.passed
         for e in deployment.instance.all_logs(
@@ -176,7 +173,10 @@ def test_a_step_is_a_ray_job_of_its_own(deployment):
     assert md["dagster/partition_row_count"].value == 3
     assert "| request | response |" in md["preview"].value
     sink = deployment.root / "ray_job" / f"{KEYS[2]}.parquet"
-    assert pq.read_table(sink).column("value").to_pylist() == [4, 6, 8]
+    answers = pq.read_table(sink)
+    assert answers.column("value").to_pylist() == [4, 6, 8]
+    assert answers.column("sold_at").to_pylist() == [WHEN] * 3
+    assert answers.schema.field("sold_at").type == pa.timestamp("us", "UTC")
     assert "double" in {c.type for c in md["dagster/column_schema"].value.columns}
     assert md["receipt"].value == f"{sink}.receipt.json"
     assert md["report"].value == f"{sink}.report.html"
@@ -184,7 +184,7 @@ def test_a_step_is_a_ray_job_of_its_own(deployment):
     assert json.loads(Path(md["receipt"].value).read_text())["sink"] == str(sink)
     assert record.asset_materialization.tags["dagster/data_version"]
 
-    write(deployment.root, KEYS[1], [1])
+    write_table(deployment.root, KEYS[1], [1])
     again = deployment.run("ray_job", KEYS[0], KEYS[-1], done["run"])
 
     assert again["success"], deployment.text_of(again["run"])
@@ -198,7 +198,7 @@ def test_cancelling_a_step_stops_its_ray_job_and_keeps_what_is_done(deployment):
         pytest.skip("once is enough")
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    write(deployment.root, KEYS[1], list(range(200)))
+    write_table(deployment.root, KEYS[1], list(range(200)))
     child = deployment.start("ray_job", KEYS[0], KEYS[1], SHEAF_TEST_SLEEP="0.5")
     calls = deployment.root / "calls"
     deadline = time.monotonic() + 300
