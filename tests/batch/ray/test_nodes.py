@@ -99,7 +99,8 @@ def test_a_worker_leaves_a_node_that_will_be_taken_away_and_nothing_is_run_twice
     assert "1 node(s) of the cluster will be taken away soon" in err
     assert result.get("rows") == 300, (result, err[-2000:])
     assert len(calls.read_text().split()) == 75, "each batch once"
-    assert result["workers"] == 2
+    # A task gives its place back after half a minute, and the next may be another process.
+    assert result["workers"] == 2 or (compute == "tasks" and result["workers"] > 2)
     assert [r["value"] for r in read_rows(tmp_path / "out.jsonl")] == [2 * i for i in range(300)]
 
 
