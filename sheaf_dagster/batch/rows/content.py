@@ -112,7 +112,7 @@ def _has(contract: type[BaseModel], what: Callable[[dict[str, Any]], bool]) -> b
 
 
 def _takes_objects_as_they_are(node: dict[str, Any]) -> bool:
-    extra = node.get("extras_behavior") or (node.get("config") or {}).get("extra_fields_behavior")
+    extra = node.get("extra_behavior") or (node.get("config") or {}).get("extra_fields_behavior")
     return node["type"] in _OPEN or extra == "allow"
 
 
