@@ -31,6 +31,8 @@ os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
 os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "300")
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
 os.environ.setdefault("DAGSTER_GRPC_TIMEOUT_SECONDS", "300")
+# Ray's workers are nice to all others (15), so beside a busy program they would get 3 % of a core.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # Nobody asks those who watch a Ray here. With the logs of 200 workers, as after some modules, its
 # log monitor alone takes 5 % of a core for looking at them ten times a second.
 os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
