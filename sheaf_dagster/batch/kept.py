@@ -7,13 +7,13 @@ read them there: neither memory nor messages grow with the file.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng.zlib_ng import crc32
 
 from sheaf_dagster.errors import SourceError
 from sheaf_dagster.storage import Chunk, Location, read_ranges, store_at
@@ -105,7 +105,7 @@ def write_lines(
     """
     record = np.empty(len(lines), dtype=LINES)
     record["length"] = [len(line) for line in lines]
-    record["check"] = [zlib.crc32(line) for line in lines]
+    record["check"] = [crc32(line) for line in lines]
     record["answers"] = answers
     store_at(_lines_of(folder, chunk)).write(record.tobytes())
 
@@ -177,7 +177,7 @@ class KeptAnswers:
             )
             for row, at, length, check in places:
                 line = data[at : at + length]
-                if not self.checked or (len(line) == length and zlib.crc32(line) == check):
+                if not self.checked or (len(line) == length and crc32(line) == check):
                     found[row] = line
                 else:
                     lost += 1

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Iterable
+
+from zlib_ng.zlib_ng import crc32
 
 __all__ = ["checksum_of", "is_md5"]
 
@@ -15,7 +16,7 @@ def checksum_of(blocks: Iterable[bytes], *, md5: bool) -> str:
     Args:
         blocks: The bytes, in order.
         md5: MD5, which is an S3 object's ETag where it was put in one request and isn't encrypted
-            with a key of one's own; else CRC-32, which costs a third of the time.
+            with a key of one's own; else CRC-32, which costs next to nothing.
     """
     if md5:
         digest = hashlib.md5(usedforsecurity=False)
@@ -24,7 +25,7 @@ def checksum_of(blocks: Iterable[bytes], *, md5: bool) -> str:
         return digest.hexdigest()
     crc = 0
     for block in blocks:
-        crc = zlib.crc32(block, crc)
+        crc = crc32(block, crc)
     return f"{crc:08x}"
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import mmap
 import shutil
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
+from zlib_ng.zlib_ng import crc32
 
 from sheaf_dagster.batch.kept import Lines
 from sheaf_dagster.batch.rows.spill import Digests, SortedSpill
@@ -131,7 +131,7 @@ class IndexWriter:
             for column in columns.values():
                 column.seek(0)
                 while data := column.read(_BLOCK):
-                    crc = zlib.crc32(data, crc)
+                    crc = crc32(data, crc)
                     self._file.write(data)
         head = json.dumps(asdict(IndexHead(self._made_by, rows, crc))).encode()
         self._file.write(head + len(head).to_bytes(4, "little") + _WORD)
@@ -224,7 +224,7 @@ def _head_of(file: IO[bytes], size: int) -> IndexHead:
         file.seek(0)
         crc = 0
         for start in range(0, records, _BLOCK):
-            crc = zlib.crc32(file.read(min(_BLOCK, records - start)), crc)
+            crc = crc32(file.read(min(_BLOCK, records - start)), crc)
         if crc != head.crc:
             raise ValueError("its records aren't those that were written")
     except ValidationError as e:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import zlib
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
+from zlib_ng.zlib_ng import crc32
 
 from sheaf_dagster.batch.results import Violation
 from sheaf_dagster.batch.rows.columnar import column_codec
@@ -64,7 +64,7 @@ class RowContract(RowRules):
 
     def validate(self, data: bytes, first_line: int) -> ChunkFindings:
         """Validates every row in a chunk's bytes; keeps none of them."""
-        findings = ChunkFindings(crc=zlib.crc32(data))
+        findings = ChunkFindings(crc=crc32(data))
         if self.table:
             rows = TableRows.of(data)
             if self._take_columns(rows, findings, first_line):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
+from zlib_ng.zlib_ng import crc32
 
 from sheaf_dagster.batch.kept import KEPT, LOST, UNFILLED, write_lines
 from sheaf_dagster.batch.messages import (
@@ -88,7 +88,7 @@ class ChunkInMaking:
         Raises:
             SourceChangedError: They have changed since.
         """
-        if self.chunk.crc >= 0 and zlib.crc32(data) != self.chunk.crc:
+        if self.chunk.crc >= 0 and crc32(data) != self.chunk.crc:
             raise SourceChangedError(
                 f"{self.where} changed after it was validated (from line "
                 f"{self.chunk.first_line}); run again once its writer has finished"
