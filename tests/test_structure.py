@@ -128,6 +128,18 @@ def test_a_jobs_coordinator_is_up_without_pydantic_and_fsspec():
     assert done.stdout.strip() == "[]"
 
 
+def test_a_worker_makes_the_types_of_its_rows_and_the_store_of_its_files_alone():
+    code = (
+        "import sys, sheaf_dagster.batch.ray.worker, sheaf_dagster.contracts.tabular\n"
+        "print(sorted(m.rpartition('.')[2] for m in sys.modules if m.startswith(("
+        "'sheaf_dagster.contracts.t', 'sheaf_dagster.contracts.o', 'sheaf_dagster.storage.stores.'))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "['base', 'tabular', 'tokens']"
+
+
 def test_every_public_name_resolves():
     import sheaf_dagster as sd
 

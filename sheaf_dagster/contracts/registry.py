@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin
 
@@ -22,6 +23,17 @@ class Contract:
     request: type[BaseModel]
     response: type[BaseModel]
 
+
+_BUILT_IN = {
+    str(ModelType.TIME_SERIES): ("time_series", "TimeSeries"),
+    str(ModelType.TABULAR): ("tabular", "Tabular"),
+    str(ModelType.EMBEDDING): ("embedding", "Embedding"),
+    "features": ("features", "Features"),
+    "tensors": ("tensors", "Tensors"),
+    "text": ("text", "Text"),
+    "openai_batch": ("openai_batch", "OpenAIBatch"),
+}
+"""Model type: the module and the name of its types. They take long to make, and most jobs use one."""
 
 _CONTRACTS: dict[str, Contract] = {}
 
@@ -47,7 +59,7 @@ def register_contract(
                 f"register_contract({name!r}): {role} must be a pydantic model class, got {cls!r}"
             )
     contract = Contract(name, request, response)
-    known = _CONTRACTS.get(name)
+    known = _own_contract(name)
     if known is not None and known != contract and not _is_reload(known, contract):
         raise SpecError(
             f"model type {name!r} already has a contract "
@@ -62,6 +74,15 @@ def register_contract(
         )
     _CONTRACTS[name] = contract
     return contract
+
+
+def _own_contract(name: str) -> Contract | None:
+    """The contract that was registered for a model type, or is built in."""
+    if name not in _CONTRACTS and name in _BUILT_IN:
+        module, stem = _BUILT_IN[name]
+        types = importlib.import_module(f"sheaf_dagster.contracts.{module}")
+        return Contract(name, getattr(types, f"{stem}Request"), getattr(types, f"{stem}Response"))
+    return _CONTRACTS.get(name)
 
 
 def _own_names(request: type[BaseModel]) -> list[str]:
@@ -89,8 +110,8 @@ def contract_for(model_type: str | ModelType) -> Contract:
         UnknownContractError: There is none; the message lists those that are known.
     """
     name = str(model_type)
-    if name in _CONTRACTS:
-        return _CONTRACTS[name]
+    if (known := _own_contract(name)) is not None:
+        return known
     theirs = sheaf_serve_types().get(name)
     if theirs is not None:
         return Contract(name, *theirs)
@@ -111,4 +132,4 @@ def known_model_types() -> list[str]:
     except MissingDependencyError as e:
         warn_once(f"some model types are left out: {e}")
         theirs = {}
-    return sorted({*_CONTRACTS, *theirs})
+    return sorted({*_BUILT_IN, *_CONTRACTS, *theirs})
