@@ -12,10 +12,10 @@ from typing import TypeVar
 from sheaf_dagster.batch.events import Reported, Tell, Waiting, WorkFailed
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.ray.capacity import amounts, demand_of
+from sheaf_dagster.batch.rows.chunk_validation import validate_chunks
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.rows.row import Row
-from sheaf_dagster.batch.validation import validate_chunks
 from sheaf_dagster.batch.worker.hanging import TimeLimit, took_too_long
 from sheaf_dagster.batch.worker.loading import LoadedBackend, ModelContext
 from sheaf_dagster.batch.worker.local_model import LocalModel, local_model

@@ -10,16 +10,16 @@ from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from sheaf_dagster.batch.ray.records import ValidationWork
-from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN
+from sheaf_dagster.batch.rows.chunk_validation import validate_chunks
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.requests import RowContract
-from sheaf_dagster.batch.validation import validate_chunks
+from sheaf_dagster.batch.rows.violation import MAX_VIOLATIONS_SHOWN
 from sheaf_dagster.storage import Chunk, Location
 
 if TYPE_CHECKING:
     from sheaf_dagster.batch.ray.client import DriverClient, Pending
 
-__all__ = ["validate_group", "validate_in_parallel"]
+__all__ = ["validate_in_parallel"]
 
 _WORTH_SECONDS = 0.5
 """Validation that the driver will have done alone in less than this is not offered."""
@@ -133,18 +133,6 @@ class _Findings:
                 for name, size in zip(_OF_EACH_ROW, self._sizes[i], strict=True):
                     setattr(found, name, self._file.read(size))
                 yield found
-
-
-def validate_group(group: Sequence[Any]) -> list[ChunkFindings] | None:
-    """What a worker does with an offer; None where it can't (the driver will see why)."""
-    import ray
-
-    shared, chunks = group
-    try:
-        contract, texts = ray.get(shared)
-        return list(validate_chunks(contract, texts, chunks))
-    except Exception:
-        return None
 
 
 def _group_from_back(sizes: Sequence[int], front: int, back: int) -> range:

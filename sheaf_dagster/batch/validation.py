@@ -11,36 +11,24 @@ from dataclasses import replace
 from typing import Any
 
 from sheaf_dagster.batch.progress import OnProgress
-from sheaf_dagster.batch.results import (
-    MAX_VIOLATIONS_SHOWN,
-    BatchProgress,
-    ValidationReport,
-    Violation,
-)
+from sheaf_dagster.batch.results import BatchProgress, ValidationReport
+from sheaf_dagster.batch.rows.chunk_validation import validate_chunks
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.invalid import lines_in, packed_lines
 from sheaf_dagster.batch.rows.occurrences import Occurrences
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.rows.unique import Duplicate, SeenKeys
 from sheaf_dagster.batch.rows.unknown import count_rows
+from sheaf_dagster.batch.rows.violation import MAX_VIOLATIONS_SHOWN, Violation
 from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.errors import SourceChangedError
-from sheaf_dagster.storage import Chunk, Location, ScannedSource, read_ranges, scan_source
+from sheaf_dagster.storage import Chunk, Location, ScannedSource, scan_source
 from sheaf_dagster.storage.formats import is_table, row_word
 
-__all__ = ["validate_chunks", "validate_files", "validate_source"]
+__all__ = ["validate_files", "validate_source"]
 
 _BATCH_SIZE = 64
 _AS_THEY_ARE = BatchOptions()
-
-
-def validate_chunks(
-    contract: RowContract, texts: Sequence[Location], chunks: Sequence[Chunk]
-) -> Iterator[ChunkFindings]:
-    """Validates chunks one after the other, in this process."""
-    ranges = read_ranges([(texts[c.file], c.start, c.end) for c in chunks])
-    for chunk, read in zip(chunks, ranges, strict=True):
-        yield contract.of_chunk(chunk).validate(read(), chunk.first_line)
 
 
 def validate_source(

@@ -17,9 +17,9 @@ from sheaf_dagster.batch.file_run import FileRun
 from sheaf_dagster.batch.local import LocalWorkforce
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.receipt import Receipt, code_digest, packages
+from sheaf_dagster.batch.rows.chunk_validation import validate_chunks
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.requests import RowContract
-from sheaf_dagster.batch.validation import validate_chunks
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.errors import SheafError, SpecError
 from sheaf_dagster.storage import Chunk, Location, ScannedSource, read_lines, source_digest

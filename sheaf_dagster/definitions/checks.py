@@ -10,8 +10,9 @@ from typing import Any
 import dagster as dg
 
 from sheaf_dagster.batch.findings import CHECKS, findings_of
-from sheaf_dagster.batch.results import BatchResult, ValidationReport, Violation
+from sheaf_dagster.batch.results import BatchResult, ValidationReport
 from sheaf_dagster.batch.rows.sample import OutputSample
+from sheaf_dagster.batch.rows.violation import Violation
 from sheaf_dagster.batch.spec import OnError
 from sheaf_dagster.errors import (
     InputValidationError,

@@ -9,8 +9,9 @@ import dagster as dg
 import orjson
 from pydantic import Field, PrivateAttr
 
-from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, ValidationReport
+from sheaf_dagster.batch.results import ValidationReport
 from sheaf_dagster.batch.rows.requests import RowContract
+from sheaf_dagster.batch.rows.violation import MAX_VIOLATIONS_SHOWN
 from sheaf_dagster.contracts import contract_for
 from sheaf_dagster.definitions.column_schema import table_schema
 from sheaf_dagster.definitions.paths import (

@@ -10,7 +10,8 @@ import pytest
 
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner, ClusterConfig
-from sheaf_dagster.batch.validation import validate_chunks, validate_source
+from sheaf_dagster.batch.rows.chunk_validation import validate_chunks
+from sheaf_dagster.batch.validation import validate_source
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.storage import Location, scan_source
 from tests.batch.jobs import here_and_in_workers, leftovers, spec

@@ -10,7 +10,7 @@ import pytest
 from sheaf_dagster.batch import parallel_validation
 from sheaf_dagster.batch.parallel_validation import validate_in_parallel
 from sheaf_dagster.batch.ray.records import ValidationWork
-from sheaf_dagster.batch.validation import validate_chunks
+from sheaf_dagster.batch.rows.chunk_validation import validate_chunks
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.storage import Location, scan_source
 from tests.toys import doubler

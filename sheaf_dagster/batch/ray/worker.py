@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import ray
 
 from sheaf_dagster.batch.messages import ChunkReport, ErrorMessage, FileWork, worker_name
-from sheaf_dagster.batch.parallel_validation import validate_group
 from sheaf_dagster.batch.ray.client import Sitting, WorkerClient
 from sheaf_dagster.batch.ray.records import ChunkWork, NodeDrains, ValidationWork
+from sheaf_dagster.batch.rows.chunk_validation import validate_group
 from sheaf_dagster.batch.rows.row import Row
 from sheaf_dagster.batch.worker.hanging import TimeLimit, WorkerLimit, took_too_long
 from sheaf_dagster.batch.worker.loading import (

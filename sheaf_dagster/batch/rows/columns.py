@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from sheaf_dagster.batch.spec import BatchOptions, FloatType
 from sheaf_dagster.contracts import schema_of
 from sheaf_dagster.errors import SpecError
 from sheaf_dagster.storage.formats import ERROR_COLUMNS, REST_COLUMN, Meaning, is_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from sheaf_dagster.batch.spec import BatchOptions, FloatType
 
 __all__ = ["check_float_type", "columns_of"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sheaf_dagster.batch.results import Violation
 from sheaf_dagster.batch.rows.unknown import count_rows
+from sheaf_dagster.batch.rows.violation import Violation
 
 __all__ = ["ChunkFindings"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 from pydantic import BaseModel
 
-from sheaf_dagster.batch.results import ValidationReport, Violation
+from sheaf_dagster.batch.rows.violation import Violation
 from sheaf_dagster.errors import InputValidationError
 from sheaf_dagster.storage.formats import FieldMap
 
@@ -74,6 +74,8 @@ def why_invalid(
         violations: Of one row.
         fields: Of a table: which column is which field.
     """
+    from sheaf_dagster.batch.results import ValidationReport  # few workers meet such a row
+
     if fields is not None:
         for violation in violations:
             violation.column = fields.column_of(violation.field)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.errors import SheafError, SinkError
 from sheaf_dagster.storage import files_of
 from sheaf_dagster.storage.formats import FieldMap, is_table, read_schema
@@ -22,6 +21,8 @@ from sheaf_dagster.storage.location import Location
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from sheaf_dagster.batch.spec import BatchSpec
 
 __all__ = ["KeptColumns", "typed_as_in_source"]
 

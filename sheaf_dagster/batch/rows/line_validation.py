@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from sheaf_dagster.batch.results import MAX_VIOLATIONS_SHOWN, Violation
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.general import GeneralCodec
 from sheaf_dagster.batch.rows.inside import given_fields
@@ -21,6 +20,7 @@ from sheaf_dagster.batch.rows.occurrences import ContentsOfChunk
 from sheaf_dagster.batch.rows.rules import RowRules
 from sheaf_dagster.batch.rows.unique import key_field, packed_keys
 from sheaf_dagster.batch.rows.unknown import count_rows, observed, observing
+from sheaf_dagster.batch.rows.violation import MAX_VIOLATIONS_SHOWN, Violation
 from sheaf_dagster.batch.rows.violations import Violations
 from sheaf_dagster.storage import is_blank
 

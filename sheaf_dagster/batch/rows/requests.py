@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from zlib_ng.zlib_ng import crc32
 
-from sheaf_dagster.batch.results import Violation
 from sheaf_dagster.batch.rows.columnar import column_codec
 from sheaf_dagster.batch.rows.content import content_digest
 from sheaf_dagster.batch.rows.fast import IDENTITY, fast_codec
@@ -29,12 +28,15 @@ from sheaf_dagster.batch.rows.unknown import (
     UnknownField,
     observing,
 )
+from sheaf_dagster.batch.rows.violation import Violation
 from sheaf_dagster.batch.rows.violations import Violations
-from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.contracts import Contract
 from sheaf_dagster.errors import InputValidationError
 from sheaf_dagster.storage import Chunk, TableRows
 from sheaf_dagster.storage.formats import FieldMap
+
+if TYPE_CHECKING:
+    from sheaf_dagster.batch.spec import BatchOptions
 
 __all__ = ["RowContract"]
 

@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from sheaf_dagster.batch.messages import shortened
-from sheaf_dagster.batch.results import Violation
 from sheaf_dagster.batch.rows.inside import ERROR_TYPES
 from sheaf_dagster.batch.rows.lossless import Lost
 from sheaf_dagster.batch.rows.unknown import REST, UnknownField
+from sheaf_dagster.batch.rows.violation import Violation
 from sheaf_dagster.contracts import schema_of
 from sheaf_dagster.masking import masked
 

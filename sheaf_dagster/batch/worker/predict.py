@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -16,7 +16,6 @@ from sheaf_dagster.batch.messages import Hangs, said_by
 from sheaf_dagster.batch.rows.answers import ErrorLine, error_line, has_non_finite
 from sheaf_dagster.batch.rows.repeatable import repeatable
 from sheaf_dagster.batch.rows.row import Row, named_lines
-from sheaf_dagster.batch.spec import OnError
 from sheaf_dagster.batch.worker.counting import check_responses, checked_outputs
 from sheaf_dagster.batch.worker.hanging import MAX_IN_A_ROW, TimeLimit
 from sheaf_dagster.batch.worker.loading import LoadedBackend
@@ -27,6 +26,9 @@ from sheaf_dagster.errors import (
     PredictError,
     SheafError,
 )
+
+if TYPE_CHECKING:
+    from sheaf_dagster.batch.spec import OnError
 
 __all__ = [
     "Answer",
