@@ -77,7 +77,7 @@ def resolve_backend(name: str) -> type[ModelBackend]:
     """The class behind a backend name or a ``"pkg.module:Class"`` path.
 
     A name that was registered in this process takes precedence over a built-in name, and a built-in
-    name over one of an installed package.
+    name over one of an installed package. Names of those have no colon: what has one is a path.
 
     Raises:
         UnknownBackendError: Nothing has that name, or the path leads nowhere.
@@ -89,15 +89,15 @@ def resolve_backend(name: str) -> type[ModelBackend]:
         return _REGISTRY[name]
     if name in _BUILTIN:
         return _load_path(_BUILTIN[name], name)
-    for entry_point in _entry_points():
-        if entry_point.name == name:
-            return check_class(_loaded(entry_point), name)
     if name.startswith("sheaf:"):
         from sheaf_dagster.backends.sheaf_serve import adapter_of
 
         return adapter_of(name)
-    if ":" in name:
+    if ":" in name:  # before installed packages are asked: looking at hundreds takes a while
         return _load_path(name, name)
+    for entry_point in _entry_points():
+        if entry_point.name == name:
+            return check_class(_loaded(entry_point), name)
     raise UnknownBackendError(
         f"unknown backend {name!r}; known: {', '.join(known_backends())}. "
         'A class of your own needs no registration: backend="pkg.module:Class"'
