@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel
 
+from sheaf_dagster.batch.rows.fast import Given, fast_codec
 from sheaf_dagster.batch.rows.inside import core_schema_of, schemas_in
 
 __all__ = ["DIGEST_BYTES", "ContentDigest", "content_digest", "identity_field"]
@@ -43,9 +44,10 @@ def identity_field(contract: type[BaseModel]) -> str | None:
 class ContentDigest:
     """Hashes the content of lines: their JSON in one form, without the row's identity.
 
-    The order of fields and the space between them don't count. Of a number its kind does (1 is
-    another content than 1.0), and each digit where the contract has decimals. Inside of a field the
-    order counts where the contract has any that takes objects as they are, such as a dictionary or
+    The order of fields and the space between them don't count. Of a plain row the values count as
+    the contract reads them: in a field of floats 1 is the same as 1.0. Of any other row the kind of a
+    number counts, too, and each digit where the contract has decimals. Inside of a field the order
+    counts where the contract has any that takes objects as they are, such as a dictionary or
     the body of a call: a model may see it, as in a prompt. What a row points to, a file say, isn't
     looked at.
 
@@ -56,45 +58,53 @@ class ContentDigest:
 
     def __init__(self, contract: type[BaseModel], *, whole: bool) -> None:
         self._identity = (None if whole else identity_field(contract)) or ""
+        self._plain = fast_codec(contract).fields
         self._by_digits = _has(contract, lambda node: node["type"] == "decimal")
         self._by_order = _has(contract, _takes_objects_as_they_are)
 
     def __call__(self, line: bytes) -> bytes:
         """The digest of a line, of ``DIGEST_BYTES``."""
-        return self.of(line, self.read(line))
+        given = self._plain(line)
+        return self.of_any(line) if given is None else self.of_plain(line, given)
 
-    def read(self, line: bytes) -> dict[str, Any] | None:
-        """A line as JSON, for ``of``; None where that doesn't need it."""
-        if self._by_digits:
-            return None
+    def of_plain(self, line: bytes, given: Given) -> bytes:
+        """The digest of a line whose fields are known; see ``FastCodec.fields``.
+
+        Args:
+            line: The line.
+            given: Its fields, with or without the row's identity.
+        """
         try:
-            row = _read(line)
-        except (ValueError, RecursionError):  # NaN, half a surrogate
-            return None
-        return row if type(row) is dict else None
+            return _hashed(_SHORT + self._packed(self._without_identity(given)))
+        except (ValueError, OverflowError, RecursionError):
+            return self.of_any(line)
 
-    def of(self, line: bytes, row: dict[str, Any] | None) -> bytes:
-        """The digest of a line that was read."""
-        return hashlib.sha256(self._written(line, row)).digest()[:DIGEST_BYTES]
-
-    def _written(self, line: bytes, row: dict[str, Any] | None) -> bytes:
-        if row is not None:
-            if self._identity in row:
-                row = row.copy()
-                del row[self._identity]
-            try:
-                return _SHORT + self._packed(row)
-            except (ValueError, OverflowError, RecursionError):
-                pass  # a whole number of more than 64 bits
+    def of_any(self, line: bytes) -> bytes:
+        """The digest of a line that isn't plain."""
         try:
-            return _EXACT + _exactly(line, self._identity, by_order=self._by_order)
+            row = None if self._by_digits else _read(line)
+            if type(row) is dict:
+                return _hashed(_SHORT + self._packed(self._without_identity(row)))
+        except (ValueError, OverflowError, RecursionError):
+            pass  # NaN, half a surrogate, a whole number of more than 64 bits
+        try:
+            return _hashed(_EXACT + _exactly(line, self._identity, by_order=self._by_order))
         except (ValueError, RecursionError):
-            return _AS_IT_IS + line.strip()
+            return _hashed(_AS_IT_IS + line.strip())
+
+    def _without_identity(self, row: dict[str, Any]) -> dict[str, Any]:
+        if self._identity not in row:
+            return row
+        return {name: value for name, value in row.items() if name != self._identity}
 
     def _packed(self, row: dict[str, Any]) -> bytes:
         if not self._by_order:
             return _write_sorted(row)
         return _write_as_given({name: row[name] for name in sorted(row)})
+
+
+def _hashed(text: bytes) -> bytes:
+    return hashlib.sha256(text).digest()[:DIGEST_BYTES]
 
 
 @lru_cache(maxsize=64)

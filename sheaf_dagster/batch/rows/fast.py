@@ -22,68 +22,84 @@ from sheaf_dagster.batch.rows.inside import core_schema_of, maker, schemas_in
 from sheaf_dagster.batch.rows.lossless import has_names
 from sheaf_dagster.batch.rows.plain import PlainModel
 
-__all__ = ["IDENTITY", "Accepts", "FastCodec", "fast_codec", "may_hide_fields", "writes_fields"]
+__all__ = [
+    "IDENTITY",
+    "FastCodec",
+    "Given",
+    "Told",
+    "fast_codec",
+    "may_hide_fields",
+    "writes_fields",
+]
 
 IDENTITY = "request_id"
 
 _COLON = ord(":")
 
-_Reads = Callable[[Any], dict[str, Any]]
+Given = dict[str, Any]
+"""The fields that a line gives, each of its type."""
 
-Said = dict[str, Any] | None
-"""What a line says as JSON, where that is known already: reading it again takes twice as long."""
+Fields = Callable[[bytes], Given | None]
+"""The fields of a line that is a row for certain, or None; see ``FastCodec``."""
 
-
-class Accepts(Protocol):
-    """Whether a line is a row for certain; see ``FastCodec``."""
-
-    def __call__(self, line: bytes, said: Said = None, /) -> Any:
-        """Its ``request_id``, True where it gives none, or what is false."""
+Told = Callable[[bytes, Given], None]
+"""Is told of a line and of its fields but for the id."""
 
 
 class AcceptsAll(Protocol):
     """Whether lines are rows for certain; see ``FastCodec``."""
 
     def __call__(
-        self, lines: Sequence[bytes], characters: NDArray[np.uint8], /
+        self, lines: Sequence[bytes], characters: NDArray[np.uint8], tell: Told | None = None, /
     ) -> list[Any] | None:
         """Their ids, or None.
 
         Args:
             lines: The lines.
             characters: The same, one after the other.
+            tell: Is told of each, also of those before one that isn't accepted.
         """
 
 
 class Read(Protocol):
     """The row of a line, or None; see ``FastCodec``."""
 
-    def __call__(self, line: bytes, said: Said = None, /) -> BaseModel | None:
-        """The row."""
+    def __call__(self, line: bytes, given: Given | None = None, /) -> BaseModel | None:
+        """The row.
+
+        Args:
+            line: The line.
+            given: Its ``fields``, where they are known: to read them takes the most time.
+        """
 
 
 class FastCodec:
     """Short cuts for the rows of one model; each hands back what it isn't made for.
 
     Attributes:
-        accepts: Whether a line is a row for certain, without making it: its ``request_id``, or
-            True where it gives none. What is false in Python: ask the general codec.
+        fields: The fields of a line that is a row for certain, without making it. None: ask the
+            general codec.
         accepts_all: Whether lines are rows for certain, all of them, and each gives its
             ``request_id``: then the ids. None: look at each.
         read: The row of a line that is known to be one; None: ask the general codec.
     """
 
     def __init__(self, model: type[BaseModel], keep: tuple[str, ...] = ()) -> None:
-        self.accepts: Accepts = _never
+        self.fields: Fields = _no_fields
         self.accepts_all: AcceptsAll = _none
         self.read: Read = _not_read
         self._writes = writes_fields(model)
         try:
             plain = PlainModel(model)
-            self.accepts, self.accepts_all = _acceptors(plain, keep)
+            self.fields, self.accepts_all = _acceptors(plain, keep)
             self.read = _reader(plain)
         except Exception:
             pass
+
+    def accepts(self, line: bytes) -> Any:
+        """What ``accepts_all`` says of one line: its ``request_id``, True where it gives none, or False."""
+        given = self.fields(line)
+        return given is not None and (given.get(IDENTITY) or True)
 
     def write(self, rows: Sequence[BaseModel]) -> list[bytes] | None:
         """What pydantic would write, where that is each field's value as it is.
@@ -112,82 +128,84 @@ def fast_codec(model: type[BaseModel], keep: tuple[str, ...] = ()) -> FastCodec:
     return FastCodec(model, keep)
 
 
-def _never(line: bytes, said: Said = None) -> bool:
-    return False
-
-
-def _none(lines: Sequence[bytes], characters: NDArray[np.uint8]) -> None:
+def _no_fields(line: bytes) -> None:
     return None
 
 
-def _not_read(line: bytes, said: Said = None) -> None:
+def _none(lines: Sequence[bytes], characters: NDArray[np.uint8], tell: Told | None = None) -> None:
     return None
 
 
-def _acceptors(plain: PlainModel, keep: tuple[str, ...]) -> tuple[Accepts, AcceptsAll]:
+def _not_read(line: bytes, given: Given | None = None) -> None:
+    return None
+
+
+def _acceptors(plain: PlainModel, keep: tuple[str, ...]) -> tuple[Fields, AcceptsAll]:
     """Accept plain rows, unless a validator of the model's own must see each."""
     passing = plain.passing()
     if passing is None:
-        return _never, _none
+        return _no_fields, _none
     types, required = passing
     # Read, not passed over: what is no JSON must not get by.
     others = {name: Any for name in keep if name not in plain.model.model_fields}
     columns = {**types, **others}
-    decode, convert = _decoders_of(columns, required)
+    decode = _decoder_of(columns, required)
     nested = [n for n, type_ in columns.items() if type_ is Any or "dict" in str(type_)]
 
-    def names_in(given: dict[str, Any]) -> int:
+    def names_in(given: Given) -> int:
         number = len(given)
         for name in nested:
             if type(value := given.get(name)) is dict:
                 number += len(value)
         return number
 
-    def accepts(line: bytes, said: Said = None) -> Any:
+    def fields(line: bytes) -> Given | None:
         try:
-            given = decode(line) if said is None else convert(said)
+            given = decode(line)
         except _REFUSED:
-            return False
-        if not has_names(line, names_in(given)):  # one is unknown, or stands twice
-            return False
-        return given.get(IDENTITY) or True
+            return None
+        # If not, one is unknown, or stands twice.
+        return given if has_names(line, names_in(given)) else None
 
-    def accepts_all(lines: Sequence[bytes], characters: NDArray[np.uint8]) -> list[Any] | None:
+    def accepts_all(
+        lines: Sequence[bytes], characters: NDArray[np.uint8], tell: Told | None = None
+    ) -> list[Any] | None:
         ids: list[Any] = []
         names = 0
         try:
             for line in lines:
                 given = decode(line)
                 names += names_in(given) if nested else len(given)
-                if not (id := given.get(IDENTITY)):
+                if not (id := given.pop(IDENTITY, None)):
                     return None
                 if not ids and line.count(b":") != names:  # then so it is in the others
                     return None
                 ids.append(id)
+                if tell is not None:
+                    tell(line, given)
         except _REFUSED:
             return None
         # No line has fewer colons than names, so if all together have as many, each has.
         return ids if np.count_nonzero(characters == _COLON) == names else None
 
-    return accepts, accepts_all
+    return fields, accepts_all
 
 
-def _decoders_of(columns: Mapping[str, Any], required: Container[str]) -> tuple[_Reads, _Reads]:
-    """Read the fields of a line, or of what it says; both raise where one isn't of its type."""
+def _decoder_of(columns: Mapping[str, Any], required: Container[str]) -> Callable[[bytes], Given]:
+    """Reads the fields of a line; raises where one isn't of its type."""
     fields = {n: type_ if n in required else NotRequired[type_] for n, type_ in columns.items()}
     row = TypedDict("Row", fields)  # type: ignore[misc]
-    decode: _Reads = msgspec.json.Decoder(row).decode  # type: ignore[assignment]
-    return decode, lambda said: msgspec.convert(said, row)  # type: ignore[return-value]
+    return msgspec.json.Decoder(row).decode  # type: ignore[return-value]
 
 
 def _reader(plain: PlainModel) -> Read:
-    decode, convert = _decoders_of(plain.types, plain.required)
+    decode = _decoder_of(plain.types, plain.required)
     make, defaults = maker(plain.model), plain.defaults
     factories, members, validators = plain.factories, plain.members, plain.validators
 
-    def read(line: bytes, said: Said = None) -> BaseModel | None:
+    def read(line: bytes, given: Given | None = None) -> BaseModel | None:
         try:
-            given = decode(line) if said is None else convert(said)
+            given = decode(line) if given is None else given
         except _REFUSED:
             return None
         values = {**defaults, **given}

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from sheaf_dagster.batch.rows.columnar import content_of_line
 from sheaf_dagster.batch.rows.content import content_digest
+from sheaf_dagster.batch.rows.fast import Given
 from sheaf_dagster.batch.rows.general import GeneralCodec
 from sheaf_dagster.batch.rows.inside import given_fields
 from sheaf_dagster.batch.rows.plain import PlainModel
@@ -62,13 +63,13 @@ def placed_id(position: int, content: bytes) -> UUID:
 class OwnId(Protocol):
     """Derives the id of a row that brings none."""
 
-    def __call__(self, position: int, line: bytes, said: dict[str, Any] | None = None, /) -> UUID:
+    def __call__(self, position: int, line: bytes, given: Given | None = None, /) -> UUID:
         """The id.
 
         Args:
             position: The row's position in the source.
             line: The row.
-            said: What ``ContentDigest.read`` made of the line, where it was asked.
+            given: Its fields, where they are known; see ``FastCodec.fields``.
         """
         ...
 
@@ -84,11 +85,11 @@ def own_id_of(
         table: They are a table's.
     """
     if table:
-        return lambda position, line, said=None: placed_id(position, content_of_line(line))
+        return lambda position, line, given=None: placed_id(position, content_of_line(line))
     content = content_digest(contract)
 
-    def own_id(position: int, line: bytes, said: dict[str, Any] | None = None) -> UUID:
-        digest = content(line) if said is None else content.of(line, said)
+    def own_id(position: int, line: bytes, given: Given | None = None) -> UUID:
+        digest = content(line) if given is None else content.of_plain(line, given)
         return derived_id(digest, occurrence_of(position))
 
     return own_id

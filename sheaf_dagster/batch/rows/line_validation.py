@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from sheaf_dagster.batch.rows.fast import IDENTITY
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.general import GeneralCodec
 from sheaf_dagster.batch.rows.inside import given_fields
@@ -75,18 +76,20 @@ class _Validation:
         self._keys: dict[int, Any] = {}
         self._is_typed = "model_type" in request.model_fields
         self._may_lack_id = "request_id" in request.model_fields and not rules.table
-        self._contents = ContentsOfChunk(request, digests=rules.digests)
-        self._noted = self._contents.of_every_row
-        """Whether the content of the next row is probably noted."""
+        self._digests = rules.digests
+        self._contents = ContentsOfChunk(request, digests=rules.digests, keep=rules.keep)
+        self._by_itself = self._contents.of_each
+        """Whether the content of the next row is probably to be noted by itself."""
         self._passed_on = 0
         self._invalid: list[int] = []
 
     def take(self, lines: Sequence[bytes], characters: NDArray[np.uint8], first_line: int) -> bool:
         """Takes rows that are valid for certain, each with an id; False: look at each of them."""
-        if self._codec is None or self._noted:
+        if self._codec is None or self._by_itself:
             return False
-        ids = self._codec.accepts_all(lines, characters)
+        ids = self._codec.accepts_all(lines, characters, self._contents.tell)
         if ids is None:
+            self._contents.forget_after(self._findings.rows)
             return False
         self._keys.update(zip(count(first_line), ids, strict=False))
         self._findings.rows += len(ids)
@@ -96,16 +99,15 @@ class _Validation:
         """Validates lines one by one."""
         findings, contents = self._findings, self._contents
         for number, ended_line in enumerate(lines, first_line):
-            codec = self._codec
-            # A row whose content is noted is read once for that and for the verdict.
-            said = contents.read(ended_line) if self._noted and codec is not None else None
-            if codec is not None and (taken := codec.accepts(ended_line, said)):
-                if taken is not True:
-                    self._keys[number] = taken
-                unnamed = taken is True and self._may_lack_id
-                self._noted = contents.of_every_row or unnamed
-                if self._noted:
-                    contents.add(ended_line, findings.rows, named=not unnamed, said=said)
+            given = None if self._codec is None else self._codec.fields(ended_line)
+            if given is not None:
+                id = given.get(IDENTITY)
+                if id:
+                    self._keys[number] = id
+                unnamed = not id and self._may_lack_id
+                self._by_itself = contents.of_each or unnamed
+                if self._by_itself or self._digests:
+                    contents.add(ended_line, findings.rows, named=not unnamed, given=given)
                 findings.rows += 1
                 continue
             if is_blank(ended_line):
@@ -153,7 +155,7 @@ class _Validation:
             count_rows(self._findings.unknown_fields, violations.names_of_repeated(lost))
             found = violations.of_lost(number, lost, strict=strict)
         unnamed = self._may_lack_id and "request_id" not in given_fields(request)
-        if not found and (self._contents.of_every_row or unnamed):
+        if not found and (self._contents.of_each or self._digests or unnamed):
             self._contents.add(line, self._findings.rows - 1, named=not unnamed)
         return found
 

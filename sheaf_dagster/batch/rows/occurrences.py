@@ -9,12 +9,11 @@ nothing. Two contents of one hash would only have each other's rows counted: ids
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import cache
 from itertools import islice
 from tempfile import SpooledTemporaryFile
-from typing import Any
 
 import numpy as np
 import orjson
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from sheaf_dagster.batch.rows.content import DIGEST_BYTES, content_digest
+from sheaf_dagster.batch.rows.fast import Given, Told
 from sheaf_dagster.batch.rows.spill import SortedSpill
 
 __all__ = [
@@ -57,39 +57,53 @@ class ContentsOfChunk:
     Args:
         contract: What the rows are.
         digests: Note the digest of each valid row.
+        keep: Fields that rows may have, though the contract doesn't know them.
     """
 
-    def __init__(self, contract: type[BaseModel], *, digests: bool) -> None:
+    def __init__(
+        self, contract: type[BaseModel], *, digests: bool, keep: Sequence[str] = ()
+    ) -> None:
+        self._foreign = frozenset(keep).difference(contract.model_fields)
         self._digest = content_digest(contract)
         self._has_id = "request_id" in contract.model_fields
         self._counted = _counted_whole(contract)
         self._digests = bytearray() if digests else None
         self._rows: list[int] = []
         self._hashes = bytearray()
-        self.of_every_row = digests or self._counted is not None
-        """If not, it need only be told of rows without an id."""
+        self.of_each = self._counted is not None or (digests and bool(self._foreign))
+        """Whether it is to be told of each row by itself. If not, of those without an id; of plain
+        rows with one it is told by ``tell``, if any."""
+        self.tell: Told | None = self._tell if digests and not self.of_each else None
 
-    def read(self, line: bytes) -> dict[str, Any] | None:
-        """A line as JSON, for ``add``; None where that doesn't need it."""
-        return self._digest.read(line)
-
-    def add(
-        self, line: bytes, row: int, *, named: bool, said: dict[str, Any] | None = None
-    ) -> None:
+    def add(self, line: bytes, row: int, *, named: bool, given: Given | None = None) -> None:
         """Takes a valid row.
 
         Args:
             line: The row.
             row: Its number in the chunk.
             named: It brings an id, or needs none.
-            said: What ``read`` made of the line, where it was asked.
+            given: Its fields, where they are known; see ``FastCodec.fields``.
         """
         digest = b""
         if self._digests is not None or not named:
-            digest = self._digest(line) if said is None else self._digest.of(line, said)
+            digest = self._digest(line) if given is None else self._digest_of(line, given)
         if self._digests is not None:
             self._digests += digest
         self._count(line, row, b"" if named else digest)
+
+    def _digest_of(self, line: bytes, given: Given) -> bytes:
+        if self._foreign.isdisjoint(given):
+            return self._digest.of_plain(line, given)
+        return self._digest.of_any(line)
+
+    def _tell(self, line: bytes, given: Given) -> None:
+        assert self._digests is not None
+        self._digests += self._digest.of_plain(line, given)
+
+    def forget_after(self, rows: int) -> None:
+        """Forgets what ``tell`` was told beyond so many rows of the chunk."""
+        if self._digests is not None:
+            del self._digests[rows * DIGEST_BYTES :]
 
     def add_invalid(self, line: bytes, row: int) -> None:
         """Takes a row that breaks its contract, and may become an error row."""

@@ -6,12 +6,12 @@ import itertools
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from pydantic import ValidationError
 from zlib_ng.zlib_ng import crc32
 
 from sheaf_dagster.batch.rows.columnar import column_codec
-from sheaf_dagster.batch.rows.content import content_digest
 from sheaf_dagster.batch.rows.fast import IDENTITY, fast_codec
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.general import GeneralCodec
@@ -178,20 +178,23 @@ class RowContract(RowRules):
         """
         validate = GeneralCodec(self.request).read
         has_id = "request_id" in self.request.model_fields
-        read = fast_codec(self.request).read if validated else None
-        own_id, content = self._own_id(occurrence_of), content_digest(self.request)
+        fast = fast_codec(self.request) if validated else None
+        own_id = self._own_id(occurrence_of)
         requests: list[Any] = []
         lacks_id = False
         # Rows of a file are mostly alike: the next lacks an id, or isn't plain, where this one does.
         for position, (_, line) in enumerate(lines, first_position):
-            said = content.read(line) if lacks_id and read is not None else None
-            request = None if read is None else read(line, said)
+            given = fast.fields(line) if lacks_id and fast is not None else None
+            id: UUID | None = None
+            if given is not None and IDENTITY not in given:
+                id = own_id(position, line, given)  # before a validator may change them
+            request = None if fast is None else fast.read(line, given)
             if request is None:
-                read, request = None, validate(line)
+                fast, request = None, validate(line)
             lacks_id = has_id and "request_id" not in given_fields(request)
             if lacks_id:
                 # Past pydantic's setattr: a user's contract may be frozen.
-                request.__dict__["request_id"] = own_id(position, line, said)
+                request.__dict__["request_id"] = id or own_id(position, line)
             requests.append(request)
         numbers = [number for number, _ in lines]
         texts = (line for _, line in lines)

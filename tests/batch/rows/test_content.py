@@ -25,6 +25,7 @@ SAME = [
     ('{"a":NaN,"b":1}', '{"b":1, "a":NaN}'),
     ('{"a":"\\ud800","b":1}', '{"b": 1,"a":"\\ud800"}'),
     ('{"a":1,"a":2}', '{"a":2}'),
+    ('{"model_type":"number","model_name":"m","value":1}', '{"value":1.0,"model_name":"m","model_type":"number"}'),
     ("no JSON", " no JSON\r"),
 ]  # fmt: skip
 
