@@ -25,6 +25,7 @@ from sheaf_dagster.batch.only_failed import OnlyFailed, last_output
 from sheaf_dagster.batch.receipt import write_receipt
 from sheaf_dagster.batch.results import BatchResult, ValidationReport
 from sheaf_dagster.batch.reuse.file_reuse import FileReuse
+from sheaf_dagster.batch.reuse.index import remove_index
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import BatchSpec
@@ -290,6 +291,7 @@ class FileRun:
         """Gives rows the answers of equal ones, and an index to the output that is committed meanwhile."""
         if self._reuse is None:
             yield
+            remove_index(self.sink.location)
             return
         assert self._work is not None
         filled = self._reuse.filled(self._work, self._chunks, self.parts)

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sheaf_dagster.batch.committed import CommittedSink
-from sheaf_dagster.batch.kept import Table, table_of
+from sheaf_dagster.batch.fingerprint import sink_format
+from sheaf_dagster.batch.kept import Table as KeptTable
+from sheaf_dagster.batch.kept import table_of
 from sheaf_dagster.batch.results import BatchResult, ValidationReport
 from sheaf_dagster.batch.rows.keep import written_fields
 from sheaf_dagster.batch.rows.read_back import FailedLines, record_of
@@ -20,6 +22,7 @@ from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.errors import PreviousOutputError
 from sheaf_dagster.storage import Chunk, FileState, Location, read_blocks, source_digest, store_at
+from sheaf_dagster.storage.formats import Table, read_schema
 
 __all__ = ["OnlyFailed", "has_failed_rows", "kept_identity", "last_output"]
 
@@ -96,7 +99,7 @@ class OnlyFailed:
         earlier: What is known of the job that wrote the output.
 
     Raises:
-        PreviousOutputError: Another model wrote it.
+        PreviousOutputError: Another model wrote it, or with floats of another size.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class OnlyFailed:
                 f"{sink.uri} has the answers of another model than {context.spec.name!r} is now; "
                 "run the whole file, so that all its rows are answered by one"
             )
+        _require_float_type(context, spec, sink)
         self.output: Location | None = sink
         self._sink = sink
         self._row_limit = spec.row_limit
@@ -141,7 +145,7 @@ class OnlyFailed:
 
     def tables(
         self, chunks: Sequence[Chunk], text: Location | None, stop: threading.Event | None
-    ) -> Iterator[Table]:
+    ) -> Iterator[KeptTable]:
         """The tables, in one pass over the last output."""
         assert text is not None
         found = _places_in(text, self._failed, self._require_fields, stop)
@@ -178,6 +182,28 @@ class OnlyFailed:
                 "are run now wouldn't have; name it in keep, or run the whole file"
             )
 
+
+def _require_float_type(context: ModelContext, spec: BatchSpec, sink: Location) -> None:
+    """Refuses a table whose floats are of another size than those of the new one would be."""
+    format = sink_format(context, spec)
+    if not isinstance(format, Table):
+        return
+    held = read_schema(sink)
+    for column in format.schema:
+        i = held.get_field_index(column.name)
+        if column.name in spec.keep or i < 0:
+            continue
+        then, now = held.field(i).type, column.type
+        if _FLOAT.findall(str(then)) != _FLOAT.findall(str(now)):
+            raise PreviousOutputError(
+                f"{sink.uri}: its column {column.name!r} is of type {then}, but with float_type="
+                f"{spec.float_type!r} it would be of type {now}, and the answers that are kept would not have "
+                "its digits; give float_type as it was, or run the whole file"
+            )
+
+
+_FLOAT = re.compile("halffloat|float|double")
+"""What pyarrow calls floats of 16, 32 and 64 bits."""
 
 _NONE = np.empty(0, dtype=np.int64)
 

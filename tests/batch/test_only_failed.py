@@ -201,6 +201,22 @@ def test_on_s3_it_is_as_on_disk(s3, write_rows, tmp_path, suffix):
     assert sorted(s3.names()) == sorted(["in.jsonl", f"out.jsonl{suffix}"])
 
 
+def test_floats_of_another_size_are_not_mixed(source, tmp_path):
+    job = with_failures(source, tmp_path)
+    job = job.model_copy(update={"sink": str(tmp_path / "out" / "a.parquet")})
+    run(job, doubler(fail_every=300))
+    before = version(job.sink)
+
+    with pytest.raises(
+        sd.PreviousOutputError, match="'value' is of type double.*float_type='float32'"
+    ):
+        run(again(job, float_type="float32"), doubler())
+
+    assert version(job.sink) == before
+    assert leftovers(tmp_path) == ["a.parquet", "out.jsonl"]
+    assert run(again(job), doubler()).reused_rows == ROWS - 4
+
+
 def test_without_an_output_there_is_nothing_to_mend(source, tmp_path):
     job = again(spec(source, tmp_path, compute="local"))
 

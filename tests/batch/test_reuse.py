@@ -222,6 +222,21 @@ def test_an_index_of_another_output_gives_no_answers(job, suffix):
     assert result.reused_rows == 0
 
 
+def test_a_run_without_reuse_leaves_no_index_of_what_it_replaces(job):
+    job.run(ROWS)
+    index = job.folder / "out" / ".out.jsonl.sheaf-index"
+    old = index.read_bytes()
+
+    job.run(ROWS, reuse=None, shape="flight")
+
+    assert not index.exists()
+    index.write_bytes(old)  # as if it couldn't be removed, beside answers of another length
+    job.run([dict(row, value=1000 + row["value"]) for row in ROWS], reuse=None)
+    index.write_bytes(old)
+    result = job.run(ROWS)
+    assert (result.reused_rows, job.ran, values(job.answers)) == (0, 120, doubled(ROWS))
+
+
 def test_an_output_that_is_gone_is_no_obstacle(job):
     job.run(ROWS)
     os.remove(job.sink)

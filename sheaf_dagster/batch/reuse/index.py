@@ -18,7 +18,7 @@ import json
 import mmap
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from tempfile import TemporaryFile
 from typing import IO, Any, Self
@@ -32,7 +32,15 @@ from sheaf_dagster.batch.kept import Lines
 from sheaf_dagster.batch.rows.spill import Digests, SortedSpill
 from sheaf_dagster.storage import Location, store_at
 
-__all__ = ["AnswerIndex", "IndexDamagedError", "IndexHead", "IndexWriter", "index_of", "open_index"]
+__all__ = [
+    "AnswerIndex",
+    "IndexDamagedError",
+    "IndexHead",
+    "IndexWriter",
+    "index_of",
+    "open_index",
+    "remove_index",
+]
 
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("place", "<u8"), ("check", "<u4")])
 _COLUMNS = ("high", "low", "place", "check")
@@ -51,6 +59,15 @@ class IndexDamagedError(Exception):
 def index_of(output: Location) -> Location:
     """Where the index of an output lies."""
     return output.parent.child(f".{output.name}.sheaf-index")
+
+
+def remove_index(output: Location) -> None:
+    """Removes the index of what an output was before it was written without one.
+
+    Where that fails, the checks in the index tell that its answers are gone.
+    """
+    with suppress(Exception):
+        store_at(index_of(output)).remove()
 
 
 @dataclass(frozen=True)
