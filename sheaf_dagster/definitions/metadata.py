@@ -21,6 +21,7 @@ from sheaf_dagster.definitions.column_schema import answers_schema
 from sheaf_dagster.definitions.links import file_metadata
 from sheaf_dagster.definitions.preview import preview_inline, preview_table
 from sheaf_dagster.plots import MAX_INLINE_CHARS, ForecastAxes, plot_of
+from sheaf_dagster.report.brief import middle_out
 
 __all__ = [
     "FAILED_CHECKS",
@@ -40,6 +41,11 @@ FAILED_CHECKS = "failed_checks"
 _NOT_SEEN_INTO = (
     "not known: this backend handles a batch in one call, and only part of it uses the device"
 )
+_DIGITS = 32
+"""Of a digest that is shown and compared. All 64, in one word, would be wider than the UI's table,
+which then cuts the preview off at its right edge."""
+
+_LONGEST_WORD = 40
 ROW_COUNTS = ("dagster/row_count", "dagster/partition_row_count")
 
 
@@ -79,14 +85,14 @@ def result_metadata(
         "reused_rows": result.reused_rows,
         "model": model.name,
         "backend": model.backend,
-        "model_digest": result.model_digest or "not known to the backend",
-        MODEL_VERSION: result.model_version,
+        "model_digest": _shown(result.model_digest or "not known to the backend"),
+        MODEL_VERSION: result.model_version[:_DIGITS],
         "batch_size": spec.batch_size,
         "compute": spec.compute if spec.num_actors is None else f"{spec.num_actors} actors",
         "dagster/uri": result.sink,
         OUTPUT_BYTES: result.output_bytes,
         "source": _source(spec),
-        SOURCE_DIGEST: result.source_digest,
+        SOURCE_DIGEST: result.source_digest[: len("sha256:") + _DIGITS],
         **_upstream(list(upstream)),
         **_columns(spec, model),
         "workers": result.workers,
@@ -126,8 +132,13 @@ def result_metadata(
     if spec.reuse is not None or spec.reuse_from is not None:
         md["changed_rows"] = result.rows - result.reused_rows
         md["repeated_rows"] = result.repeated_rows
-    md[FINGERPRINT] = result.fingerprint
+    md[FINGERPRINT] = result.fingerprint[:_DIGITS]
     return md
+
+
+def _shown(text: str) -> str:
+    """A text of which no word is wider than the UI's table."""
+    return " ".join(middle_out(word, _LONGEST_WORD) for word in text.split(" "))
 
 
 def _validation(report: ValidationReport) -> str:

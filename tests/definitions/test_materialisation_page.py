@@ -16,6 +16,7 @@ import pytest
 import sheaf_dagster as sd
 from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.definitions.links import file_metadata
+from sheaf_dagster.definitions.metadata import _shown
 from sheaf_dagster.definitions.preview import MAX_PREVIEW_CHARS, preview_inline, preview_table
 from sheaf_dagster.plots import (
     MAX_INLINE_CHARS,
@@ -359,6 +360,18 @@ def test_a_materialisation_shows_picture_preview_links_and_numbers(tmp_path):
     numbers = {k for k, v in md.items() if isinstance(v.value, (int, float))}
     assert {"dagster/partition_row_count", "rows_per_second", "seconds"} <= numbers
     assert {"non_finite", "error_rows", "resumed_rows"} <= numbers
+    # A wider word widens the table beyond its place, and the preview is cut off at the right.
+    texts = {k: v.value for k, v in md.items() if isinstance(v, dg.TextMetadataValue)}
+    assert {"model_digest", "model_version", "source_digest", "sheaf/fingerprint"} <= set(texts)
+    assert max(len(word) for text in texts.values() for word in text.split()) <= 40
+
+
+def test_digests_are_shown_by_their_beginning():
+    shown = _shown(f"sha256:{'a' * 20}{'b' * 44} and {'/folder' * 20}/weights.pt")
+
+    assert max(map(len, shown.split())) == 40
+    assert shown.startswith("sha256:aaa")
+    assert shown.endswith("r/folder/weights.pt")
 
 
 def test_the_red_check_names_file_line_and_field_in_words_and_as_a_table(tmp_path):
