@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from itertools import repeat
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
+import msgspec
 import orjson
 from pydantic import BaseModel
+from typing_extensions import TypeIs
 
 from sheaf_dagster.batch.rows.answers import ErrorLine, non_finite_in, response_lines
-from sheaf_dagster.batch.rows.arrays import all_finite, at_fixed_width
+from sheaf_dagster.batch.rows.arrays import all_finite, at_fixed_width, by_column, nulls
 from sheaf_dagster.batch.rows.fast import writes_fields
 from sheaf_dagster.batch.rows.keep import with_fields, with_free_fields
 from sheaf_dagster.batch.rows.kept_columns import KeptColumns
@@ -138,10 +141,10 @@ class _Columns:
             kept = [self._kept_columns.read(text) for text in fields]
         try:
             batch, bad = self._batch([*map(self._fields, answers, repeat(_own_fields), kept)])
-            dumped = [a for a in answers if isinstance(a, BaseModel) and not writes_fields(type(a))]
+            dumped = [a for a in answers if _is_response(a) and not writes_fields(type(a))]
         except Exception:  # what pydantic writes in a form of its own
             batch, bad = self._batch([*map(self._fields, answers, repeat(_dumped), kept)])
-            dumped = [a for a in answers if not isinstance(a, bytes)]
+            dumped = [*filter(_is_response, answers)]
         bad += sum(map(_lost_in_dump, dumped))
         self._batches.append(batch)
         self._kept += kept if self._keep else ()
@@ -155,7 +158,7 @@ class _Columns:
         kept: dict[str, Any],
     ) -> dict[str, Any]:
         """An answer's fields by column; those of its row, which its line may hold, go to ``kept``."""
-        if isinstance(answer, BaseModel):
+        if _is_response(answer):
             return self._known(of(answer))
         record = orjson.loads(bytes(answer))
         failed = self._errors and (isinstance(answer, ErrorLine) or "error" in record)
@@ -187,7 +190,8 @@ class _Columns:
     def _batch(self, rows: Sequence[dict[str, Any]]) -> tuple[pa.RecordBatch, int]:
         import pyarrow as pa
 
-        made = [column.of([row.get(column.name) for row in rows]) for column in self._columns]
+        values = by_column(rows)
+        made = [column.of(values.get(column.name), len(rows)) for column in self._columns]
         arrays = [array for array, _ in made]
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema), sum(bad for _, bad in made)
 
@@ -211,6 +215,10 @@ class _Columns:
         return packed(table.replace_schema_metadata(self._schema.metadata))
 
 
+def _is_response(answer: Answer) -> TypeIs[BaseModel]:
+    return not isinstance(answer, bytes)  # pydantic's own check takes ten times as long
+
+
 def _is_plain(error: Any) -> bool:
     """Whether what an error row says of its error has its place in the columns for errors."""
     return (
@@ -232,13 +240,18 @@ class _Column:
         self._is_text = self._convert is _text
         self._float_max = _float_max(field.type)
 
-    def of(self, values: list[Any]) -> tuple[pa.Array, int]:
-        """The array, and how many numbers in it aren't finite and became ``null``."""
+    def of(self, values: list[Any] | None, rows: int) -> tuple[pa.Array, int]:
+        """The array, and how many numbers in it aren't finite and became ``null``.
+
+        Args:
+            values: Of the rows; None where none of them has the field.
+            rows: How many they are.
+        """
         import pyarrow as pa
 
-        kinds = {*map(type, values)}
-        if kinds <= {type(None)}:
-            return pa.nulls(len(values), self._type), 0
+        kinds = {NoneType} if values is None else {*map(type, values)}
+        if values is None or kinds == {NoneType}:
+            return nulls(rows, self._type), 0
         if self._json:
             texts = [None if v is None else orjson.dumps(v).decode() for v in values]
             bad = sum(
@@ -247,7 +260,10 @@ class _Column:
                 if text and "null" in text
             )
             return pa.array(texts, self._type), bad
-        if self._convert is not None and not (self._is_text and kinds == {str}):
+        if self._is_text and kinds <= {str, UUID}:
+            # Of ids this makes texts, in a fourth of the time that ``str`` takes.
+            values = values if kinds == {str} else msgspec.to_builtins(values)
+        elif self._convert is not None:
             values = [None if v is None else self._convert(v) for v in values]
         array = pa.array(values, self._type)
         if self._float_max is None or all_finite(array):

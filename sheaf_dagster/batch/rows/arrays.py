@@ -1,14 +1,17 @@
-"""What is asked of Arrow's arrays."""
+"""What is asked of Arrow's arrays, and turning rows into columns and back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import repeat
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["all_finite", "at_fixed_width"]
+__all__ = ["all_finite", "at_fixed_width", "by_column", "by_row", "nulls"]
 
 
 def all_finite(array: pa.Array) -> bool:
@@ -46,3 +49,29 @@ def at_fixed_width(array: pa.Array, depth: int) -> pa.Array:
     if more or not width:
         return array
     return array.cast(pa.list_(array.type.value_type, width))
+
+
+def by_column(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The values of each field that a row has; None where another row has none."""
+    names = rows[0].keys() if rows else ()
+    if all(row.keys() == names for row in rows):  # the common case, in half the time
+        return {name: [*map(itemgetter(name), rows)] for name in names}
+    every = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in every}
+
+
+def by_row(columns: Mapping[str, list[Any]], number: int, holes: bool) -> Iterator[dict[str, Any]]:
+    """The values of each row, without those that are None where there are such."""
+    names = tuple(columns)
+    rows = zip(*columns.values(), strict=True) if names else repeat((), number)
+    if holes:
+        return ({n: v for n, v in zip(names, row, strict=True) if v is not None} for row in rows)
+    return (dict(zip(names, row, strict=True)) for row in rows)
+
+
+@lru_cache(maxsize=64)
+def nulls(rows: int, type: pa.DataType) -> pa.Array:
+    """So many nulls."""
+    import pyarrow as pa
+
+    return pa.nulls(rows, type)

@@ -9,9 +9,8 @@ of one of them, the rows are read as lines.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
@@ -19,7 +18,7 @@ import msgspec
 from msgspec import inspect
 from pydantic import BaseModel
 
-from sheaf_dagster.batch.rows.arrays import all_finite
+from sheaf_dagster.batch.rows.arrays import all_finite, by_row
 from sheaf_dagster.batch.rows.fast import IDENTITY
 from sheaf_dagster.batch.rows.inside import maker
 from sheaf_dagster.batch.rows.plain import PlainModel
@@ -119,12 +118,14 @@ class ColumnCodec:
             rows: The rows.
             derive_id: Makes the id of a row that has none.
         """
-        types = self._types
+        types, number = self._types, rows.batch.num_rows
         given = _Given.of(rows.batch.schema.names, rows.fields)
         said: dict[str, list[Any]] = {}
         meant: dict[str, list[Any]] = {}
         holes = False
-        with_content = self._has_id and "request_id" not in given.constants
+        derives = self._has_id and IDENTITY not in given.constants
+        if derives and IDENTITY in given.columns:
+            derives = rows.batch.column(given.columns[IDENTITY]).null_count > 0
         try:
             constants = {
                 name: types[name].one(value)
@@ -137,57 +138,56 @@ class ColumnCodec:
                     return None
                 holes = holes or array.null_count > 0
                 if name in types:
-                    values = _values(array)
-                    meant[name] = types[name].of(array, values)
-                    said[name] = values
-                elif with_content:
+                    said[name] = _values(array)
+                    meant[name] = types[name].of(array, said[name])
+                elif derives:
                     said[name] = _values(array)
         except _NotSureError:
             return None
-        number = rows.batch.num_rows
-        contents: Iterator[dict[str, Any] | None] = repeat(None, number)
-        if with_content:
-            contents = _by_row(said, number, holes)
-        make = self._maker(constants)
+        ids: Sequence[UUID | None] = [None] * number
+        if derives:
+            ids = _derived_ids(by_row(said, number, holes), given.constants, derive_id)
         try:
-            return [
-                make(row, None)
-                if content is None or "request_id" in content
-                else make(row, derive_id(i, _pack({**content, **given.constants})))
-                for i, (row, content) in enumerate(
-                    zip(_by_row(meant, number, holes), contents, strict=True)
-                )
-            ]
+            return self._made(meant, constants, ids, holes)
         except Exception:
             return None  # pydantic will meet it, too, and say it as it does
 
-    def _maker(
-        self, constants: Mapping[str, Any]
-    ) -> Callable[[dict[str, Any], UUID | None], BaseModel]:
-        """Makes a request of a row's own fields, beside those that all rows have."""
-        plain, make = self._plain, self._make
-        lasting = {n: v for n, v in constants.items() if not isinstance(v, (list, dict))}
-        anew = [(n, v) for n, v in constants.items() if n not in lasting]
-
-        def make_request(row: dict[str, Any], id: UUID | None) -> BaseModel:
-            given = {**row, **lasting} if lasting else row
+    def _made(
+        self,
+        columns: dict[str, list[Any]],
+        constants: Mapping[str, Any],
+        ids: Sequence[UUID | None],
+        holes: bool,
+    ) -> list[BaseModel]:
+        """Requests of the rows' own fields, beside those that all rows have."""
+        plain, make, constants = self._plain, self._make, dict(constants)
+        for name, by_value in plain.members:
+            if name in constants:
+                constants[name] = by_value[constants[name]]
+            if name in columns:
+                columns[name] = [None if v is None else by_value[v] for v in columns[name]]
+        anew = [(n, v) for n, v in constants.items() if isinstance(v, (list, dict))]
+        base = {**plain.defaults, **constants}
+        # Without holes all rows have the same fields.
+        given = {*columns, *constants}
+        lacking = [(n, f) for n, f in plain.factories if n not in given]
+        requests = []
+        for row, id in zip(by_row(columns, len(ids), holes), ids, strict=True):
+            values = {**base, **row}
+            if holes:
+                given = {*row, *constants}
+                lacking = [(n, f) for n, f in plain.factories if n not in given]
             for name, value in anew:
-                given[name] = copy.deepcopy(value)
-            values = {**plain.defaults, **given}
+                values[name] = copy.deepcopy(value)
+            for name, default in lacking:
+                values[name] = id if name == IDENTITY and id is not None else default()
             if id is not None:
-                values["request_id"] = id
-            for name, default in plain.factories:
-                if name not in given and (id is None or name != "request_id"):
-                    values[name] = default()
-            for name, by_value in plain.members:
-                if name in given:
-                    values[name] = by_value[values[name]]
+                values[IDENTITY] = id
             request = make(values, given)
             for validate in plain.validators:
                 request = validate(request)
-            return request
-
-        return make_request
+            requests.append(request)
+        return requests
 
 
 @lru_cache(maxsize=64)
@@ -297,14 +297,14 @@ def _lengths_of_vector(type_: Any) -> tuple[float, float] | None:
     return None
 
 
-def _by_row(columns: Mapping[str, list[Any]], number: int, holes: bool) -> Iterator[dict[str, Any]]:
-    """The values of each row, without those that are None where there are such."""
-    names = tuple(columns)
-    for row in zip(*columns.values(), strict=True) if names else repeat((), number):
-        if holes:
-            yield {n: v for n, v in zip(names, row, strict=True) if v is not None}
-        else:
-            yield dict(zip(names, row, strict=True))
+def _derived_ids(
+    contents: Iterable[dict[str, Any]], constants: Mapping[str, Any], derive_id: DeriveId
+) -> list[UUID | None]:
+    """The ids of rows that have none, by what they say; None for the others."""
+    return [
+        None if IDENTITY in content else derive_id(i, _pack({**content, **constants}))
+        for i, content in enumerate(contents)
+    ]
 
 
 def _values(array: pa.Array) -> list[Any]:

@@ -38,6 +38,9 @@ __all__ = [
 ]
 
 _NAMESPACE = UUID("5f0c3f0e-6d5e-5b3a-9a43-7d2f8f1e3c11").bytes
+_VERSION_5 = 5 << 76 | 2 << 62
+_RANDOM = ~(15 << 76 | 3 << 62)
+"""The bits of a UUID that say neither its version nor its variant."""
 
 
 def derived_id(digest: bytes, occurrence: int) -> UUID:
@@ -155,4 +158,5 @@ def is_answered_by(request: Any, position: int, line: bytes, found: Any) -> bool
 
 def _uuid5(name: bytes) -> UUID:
     digest = hashlib.sha1(_NAMESPACE + name, usedforsecurity=False).digest()
-    return UUID(bytes=digest[:16], version=5)
+    # ``UUID(bytes=…, version=5)`` does the same in twice the time.
+    return UUID(int=int.from_bytes(digest[:16], "big") & _RANDOM | _VERSION_5)

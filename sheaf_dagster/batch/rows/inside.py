@@ -7,7 +7,7 @@ of this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -82,15 +82,15 @@ def extra_of(row: BaseModel) -> Mapping[str, Any]:
     return row.__pydantic_extra__ or {}
 
 
-def maker(model: type[BaseModel]) -> Callable[[dict[str, Any], Mapping[str, Any]], BaseModel]:
+def maker(model: type[BaseModel]) -> Callable[[dict[str, Any], Iterable[str]], BaseModel]:
     """Makes a request of values that are known to be valid, as pydantic's validator would.
 
-    It is given the values of all fields, in their order, and those that the row itself has.
+    It is given the values of all fields, in their order, and which of them the row itself has.
     ``model_construct`` takes four times as long.
     """
     new, set_attribute = object.__new__, object.__setattr__
 
-    def make(values: dict[str, Any], given: Mapping[str, Any]) -> BaseModel:
+    def make(values: dict[str, Any], given: Iterable[str]) -> BaseModel:
         request = new(model)
         # Past the contract's own __setattr__.
         set_attribute(request, "__dict__", values)

@@ -20,6 +20,10 @@ from sheaf_dagster.storage import Chunk, TableRows, lines_in_chunk, read_ranges,
 
 __all__ = ["read_batches"]
 
+_AT_ONCE_BYTES = 2**19
+_AT_ONCE_ROWS = 512
+"""So much of a table is read at once; more takes no less time (``benchmarks/tables.py``)."""
+
 
 def read_batches(
     context: ModelContext,
@@ -100,12 +104,22 @@ def _reader(contract: RowContract, chunk: Chunk, data: bytes) -> Callable[[int, 
     occurrence_of = occurrence_in(chunk.repeats, chunk.first_row)
     if chunk.table:
         table = TableRows.of(data)
-        return lambda start, stop: contract.parse_columns(
-            table.slice(start, stop),
-            chunk.first_line + start,
-            chunk.first_row + start,
-            occurrence_of,
-        )
+        # Where a batch has few rows, asking Arrow for its columns takes as long as reading them.
+        least = min(_AT_ONCE_BYTES * chunk.rows // max(len(data), 1), _AT_ONCE_ROWS)
+        ahead: list[Row] = []
+
+        def take(start: int, stop: int) -> list[Row]:
+            begun = start + len(ahead)
+            if begun < stop:
+                end = min(max(stop, begun + least), chunk.rows)
+                first_line, first_row = chunk.first_line + begun, chunk.first_row + begun
+                some = table.slice(begun, end)
+                ahead.extend(contract.parse_columns(some, first_line, first_row, occurrence_of))
+            taken = ahead[: stop - start]
+            del ahead[: stop - start]
+            return taken
+
+        return take
     lines = rows_in(data, chunk.first_line)
     return lambda start, stop: contract.parse(
         list(islice(lines, stop - start)), chunk.first_row + start, occurrence_of
