@@ -12,7 +12,7 @@ from dagster._core.execution.resources_init import get_transitive_required_resou
 from dagster._serdes import deserialize_value, serialize_value
 
 import sheaf_dagster as sd
-from tests.object_store import KEY, SECRET, ObjectStore
+from tests.object_store import ObjectStore
 from tests.toys import doubler
 
 DAYS = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-31")
@@ -47,8 +47,8 @@ class Bucket:
         credentials = S3Resource(
             endpoint_url=store.endpoint,
             region_name="us-east-1",
-            aws_access_key_id=KEY,
-            aws_secret_access_key=SECRET,
+            aws_access_key_id=store.key,
+            aws_secret_access_key=store.secret,
         )
         self.resources = {
             "storage": sd.StorageResource(root=store.uri("data"), s3=credentials),

@@ -11,7 +11,6 @@ import pytest
 from example_project.series import HORIZON
 from tests.conftest import read_rows
 from tests.daemon import Daemon
-from tests.object_store import KEY, SECRET
 
 KEY_OF_ASSET = dg.AssetKey("inbox_forecasts")
 ROUTES = ["EWR-ATL", "JFK-LAX"]
@@ -60,8 +59,8 @@ def test_the_inbox_can_be_in_s3(s3, monkeypatch, tmp_path):
     monkeypatch.setenv("SHEAF_EXAMPLE_INBOX", s3.uri("inbox"))
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret)
     asset, sensor, storage = build_inbox(Path("unused"))
     s3.put("inbox/monday.jsonl", REQUESTS.encode())
 
