@@ -27,8 +27,7 @@ from example_project.runs import (
     table,
 )
 from example_project.series import load_series
-from sheaf_dagster import ClusterConfig
-from sheaf_dagster.batch.ray.cluster import ray_session
+from sheaf_dagster import ray_session
 
 __all__ = ["BROKEN", "FIRST", "LAST", "accuracy_table"]
 
@@ -50,7 +49,7 @@ def main(*groups: str) -> int:
         groups: What to embed, such as ``digits``.
     """
     quiet()
-    with ray_session(ClusterConfig()):
+    with ray_session():
         return _forecast() or max((embed.main(group) for group in groups), default=0)
 
 

@@ -27,6 +27,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "weights_digest",
     ),
     "sheaf_dagster.batch.model_spec": ("ModelSpec", "ResourceConfig"),
+    "sheaf_dagster.batch.ray.cluster": ("ray_session",),
     "sheaf_dagster.batch.ray.cluster_config": ("ClusterConfig",),
     "sheaf_dagster.batch.results": (
         "BatchOutcome",
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
         weights_digest,
     )
     from sheaf_dagster.batch.model_spec import ModelSpec, ResourceConfig
+    from sheaf_dagster.batch.ray.cluster import ray_session
     from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
     from sheaf_dagster.batch.results import (
         BatchOutcome,

@@ -29,8 +29,18 @@ _START_TRIES = 3
 
 
 @contextmanager
-def ray_session(config: ClusterConfig) -> Iterator[bool]:
+def ray_session(config: ClusterConfig | None = None) -> Iterator[bool]:
     """The Ray of this process, or the one that ``config`` names; stopped only if started here.
+
+    Each job opens one. Opened around several jobs, or around several Dagster runs of one process,
+    it lets them share one Ray instead of starting one each::
+
+        with ray_session():
+            for spec in specs:
+                runner.run(spec)
+
+    Args:
+        config: The cluster; without one, Ray is started on this machine, unless ``RAY_ADDRESS`` is set.
 
     Yields:
         Whether others may use the same cluster at the same time.
@@ -42,6 +52,7 @@ def ray_session(config: ClusterConfig) -> Iterator[bool]:
     """
     import ray
 
+    config = config or ClusterConfig()
     if ray.is_initialized():
         if ray.util.client.ray.is_connected():
             refuse_ray_client("ray://…")
