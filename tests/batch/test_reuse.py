@@ -194,7 +194,7 @@ def remove(index, _):
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (damage_end, "its end is missing"),
+        (damage_end, "index is damaged, so it isn't used: its end is missing"),
         (damage_record, "its records aren't those that were written"),
         (remove, "has no index beside it"),
     ],

@@ -88,7 +88,8 @@ class ReusedAnswers:
         try:
             index = self._opened.enter_context(open_index(lies))
         except (IndexDamagedError, SourceError) as e:
-            log.warning("%s is damaged and can't be used: %s. %s", lies.uri, e, anew)
+            why = "is damaged" if isinstance(e, IndexDamagedError) else "can't be read"
+            log.warning("%s %s, so it isn't used: %s. %s", lies.uri, why, e, anew)
             return None
         if index is None:
             log.warning(
