@@ -121,7 +121,7 @@ class KeptColumns:
         type = self._types[name]
         if not pa.types.is_decimal(type):
             values = [_without_decimals(v) for v in values] if self._exact else values
-        if not pa.types.is_null(type):
+        if not pa.types.is_null(type) and not (_is_number(type) and _has_booleans(values)):
             try:
                 made = (
                     _times(values, type) if pa.types.is_temporal(type) else pa.array(values, type)
@@ -155,6 +155,20 @@ def _times(values: list[Any], type: pa.DataType) -> pa.Array:
     # Arrow reads as many digits as a unit has, and the texts may have those of microseconds.
     finest = pa.timestamp("ns" if type.unit == "ns" else "us", getattr(type, "tz", None))
     return pa.array(values, pa.string()).cast(finest).cast(type)
+
+
+def _is_number(type: pa.DataType) -> bool:
+    """Whether Arrow takes true for 1 in a column of the type."""
+    import pyarrow as pa
+
+    inner = getattr(type, "value_type", type)
+    return bool(
+        pa.types.is_floating(inner) or pa.types.is_integer(inner) or pa.types.is_decimal(inner)
+    )
+
+
+def _has_booleans(values: list[Any]) -> bool:
+    return any(isinstance(v, bool) or (isinstance(v, list) and _has_booleans(v)) for v in values)
 
 
 def _may_round(type: pa.DataType) -> bool:
