@@ -21,7 +21,7 @@ from sheaf_dagster.storage.formats import (
     open_text,
 )
 from sheaf_dagster.storage.location import Location, sink_errors
-from sheaf_dagster.storage.source_files import NamedFile, files_of
+from sheaf_dagster.storage.source_files import NamedFile, files_of, require_kept
 from sheaf_dagster.storage.stores import FileState, store_at
 from sheaf_dagster.storage.table_rows import TableScan, copied_rows, stays_table
 
@@ -93,12 +93,14 @@ def scan_source(
 
     Raises:
         SourceError: A file is missing, unreadable, damaged or a directory.
+        SpecError: No table has a column that is to be kept.
         InterruptedError: ``stop`` was set.
     """
     files: list[SourceFile] = []
     chunks: list[Chunk] = []
     rows = 0
     named = [f for s in sources for f in ([s] if isinstance(s, NamedFile) else files_of([s]))]
+    require_kept(named, fields)
     for i, file in enumerate(named):
         location, own = file.location, fields.beside(file.folders)
         left = None if row_limit is None else row_limit - rows

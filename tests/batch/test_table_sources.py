@@ -164,3 +164,22 @@ def test_the_command_line_takes_columns_and_constants(days):
     assert (bare.exit_code, full.exit_code) == (3, 0)
     assert (both.exit_code, "'value' is given by columns and by fields" in both.output) == (2, True)
     assert json.loads(full.stdout.splitlines()[-1])["rows"] == 3
+
+
+def test_a_kept_field_that_no_table_has_is_refused_with_the_columns_there_are(days):
+    for sink in ("out.jsonl", "out.parquet"):
+        spec = job(days, **RENAMED, keep=["skuu"], sink=str(days.parent / sink))
+        with pytest.raises(SpecError, match="no column 'skuu' in .* and in 1 more; did you mean"):
+            run(spec)
+
+
+def test_a_kept_field_may_be_said_by_a_folder_or_be_in_some_tables(days):
+    other = days / "group=10" / "part-0.parquet"
+    pq.write_table(pq.read_table(other).append_column("shop", [["s"]]), other)
+
+    spec = job(days, **RENAMED, keep=["group", "shop"])
+
+    run(spec)
+
+    kept = [(row["group"], row["shop"]) for row in read_rows(spec.sink)]
+    assert kept == [(10, "s"), (9, None), (9, None)]
