@@ -183,3 +183,22 @@ def test_a_kept_field_may_be_said_by_a_folder_or_be_in_some_tables(days):
 
     kept = [(row["group"], row["shop"]) for row in read_rows(spec.sink)]
     assert kept == [(10, "s"), (9, None), (9, None)]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([0, 2**40], pa.timestamp("s", "UTC")),
+        pa.array([0, 2**30], pa.date32()),
+        pa.array([None, {"at": 2**40}], pa.struct([("at", pa.timestamp("s"))])),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_date_beyond_all_years_is_named_with_its_row_and_column(column, tmp_path):
+    source = tmp_path / "in" / "far.parquet"
+    source.parent.mkdir()
+    table = {"model_name": ["m", "m"], "value": [1.0, 2.0], "when": column}
+    pq.write_table(pa.table(table), source)
+
+    with pytest.raises(SourceError, match=r"far\.parquet, row 2: the value in column 'when'"):
+        run(job(source))

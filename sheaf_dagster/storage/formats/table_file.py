@@ -63,8 +63,18 @@ class TableFile:
         with self._reading():
             for batch in self.batches():
                 batch = batch.replace_schema_metadata(self.schema.metadata)
-                rows = json_rows(batch if kept else without_kept(batch), fields)
+                rows = self._as_json(batch if kept else without_kept(batch), fields)
                 yield b"".join(b"%b\n" % row for row in rows)
+
+    def _as_json(self, batch: pa.RecordBatch, fields: FieldMap) -> list[bytes]:
+        try:
+            return json_rows(batch, fields)
+        except (ValueError, OverflowError) as e:
+            i, name = _unreadable(batch)
+            raise SourceError(
+                f"{self._uri}, row {self._read + i + 1}: the value in column {name!r} can't be read "
+                f"({e}); years go from 1 to 9999. Correct the value, or drop the column"
+            ) from e
 
     def _reading(self) -> AbstractContextManager[None]:
         return _reading(self._kind, self._uri, lambda: f", somewhere after row {self._read}")
@@ -153,6 +163,18 @@ def _reading(kind: TableKind, uri: str, where: Callable[[], str] = lambda: "") -
             f"{uri} can't be read as a {kind.name} file{where()} ({' '.join(str(e).split())}); write "
             "the file again"
         ) from e
+
+
+def _unreadable(batch: pa.RecordBatch) -> tuple[int, str]:
+    """Place and column of the first value that JSON can't be made of."""
+    batch = batch.replace_schema_metadata(None)
+    for i in range(batch.num_rows):
+        for name in batch.schema.names:
+            try:
+                json_rows(batch.select([name]).slice(i, 1))
+            except (ValueError, OverflowError):
+                return i, name
+    return 0, batch.schema.names[0]  # none alone
 
 
 def _require_one_of_each(uri: str, names: Sequence[str]) -> None:
