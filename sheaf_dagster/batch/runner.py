@@ -25,6 +25,7 @@ from sheaf_dagster.batch.ray.engine_choice import engine_for
 from sheaf_dagster.batch.results import BatchOutcome, BatchResult, ValidationReport
 from sheaf_dagster.batch.reuse.previous import reused_output
 from sheaf_dagster.batch.rows.keep import check_keep
+from sheaf_dagster.batch.rows.mapped_names import check_mapped_names
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.validation import validate_files
 from sheaf_dagster.batch.worker.loading import ModelContext
@@ -249,6 +250,7 @@ class BatchRunner:
 
     def _check_files(self, spec: BatchSpec) -> None:
         rows = self._context.rows
+        check_mapped_names(spec, rows.request)
         check_keep(spec.keep, rows.request, rows.response, rows.fields_of(spec))
         sink_format(self._context, spec)
         sink = store_at(Location.of(spec.sink, spec.storage_options))

@@ -202,3 +202,25 @@ def test_a_date_beyond_all_years_is_named_with_its_row_and_column(column, tmp_pa
 
     with pytest.raises(SourceError, match=r"far\.parquet, row 2: the value in column 'when'"):
         run(job(source))
+
+
+@pytest.mark.parametrize(
+    ("mapped", "said"),
+    [
+        ({"columns": {"valeu": "sales"}}, "columns: NumberRequest has no field 'valeu'; did you"),
+        ({"fields": {"grup": 3}}, "fields: NumberRequest has no field 'grup'; did you mean"),
+        ({"fields": {"zzz": 3}}, r"has no field 'zzz'\. Its fields: .*value"),
+    ],
+)
+def test_what_is_mapped_to_no_field_is_refused_with_the_fields_there_are(days, mapped, said):
+    with pytest.raises(SpecError, match=said):
+        run(job(days, **mapped))
+
+    run(
+        job(
+            days,
+            columns={"value": "sales", "shop": "sku"},
+            fields={"model_name": "m"},
+            keep=["shop"],
+        )
+    )
