@@ -10,8 +10,10 @@ import hashlib
 import inspect
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import distributions
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -44,12 +46,13 @@ class Receipt(BaseModel):
         reused_rows: Answers that an earlier run had given.
         fingerprint: Hash of all that decides the output.
         model: The model.
-        weights: Identity of its weights, where the backend knows it without loading them.
+        weights: Identity of its weights, where the backend knows it.
         model_version: Hash of the model's spec and of its weights.
         layout: How the file was cut and run: the job's options but ``compute``.
         redact: Whether values of rows were kept out of error rows.
         modules: Modules that define the backend and the contract.
-        code: ``sha256:<hex>`` of the backend's own source file; empty where there is none.
+        code: ``sha256:<hex>`` of the source files of the backend, the contract and the classes
+            that they inherit from; empty where there are none.
         sheaf_dagster: Version of this library.
         python: Version of Python.
         packages: Versions of the packages that the job's driver had, by name.
@@ -79,16 +82,21 @@ class Receipt(BaseModel):
     def spec(self, sink: str, storage_options: dict[str, Any]) -> BatchSpec:
         """The job that makes the same answers, in this process, and writes them elsewhere.
 
+        It takes no answer of an earlier output, as a copy would prove nothing.
+
         Raises:
             SpecError: The receipt's settings can't work with this version.
         """
+        layout = dict(self.layout)
+        if layout.pop("reuse_from", None) is not None:
+            layout["reuse"] = "previous"  # equal rows are still run once
         try:
             return BatchSpec(
                 source=self.source,
                 sink=sink,
                 storage_options=storage_options,
                 compute="local",
-                **self.layout,
+                **layout,
             )
         except (ValidationError, TypeError) as e:
             why = problems_of(e) if isinstance(e, ValidationError) else e
@@ -124,12 +132,12 @@ def write_receipt(context: ModelContext, spec: BatchSpec, result: BatchResult) -
         reused_rows=result.reused_rows,
         fingerprint=result.fingerprint,
         model=context.spec,
-        weights=context.identity,
+        weights=context.identity or result.model_digest,
         model_version=context.version,
         layout=spec.model_dump(mode="json", exclude=_NOT_OF_THE_LAYOUT, exclude_defaults=True),
         redact=context.rows.redact,
         modules=sorted({c.__module__ for c in (context.backend_cls, context.rows.request)}),
-        code=code_digest(context.backend_cls),
+        code=code_digest(context.backend_cls, context.rows.request, context.rows.response),
         packages=dict(packages()),
     )
     at = _beside(Location.of(spec.sink, spec.storage_options))
@@ -150,7 +158,9 @@ def read_receipt(uri: str, storage_options: dict[str, Any] | None = None) -> Rec
         SpecError: It is not a receipt.
     """
     location = Location.of(uri, storage_options)
-    at = location if location.name.endswith(".json") else _beside(location)
+    at = location if location.name.endswith(_SUFFIX) else _beside(location)
+    if location.name.endswith(".json") and store_at(at).state() is None:
+        at = location  # a receipt by another name
     store = store_at(at)
     text = store.read_range(0, store.require_state().size)
     try:
@@ -159,14 +169,16 @@ def read_receipt(uri: str, storage_options: dict[str, Any] | None = None) -> Rec
         raise SpecError(f"{at.uri} is not a receipt of this version: {problems_of(e)}") from e
 
 
-def code_digest(backend: type) -> str:
-    """``sha256:<hex>`` of the source file that defines a backend; empty where there is none."""
-    try:
-        path = inspect.getsourcefile(backend)
-        with open(path or "", "rb") as f:
-            return f"sha256:{hashlib.sha256(f.read()).hexdigest()}"
-    except (OSError, TypeError):  # a notebook's, say
+def code_digest(*classes: type) -> str:
+    """``sha256:<hex>`` of the source files of classes and their bases; empty where there are none."""
+    files: dict[str, bytes] = {}
+    for cls in {base for c in classes for base in inspect.getmro(c)}:
+        with suppress(OSError, TypeError):  # built in, or a notebook's
+            files[cls.__module__] = Path(inspect.getsourcefile(cls) or "").read_bytes()
+    if not files:
         return ""
+    digests = [f"{name} {hashlib.sha256(files[name]).hexdigest()}" for name in sorted(files)]
+    return f"sha256:{hashlib.sha256(chr(10).join(digests).encode()).hexdigest()}"
 
 
 @cache

@@ -91,9 +91,10 @@ def verify(
         storage_options: Of the file systems of source and output.
 
     Raises:
-        SpecError: The model can't be made here.
-        BackendLoadError: It can't be loaded.
+        SpecError: The model can't be made here, or ``sample`` is below 1.
     """
+    if sample < 1:
+        raise SpecError(f"sample must be 1 chunk or more (got {sample})")
     options = storage_options or {}
     done = Verification(sink=receipt.sink, findings=[], seed=_any_seed() if seed is None else seed)
     context = _context(receipt)
@@ -107,11 +108,12 @@ def verify(
         done.findings.append(Finding(what="answers", same=None, says=said))
         return done
     try:
-        done.findings.append(_answers(receipt, context, sample, options, done))
+        answers = _answers(receipt, context, sample, options, done)
     except SpecError:
         raise
     except SheafError as e:
-        done.findings.append(Finding(what="answers", same=False, says=f"{type(e).__name__}: {e}"))
+        answers = Finding(what="answers", same=False, says=f"{type(e).__name__}: {e}")
+    done.findings.append(answers)
     return done
 
 
@@ -143,9 +145,12 @@ def _digest(
 
 
 def _weights(receipt: Receipt, context: ModelContext) -> Finding:
-    now = context.identity
+    return _compared_weights(receipt, context.identity)
+
+
+def _compared_weights(receipt: Receipt, now: str | None) -> Finding:
     if now is None or receipt.weights is None:
-        says = f"backend {receipt.model.backend} can't tell its weights without loading them"
+        says = f"backend {receipt.model.backend} doesn't know its weights"
         return Finding(what="weights", same=None, says=says)
     if now == receipt.weights:
         return Finding(what="weights", same=True, says=f"unchanged ({now})")
@@ -154,12 +159,12 @@ def _weights(receipt: Receipt, context: ModelContext) -> Finding:
 
 
 def _code(receipt: Receipt, context: ModelContext) -> Finding:
-    now = code_digest(context.backend_cls)
+    now = code_digest(context.backend_cls, context.rows.request, context.rows.response)
     changes = [
         f"sheaf_dagster {receipt.sheaf_dagster}, now {__version__}"
         if receipt.sheaf_dagster != __version__
         else "",
-        f"the source file of backend {receipt.model.backend} changed"
+        f"a source file of backend {receipt.model.backend} or of its contract changed"
         if now != receipt.code
         else "",
     ]
@@ -198,7 +203,9 @@ def _answers(
             chosen.sort(key=lambda chunk: chunk.index)
             done.chunks_run, done.rows_run = len(chosen), sum(chunk.rows for chunk in chosen)
             made: dict[int, list[bytes]] = {}
+            loaded: str | None = None
             for report in _run(context, work, chosen):
+                loaded = report.model_digest or loaded
                 if report.failure is not None:
                     raise report.failure.rebuilt()
                 if whole or report.part is None:
@@ -215,6 +222,12 @@ def _answers(
                 different = _named(_different(sink, chosen, made))
         finally:
             run.abandon()
+    if context.identity is None:
+        done.findings = [
+            _compared_weights(receipt, loaded) if f.what == "weights" else f for f in done.findings
+        ]
+    if not chunks and not different:
+        return Finding(what="answers", same=True, says="the model answered no row; nothing to run")
     of = f"{done.chunks_run:,} of {done.chunks:,} chunks ({done.rows_run:,} rows)"
     if not different:
         return Finding(what="answers", same=True, says=f"{of} made again, byte for byte the same")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,14 +12,14 @@ from click.testing import CliRunner
 
 import sheaf_dagster as sd
 from sheaf_dagster import BatchResult, BatchRunner, BatchSpec, ModelSpec
-from sheaf_dagster.batch.receipt import Receipt, read_receipt, write_receipt
+from sheaf_dagster.batch.receipt import Receipt, code_digest, read_receipt, write_receipt
 from sheaf_dagster.batch.verification import Verification, verify
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.cli import main
 from sheaf_dagster.errors import SourceNotFoundError, SpecError
 from sheaf_dagster.storage import Location, source_digest, store_at
 from tests.batch.jobs import leftovers, spec
-from tests.toys import doubler, scaler
+from tests.toys import Doubler, doubler, scaler
 
 ROWS = 70
 
@@ -139,12 +141,99 @@ def test_changed_weights_are_named(tmp_path, write_rows):
     assert found(done)["answers"] is None
 
 
+def test_weights_that_are_known_once_loaded_are_compared_when_chunks_are_made_again(
+    tmp_path, write_rows, monkeypatch
+):
+    monkeypatch.setattr(Doubler, "model_digest", lambda _: "revision 1")
+    place = Place(spec(write_rows([1]), tmp_path, compute="local", receipt=True))
+    run(place.job, doubler(load_log=str(tmp_path / "1")))
+    assert found(place.verify())["weights"] is True
+
+    monkeypatch.setattr(Doubler, "model_digest", lambda _: "revision 2")
+    receipt = read_receipt(place.job.sink)
+    receipt.model.backend_kwargs["load_log"] = str(tmp_path / "2")  # loads it anew
+    done = place.verify(receipt)
+
+    assert not done.ok
+    assert said(done, "weights") == "changed: they are revision 2, and the receipt says revision 1"
+    assert found(done)["answers"] is True
+
+
+@pytest.mark.parametrize("fields", [{"reuse": "previous"}, {"reuse_from": "out/earlier.jsonl"}])
+def test_kept_answers_are_made_again_and_not_copied(tmp_path, write_rows, monkeypatch, fields):
+    monkeypatch.chdir(tmp_path)
+    job = spec(write_rows([1, 2, 2]), tmp_path, compute="local", receipt=True)
+    earlier = job.model_copy(update={"sink": "out/earlier.jsonl", "reuse": "previous"})
+    run(earlier)
+    run(job.model_copy(update={"reuse": "previous"}))
+    job = BatchSpec(**{**job.model_dump(), **fields})
+    assert run(job).reused_rows
+
+    done = Place(job).verify()
+
+    assert done.ok, done.findings
+    assert done.rows_run == 3
+
+
+def test_where_no_row_reached_the_model_nothing_is_said_to_have_run(tmp_path, write_rows):
+    job = spec(write_rows(["one"]), tmp_path, compute="local", receipt=True, on_invalid="record")
+    run(job)
+
+    assert said(Place(job).verify(), "answers") == "the model answered no row; nothing to run"
+
+
+def test_the_code_of_a_contract_and_of_base_classes_is_part_of_the_receipt(tmp_path):
+    def module(name: str, text: str) -> type:
+        (tmp_path / f"{name}.py").write_text(text)
+        spec = importlib.util.spec_from_file_location(name, tmp_path / f"{name}.py")
+        found = importlib.util.module_from_spec(spec)
+        sys.modules[name] = found
+        spec.loader.exec_module(found)
+        return found.A
+
+    try:
+        base = module("receipt_base", "class A: pass")
+        child = module("receipt_child", "from receipt_base import A as B\nclass A(B): pass")
+        before = code_digest(child, base)
+        (tmp_path / "receipt_base.py").write_text("class A: x = 1")
+        assert code_digest(child) != before
+        assert code_digest(int) == ""
+    finally:
+        for name in ("receipt_base", "receipt_child"):
+            sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("sample", [0, -1])
+def test_a_sample_of_no_chunk_is_refused(tmp_path, write_rows, sample):
+    place = Place(spec(write_rows([1]), tmp_path, compute="local", receipt=True))
+    run(place.job)
+
+    with pytest.raises(SpecError, match="sample must be 1 chunk or more"):
+        place.verify(sample=sample)
+
+
+def test_the_receipt_of_a_file_that_ends_in_json_is_found_by_either_name(tmp_path, write_rows):
+    job = spec(write_rows([1]), tmp_path, compute="local", receipt=True)
+    job = job.model_copy(update={"sink": str(tmp_path / "out.json")})
+    beside = run(job).receipt
+    elsewhere = tmp_path / "kept.json"
+    elsewhere.write_bytes(Path(beside).read_bytes())
+
+    receipts = [read_receipt(at) for at in (job.sink, beside, str(elsewhere))]
+
+    assert [r.sink for r in receipts] == [job.sink] * 3
+
+
 @pytest.mark.parametrize(
     ("change", "what", "shown"),
     [
         ({"packages": {}}, "packages", "absent, now"),
         ({"python": "3.9.0"}, "packages", "Python 3.9.0, now 3."),
-        ({"code": "sha256:0"}, "code", "the source file of backend"),
+        (
+            {"code": "sha256:0"},
+            "code",
+            "a source file of backend tests.toys:Doubler or of its contract",
+        ),
         ({"sheaf_dagster": "0.0.1"}, "code", "sheaf_dagster 0.0.1, now"),
     ],
 )
