@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 
@@ -71,6 +71,9 @@ embedding = st.fixed_dictionaries(
         "normalize": junk,
     },
 )  # fmt: skip
+TABLE = {
+    "model_type": "tabular", "model_name": "m", "context_X": [], "context_y": [], "query_X": []
+}  # fmt: skip
 
 
 def parsed(adapter: TypeAdapter, row: dict) -> dict | None:
@@ -85,11 +88,27 @@ def parsed(adapter: TypeAdapter, row: dict) -> dict | None:
     return dumped
 
 
+def without_gaps(row: dict) -> dict:
+    """A row whose missing features are zeros: ours alone takes a missing one."""
+    tables = {n: row[n] for n in ("context_X", "query_X") if n in row}
+    filled = {
+        name: [[0.0 if v is None else v for v in r] if isinstance(r, list) else r for r in table]
+        for name, table in tables.items()
+    }
+    return {**row, **filled}
+
+
 @settings(max_examples=600)
+@example(dict(TABLE, query_X=[[None]]))
+@example(dict(TABLE, context_X=[[1.0], [None]], context_y=[0, 1], query_X=[[2.0]]))
 @given(st.one_of(time_series, tabular, embedding))
 def test_both_accept_the_same_rows_with_the_same_values(row):
-    ours, theirs = parsed(OURS, row), parsed(THEIRS, row)
+    filled = without_gaps(row)
+    ours, theirs = parsed(OURS, filled), parsed(THEIRS, filled)
     assert repr(ours) == repr(theirs)
+    if filled != row:
+        assert parsed(THEIRS, row) is None
+        assert (parsed(OURS, row) is None) == (ours is None)
 
 
 def test_model_types_are_the_same():
