@@ -20,6 +20,8 @@ _DIGEST = np.dtype([("high", "<u8"), ("low", "<u8")])
 _BUCKETS = 64
 """Of ten million rows each bucket holds a few megabytes."""
 
+_BUCKET_SHIFT = np.uint64(64 - 6)
+
 _IN_MEMORY = 2**18
 _AT_A_TIME = 2**16
 """Records that are put into their buckets together: a few at a time take as long each time."""
@@ -69,7 +71,8 @@ class SortedSpill:
 
     def _put_away(self) -> None:
         records = self._taken()
-        buckets = (records["high"] // np.uint64(2**64 // _BUCKETS)).astype(np.int64)
+        # Of numbers this short NumPy's sort takes a fifth of the time.
+        buckets = (records["high"] >> _BUCKET_SHIFT).astype(np.uint8)
         order = np.argsort(buckets, kind="stable")
         cuts = np.searchsorted(buckets[order], np.arange(_BUCKETS + 1))
         for bucket, (start, stop) in enumerate(pairwise(cuts)):
@@ -83,5 +86,9 @@ class SortedSpill:
         return np.concatenate(waiting)
 
     def _sorted(self, records: NDArray[np.void]) -> NDArray[np.void]:
-        keys = [records[name] for name in ("low", "high") if name in (self._dtype.names or ())]
-        return records[np.lexsort(keys)]
+        order = np.argsort(records["high"])
+        high = records["high"][order]
+        if (high[1:] == high[:-1]).any():  # else there is nothing more to put in order
+            keys = [records[name] for name in ("low", "high") if name in (self._dtype.names or ())]
+            order = np.lexsort(keys)
+        return records[order]
