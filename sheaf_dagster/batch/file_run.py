@@ -14,10 +14,12 @@ from sheaf_dagster.batch.file_parts import FileParts
 from sheaf_dagster.batch.fingerprint import job_fingerprint, sink_format
 from sheaf_dagster.batch.keeping import (
     Keeper,
-    keep_answers,
+    chunks_to_keep,
+    kept_answers,
     made_without_model,
     without_valid_rows,
 )
+from sheaf_dagster.batch.kept import Table
 from sheaf_dagster.batch.layout import layout_of
 from sheaf_dagster.batch.measured import counted, measured
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
@@ -171,12 +173,15 @@ class FileRun:
     ) -> FileWork:
         """Says which rows keep their answers; makes the parts of chunks with no row to run."""
         with self._refusing():
+            todo: Iterable[tuple[Chunk, Table | None]]
             if keeper is None:
-                done = without_valid_rows(self._chunks, self.parts)
+                todo = ((c, None) for c in without_valid_rows(self._chunks, self.parts))
             else:
-                kept, done = keep_answers(keeper, self._hold(), self._chunks, self.parts, stop)
+                kept = kept_answers(keeper, self._hold())
                 work = replace(work, kept=kept)
-            made = made_without_model(self.context.rows, work, done, stop)
+                todo = chunks_to_keep(keeper, kept, self._chunks, self.parts, stop)
+            note = None if self._reuse is None else self._reuse.note
+            made = made_without_model(self.context.rows, work, todo, stop, note)
         self.parts.put(made)
         return work
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Container, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 
-from sheaf_dagster.batch.kept import KeptAnswers, Table
+from sheaf_dagster.batch.kept import UNFILLED, KeptAnswers, Lines, Table, has_repeats
 from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.batch.rows.invalid import lines_in
 from sheaf_dagster.batch.rows.requests import RowContract
@@ -18,7 +19,13 @@ from sheaf_dagster.batch.worker.keeping import part_without_model
 from sheaf_dagster.errors import SourceError
 from sheaf_dagster.storage import Chunk, HeldSink, Location, Part, text_of
 
-__all__ = ["Keeper", "keep_answers", "made_without_model", "without_valid_rows"]
+__all__ = [
+    "Keeper",
+    "chunks_to_keep",
+    "kept_answers",
+    "made_without_model",
+    "without_valid_rows",
+]
 
 log = logging.getLogger(__name__)
 
@@ -65,33 +72,49 @@ class Keeper(Protocol):
         """
 
 
-def keep_answers(
-    keeper: Keeper,
-    held: HeldSink,
-    chunks: Sequence[Chunk],
-    done: Container[int],
-    stop: threading.Event | None,
-) -> tuple[KeptAnswers, list[Chunk]]:
-    """Writes the tables of a file; returns what its workers need, and chunks that may need none.
+def kept_answers(keeper: Keeper, held: HeldSink) -> KeptAnswers:
+    """What a file's workers need to know of the answers that it keeps.
 
     Args:
         keeper: Decides.
         held: The sink, of which the run is open.
+    """
+    text = _text_of(keeper, held)
+    return KeptAnswers(text, held.store.folder, keeper.proven, keeper.checked)
+
+
+def chunks_to_keep(
+    keeper: Keeper,
+    kept: KeptAnswers,
+    chunks: Sequence[Chunk],
+    done: Container[int],
+    stop: threading.Event | None,
+) -> Iterator[tuple[Chunk, Table | None]]:
+    """The chunks that may need no model, with their tables unless those were written.
+
+    Args:
+        keeper: Decides.
+        kept: What ``kept_answers`` gave.
         chunks: All chunks of the source.
         done: Those whose parts are there.
         stop: Ends it early.
     """
-    text = _text_of(keeper, held)
-    kept = KeptAnswers(text, held.store.folder, keeper.proven, keeper.checked)
-    whole = []
-    for chunk, table in zip(chunks, keeper.tables(chunks, text, stop), strict=True):
+    tables = keeper.tables(chunks, kept.answers, stop)
+    # Whether an output that is taken line by line fits the source is known once all tables are there.
+    at_once = keeper.checked
+    held_back: list[Chunk] = []
+    for chunk, table in zip(chunks, tables, strict=True):
         if chunk.index in done:
             continue
-        kept.write(chunk.index, table)
         invalid = len(lines_in(chunk.invalid, chunk.first_line))
-        if np.count_nonzero(table["length"]) + invalid >= chunk.rows:
-            whole.append(chunk)
-    return kept, whole
+        is_whole = np.count_nonzero(table["length"]) + invalid >= chunk.rows
+        if not (is_whole and at_once) or has_repeats(table):  # repeats are looked up again later
+            kept.write(chunk.index, table)
+        if is_whole and at_once:
+            yield chunk, table
+        elif is_whole:
+            held_back.append(chunk)
+    yield from ((chunk, None) for chunk in held_back)
 
 
 def _text_of(keeper: Keeper, held: HeldSink) -> Location | None:
@@ -114,25 +137,48 @@ def without_valid_rows(chunks: Sequence[Chunk], done: Container[int]) -> list[Ch
 
 
 def made_without_model(
-    contract: RowContract, work: FileWork, chunks: Sequence[Chunk], stop: threading.Event | None
+    contract: RowContract,
+    work: FileWork,
+    chunks: Iterable[tuple[Chunk, Table | None]],
+    stop: threading.Event | None,
+    note: Callable[[int, Lines], None] | None = None,
 ) -> list[Part]:
     """Makes the parts of chunks of which no row is to be run; what has such a row has no part.
 
     Args:
         contract: Of the rows.
         work: The file.
-        chunks: Those that may need no model.
+        chunks: Those that may need no model, each with its table of kept answers, if it has one.
         stop: Ends it early.
+        note: Takes what an index needs to know of a part's lines; rows that are yet to have the
+            answers of equal ones make that anew.
 
     Raises:
         PreviousOutputError: A kept answer doesn't fit its row.
         InterruptedError: ``stop`` was set.
     """
+    parts: list[Part] = []
+    waiting: deque[tuple[Chunk, Table | None, Future[tuple[Part, Lines | None] | None]]] = deque()
 
-    def make(chunk: Chunk) -> Part | None:
-        if stop is not None and stop.is_set():
-            raise InterruptedError("the job was stopped")
-        return part_without_model(contract, work, chunk)
+    def take() -> None:
+        chunk, table, future = waiting.popleft()
+        made = future.result()
+        if made is not None:
+            part, lines = made
+            parts.append(part)
+            if note is not None and lines is not None and not part.counts.get(UNFILLED):
+                note(chunk.index, lines)
+        elif table is not None and work.kept is not None:
+            work.kept.write(chunk.index, table)
 
     with ThreadPoolExecutor(_PARTS_AT_A_TIME, thread_name_prefix="sheaf-keep") as pool:
-        return [part for part in pool.map(make, chunks) if part is not None]
+        for chunk, table in chunks:
+            if stop is not None and stop.is_set():
+                raise InterruptedError("the job was stopped")
+            future = pool.submit(part_without_model, contract, work, chunk, table)
+            waiting.append((chunk, table, future))
+            if len(waiting) > 2 * _PARTS_AT_A_TIME:
+                take()
+        while waiting:
+            take()
+    return parts

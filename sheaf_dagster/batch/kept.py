@@ -2,7 +2,8 @@
 
 Each chunk has a *table* of them: where in the earlier output the answer of each of its rows is, or
 that the row is to be run. The driver writes the tables beside the parts, chunk by chunk, and workers
-read them there: neither memory nor messages grow with the file.
+read them there: neither memory nor messages grow with the file. The table of a chunk with no row to
+run stays in the driver, which makes that part itself.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ __all__ = [
     "KeptAnswers",
     "Lines",
     "Table",
+    "has_repeats",
+    "lines_of",
     "read_lines_of",
     "repeat_rows",
     "table_of",
@@ -92,22 +95,34 @@ def repeat_rows(table: Table, rows: NDArray[Any], first: NDArray[Any]) -> None:
     table["start"][rows], table["length"][rows] = first, _AS_ROW
 
 
-def write_lines(
-    folder: Location, chunk: int, lines: Sequence[bytes], answers: NDArray[np.bool_]
-) -> None:
-    """Leaves beside a part what an index needs to know of its lines.
+def has_repeats(table: Table) -> bool:
+    """Whether any of a table's rows is to have the answer of an equal one."""
+    return bool((table["length"] == _AS_ROW).any())
+
+
+def lines_of(lines: Sequence[bytes], answers: NDArray[np.bool_]) -> Lines:
+    """What an index needs to know of a part's lines.
+
+    Args:
+        lines: Without newlines.
+        answers: Which of them are answers.
+    """
+    found = np.empty(len(lines), dtype=LINES)
+    found["length"] = [len(line) for line in lines]
+    found["check"] = [crc32(line) for line in lines]
+    found["answers"] = answers
+    return found
+
+
+def write_lines(folder: Location, chunk: int, lines: Lines) -> None:
+    """Leaves that beside a part.
 
     Args:
         folder: Where the parts are.
         chunk: The part's chunk.
-        lines: Without newlines.
-        answers: Which of them are answers.
+        lines: What ``lines_of`` gave.
     """
-    record = np.empty(len(lines), dtype=LINES)
-    record["length"] = [len(line) for line in lines]
-    record["check"] = [crc32(line) for line in lines]
-    record["answers"] = answers
-    store_at(_lines_of(folder, chunk)).write(record.tobytes())
+    store_at(_lines_of(folder, chunk)).write(lines.tobytes())
 
 
 def read_lines_of(folder: Location, chunk: int) -> Lines:
@@ -149,13 +164,19 @@ class KeptAnswers:
         """Whether all of a chunk's rows are run."""
         return not self.table(chunk.index)["length"].any()
 
-    def lines(self, chunk: Chunk) -> tuple[list[bytes | int | None], int]:
+    def lines(
+        self, chunk: Chunk, table: Table | None = None
+    ) -> tuple[list[bytes | int | None], int]:
         """What there is for each of a chunk's rows.
+
+        Args:
+            chunk: The chunk.
+            table: Its table, where that wasn't written.
 
         The answer, without newline; the position of the row whose answer is also its own; None: the
         row is run. Then how many rows are run because their answer isn't in its place any more.
         """
-        table = self.table(chunk.index)
+        table = self.table(chunk.index) if table is None else table.copy()
         found: list[bytes | int | None] = [None] * len(table)
         repeats = np.flatnonzero(table["length"] == _AS_ROW)
         for row, first in zip(repeats.tolist(), table["start"][repeats].tolist(), strict=True):

@@ -14,6 +14,7 @@ from sheaf_dagster.batch.kept import LINES
 from sheaf_dagster.batch.reuse.index import IndexDamagedError, IndexWriter, open_index
 from sheaf_dagster.batch.rows.spill import digests_of
 from sheaf_dagster.storage import Location, store_at
+from tests.batch.jobs import here_and_in_workers
 from tests.batch.reuse_job import ROWS, Job, doubled, values
 from tests.toys import Doubler
 
@@ -111,6 +112,30 @@ def test_the_same_in_an_object_store(s3, tmp_path, harm, caplog):
     assert result.reused_rows == (44 if harm == "cut" else 0)
     assert "answers aren't where the index has them" in caplog.text
     assert job.run(rows).reused_rows == 120
+
+
+@here_and_in_workers
+@pytest.mark.parametrize("named", [False, True])
+def test_a_chunk_that_needed_no_model_is_run_where_one_of_its_answers_has_changed(
+    mode, named, tmp_path
+):
+    ids = [{"request_id": f"00000000-0000-4000-8000-{n:012}"} if named else {} for n in range(120)]
+    rows = [{**id, **row} for id, row in zip(ids, ROWS, strict=True)]
+    job = Job(tmp_path, **mode)
+    job.run(rows)
+    lines = open(job.sink, "rb").read()
+    before = [bytes(line) for line in lines.splitlines()]
+    with open(job.sink, "r+b") as f:
+        f.seek(lines.index(b":100.0") if b":100.0" in lines else lines.index(b":100,"))
+        f.write(b":999")
+
+    result = job.run(rows)
+
+    assert (job.ran, result.reused_rows) == (1, 119)
+    assert open(job.sink, "rb").read().splitlines() == before
+    assert job.run(rows).reused_rows == 120
+    assert job.ran == 0
+    assert open(job.sink, "rb").read() == lines
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".parquet"])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from tempfile import TemporaryFile
+from typing import IO
 
 import numpy as np
 
 from sheaf_dagster.batch.keeping import Keeper
-from sheaf_dagster.batch.kept import LOST, Lines, read_lines_of, write_lines
+from sheaf_dagster.batch.kept import LINES, LOST, Lines, lines_of, read_lines_of
 from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.batch.reuse.digests import RowDigests
 from sheaf_dagster.batch.reuse.index import IndexWriter, index_of
@@ -45,6 +48,8 @@ class FileReuse:
         self._strict = spec.strict
         self._named = spec.reuse_from is not None
         self._digests = RowDigests()
+        self._lines_made: IO[bytes] = TemporaryFile()
+        self._places: dict[int, tuple[int, int]] = {}
 
     @classmethod
     def of(cls, context: ModelContext, spec: BatchSpec) -> FileReuse | None:
@@ -68,6 +73,11 @@ class FileReuse:
         return ReusedAnswers(
             self._output, self._digests, self._made_by, repeats=repeats, named=self._named
         )
+
+    def note(self, chunk: int, lines: Lines) -> None:
+        """Notes what the index needs to know of a part that the driver makes, on its disk."""
+        start = self._lines_made.seek(0, os.SEEK_END)
+        self._places[chunk] = start, self._lines_made.write(lines.tobytes())
 
     def filled(
         self, work: FileWork, chunks: Sequence[Chunk], parts: Mapping[int, Part]
@@ -95,7 +105,7 @@ class FileReuse:
             for chunk in chunks:
                 index.add(self._digests.of(chunk), self._lines(work, parts[chunk.index]))
             index.finish()
-            self._digests.close()
+            self.close()
             yield
             place = index_of(self._sink)
             try:
@@ -109,9 +119,12 @@ class FileReuse:
     def close(self) -> None:
         """Gives back what is on this machine's disk."""
         self._digests.close()
+        self._lines_made.close()
 
     def _lines(self, work: FileWork, part: Part) -> Lines:
-        lines = read_lines_of(work.store.folder, part.chunk)
+        lines = self._noted(part.chunk)
+        if lines is None:
+            lines = read_lines_of(work.store.folder, part.chunk)
         if len(lines) == part.rows:
             return lines
         # A power loss may have taken it: it is written without waiting for the disk.
@@ -121,5 +134,11 @@ class FileReuse:
         found = format.answers(format.content(work.store.stored(part).read()))
         whole = lines_in_part(work, part)
         answers = np.array([not failed.is_failed(line) for line in whole], dtype=bool)
-        write_lines(work.store.folder, part.chunk, found, answers)
-        return read_lines_of(work.store.folder, part.chunk)
+        return lines_of(found, answers)
+
+    def _noted(self, chunk: int) -> Lines | None:
+        if chunk not in self._places:
+            return None
+        start, size = self._places[chunk]
+        self._lines_made.seek(start)
+        return np.frombuffer(self._lines_made.read(size), dtype=LINES)

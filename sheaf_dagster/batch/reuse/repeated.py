@@ -10,7 +10,7 @@ from tempfile import TemporaryFile
 import numpy as np
 from numpy.typing import NDArray
 
-from sheaf_dagster.batch.kept import REPEATED, UNFILLED, write_lines
+from sheaf_dagster.batch.kept import REPEATED, UNFILLED, lines_of, write_lines
 from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.batch.rows.answered import answers_for
 from sheaf_dagster.batch.rows.answers import ErrorLine
@@ -102,7 +102,9 @@ def _filled(
     del counts[UNFILLED]
     is_answer = np.array([not failed.is_failed(line) for line in lines], dtype=bool)
     content = _content(work, rows, lines, is_answer)
-    write_lines(work.store.folder, chunk.index, work.store.format.answers(content), is_answer)
+    write_lines(
+        work.store.folder, chunk.index, lines_of(work.store.format.answers(content), is_answer)
+    )
     filled = work.store.write(
         chunk.index,
         content,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,10 +12,12 @@ import orjson
 from pydantic import BaseModel
 
 from sheaf_dagster.batch.rows.content import identity_field
+from sheaf_dagster.batch.rows.ids import id_reader
 from sheaf_dagster.contracts import row_identity
 
-__all__ = ["with_own_id"]
+__all__ = ["have_own_ids", "with_own_id"]
 
+_BEGINS = re.compile(rb'\{"request_id": ?"([^"\\]*)"').match
 _VALUE = re.compile(rb'"(?:[^"\\]|\\.)*"|null')
 _decoder = json.JSONDecoder()
 
@@ -39,6 +42,32 @@ def with_own_id(
         return line
     renamed = _with_own_id(line, name, orjson.dumps(str(asked)))
     return request.renamed(renamed) if renamed and makes_others else renamed
+
+
+def have_own_ids(
+    lines: Sequence[bytes],
+    answers: Sequence[bytes],
+    contract: type[BaseModel],
+    response: type[BaseModel],
+) -> bool:
+    """Whether answers have the ids of their rows for certain: to see this takes a third of the time.
+
+    Args:
+        lines: Of rows, which are valid.
+        answers: Of the rows.
+        contract: The contract's request.
+        response: The contract's response.
+    """
+    if id_reader(contract) is None or _identity(contract, response) != ("request_id", False):
+        return False
+    for line, answer in zip(lines, answers, strict=True):
+        asked, found = _BEGINS(line), _BEGINS(answer)
+        if asked is None or found is None or asked[1] != found[1]:
+            return False
+        # Of a name that stands twice the last counts, and letters may be written by their numbers.
+        if line.count(b'"request_id"') > 1 or b"\\u" in line:
+            return False
+    return True
 
 
 @lru_cache(maxsize=64)

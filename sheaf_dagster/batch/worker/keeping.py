@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, islice, repeat
 from typing import Any
 
 import orjson
 
+from sheaf_dagster.batch.kept import Lines, Table
 from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.batch.rows.ids import is_answered_by
 from sheaf_dagster.batch.rows.inside import given_fields
 from sheaf_dagster.batch.rows.invalid import lines_in
 from sheaf_dagster.batch.rows.occurrences import occurrence_in
-from sheaf_dagster.batch.rows.own_id import with_own_id
+from sheaf_dagster.batch.rows.own_id import have_own_ids, with_own_id
 from sheaf_dagster.batch.rows.read_back import record_of
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.rows.row import Row, named_lines
@@ -38,7 +39,10 @@ def contract_of(contract: RowContract, work: FileWork, chunk: Chunk) -> RowContr
 
 
 def rows_to_run(
-    contract: RowContract, making: ChunkInMaking, lines: Iterator[tuple[int, bytes]]
+    contract: RowContract,
+    making: ChunkInMaking,
+    lines: Iterator[tuple[int, bytes]],
+    table: Table | None = None,
 ) -> list[Row]:
     """The rows of a chunk that the model is to answer; the lines of the others are put in place.
 
@@ -46,6 +50,7 @@ def rows_to_run(
         contract: Reads the rows.
         making: The chunk.
         lines: Line numbers and lines of all its rows.
+        table: Its table of kept answers, where that wasn't written.
 
     Raises:
         PreviousOutputError: A kept answer isn't known to be that of its row.
@@ -53,7 +58,7 @@ def rows_to_run(
     kept, chunk = making.work.kept, making.chunk
     found: Iterable[bytes | int | None] = repeat(None, chunk.rows)
     if kept is not None:
-        found, lost = kept.lines(chunk)
+        found, lost = kept.lines(chunk, table)
         making.count_lost(lost)
     invalid = lines_in(chunk.invalid, chunk.first_line)
     occurrence_of = occurrence_in(chunk.repeats, chunk.first_row)
@@ -67,7 +72,13 @@ def rows_to_run(
     position = chunk.first_row
     for known, group in groupby(zip(lines, found, strict=False), has_answer):
         while some := list(islice(group, _AT_A_TIME)):
-            numbered, answers = [line for line, _ in some], [answer for _, answer in some]
+            numbered = [line for line, _ in some]
+            answers: list[Any] = [answer for _, answer in some]
+            if known and _are_as_they_were(contract, numbered, answers):
+                first = position - chunk.first_row
+                making.keep(range(first, first + len(some)), answers, contract.response)
+                position += len(some)
+                continue
             if known:
                 rows = contract.named(numbered, position, occurrence_of)
             else:
@@ -89,13 +100,34 @@ def rows_to_run(
                     else:
                         keeping.append(row)
                         own_answers.append(own)
-            making.keep(keeping, own_answers, contract.response)
+            at = [row.position - chunk.first_row for row in keeping]
+            making.keep(at, own_answers, contract.response, making.fields_of(keeping))
             position += len(some)
     return to_run
 
 
-def part_without_model(contract: RowContract, work: FileWork, chunk: Chunk) -> Part | None:
-    """Makes the part of a chunk of which no row is to be run; None where there is one.
+def _are_as_they_were(
+    contract: RowContract, lines: Sequence[tuple[int, bytes]], answers: Sequence[bytes]
+) -> bool:
+    """Whether answers need no look at their rows."""
+    if contract.keep:
+        return False
+    return have_own_ids([line for _, line in lines], answers, contract.request, contract.response)
+
+
+def part_without_model(
+    contract: RowContract, work: FileWork, chunk: Chunk, table: Table | None
+) -> tuple[Part, Lines | None] | None:
+    """Makes the part of a chunk of which no row is to be run.
+
+    Args:
+        contract: Of the rows.
+        work: The file.
+        chunk: The chunk.
+        table: Its table of kept answers, where that wasn't written.
+
+    Returns:
+        What ``ChunkInMaking.written`` does; None where there is such a row.
 
     Raises:
         PreviousOutputError: A kept answer isn't known to be that of its row.
@@ -104,7 +136,7 @@ def part_without_model(contract: RowContract, work: FileWork, chunk: Chunk) -> P
     data = store_at(work.texts[chunk.file]).read_range(chunk.start, chunk.end)
     making.require_validated(data)
     lines = lines_in_chunk(chunk, data)
-    rows_to_run(contract_of(contract, work, chunk), making, lines)
+    rows_to_run(contract_of(contract, work, chunk), making, lines, table)
     return making.written("") if making.complete else None
 
 

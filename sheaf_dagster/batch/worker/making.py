@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel
 from zlib_ng.zlib_ng import crc32
 
-from sheaf_dagster.batch.kept import KEPT, LOST, UNFILLED, write_lines
+from sheaf_dagster.batch.kept import KEPT, LOST, UNFILLED, Lines, lines_of, write_lines
 from sheaf_dagster.batch.messages import (
     ChunkReport,
     ErrorMessage,
@@ -95,21 +95,31 @@ class ChunkInMaking:
             )
 
     def keep(
-        self, rows: Sequence[Row], answers: Sequence[bytes], response: type[BaseModel]
+        self,
+        at: Sequence[int],
+        answers: Sequence[bytes],
+        response: type[BaseModel],
+        fields: Sequence[bytes] | None = None,
     ) -> None:
-        """Puts the answers that some rows keep in their places; in the thread that reads."""
-        if not rows:
+        """Puts kept answers in the places of their rows; in the thread that reads.
+
+        Args:
+            at: Positions of the rows in the chunk.
+            answers: Theirs.
+            response: The contract of these.
+            fields: What the rows themselves have to be in their answers, where any have.
+        """
+        if not answers:
             return
-        keep, lines = self.work.keep, answers
-        if keep:
-            own = zip(rows, answers, strict=True)
-            lines = [without_fields(line, keep, row.fields) for row, line in own]
-        at = [row.position - self.chunk.first_row for row in rows]
-        self._answers.add(at, lines, self._fields_of(rows))
-        self._left -= len(rows)
+        lines = answers
+        if fields is not None:
+            own = zip(answers, fields, strict=True)
+            lines = [without_fields(line, self.work.keep, has) for line, has in own]
+        self._answers.add(at, lines, fields)
+        self._left -= len(answers)
         counts, non_finite = counted(answers, response)
         self._counts.update(counts)
-        self._counts[KEPT] += len(rows)
+        self._counts[KEPT] += len(answers)
         self._non_finite += non_finite
 
     def repeat(self, row: Row) -> None:
@@ -125,7 +135,7 @@ class ChunkInMaking:
     def reject(self, row: Row, error: Exception) -> None:
         """Puts the error row of an invalid row in its place; in the thread that reads."""
         line = ErrorLine(error_line(row.request, error, redact=self.work.redact))
-        self._answers.add([row.position - self.chunk.first_row], [line], self._fields_of([row]))
+        self._answers.add([row.position - self.chunk.first_row], [line], self.fields_of([row]))
         self._is_answer[row.position - self.chunk.first_row] = False
         self._left -= 1
         self._tally.error_rows += 1
@@ -135,17 +145,19 @@ class ChunkInMaking:
         """Whether each row has its line."""
         return not self._left
 
-    def written(self, model: str) -> Part:
+    def written(self, model: str) -> tuple[Part, Lines | None]:
         """Writes the part of all answers.
 
         Args:
             model: Tag of the weights.
+
+        Returns:
+            The part, and what an index needs to know of its lines, if there is to be one.
         """
-        content = self._answers.content()
+        content, lines = self._answers.content(), None
         if self.work.indexed:
-            lines = self.work.store.format.answers(content)
-            write_lines(self.work.store.folder, self.chunk.index, lines, self._is_answer)
-        return self.work.store.write(
+            lines = lines_of(self.work.store.format.answers(content), self._is_answer)
+        part = self.work.store.write(
             self.chunk.index,
             content,
             rows=self.chunk.rows,
@@ -155,6 +167,7 @@ class ChunkInMaking:
             counts=self._counts,
             lasting=time.time() - self._started >= _WORTH_SECONDS,
         )
+        return part, lines
 
     def add(
         self, loaded: LoadedBackend, rows: Sequence[Row], answers: Sequence[Answer], tally: Tally
@@ -168,7 +181,9 @@ class ChunkInMaking:
             self._left -= len(rows)
             if self._left:
                 return None
-            part = self.written(loaded.tag)
+            part, lines = self.written(loaded.tag)
+            if lines is not None:
+                write_lines(self.work.store.folder, self.chunk.index, lines)
         except Exception as e:
             return self.fail(loaded, e)
         del self._answers
@@ -217,7 +232,7 @@ class ChunkInMaking:
         if self.work.keep:
             self._require_free(rows, answers)
         try:
-            self._non_finite += self._answers.add(at, answers, self._fields_of(rows))
+            self._non_finite += self._answers.add(at, answers, self.fields_of(rows))
         except Exception:
             self._one_by_one(at, rows, answers, backend)  # not the fault of all of them
         else:
@@ -227,7 +242,7 @@ class ChunkInMaking:
                 [n for n, a in zip(at, answers, strict=True) if isinstance(a, ErrorLine)]
             ] = False
 
-    def _fields_of(self, rows: Sequence[Row]) -> list[bytes] | None:
+    def fields_of(self, rows: Sequence[Row]) -> list[bytes] | None:
         """The fields of rows that are to be in their answers, where any are."""
         return [row.fields for row in rows] if self.work.keep else None
 
@@ -253,7 +268,7 @@ class ChunkInMaking:
         """Takes in answers of which some can't be written: half a surrogate, an unknown type."""
         for position, row, answer in zip(at, rows, answers, strict=True):
             try:
-                self._non_finite += self._answers.add([position], [answer], self._fields_of([row]))
+                self._non_finite += self._answers.add([position], [answer], self.fields_of([row]))
             except Exception as e:
                 if self.work.on_error == "fail":
                     said = repeatable(said_by(e, redact=self.work.redact), row.request)
@@ -265,7 +280,7 @@ class ChunkInMaking:
                     ) from e
                 self._tally.error_rows += 1
                 line = ErrorLine(error_line(row.request, e, redact=self.work.redact))
-                self._answers.add([position], [line], self._fields_of([row]))
+                self._answers.add([position], [line], self.fields_of([row]))
                 self._is_answer[position] = False
             else:
                 if not isinstance(answer, ErrorLine):
