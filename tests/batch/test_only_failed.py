@@ -6,16 +6,19 @@ import gzip
 import json
 import os
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import sheaf_dagster as sd
-from sheaf_dagster import BatchRunner
+from sheaf_dagster import BatchRunner, BatchSpec
 from sheaf_dagster.batch.committed import CommittedSink
 from sheaf_dagster.batch.rows.answers import error_line
 from sheaf_dagster.batch.rows.read_back import FailedLines
 from sheaf_dagster.storage import Location, read_lines
 from tests.batch.jobs import here_and_in_workers, leftovers, spec
 from tests.conftest import read_rows
+from tests.storage.test_typed_columns import COLUMNS
 from tests.toys import Doubler, NumberRequest, NumberResponse, doubler, shaped
 
 ROWS = 1000
@@ -360,3 +363,26 @@ def test_error_rows_are_told_from_answers_by_the_contract(write_rows, tmp_path, 
 
     assert failed.is_failed(error_line(row, ValueError("no")))
     assert failed.is_failed(answer) == (request_type is OwnForm)
+
+
+def test_the_rest_of_a_table_keeps_columns_of_any_type(tmp_path):
+    source, sink = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    columns = {
+        name.replace(" ", "_"): pa.chunked_array([*[column] * 10]).combine_chunks().slice(0, 20)
+        for name, column in COLUMNS.items()
+    }
+    values = {"model_name": ["m"] * 20, "value": [float(n) for n in range(20)]}
+    pq.write_table(pa.table({**values, **columns}), source, row_group_size=7)
+    job = BatchSpec(
+        source=str(source), sink=str(sink), keep=[*columns], compute="local", batch_size=4,
+        on_error="record",
+    )  # fmt: skip
+    run(job, shaped("call", fail_every=9))
+
+    assert run(again(job), shaped("call")).reused_rows == 17
+
+    mended = sink.read_bytes()
+    run(job, shaped("call"))
+    assert sink.read_bytes() == mended
+    found = pq.read_table(sink).select([*columns])
+    assert found.equals(pq.read_table(source).select([*columns]))

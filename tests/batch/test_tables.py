@@ -259,7 +259,24 @@ KEPT = {
     "hour": (pa.time64("us"), st.times()),
     "price": (pa.decimal128(12, 2), st.decimals(-(10**9), 10**9, places=2)),
     "parts": (pa.list_(pa.float64()), st.lists(FINITE, max_size=3)),
-}
+    "picture": (pa.binary(), st.binary(max_size=5)),
+    "wait": (pa.duration("us"), st.timedeltas(dt.timedelta(-90_000), dt.timedelta(90_000))),
+    "moments": (pa.list_(pa.timestamp("us")), st.lists(st.datetimes(), max_size=3)),
+    "place": (
+        pa.struct([("since", pa.date32()), ("price", pa.decimal128(12, 2)), ("ratio", pa.float64())]),
+        st.fixed_dictionaries(
+            {
+                "since": st.none() | st.dates(),
+                "price": st.none() | st.decimals(-9, 9, places=2),
+                "ratio": st.none() | FINITE,
+            }
+        ),
+    ),
+    "named": (
+        pa.map_(pa.string(), pa.binary()),
+        st.dictionaries(TEXT, st.binary(max_size=3), max_size=3).map(lambda d: [*d.items()]),
+    ),
+}  # fmt: skip
 
 
 @st.composite

@@ -16,7 +16,15 @@ import orjson
 
 from sheaf_dagster.errors import SheafError, SinkError
 from sheaf_dagster.storage import files_of
-from sheaf_dagster.storage.formats import FieldMap, is_table, read_schema
+from sheaf_dagster.storage.formats import (
+    FieldMap,
+    column_of,
+    has_one_form,
+    holds,
+    is_table,
+    read_schema,
+    without_decimals,
+)
 from sheaf_dagster.storage.location import Location
 
 if TYPE_CHECKING:
@@ -50,34 +58,9 @@ def typed_as_in_source(columns: pa.Schema, spec: BatchSpec) -> pa.Schema:
         if pa.types.is_dictionary(type):
             # Each file of a folder may have other values, more than the first one's codes can name.
             type = pa.dictionary(pa.int32(), type.value_type)
-        if _has_one_form(type):
+        if has_one_form(type):
             columns = columns.set(i, columns.field(i).with_type(type))
     return columns
-
-
-def _has_one_form(type: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):
-        return _is_number_or_text(type.value_type)
-    return (
-        _is_number_or_text(type)
-        or pa.types.is_date32(type)
-        or pa.types.is_timestamp(type)
-        or pa.types.is_time(type)
-        or pa.types.is_decimal(type)
-        or (pa.types.is_dictionary(type) and _is_number_or_text(type.value_type))
-    )
-
-
-def _is_number_or_text(type: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    return (
-        pa.types.is_integer(type)
-        or type in (pa.float32(), pa.float64(), pa.bool_(), pa.string())
-        or pa.types.is_large_string(type)
-    )
 
 
 class KeptColumns:
@@ -93,7 +76,7 @@ class KeptColumns:
 
         self._names = names
         self._types: Mapping[str, pa.DataType] = {n: schema.field(n).type for n in names}
-        self._exact = any(map(pa.types.is_decimal, self._types.values()))
+        self._exact = any(holds(type, pa.types.is_decimal) for type in self._types.values())
 
     def read(self, text: bytes) -> dict[str, Any]:
         """The fields of a row, of a text that ``with_fields`` takes."""
@@ -119,16 +102,12 @@ class KeptColumns:
         import pyarrow as pa
 
         type = self._types[name]
-        if not pa.types.is_decimal(type):
-            values = [_without_decimals(v) for v in values] if self._exact else values
-        if not pa.types.is_null(type) and not (_is_number(type) and _has_booleans(values)):
+        if self._exact and not holds(type, pa.types.is_decimal):
+            values = [without_decimals(v) for v in values]
+        if not pa.types.is_null(type):
             try:
-                made = (
-                    _times(values, type) if pa.types.is_temporal(type) else pa.array(values, type)
-                )
-                if not _may_round(type) or made.to_pylist() == values:
-                    return made
-            except (pa.ArrowException, OverflowError, TypeError):
+                return column_of(values, type)
+            except (pa.ArrowException, OverflowError, TypeError, ValueError):
                 pass  # a failed row, or another file, may have a field of another type
         try:
             return pa.array(values)
@@ -137,51 +116,3 @@ class KeptColumns:
                 f"keep: field {name!r} can't be a column of a Parquet file, whose values are of one "
                 f"type ({e}); give it one, or name the sink .jsonl"
             ) from e
-
-
-def _times(values: list[Any], type: pa.DataType) -> pa.Array:
-    """Texts as dates or times.
-
-    Raises:
-        ArrowException: One isn't of the type, or has more digits than it can hold.
-        TypeError: One isn't a text.
-    """
-    import pyarrow as pa
-
-    if pa.types.is_date(type):
-        return pa.array(values, pa.string()).cast(type)
-    if pa.types.is_time(type):  # which Arrow reads only behind a date
-        values = [None if value is None else "1970-01-01T" + value for value in values]
-    # Arrow reads as many digits as a unit has, and the texts may have those of microseconds.
-    finest = pa.timestamp("ns" if type.unit == "ns" else "us", getattr(type, "tz", None))
-    return pa.array(values, pa.string()).cast(finest).cast(type)
-
-
-def _is_number(type: pa.DataType) -> bool:
-    """Whether Arrow takes true for 1 in a column of the type."""
-    import pyarrow as pa
-
-    inner = getattr(type, "value_type", type)
-    return bool(
-        pa.types.is_floating(inner) or pa.types.is_integer(inner) or pa.types.is_decimal(inner)
-    )
-
-
-def _has_booleans(values: list[Any]) -> bool:
-    return any(isinstance(v, bool) or (isinstance(v, list) and _has_booleans(v)) for v in values)
-
-
-def _may_round(type: pa.DataType) -> bool:
-    """Whether Arrow takes numbers for the type, or for what lists of it hold, that it can't represent."""
-    import pyarrow as pa
-
-    inner = getattr(type, "value_type", type)
-    return inner == pa.float32() or bool(pa.types.is_integer(inner))
-
-
-def _without_decimals(value: Any) -> Any:
-    if isinstance(value, Decimal):
-        return float(value)
-    if isinstance(value, dict):
-        return {name: _without_decimals(v) for name, v in value.items()}
-    return [_without_decimals(v) for v in value] if isinstance(value, list) else value

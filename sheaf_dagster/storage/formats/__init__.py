@@ -26,6 +26,12 @@ from sheaf_dagster.storage.formats.table_file import (
     read_schema,
     read_table,
 )
+from sheaf_dagster.storage.formats.typed import (
+    column_of,
+    has_one_form,
+    holds,
+    without_decimals,
+)
 from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.stores import store_at
 
@@ -40,7 +46,10 @@ __all__ = [
     "Table",
     "TableFile",
     "Text",
+    "column_of",
     "format_of",
+    "has_one_form",
+    "holds",
     "is_plain",
     "is_table",
     "json_rows",
@@ -49,6 +58,7 @@ __all__ = [
     "read_schema",
     "read_table",
     "row_word",
+    "without_decimals",
 ]
 
 _BLOCK_BYTES = 4 * 2**20

@@ -139,7 +139,8 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, timedelta):
-        return value.total_seconds()
+        nanoseconds = getattr(value, "value", None)  # of pandas' own, whose seconds have six digits
+        return value.total_seconds() if nanoseconds is None else nanoseconds / 10**9
     if isinstance(value, datetime):  # pandas' own, for nanoseconds
         return value.isoformat()
     raise TypeError(f"{type(value).__name__} can't be written as JSON")
