@@ -18,7 +18,7 @@ from sheaf_dagster.batch.rows.read_back import FailedLines
 from sheaf_dagster.storage import Location, read_lines
 from tests.batch.jobs import here_and_in_workers, leftovers, spec
 from tests.conftest import read_rows
-from tests.storage.test_typed_columns import COLUMNS
+from tests.storage.typed_columns import COLUMNS
 from tests.toys import Doubler, NumberRequest, NumberResponse, doubler, shaped
 
 ROWS = 1000
