@@ -40,37 +40,84 @@ runner.run(sd.BatchSpec(source=sys.argv[1], sink=sys.argv[2]))
     assert 'give address="auto", or leave shared_gpu_limit out' in done.stderr
 
 
+class Jobs:
+    """Jobs in threads, each of which holds its share until it is released."""
+
+    def __init__(self):
+        self.got: list[str] = []
+        self._release: dict[str, threading.Event] = {}
+        self._threads: list[threading.Thread] = []
+
+    def start(self, name, gpus, limit, shows):
+        self._release[name] = threading.Event()
+        thread = threading.Thread(target=self._take, args=(name, gpus, limit), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        wait_until(shows, name)
+
+    def _take(self, name, gpus, limit):
+        config = sd.ClusterConfig(holder=f"asset {name} (run 1)", shared_gpu_limit=limit)
+        with gpu_share(gpus, config, threading.Event()):
+            self.got.append(name)
+            self._release[name].wait(300)
+
+    def release(self, *names):
+        for name in names:
+            self._release[name].set()
+
+    def join(self):
+        for thread in self._threads:
+            thread.join()
+
+
 @pytest.mark.ray
 def test_jobs_take_turns_and_none_is_overtaken(ray_cluster, caplog):
     caplog.set_level(logging.INFO, "sheaf_dagster")
-    got: list[str] = []
-    release = {name: threading.Event() for name in ("first", "large", "small")}
-    threads: list[threading.Thread] = []
-
-    def take(name: str, gpus: float) -> None:
-        config = sd.ClusterConfig(holder=f"asset {name} (run 1)", shared_gpu_limit=3)
-        with gpu_share(gpus, config, threading.Event()):
-            got.append(name)
-            release[name].wait(300)
-
-    def start(name: str, gpus: float, shows) -> None:
-        threads.append(threading.Thread(target=take, args=(name, gpus), daemon=True))
-        threads[-1].start()
-        wait_until(shows, name)
-
-    start("first", 2, lambda: got == ["first"])
-    start("large", 2.5, lambda: "before this job: asset first (run 1): 2 GPUs" in caplog.text)
-    both = "before this job: asset first (run 1): 2 GPUs; asset large (run 1): 2.5 GPUs"
+    jobs = Jobs()
+    jobs.start("first", 2, 3, lambda: jobs.got == ["first"])
+    first = "before this job: asset first (run 1): 2 GPUs"
+    jobs.start("large", 2.5, 3, lambda: first in caplog.text)
     # It would fit beside the first one.
-    start("small", 0.5, lambda: both in caplog.text)
-    assert got == ["first"]
+    jobs.start("small", 0.5, 3, lambda: f"{first}; asset large (run 1): 2.5 GPUs" in caplog.text)
+    assert jobs.got == ["first"]
     assert "held by" not in describe_capacity(), "those who wait hold nothing"
-    release["first"].set()
-    wait_until(lambda: sorted(got[1:]) == ["large", "small"], "both, which fit together")
-    for name in ("large", "small"):
-        release[name].set()
-    for thread in threads:
-        thread.join()
+    jobs.release("first")
+    wait_until(lambda: sorted(jobs.got[1:]) == ["large", "small"], "both, which fit together")
+    jobs.release("large", "small")
+    jobs.join()
+
+
+@pytest.mark.ray
+def test_a_limit_that_another_instance_has_or_that_was_lowered_counts_what_is_held(
+    ray_cluster, caplog
+):
+    caplog.set_level(logging.INFO, "sheaf_dagster")
+    jobs = Jobs()
+    jobs.start("wide", 3, 4, lambda: jobs.got == ["wide"])
+    wide = "before this job: asset wide (run 1): 3 GPUs"
+    jobs.start(
+        "lowered",
+        1,
+        2,
+        lambda: (
+            f"wanted: 1 GPU of 2 that all jobs may hold (shared_gpu_limit); {wide}" in caplog.text
+        ),
+    )
+    # By its own limit it would fit beside the one that holds GPUs, and not beside both.
+    jobs.start(
+        "later",
+        1,
+        4,
+        lambda: (
+            f"of 4 that all jobs may hold (shared_gpu_limit); {wide}; asset lowered (run 1): 1 GPU"
+            in caplog.text
+        ),
+    )
+    assert jobs.got == ["wide"]
+    jobs.release("wide")
+    wait_until(lambda: sorted(jobs.got[1:]) == ["later", "lowered"], "both, which fit together")
+    jobs.release("later", "lowered")
+    jobs.join()
 
 
 @pytest.mark.ray
