@@ -22,7 +22,7 @@ _BUCKETS = 64
 
 _BUCKET_SHIFT = np.uint64(64 - 6)
 
-_IN_MEMORY = 2**18
+_IN_MEMORY = 2**16
 _AT_A_TIME = 2**16
 """Records that are put into their buckets together: a few at a time take as long each time."""
 
