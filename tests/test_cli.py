@@ -205,7 +205,7 @@ def test_invalid_rows_that_are_recorded_are_no_obstacle_to_an_estimate(workspace
     recorded = call("estimate", "spec.yaml", "--set", "batch.on_invalid=record")
 
     assert (kept_from_running.exit_code, recorded.exit_code) == (3, 0)
-    assert "error rows" in recorded.stdout and "1 of invalid rows" in recorded.stdout
+    assert "error rows" in recorded.stdout and "1 (invalid rows)" in recorded.stdout
 
 
 def test_run_mends_the_rows_that_failed(workspace):

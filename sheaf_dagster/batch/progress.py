@@ -110,7 +110,7 @@ def progress_bar(
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console or Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=None, text="checking rows and starting workers")
+        task = bar.add_task(title, total=None, text="validating rows and starting workers")
 
         def on_progress(p: BatchProgress) -> None:
             counted = (p.files_done, files) if (files or 0) > 1 else (p.rows_done, p.rows_total)

@@ -56,8 +56,8 @@ def imports(function: F) -> F:
         callback=load,
         is_eager=True,
         expose_value=False,
-        help="Python module to import first, because it registers contracts or backends. It is "
-        "installed, or lies in the current folder. May be given several times.",
+        help="Python module to import first, because it registers contracts or backends. It must be "
+        "installed or in the current folder. May be given several times.",
     )(function)
 
 

@@ -71,12 +71,12 @@ class _TerminatedError(BaseException):
     "--field", "fields", multiple=True, metavar="FIELD=VALUE",
     help="Set a field to the same value in every row, such as horizon=7.",
 )  # fmt: skip
-@click.option("--row-limit", type=click.IntRange(min=1), help="Check only the first rows.")
+@click.option("--row-limit", type=click.IntRange(min=1), help="Validate only the first rows.")
 @click.option(
     "--show", type=click.IntRange(0, 100), default=20, show_default=True,
     help="The most violations to show for each file.",
 )  # fmt: skip
-@click.option("--redact", is_flag=True, help="Leave values of rows out of what is shown.")
+@click.option("--redact", is_flag=True, help="Show no values of rows.")
 @imports
 @json_option
 @quiet_option
@@ -93,10 +93,10 @@ def validate(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Check every row of the files. Load no model and write nothing.
+    """Validate every row of the files. Load no model and write nothing.
 
-    FILE is a path or an fsspec URI such as s3://bucket/key. It holds JSON lines (also .gz and .zst)
-    or is a .parquet file, or it is a folder of such files.
+    FILE is a path or an fsspec URI such as s3://bucket/key. It names a file of JSON lines (also .gz
+    and .zst), a .parquet file, or a folder of such files.
     """
     contract = RowContract.of(contract_for(model_type), redact=redact)
     storage_options = dict(assignment("--storage-option", o) for o in options)
@@ -109,7 +109,7 @@ def validate(
         raise SpecError(problems_of(e)) from e
     code = OK
     for file in files:
-        with _progress(f"checking {os.path.basename(file)}", quiet=quiet) as on_progress:
+        with _progress(f"validating {os.path.basename(file)}", quiet=quiet) as on_progress:
             report = validate_files(
                 contract,
                 [file],
@@ -142,12 +142,11 @@ def validate(
     help="previous: keep the last output's answers to unchanged rows. Run only the other rows.",
 )  # fmt: skip
 @click.option(
-    "--reuse-from", metavar="PATH", help="Like --reuse, with the answers of another output: a path or fsspec URI.",
+    "--reuse-from", metavar="PATH",
+    help="Like --reuse, but take the answers from another output. PATH may also be an fsspec URI.",
 )  # fmt: skip
-@click.option("--check", is_flag=True, help="Read the spec and check the rows. Run nothing.")
-@click.option(
-    "--redact", is_flag=True, help="Leave values of rows out of errors and of the report."
-)
+@click.option("--check", is_flag=True, help="Read the spec and validate the rows. Run nothing.")
+@click.option("--redact", is_flag=True, help="Show no values of rows in errors and in the report.")
 @click.option(
     "--report", is_flag=True,
     help="Write a page about each file beside its sink. `report` opens the page. Needs "
@@ -229,8 +228,8 @@ def _check(runner: BatchRunner, job: JobFile, *, as_json: bool) -> int:
 @click.argument("spec", metavar="SPEC.yaml")
 @click.option(
     "--asset", metavar="KEY",
-    help="Asset whose last materialisations give the rate and the number of tokens. It is read from "
-    "the Dagster instance of DAGSTER_HOME.",
+    help="Asset whose last materialisations give the rate and the number of tokens. They are read from "
+    "the Dagster instance that DAGSTER_HOME names.",
 )  # fmt: skip
 @click.option(
     "--set", "changes", multiple=True, metavar="PATH=VALUE",
@@ -311,8 +310,8 @@ def _run(
             else "but resume: false makes the next run start over"
         )
         click.echo(
-            f"Interrupted: {left} of {len(job.batches)} files unfinished{rows}. Nothing "
-            f"half-written is visible; finished parts are kept beside the sink: {again}.",
+            f"Interrupted: {left} of {len(job.batches)} files unfinished{rows}. No sink is "
+            f"half-written. Finished parts are kept beside the sinks: {again}.",
             err=True,
         )
         code = INTERRUPTED if isinstance(e, KeyboardInterrupt) else TERMINATED

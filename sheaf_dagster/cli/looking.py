@@ -41,12 +41,14 @@ def report(sink: str, options: tuple[str, ...], only_path: bool) -> int:
 @click.argument("receipt", metavar="RECEIPT")
 @click.option(
     "--sample", type=click.IntRange(min=1), default=20, show_default=True,
-    help="The most chunks to run again.",
+    help="The most chunks to run again. It has no effect on a Parquet file of answers, which is always "
+    "made again as a whole.",
 )  # fmt: skip
 @click.option(
     "--seed",
     type=int,
-    help="Run the chunks of an earlier verification again: its seed, as printed.",
+    help="Seed that chooses the chunks. To run the chunks of an earlier verification again, give the seed "
+    "that it printed.",
 )
 @storage_option
 @imports
@@ -55,11 +57,13 @@ def report(sink: str, options: tuple[str, ...], only_path: bool) -> int:
 def verify(
     receipt: str, sample: int, seed: int | None, options: tuple[str, ...], as_json: bool
 ) -> int:
-    """Compare a file with its receipt, and run some of its chunks again.
+    """Compare a file of answers with its receipt, and run some of its chunks again.
 
-    RECEIPT is the receipt, or the file of answers beside it. The exit code is 0 if source, output and
-    weights match the receipt and the chunks give the same bytes, and 1 otherwise. Changed code and
-    packages are reported. The model runs in this process.
+    RECEIPT is the receipt, or the file of answers. The model runs in this process, on random chunks
+    (--sample). A Parquet file of answers is compared as a whole, so all of its rows are run.
+
+    The exit code is 0 if source, output and weights match the receipt and the answers have the same
+    bytes, and 1 otherwise. Changed code and packages are reported, but don't change the exit code.
     """
     storage_options = dict(assignment("--storage-option", o) for o in options)
     found = verify_receipt(

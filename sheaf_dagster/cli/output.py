@@ -131,9 +131,9 @@ def estimate_rows(found: Estimate, asset: str | None) -> list[tuple[str, str]]:
     if found.invalid_rows:
         rows.append(("invalid rows", f"{found.invalid_rows:,}; `validate` names them"))
     if found.error_rows:
-        rows.append(("error rows", f"{found.error_rows:,} of invalid rows; `validate` names them"))
+        rows.append(("error rows", f"{found.error_rows:,} (invalid rows); `validate` names them"))
     no_past = "not known: " + (
-        f"{asset} has no materialisation that says" if asset else "name an asset with --asset"
+        f"no materialisation of {asset} says" if asset else "name an asset with --asset"
     )
     if found.prompt_tokens is not None:
         unpriced = "not known: give batch.price_per_million"
@@ -141,7 +141,10 @@ def estimate_rows(found: Estimate, asset: str | None) -> list[tuple[str, str]]:
         rows += [
             ("prompt tokens", f"{found.prompt_tokens:,}"),
             ("completion tokens", said(found.completion_tokens, ",", no_past)),
-            ("at most", said(found.most_completion_tokens, ",", "not known: a row has no limit")),
+            (
+                "completion tokens at most",
+                said(found.most_completion_tokens, ",", "not known: a row has no limit"),
+            ),
             ("cost", said(found.cost, ".4g", no_past if priced else unpriced)),
         ]
         if found.most_cost is not None:

@@ -91,7 +91,7 @@ def test_a_bar_shows_the_rows_and_ends_full():
         bar(at(80, 80))
 
     shown = screen.getvalue()
-    assert "checking rows and starting workers" in shown
+    assert "validating rows and starting workers" in shown
     assert "✓ forecasts ━━━━━━━━━━━━━━━━━━━━━━━━ 80 of 80 rows, 50 rows/s" in shown
 
 

@@ -330,6 +330,23 @@ def test_the_command_line_says_what_differs_and_ends_with_1(tmp_path, write_rows
     assert "rows 1, 2" in different.output
 
 
+def test_a_sample_of_a_parquet_file_is_all_of_it_and_the_help_says_so(tmp_path, write_rows):
+    job = BatchSpec(
+        source=write_rows([*range(6)]),
+        sink=str(tmp_path / "out.parquet"),
+        compute="local",
+        batch_size=1,
+        receipt=True,
+    )
+    run(job)
+
+    done = Place(job).verify(sample=2)
+    help_text = CliRunner().invoke(main, ["verify", "--help"]).output
+
+    assert (done.ok, done.chunks, done.chunks_run) == (True, 6, 6)
+    assert "has no effect on a Parquet file of answers" in " ".join(help_text.split())
+
+
 def test_an_asset_links_the_receipt(tmp_path):
     from tests.definitions.project import Project
 
