@@ -282,13 +282,13 @@ class OpenAIEndpointBackend(ModelBackend):
         if error.status_code >= 500 or error.status_code in (408, 409):
             return self._is_down(f"fails ({error.status_code}, {self._attempts}): {found}")
         return BackendError(
-            f"{self._server} refuses a batch ({error.status_code}): {found}; does it have a batch "
-            'API? submit="requests" does without'
+            f"{self._server} refuses a batch ({error.status_code}): {found}; if the server has no "
+            'batch API, set submit="requests"'
         )
 
     @property
     def _attempts(self) -> str:
-        return f"at {self._max_retries + 1} attempts" if self._max_retries else "at one attempt"
+        return f"in {self._max_retries + 1} attempts" if self._max_retries else "in one attempt"
 
     def _address(self, url: str) -> str:
         """Clients leave ``/v1`` to their ``base_url``, which may have another path there."""
@@ -310,7 +310,7 @@ class OpenAIEndpointBackend(ModelBackend):
         # Later 403 is what some servers say of one row: a model or a text that isn't allowed.
         if status == 401 or (status == 403 and not self._answered):
             return BackendError(
-                f"{self._server} refuses the key ({status}): {message}; see api_key"
+                f"{self._server} refuses the key ({status}): {message}; check api_key"
             )
         if status == 402:
             return BackendError(f"{self._server} asks for payment ({status}): {message}")
@@ -318,8 +318,8 @@ class OpenAIEndpointBackend(ModelBackend):
             self._not_found += 1
             if self._not_found >= self._max_failures:
                 return BackendError(
-                    f"{self._server} doesn't know the address or the model of any of "
-                    f"{self._not_found} rows (404): {message}; see base_url and model"
+                    f"{self._server} doesn't know the URL or the model of any of the first "
+                    f"{self._not_found} rows (404): {message}; check base_url and model"
                 )
         if status in _TURNS_AWAY:
             return self._is_down(f"turns requests away ({status}, {self._attempts}): {message}")
@@ -335,7 +335,7 @@ class OpenAIEndpointBackend(ModelBackend):
         self._failures += 1
         if self._failures < self._max_failures:
             return refusal
-        return self._is_down(f"failed at {self._failures} rows in a row: {refusal}")
+        return self._is_down(f"failed on {self._failures} rows in succession: {refusal}")
 
     def _warn_of(self, skipped: list[str]) -> None:
         for name in sorted({*skipped} - self._skipped):
@@ -351,7 +351,7 @@ class OpenAIEndpointBackend(ModelBackend):
         """Ends the job: rows that wait don't try, too."""
         if self._down is None:
             self._down = ServiceDownError(
-                f"{self._server} {what}. Look at the server, then run the job again: answered "
+                f"{self._server} {what}. Check the server, then run the job again: answered "
                 "rows are kept"
             )
         return self._down

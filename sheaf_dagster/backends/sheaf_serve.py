@@ -83,18 +83,17 @@ def adapter_of(name: str) -> type[SheafServeBackend]:
         return _ADAPTERS[name]
     if not has_sheaf_serve():
         raise MissingDependencyError(
-            f"backend {name!r} needs sheaf-serve (on Python 3.11 or newer): "
-            "pip install 'sheaf_dagster[sheaf]'"
+            f"backend {name!r} needs sheaf-serve: pip install 'sheaf_dagster[sheaf]'"
         )
     registry, trouble = _registry()
     theirs = registry.get(name.removeprefix(PREFIX))
     if theirs is None and trouble is not None:
-        raise type(trouble)(f"backend {name!r} is not there: {trouble}") from trouble
+        raise type(trouble)(f"backend {name!r} is not available: {trouble}") from trouble
     if theirs is None:
         raise UnknownBackendError(
             f"unknown backend {name!r}; sheaf-serve has "
-            f"{', '.join(PREFIX + known for known in sorted(registry))}. Modules with backends of "
-            "your own are named by the environment variable SHEAF_EXTRA_BACKENDS"
+            f"{', '.join(PREFIX + known for known in sorted(registry))}. If the backend is your own, "
+            "name its module in the environment variable SHEAF_EXTRA_BACKENDS"
         )
     # Workers find the class of a built-in one here, see __getattr__; any other travels whole.
     built_in = theirs.__module__.startswith("sheaf.")
@@ -337,8 +336,8 @@ def _model_type(theirs: Any, name: str) -> str:
         return str(object.__new__(theirs).model_type)
     except Exception as e:
         raise SpecError(
-            f"backend {name!r}: {theirs.__name__}.model_type can't be told before it is "
-            f"constructed ({type(e).__name__}: {e}); make it a constant"
+            f"backend {name!r}: {theirs.__name__}.model_type can't be read from the class alone "
+            f"({type(e).__name__}: {e}); make it a constant"
         ) from e
 
 

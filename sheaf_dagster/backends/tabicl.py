@@ -246,13 +246,14 @@ def _labels(request: TabularRequest) -> list[float | int]:
 def _check(request: TabularRequest) -> None:
     if not request.context_X:
         raise ValueError(
-            f"request {request.request_id}: has no examples ('context_X'), from which this model "
-            "learns; for a model that is fitted already see the backend 'sklearn'"
+            f"request {request.request_id}: has no examples ('context_X') for this model to learn "
+            "from; to run a model that is already fitted, use the backend 'sklearn'"
         )
     for i, label in enumerate(request.context_y):
         if isinstance(label, float) and not math.isfinite(label):
             raise ValueError(
-                f"request {request.request_id}: 'context_y.{i}' is {label}; an example has a label"
+                f"request {request.request_id}: 'context_y.{i}' is {label}; each example needs a "
+                "finite label"
             )
     width = len(request.context_X[0])
     for index in request.categorical_feature_indices or ():
@@ -266,7 +267,7 @@ def _check(request: TabularRequest) -> None:
             if len(row) != width:
                 raise ValueError(
                     f"request {request.request_id}: '{name}.{i}' has {len(row)} features, "
-                    f"the first example {width}"
+                    f"but the first example has {width}"
                 )
             for k, value in enumerate(row):
                 if value is not None and math.isinf(value):

@@ -53,9 +53,9 @@ class LocalWorkforce:
         demand.pop("CPU", None)  # one by default, and the process has it
         if demand:
             log.warning(
-                "compute='local' reserves nothing, and no limits apply: model %r, which asks for "
-                "%s, runs with whatever this process has; use compute='tasks' or 'actors' to have "
-                "it reserved",
+                "model %r asks for %s, but compute='local' reserves nothing and applies no limit: "
+                "the model runs with whatever this process has. To reserve it, use "
+                "compute='tasks' or 'actors'",
                 self._context.spec.name,
                 ", ".join(amounts(demand)),
             )

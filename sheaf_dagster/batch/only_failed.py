@@ -114,14 +114,14 @@ class OnlyFailed:
         if earlier is None or earlier.output_bytes != state.size:
             earlier = CommittedSink("", state.size)
             log.warning(
-                "%s: nothing shows which job wrote it. Its answers are kept as this model's "
-                "wherever their ids match the rows",
+                "%s: nothing shows which job or model wrote this file. Each answer whose id matches "
+                "its row is kept",
                 sink.uri,
             )
         if not context.version.startswith(earlier.model_version):
             raise PreviousOutputError(
-                f"{sink.uri} has the answers of another model than {context.spec.name!r} is now; "
-                "run the whole file, so that all its rows are answered by one"
+                f"{sink.uri} has the answers of another version of the model {context.spec.name!r}; "
+                "run the whole file, so that one version answers all rows"
             )
         _require_float_type(context, spec, sink)
         self.output: Location | None = sink
@@ -139,8 +139,8 @@ class OnlyFailed:
         """Compares the last output with what it was when the job began."""
         if store_at(self._sink).state() != self._state:
             raise PreviousOutputError(
-                f"{self._sink.uri} was written to while its answers were kept for a new output, "
-                "so the new output is discarded. Run again"
+                f"{self._sink.uri} changed while its answers were copied to a new output, so the "
+                "new output was discarded. Run again"
             )
 
     def tables(
@@ -163,13 +163,13 @@ class OnlyFailed:
         if seen > rows == self._row_limit:
             raise PreviousOutputError(
                 f"{self._sink.uri} has {seen:,} lines, but row_limit is {rows:,}: the new output would "
-                "lose the answers of the other rows. Leave row_limit out, or give it as it was when "
-                "the output was written"
+                "lose the answers of the other rows. Leave row_limit out, or set it to what it was "
+                "when the output was written"
             )
         if seen != rows:
             raise PreviousOutputError(
-                f"{self._sink.uri} has {seen:,} lines, but the source has {rows:,} rows: it has "
-                "changed since. Run the whole file"
+                f"{self._sink.uri} has {seen:,} lines, but the source has {rows:,} rows, so the "
+                "source has changed since. Run the whole file"
             )
 
     def _require_fields(self, answer: bytes) -> None:
@@ -178,8 +178,8 @@ class OnlyFailed:
             return
         if others := [name for name in record_of(answer) if name not in self._fields]:
             raise PreviousOutputError(
-                f"{self._sink.uri}: its answers have a field {others[0]!r}, which those of rows that "
-                "are run now wouldn't have; name it in keep, or run the whole file"
+                f"{self._sink.uri}: its answers have a field {others[0]!r}, which new answers would "
+                "lack; name it in keep, or run the whole file"
             )
 
 
@@ -196,9 +196,9 @@ def _require_float_type(context: ModelContext, spec: BatchSpec, sink: Location) 
         then, now = held.field(i).type, column.type
         if _FLOAT.findall(str(then)) != _FLOAT.findall(str(now)):
             raise PreviousOutputError(
-                f"{sink.uri}: its column {column.name!r} is of type {then}, but with float_type="
-                f"{spec.float_type!r} it would be of type {now}, and the answers that are kept would not have "
-                "its digits; give float_type as it was, or run the whole file"
+                f"{sink.uri}: its column {column.name!r} is of type {then}, but "
+                f"float_type={spec.float_type!r} makes it {now}. Kept answers can't change their "
+                "digits; set float_type to what it was, or run the whole file"
             )
 
 

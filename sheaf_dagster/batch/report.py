@@ -60,8 +60,8 @@ def write_report(
     state = store_at(sink).state()
     if state is None or state.size != result.output_bytes:
         raise SinkError(
-            f"{sink.uri} is not what the job committed, as seen from this machine, so no page was "
-            "written beside it; give the step the same storage that the job has"
+            f"on this machine, {sink.uri} is not the file that the job committed, so no page was "
+            "written beside it; give this machine access to the storage that the job used"
         )
     if (
         sample is None or len(sample.pairs) < sample.compared
@@ -97,8 +97,8 @@ def local_report(sink: str, options: dict[str, Any] | None = None) -> str:
     state = store.state()
     if state is None:
         raise SourceNotFoundError(
-            f'{at.uri} does not exist; have it written with report="html" (an asset) or '
-            "`run --report`, and run the file again"
+            f'{at.uri} does not exist; to write it, run the file again with report="html" (an '
+            "asset) or `run --report`"
         )
     if store.local_path is not None:
         return store.local_path

@@ -150,7 +150,7 @@ def _weights(receipt: Receipt, context: ModelContext) -> Finding:
 
 def _compared_weights(receipt: Receipt, now: str | None) -> Finding:
     if now is None or receipt.weights is None:
-        says = f"backend {receipt.model.backend} doesn't know its weights"
+        says = f"backend {receipt.model.backend} can't identify its weights"
         return Finding(what="weights", same=None, says=says)
     if now == receipt.weights:
         return Finding(what="weights", same=True, says=f"unchanged ({now})")

@@ -49,14 +49,15 @@ class TabularRequest(BaseRequest):
     def _check_shapes(self) -> Self:
         if len(self.context_X) != len(self.context_y):
             raise ValueError(
-                f"'context_X' has {len(self.context_X)} rows, 'context_y' {len(self.context_y)}; "
-                "they must be equal"
+                f"'context_X' has {len(self.context_X)} rows, but 'context_y' has "
+                f"{len(self.context_y)}; give each row one label"
             )
         if self.context_X and self.query_X:
             given, asked = len(self.context_X[0]), len(self.query_X[0])
             if given != asked:
                 raise ValueError(
-                    f"'context_X' has {given} features, 'query_X' {asked}; they must be equal"
+                    f"'context_X' has {given} features, but 'query_X' has {asked}; give both the "
+                    "same features"
                 )
         if (self.task, self.output_mode) == ("regression", "probabilities"):
             raise ValueError("output_mode='probabilities' needs task='classification'")

@@ -93,7 +93,7 @@ class TimeSeriesRequest(BaseRequest):
                 if len(row) != width:
                     raise ValueError(
                         f"'history' is ragged: time step {i} has {len(row)} variates, "
-                        f"the first one {width}"
+                        f"but the first one has {width}"
                     )
             if self.target_index >= width:
                 raise ValueError(

@@ -193,6 +193,6 @@ def _options(what: str, batch: BatchOptions | None, written: dict[str, Any]) -> 
 
 def _described(places: Places, model: str) -> str:
     return (
-        f"One answer to each row of `{places.source}`, by the model in resource `{model}`, in the "
-        f"same order in `{places.sink}`. Every row is checked before the model runs."
+        f"One answer to each row of `{places.source}`, given by the model in resource `{model}` and "
+        f"written to `{places.sink}` in the same order. Every row is validated before the model runs."
     )

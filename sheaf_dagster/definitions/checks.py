@@ -114,7 +114,7 @@ class CheckLedger:
         self.rows += rows
         self.passed_over_files += 1
         for name in failed:
-            self._add(name, partition, "as an earlier run of this chain found")
+            self._add(name, partition, "failed in an earlier attempt of this run")
 
     def failed(self, partition: str, error: BaseException) -> None:
         """Notes a file that failed."""

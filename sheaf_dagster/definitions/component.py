@@ -219,7 +219,7 @@ class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     def get_spec(cls) -> dg.ComponentTypeSpec:
         """The entry in the catalogue of components."""
         return dg.ComponentTypeSpec(
-            description="Offline model inference on a JSONL file, for each partition, on Ray.",
+            description="Offline model inference over a file of requests, for each partition, on Ray.",
             tags=["ray", "machine-learning"],
         )
 

@@ -182,7 +182,11 @@ class RowsIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
             if path is None:
                 raise SinkError(
                     f"the asset returned rows of partition {key!r} "
-                    + ("twice" if key in paths else f"which this run doesn't make ({len(paths)})")
+                    + (
+                        "twice"
+                        if key in paths
+                        else f"which is not one of the {len(paths)} of this run"
+                    )
                 )
             context.step_context.add_asset_metadata(
                 self._write(context, rows, path, partitioned=True),

@@ -111,8 +111,8 @@ def _check_size(message: dict[str, Any], files: int) -> None:
     size = len(encode_param(message))
     if size > _ORDER_BYTES:
         raise SpecError(
-            f"the order for {files} partitions takes {size:,} bytes, and a Ray job can be handed "
-            f'{_ORDER_BYTES:,}; run a smaller range at a time, or build the asset with launch="step"'
+            f"the description of {files} partitions takes {size:,} bytes, but a Ray job can be given "
+            f'only {_ORDER_BYTES:,}; run a smaller range at a time, or build the asset with launch="step"'
         )
 
 

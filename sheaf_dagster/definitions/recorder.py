@@ -162,8 +162,8 @@ class StepRecorder:
         why = (
             "no row failed in its last output; nothing was run"
             if mending
-            else "committed by an earlier run of this chain, and its source, model and layout are "
-            "unchanged; not run again"
+            else "not run again: an earlier attempt of this run committed it, and its source, model "
+            "and batch layout are unchanged"
         )
         self._context.log.info(f"{name or 'asset'}: {why}")
         rows, failed = (earlier.rows, earlier.failed_checks) if earlier else (0, ())
@@ -187,11 +187,10 @@ class StepRecorder:
         """Says what the answers of this run took, where they say so."""
         if not self._spent:
             return
-        cost = "" if self._cost is None else f", and cost {self._cost:.6g}"
+        cost = "" if self._cost is None else f", at a cost of {self._cost:.6g}"
         self._context.log.info(
-            f"the answers of this run took {self._spent['prompt']:,} tokens of prompts "
-            f"({self._spent['hit']:,} of them cached) and {self._spent['output']:,} of their "
-            f"own{cost}"
+            f"this run used {self._spent['prompt']:,} prompt tokens ({self._spent['hit']:,} of them "
+            f"cached) and {self._spent['output']:,} completion tokens{cost}"
         )
 
     def check_results(self) -> Iterator[dg.AssetCheckResult]:
@@ -226,8 +225,8 @@ class StepRecorder:
         failed = "\n".join(f"{k}: {shortened(str(e), _REASON)}" for k, e in first)
         if more := len(self._failed) - len(first):
             failed += (
-                f"\n… and {more:,} more: each is an error in this run's log, by its partition, and "
-                "the asset's page lists the failed partitions"
+                f"\n… and {more:,} more: this run's log has an error for each, and the asset's page "
+                "lists the failed partitions"
             )
         total = len(self._plan.keys)
         if total > 1:

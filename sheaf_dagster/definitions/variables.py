@@ -46,8 +46,8 @@ def refuse_variables(resource: str, name: str, annotation: Any, value: Any) -> N
         else:
             read = _READ.get(kind, 'os.environ["{}"]').format(named)
         raise SpecError(
-            f"{resource}: {place} can't be an EnvVar ({named}), which is filled in when a run "
-            f"begins, and as text; give {read}, which is read when the definitions are loaded"
+            f"{resource}: {place} can't be an EnvVar ({named}), because Dagster fills those in as "
+            f"text when a run begins; give {read}, which is read when the definitions are loaded"
         )
 
 

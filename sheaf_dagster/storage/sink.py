@@ -87,7 +87,7 @@ class Sink:
     def say_left(self, error: Exception, but: str = "") -> None:
         """Logs that something aside could not be removed."""
         log.warning(
-            "%s%s could not be removed: %s; the next job on this sink does it",
+            "%s%s could not be removed: %s; the next job on this sink removes it",
             but,
             self.aside.uri,
             scrub(describe(error), self.location.options),

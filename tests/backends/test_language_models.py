@@ -190,7 +190,7 @@ def test_a_batch_api_file_gives_a_batch_api_file(models, tmp_path):
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (row(0, "dog " * 70), r"are more than the model's 64"),
+        (row(0, "dog " * 70), r"but the model has room for 64"),
         (line(0, response_format={"type": "json_object"}), "response_format, which isn't"),
         (line(0, prompt=[[3, 4], [5]]), r"'body\.prompt' must be a text .* takes no tokens"),
         (line(0, "chat/completions", messages=[{"role": "user", "content": [IMAGE]}]), "image_url"),
@@ -584,7 +584,7 @@ def test_a_text_longer_than_an_encoder_reads_is_that_rows_error(models, tmp_path
     backend = TransformersPipelineBackend(str(tmp_path), "summarization", device="cpu")
     backend.load()
 
-    with pytest.raises(ValueError, match="86 tokens are more than the 64 that the model reads"):
+    with pytest.raises(ValueError, match="has 86 tokens, but the model reads at most 64"):
         backend.predict(row(0, LONG))
     assert backend.predict(row(0, "the blue dog")).completion_tokens
 

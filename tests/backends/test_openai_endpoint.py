@@ -208,7 +208,7 @@ def test_a_server_that_is_not_there_is_said(tmp_path):
 
 @pytest.mark.parametrize("fault", ["429", "503"])
 def test_a_server_that_goes_on_turning_requests_away_ends_the_job(fault, server, backend_of):
-    with pytest.raises(ServiceDownError, match=rf"turns requests away \({fault}, at 2 attempts\)"):
+    with pytest.raises(ServiceDownError, match=rf"turns requests away \({fault}, in 2 attempts\)"):
         backend_of(max_retries=1).predict(line(0, f"fault={fault}"))
 
 
@@ -217,7 +217,7 @@ def test_rows_that_fail_one_after_the_other_end_the_job(server, backend_of):
 
     with pytest.raises(RefusedError):
         backend.batch_predict([line(i, f"fault=500 {i}") for i in range(2)])
-    with pytest.raises(ServiceDownError, match="failed at 3 rows in a row"):
+    with pytest.raises(ServiceDownError, match="failed on 3 rows in succession"):
         for answer in _one_batch(backend, [line(i, f"fault=500 {i}") for i in range(5)]):
             if isinstance(answer, ServiceDownError):
                 raise answer
@@ -244,7 +244,9 @@ def test_the_key_comes_from_the_environment_and_a_wrong_one_ends_the_job(
     model = spec(server.url, api_key={"env": "TEST_API_KEY"})
 
     monkeypatch.setenv("TEST_API_KEY", "another")
-    with pytest.raises(BackendError, match=r"refuses the key \(401\): wrong key; see api_key") as e:
+    with pytest.raises(
+        BackendError, match=r"refuses the key \(401\): wrong key; check api_key"
+    ) as e:
         BatchRunner(model).run(job)
     monkeypatch.setenv("TEST_API_KEY", "secret-key")
     other = spec(server.url, api_key={"env": "TEST_API_KEY"}, timeout_s=30)

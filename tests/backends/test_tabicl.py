@@ -202,7 +202,9 @@ def test_what_it_can_not_answer_is_named(checkpoints):
     backend.load()
     with pytest.raises(ValueError, match=rf"{UUID(int=2)}: has no examples"):
         backend.batch_predict([row(0), row(1, context_X=[], context_y=[])])
-    with pytest.raises(ValueError, match=r"'query_X\.1' has 2 features, the first example 3"):
+    with pytest.raises(
+        ValueError, match=r"'query_X\.1' has 2 features, but the first example has 3"
+    ):
         backend.batch_predict([row(0, query_X=[[1, 2, 3], [1, 2]])])
     with pytest.raises(SpecError, match=r"not found at '/nowhere/m\.ckpt'"):
         TabICLBackend(classifier_path="/nowhere/m.ckpt", device="cpu").load()

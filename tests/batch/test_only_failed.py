@@ -306,7 +306,9 @@ def test_an_id_of_a_rows_own_does_not_show_that_it_is_unchanged(write_rows, tmp_
 def test_answers_of_another_model_are_not_kept(source, tmp_path):
     job = with_failures(source, tmp_path)
 
-    with pytest.raises(sd.PreviousOutputError, match="answers of another model than 'doubler'"):
+    with pytest.raises(
+        sd.PreviousOutputError, match="answers of another version of the model 'doubler'"
+    ):
         run(again(job), doubler(), committed=known(job, model=doubler(batch_seconds=0.5)))
 
 

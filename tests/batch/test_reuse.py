@@ -154,7 +154,7 @@ def test_answers_of_another_model_or_other_columns_are_not_reused(job, caplog):
     job.run(ROWS)
 
     assert job.run(ROWS, model={"batch_seconds": 0.0001}).reused_rows == 0
-    assert "aren't reused, because model changed" in caplog.text
+    assert "aren't reused, because these have changed since: model" in caplog.text
     assert job.run(ROWS, model={"batch_seconds": 0.0001}, keep=["sku"]).reused_rows == 0
     assert "fields that travel along (keep) changed" in caplog.text
 
@@ -195,7 +195,7 @@ def remove(index, _):
     ("harm", "said"),
     [
         (damage_end, "index is damaged, so it isn't used: its end is missing"),
-        (damage_record, "its records aren't those that were written"),
+        (damage_record, "its records don't match their checksum"),
         (remove, "has no index beside it"),
     ],
 )
@@ -421,4 +421,4 @@ def test_answers_go_from_lines_to_a_table_and_never_lose_digits(job, tmp_path, c
         wide, result = other(sink, narrow.sink)
         assert result.reused_rows == 0
         assert values(wide.answers) == doubled(ROWS)
-        assert "aren't reused, because form of the output changed" in caplog.text
+        assert "aren't reused, because these have changed since: form of the output" in caplog.text

@@ -95,7 +95,7 @@ def test_answers_that_go_while_a_job_reads_them_are_made_again(tmp_path, harm, c
     lost = 96 - result.reused_rows
     assert values(job.answers) == doubled(rows)
     assert (job.ran, lost > 0) == (24 + lost, True)
-    assert f"out.jsonl: {lost} answers aren't where the index has them" in caplog.text
+    assert f"out.jsonl: {lost} answers aren't where the index says" in caplog.text
     assert job.run(rows).reused_rows == 120
 
 
@@ -110,7 +110,7 @@ def test_the_same_in_an_object_store(s3, tmp_path, harm, caplog):
     answers = [json.loads(line) for line in s3.get("out.jsonl").splitlines()]
     assert values(answers) == doubled(rows)
     assert result.reused_rows == (44 if harm == "cut" else 0)
-    assert "answers aren't where the index has them" in caplog.text
+    assert "answers aren't where the index says" in caplog.text
     assert job.run(rows).reused_rows == 120
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_output_is_said_and_no_obstacle(tmp_path, harm, suffix, caplog
 
     assert values(job.answers) == doubled(ROWS)
     assert result.reused_rows < 120
-    assert "answers aren't where the index has them" in caplog.text or (
+    assert "answers aren't where the index says" in caplog.text or (
         "Answers can't be reused, so all rows are run" in caplog.text
     )
     assert job.run(ROWS).reused_rows == 120
@@ -165,7 +165,7 @@ def test_the_index_of_another_output_is_said(tmp_path, caplog):
 
     assert result.reused_rows == 0
     assert values(job.answers) == doubled(ROWS)
-    assert "out.jsonl: 60 answers aren't where the index has them" in caplog.text
+    assert "out.jsonl: 60 answers aren't where the index says" in caplog.text
 
 
 RECORDS = 40

@@ -64,8 +64,8 @@ def test_a_local_job_says_that_it_reserves_nothing(write_rows, tmp_path, caplog)
     (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
 
     assert all(o.ok for o in outcomes)
-    assert "model 'doubler', which asks for 0.5 GPU" in warning
-    assert "use compute='tasks' or 'actors' to have it reserved" in warning
+    assert "model 'doubler' asks for 0.5 GPU, but compute='local' reserves nothing" in warning
+    assert "To reserve it, use compute='tasks' or 'actors'" in warning
 
 
 def test_missing_request_ids_are_the_same_at_every_run(write_rows, tmp_path):

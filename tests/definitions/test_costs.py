@@ -67,7 +67,7 @@ def test_a_materialisation_tells_its_cost_and_an_estimate_goes_by_it(tmp_path, m
 
     cost = made.metadata["cost"].value
     assert cost == made.metadata["run_cost"].value == pytest.approx(5 * 8 * (2.0 + 8.0) / 1e6)
-    assert any("40 tokens of prompts" in line and "cost 0.0004" in line for line in logs)
+    assert any("40 prompt tokens" in line and "at a cost of 0.0004" in line for line in logs)
     assert (found["rows"], found["prompt_tokens"], found["completion_tokens"]) == (100, 1000, 800)
     assert found["cost"] == pytest.approx((1000 * 2.0 + 800 * 8.0) / 1e6)
     assert found["seconds"] > 0

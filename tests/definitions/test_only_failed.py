@@ -99,7 +99,7 @@ def test_what_dagster_knows_of_source_and_model_decides_what_may_be_kept(project
     assert "line 2: the last output has another row's answer in its place" in failure(changed)
     assert values(project, KEYS[1]) == [None, 8, 10]
     assert project.logged(changed.run_id) == [KEYS[0]]
-    assert "has the answers of another model than 'doubler' is now" in failure(other)
+    assert "has the answers of another version of the model 'doubler'" in failure(other)
 
 
 def test_rows_that_a_source_gained_are_not_passed_over_where_no_row_failed(project):

@@ -96,7 +96,10 @@ def _prepare(opened: Any) -> None:
         if stored in _SCALES:
             opened.info["transparency"] *= _SCALES[stored]
         elif stored == "RGB;16B":
-            raise ValueError("one of its colours of 16 bits is transparent, and 8 of them are read")
+            raise ValueError(
+                "can't be read as an image: it names a transparent colour of 16 bits per channel; "
+                "save it with 8 bits per channel, or with an alpha channel"
+            )
 
 
 def _upright(image: Any) -> Any:

@@ -143,14 +143,14 @@ class Generator:
             raise ValueError(f"{prompt.row}: is empty")
         if not self._causal and self._room is not None and len(tokens) > self._room:
             raise ValueError(
-                f"{prompt.row}: {len(tokens)} tokens are more than the {self._room} that the model "
-                "reads; shorten it"
+                f"{prompt.row}: has {len(tokens)} tokens, but the model reads at most {self._room}; "
+                "shorten it"
             )
         used = len(tokens) if self._causal else 1
         if self._room is not None and used + wanted > self._room:
             raise ValueError(
-                f"{prompt.row}: {used} tokens and {wanted} of an answer are more than the "
-                f"model's {self._room}; shorten it"
+                f"{prompt.row}: needs {used} tokens and {wanted} more for its answer, but the model "
+                f"has room for {self._room}; shorten one of the two"
             )
         return list(tokens)
 

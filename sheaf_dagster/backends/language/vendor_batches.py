@@ -122,7 +122,8 @@ class VendorBatches:
         data = orjson.dumps(line) + b"\n"
         if len(data) > self._limits.bytes:
             raise RefusedError(
-                f"the row has {len(data):,} bytes, and a batch may have {self._limits.bytes:,}",
+                f"the row has {len(data):,} bytes, but a batch may have {self._limits.bytes:,} "
+                "at most (batch_bytes)",
                 413,
                 "TooLarge",
             )

@@ -86,7 +86,7 @@ class VllmEngine:
         version = str(vllm.__version__)
         if not version.startswith(tuple(f"{known}." for known in KNOWN)):
             raise MissingDependencyError(
-                f"backend {backend!r} knows vLLM {' and '.join(KNOWN)}, and {version} is "
+                f"backend {backend!r} works with vLLM {' and '.join(KNOWN)}, but {version} is "
                 f"installed; install vllm=={KNOWN[-1]}.*, or serve the model with vLLM and use "
                 "the backend 'openai_endpoint'"
             )

@@ -117,8 +117,8 @@ def _wait_for_turn(mine: _Place, limit: float, stop: threading.Event) -> None:
         if seen and time.monotonic() >= tell_at:
             tell_at = time.monotonic() + TELL_EVERY_SECONDS
             log.info(
-                "waiting for GPUs: wanted: %s of %s that all jobs may hold (shared_gpu_limit); "
-                "before this job: %s",
+                "waiting for GPUs: this job wants %s of the %s that all jobs may hold "
+                "(shared_gpu_limit); ahead of it: %s",
                 amount("GPU", mine.gpus),
                 f"{limit:g}",
                 "; ".join(map(str, before)),

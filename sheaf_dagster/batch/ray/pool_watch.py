@@ -112,7 +112,7 @@ class PoolWatch:
                 limit += f"={self._patience:g}, but a worker may take so long to start"
             raise ClusterBusyError(
                 f"{none} {patience:g} s ({limit}): {text}; run again later (finished chunks are "
-                "kept), wait longer, or look at the cluster"
+                "kept), wait longer, or check the cluster"
             )
         log.info("waiting for capacity: %s", text)
 
@@ -135,8 +135,8 @@ class PoolWatch:
         draining = frozenset(draining_nodes() & alive)
         if draining - self._draining:
             log.warning(
-                "%d node(s) of the cluster will be taken away soon; their workers leave after the "
-                "chunks that they hold",
+                "%d node(s) of the cluster will be taken away soon; their workers finish the "
+                "chunks that they hold and leave",
                 len(draining),
             )
         self._draining = draining
@@ -145,8 +145,8 @@ class PoolWatch:
         if lost:
             self._lost |= lost
             log.warning(
-                "%d node(s) of the cluster are gone, %d are left; what they were working on goes "
-                "to the other workers",
+                "%d node(s) of the cluster are gone, %d are left; other workers run their "
+                "unfinished chunks",
                 len(lost),
                 len(alive),
             )

@@ -94,8 +94,8 @@ class OpenChunk:
                 "the worker's log, lower batch_size, or give the model more memory_gb"
             )
         return WorkerCrashError(
-            f"{what} the node of their worker was lost {self.losses} times in backend "
-            f"{backend!r}; look at why nodes go (preempted, out of memory), give the model more "
+            f"{what} the node of their worker was lost {self.losses} times (backend {backend!r}); "
+            "find out why nodes are lost (preempted, out of memory), give the model more "
             "memory_gb, or lower batch_size so that a chunk takes less time"
         )
 

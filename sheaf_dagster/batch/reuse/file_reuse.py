@@ -89,9 +89,9 @@ class FileReuse:
         """Says how many answers weren't where the index has them, if any."""
         if lost := sum(part.counts.get(LOST, 0) for part in parts.values()):
             log.warning(
-                "%s: %s answers aren't where the index has them, so their rows were run. The "
-                "output was written to after its index, or while this job read it, or its store "
-                "didn't give it. The index is rebuilt",
+                "%s: %s answers aren't where the index says, so their rows were run. Either the "
+                "output changed after its index was written or while this job read it, or the "
+                "store failed to return it. The index is rebuilt",
                 self._output.uri,
                 f"{lost:,}",
             )

@@ -243,7 +243,7 @@ def _head_of(file: IO[bytes], size: int) -> IndexHead:
         for start in range(0, records, _BLOCK):
             crc = crc32(file.read(min(_BLOCK, records - start)), crc)
         if crc != head.crc:
-            raise ValueError("its records aren't those that were written")
+            raise ValueError("its records don't match their checksum")
     except ValidationError as e:
         raise IndexDamagedError("its head can't be read") from e
     except (ValueError, OSError) as e:

@@ -105,7 +105,7 @@ class ReusedAnswers:
             if names == [_FORM] and _FORM not in then:
                 return index  # lines say all that a table can say
             log.warning(
-                "%s: its answers aren't reused, because %s changed since they were made. %s",
+                "%s: its answers aren't reused, because these have changed since: %s. %s",
                 output.uri,
                 ", ".join(names),
                 anew,

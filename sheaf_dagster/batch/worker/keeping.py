@@ -153,9 +153,9 @@ def _require_answer_of(where: str, row: Row, line: bytes, answer: bytes, *, prov
     derived = asked is not None and "request_id" not in given_fields(request)
     if not (proven or derived):
         raise PreviousOutputError(
-            f"{where}, {named_lines(where, [row])}: the source has changed since the last output, "
-            "and nothing shows that this row has not changed: it has an id of its own, or none. "
-            "Run the whole file"
+            f"{where}, {named_lines(where, [row])}: the source has changed since the last output. "
+            "This row may have changed too, because its id isn't derived from its content. Run the "
+            "whole file"
         )
 
 

@@ -198,8 +198,7 @@ def _require_same(
     if None not in (expected, found) and expected != found:
         raise ModelChangedError(
             f"model {context.spec.name!r}: the weights of backend {context.spec.backend!r} were "
-            f"{expected}; {what} {found}. Run again once they are in place, and give every "
-            "machine the same ones"
+            f"{expected}; {what} {found}. Give every machine the same weights, then run again"
         )
 
 

@@ -143,9 +143,8 @@ class Predictor:
             return answers
         self.on_halve(
             f"{self.where}, {named_lines(self.where, rows)}: {self._name} gave no finite answer "
-            "to any row of this batch, but does so for each row alone; the rows are run one at a "
-            "time. "
-            "Look for a row that spoils the others"
+            "to any row of this batch, but gives one to rows that it gets alone. So the rows are run "
+            "one at a time. Look for a row that spoils the others"
         )
         return [answer for row in rows for answer in self.run([row])]
 

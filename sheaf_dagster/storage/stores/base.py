@@ -159,8 +159,8 @@ class Store(ABC):
             return self._read_range(start, end)
         except FileNotFoundError:
             raise SourceNotFoundError(
-                f"{self.uri} is not visible on this machine; put it on storage that every "
-                "node sees, or it was deleted while the job ran"
+                f"{self.uri} is not visible on this machine. Put it on storage that every machine "
+                "sees. If it was deleted while the job ran, put it back and run again"
             ) from None
         except ShortReadError as e:
             raise SourceError(f"{self.uri}: {e.strerror}") from None
@@ -287,8 +287,8 @@ class StoredPart:
         data = self.store.read_range(0, self.size)
         if self._checksum_of([data]) != self.checksum:
             raise SinkError(
-                f"{self.store.uri} was damaged since it was written; run again: its rows are "
-                "computed anew, and the other parts are used"
+                f"{self.store.uri} was damaged since it was written. Run again: its rows are "
+                "computed again, and the other parts are kept"
             )
         return data
 

@@ -64,7 +64,7 @@ class LocalStore(Store):
         except OSError as e:
             raise SourceError(f"{self.uri}: {e.strerror}") from e
         if stat.S_ISDIR(st.st_mode):
-            raise SourceError(f"{self.uri} is a directory; name one JSONL file")
+            raise SourceError(f"{self.uri} is a directory; name a file")
         if not stat.S_ISREG(st.st_mode):  # a pipe would keep us waiting, a device has no end
             raise SourceError(f"{self.uri} is not a regular file (a pipe or a device); name a file")
         return FileState(st.st_size, f"{st.st_mtime_ns}:{st.st_ino}")

@@ -110,7 +110,7 @@ class RemoteStore(Store):
                 SourceError, f"{self.uri} can't be read", reason
             ) from self.location.cause(e)
         if info.get("type") == "directory":
-            raise SourceError(f"{self.uri} is a directory; name one JSONL file")
+            raise SourceError(f"{self.uri} is a directory; name a file")
         return state_of(info)
 
     def open(self) -> IO[bytes]:

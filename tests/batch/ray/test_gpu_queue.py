@@ -75,7 +75,7 @@ def test_jobs_take_turns_and_none_is_overtaken(ray_cluster, caplog):
     caplog.set_level(logging.INFO, "sheaf_dagster")
     jobs = Jobs()
     jobs.start("first", 2, 3, lambda: jobs.got == ["first"])
-    first = "before this job: asset first (run 1): 2 GPUs"
+    first = "ahead of it: asset first (run 1): 2 GPUs"
     jobs.start("large", 2.5, 3, lambda: first in caplog.text)
     # It would fit beside the first one.
     jobs.start("small", 0.5, 3, lambda: f"{first}; asset large (run 1): 2.5 GPUs" in caplog.text)
@@ -94,13 +94,13 @@ def test_a_limit_that_another_instance_has_or_that_was_lowered_counts_what_is_he
     caplog.set_level(logging.INFO, "sheaf_dagster")
     jobs = Jobs()
     jobs.start("wide", 3, 4, lambda: jobs.got == ["wide"])
-    wide = "before this job: asset wide (run 1): 3 GPUs"
+    wide = "ahead of it: asset wide (run 1): 3 GPUs"
     jobs.start(
         "lowered",
         1,
         2,
         lambda: (
-            f"wanted: 1 GPU of 2 that all jobs may hold (shared_gpu_limit); {wide}" in caplog.text
+            f"wants 1 GPU of the 2 that all jobs may hold (shared_gpu_limit); {wide}" in caplog.text
         ),
     )
     # By its own limit it would fit beside the one that holds GPUs, and not beside both.
@@ -109,7 +109,7 @@ def test_a_limit_that_another_instance_has_or_that_was_lowered_counts_what_is_he
         1,
         4,
         lambda: (
-            f"of 4 that all jobs may hold (shared_gpu_limit); {wide}; asset lowered (run 1): 1 GPU"
+            f"of the 4 that all jobs may hold (shared_gpu_limit); {wide}; asset lowered (run 1): 1 GPU"
             in caplog.text
         ),
     )
@@ -174,7 +174,7 @@ def test_a_job_in_the_queue_names_bad_rows_at_once_and_follows_a_driver_that_die
         job.start()
         wait_until(
             lambda: (
-                "wanted: 2 GPUs of 2 that all jobs may hold (shared_gpu_limit); before this job: "
+                "this job wants 2 GPUs of the 2 that all jobs may hold (shared_gpu_limit); ahead of it: "
                 "asset nightly (run 1a2b3c4d): 2 GPUs" in caplog.text
             ),
             "the job to say what it waits for",
