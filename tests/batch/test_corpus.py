@@ -80,6 +80,14 @@ def test_the_corpus_is_large_and_every_file_is_used():
     assert {c["made"] for c in CASES if "made" in c} == set(MAKERS)
 
 
+def test_the_docs_say_how_large_the_corpus_is():
+    said = " ".join((ROOT / "docs" / "reliability.md").read_text().split())
+
+    assert f"lists {len(CASES)} files" in said
+    assert sum(bool(c.get("large")) for c in CASES) == 9
+    assert "Nine are so large that only `make test-corpus` makes and reads them" in said
+
+
 @pytest.mark.parametrize("case", SMALL, ids=lambda c: c["name"])
 def test_each_file_is_refused_clearly_or_read_as_meant(case, tmp_path):
     source = place(case, tmp_path)
