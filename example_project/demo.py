@@ -38,8 +38,9 @@ BROKEN = "2013-07-13"
 """The day whose file is broken on purpose."""
 
 _BROKEN_LINE = 3
-_STORY = """How long will flights from New York be in the air next week? {} routes, each day anew,
-by a model that was chosen on March to June and is reported on in July, beside repeating last week."""
+_STORY = """How long will flights from New York be in the air next week? The demo forecasts {} routes
+for each day of July. The model was chosen on March to June. At the end its errors are compared with
+those of repeating last week."""
 
 
 def main(*groups: str) -> int:
@@ -68,7 +69,7 @@ def _forecast() -> int:
     print("\nForecasts of July against what happened (7 days ahead; lower is better):\n")
     print(accuracy_table(_by_week(scored)))
     print(
-        "\nWAPE: sum of absolute errors / sum of minutes. Quantile loss: the same idea for the"
+        "\nWAPE: sum of absolute errors / sum of minutes. Quantile loss: the same measure for the"
         "\n0.1, 0.5 and 0.9 quantiles. The band should hold 80 %. `make ui` shows all of this."
     )
     return 0
@@ -126,9 +127,9 @@ def _backfill(instance: dg.DagsterInstance) -> None:
         config={"forecasts": {"config": {"compute": "local"}}},
     )  # fmt: skip
     print(
-        f"   The file is mended and {BROKEN} alone is run again, with compute: local."
-        f"\n   In the UI: Materialize… › [{FIRST}...{LAST}] › Launch backfill; the Checks tab names"
-        "\n   the line; Materialize… › that day, and the Launchpad for another compute or batch size"
+        f"   The demo repairs the file, and only {BROKEN} runs again, with compute: local."
+        f"\n   In the UI: Materialize… › [{FIRST}...{LAST}] › Launch backfill. The Checks tab names the"
+        "\n   line. Then Materialize… › that day; the Launchpad sets another compute or batch size"
     )
     _run(instance, ("weekly_naive", "forecast_accuracy"), FIRST, LAST)
 

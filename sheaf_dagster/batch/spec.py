@@ -33,8 +33,8 @@ Reuse = Literal["previous"]
 class BatchOptions(Spec):
     """How a job runs, whatever its files.
 
-    Each option is declared here once. Run config, ``defs.yaml`` and the command line take the same
-    fields.
+    Each option is declared here once. Run config and the command line's job files take the same
+    fields. So does ``defs.yaml``, except for ``row_limit``.
     """
 
     batch_size: int | Literal["auto"] = Field(
@@ -238,10 +238,10 @@ class BatchOptions(Spec):
             )
         if self.batch_budget is not None and self.bucket_by is not None:
             raise ValueError(
-                "batch_budget already makes batches of rows of like size; leave bucket_by out"
+                "batch_budget already puts rows of similar size into a batch; leave bucket_by out"
             )
         if self.max_cost is not None and not self.price_per_million:
-            raise ValueError("max_cost needs price_per_million, by which the cost is known")
+            raise ValueError("max_cost needs price_per_million, from which the cost is calculated")
         return self
 
 

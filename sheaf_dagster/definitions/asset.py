@@ -51,8 +51,8 @@ def build_batch_inference_asset(
     partitions fail, the others stay materialised, and only the failed ones need another run.
 
     When Dagster re-executes or retries a run, it passes all of the run's partitions again. The
-    asset then skips a partition if an earlier run of the same chain has committed it, its source,
-    model and batch layout are unchanged, and no check holds it back. A new run of its own always
+    asset then skips a partition if an earlier attempt of the run has committed it, its source,
+    model and batch layout are unchanged, and no check holds it back. A run that is no retry always
     runs its partitions.
 
     Pass an ``AssetSpec`` to set what any asset has: group_name, owners, tags, kinds, metadata,

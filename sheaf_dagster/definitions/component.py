@@ -56,7 +56,7 @@ _NEITHER = "{{ None }}"
 class BatchInferenceComponent(dg.Component, dg.Model, dg.Resolvable):
     """Runs a file of requests through a model, for each partition, as one asset.
 
-    Every row is checked before the model is loaded. Answers keep the order of the rows. The output
+    Every row is validated before the model is loaded. Answers keep the order of the rows. The output
     appears whole or not at all. See ``build_batch_inference_asset``.
 
     Write the model, the cluster and the storage here, or give the key of a resource of the project,

@@ -67,9 +67,10 @@ def build_jsonl_arrival_sensor(
     invalid rows                     one failed run, and no other until the file changes
     ===============================  =========================================================
 
-    A template can name a folder whose files are one source: it ends in a slash
-    (``"{root}/inbox/{partition_key}/"``) or without the suffix of a file of lines. The folder is then
-    watched as one file. It is ready when none of its files has changed for ``settle_seconds`` and none
+    A folder of files can be one source. A template that ends in a slash
+    (``"{root}/inbox/{partition_key}/"``) matches folders only. One that ends like a file of JSON lines
+    (``.jsonl``, ``.jsonl.gz`` …) matches files only. Any other, such as one that ends in ``.parquet``,
+    matches both. A folder is ready when none of its files has changed for ``settle_seconds`` and none
     has an unfinished name. It runs again when a file in it is changed, added or removed.
 
     If you reset the cursor, the sensor asks for every file again.

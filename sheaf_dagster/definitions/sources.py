@@ -36,7 +36,7 @@ class SourcePartitions:
         """Refuses partitions of an asset that the default mapping can't serve.
 
         Raises:
-            SpecError: They, or those of the source, are no time windows.
+            SpecError: They, or those of the source, are not time windows.
         """
         windows = dg.TimeWindowPartitionsDefinition
         if self.mapping is None and not (

@@ -66,12 +66,12 @@ def weights_digest(model_id: str, revision: str | None = None) -> str | None:
         revision: Branch, tag or commit of a hub model; by default its main branch.
 
     Returns:
-        ``sha256:<hex>`` over names and bytes of the local files (hidden ones, Markdown and
-        ``__pycache__`` left out; with the files beside an ONNX model that hold its weights), or
-        ``hub:<id>@<commit>``. The commit is asked of the hub; where that can't be reached, or
-        ``HF_HUB_OFFLINE`` is set, it is the one in the local cache. Then, each after ``on``, what is
-        loaded with it: the model under an adapter, at the revision that the adapter names, and the
-        hub model whose code it runs. None where nothing is known.
+        ``sha256:<hex>`` of local files, or ``hub:<id>@<commit>`` of a hub model. None if neither is
+        known. The hash covers names and bytes. It leaves out hidden files, Markdown and
+        ``__pycache__``, and takes in the files beside an ONNX model that hold its weights. The hub
+        tells the commit. If the hub can't be reached, or ``HF_HUB_OFFLINE`` is set, the local cache
+        does. What is loaded with the model follows, each after ``on``: the model under an adapter
+        (at the revision that the adapter names), and the hub model whose code it runs.
     """
     return _digest(model_id, revision, frozenset())
 
