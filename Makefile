@@ -135,7 +135,7 @@ $(VENV)-swift/.done:
 test-s3: $(VENV)/.dev $(VENV)-swift/.done  ## The tests of S3 on OpenStack Swift, which enforces what real stores do (minutes)
 	SHEAF_SWIFT=$(CURDIR)/$(VENV)-swift/bin $(BIN)/python -m pytest -n 2 --dist loadfile -m s3
 
-fuzz: $(VENV)/.dev  ## Any bytes through all that reads a source, for a minute (atheris)
+fuzz: $(VENV)/.dev  ## Feed random bytes to everything that reads a source, for a minute (atheris)
 	$(BIN)/python -m tests.fuzz -max_total_time=60
 
 audit: $(VENV)/.dev  ## Known vulnerabilities of the pinned dependencies (asks PyPI)
