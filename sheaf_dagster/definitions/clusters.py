@@ -48,8 +48,8 @@ def cluster_config(resource: Any, holder: str) -> ClusterConfig:
     address = _client_address(resource)
     if address is not None:
         raise SpecError(
-            f"ray_cluster is a {type(resource).__name__} at {address}, which a step outside the "
-            "cluster can reach only through Ray Client, and Ray Data does not run over Ray Client; "
+            f"ray_cluster is a {type(resource).__name__} at {address}. From outside the cluster, only "
+            "Ray Client reaches it, and Ray Data does not run over Ray Client; "
             'build the asset with launch="ray_job", and the resource with Lifecycle(connect=False)'
         )
     return ClusterConfig(holder=holder)

@@ -92,9 +92,9 @@ def run_as_ray_job(
 
 def _not_submitted(where: JobsAddress, why: Exception | None) -> ClusterError:
     return ClusterError(
-        f"no Ray job could be submitted to {where.url}: {why}; check the dashboard's address, "
-        "that the cluster is up, and, where it asks for a token, that RAY_AUTH_MODE=token and "
-        "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) are set for the step"
+        f"no Ray job could be submitted to {where.url}: {why}; check the dashboard's address, and "
+        "that the cluster is up. If the cluster asks for a token, set RAY_AUTH_MODE=token and "
+        "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) for the step"
     )
 
 
