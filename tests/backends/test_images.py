@@ -187,7 +187,7 @@ def test_a_palette_with_an_alpha_of_each_pixel_is_shown_on_white():
 def test_a_transparent_colour_that_cannot_be_told_apart_is_refused():
     line = struct.pack(">6H", 0, 0, 0, 256, 257, 258)
 
-    with pytest.raises(ValueError, match="16 bits is transparent"):
+    with pytest.raises(ValueError, match="transparent colour of 16 bits per channel"):
         decode_image(png(2, 16, 2, line, struct.pack(">3H", 256, 257, 258)))
     assert decode_image(png(2, 16, 2, line)).getpixel((1, 0)) == (1, 1, 1)
 
