@@ -222,14 +222,21 @@ CHECKS: dict[str, Callable[[BackendUnderTest], None]] = {
 RULES: tuple[str, ...] = tuple(CHECKS)
 """Names of the rules:
 
-``empty_batch`` an empty list for no requests; ``count`` one response a request; ``order`` in
-their order, with their ids; ``json`` pydantic models that survive JSON; ``single_row`` a row's
-answer is the same alone and in a batch, within the tolerance; ``batch_invariant`` and to the byte,
-where the class declares it; ``poison`` also beside rows with
-infinite or huge numbers, empty or very long ones; ``predict`` and by ``predict``; ``shapes`` and by
-the methods that a worker calls, where there are others;
-``repeatable`` the same batch gives the same answer, whatever ran before; ``seeded`` also from
-another instance; ``load_once`` nothing is loaded again; ``warm_up`` the warm-up batch runs;
-``requests_untouched`` requests are left as they are; ``identity`` ``identify`` is steady;
-``travels`` class, arguments and requests go to a fresh process, load there, and answer alike.
+* ``empty_batch``: no requests give an empty list.
+* ``count``: there is one response for each request.
+* ``order``: responses follow the order of the requests and carry their ids.
+* ``json``: responses are pydantic models that survive JSON.
+* ``single_row``: a row's answer alone is its answer in a batch, within the tolerance.
+* ``batch_invariant``: the two have the same bytes, if the class declares it.
+* ``poison``: a row's answer doesn't change beside rows with infinite or huge numbers, or beside empty
+  or very long ones.
+* ``predict``: ``predict`` gives the answers of ``batch_predict``.
+* ``shapes``: so do the methods that a worker calls.
+* ``repeatable``: the same batch gives the same answers, whatever ran before.
+* ``seeded``: another instance gives the same answers.
+* ``load_once``: nothing is loaded again.
+* ``warm_up``: the warm-up batch runs.
+* ``requests_untouched``: requests are left as they are.
+* ``identity``: ``identify`` always returns the same text.
+* ``travels``: class, arguments and requests work in a fresh process, with the same answers.
 """
