@@ -472,7 +472,7 @@ def test_a_server_that_finds_nothing_for_any_row_ends_the_job(server, backend_of
 
     assert sorted(type(o).__name__ for o in outcomes) == ["BackendError", *["RefusedError"] * 2]
     (ended,) = [o for o in outcomes if isinstance(o, BackendError)]
-    assert "doesn't know the address or the model of any of 3 rows (404)" in str(ended)
+    assert "doesn't know the URL or the model of any of the first 3 rows (404)" in str(ended)
 
 
 def test_an_answer_that_is_compressed_and_large_is_read(server, backend_of):

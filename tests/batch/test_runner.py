@@ -64,7 +64,7 @@ def test_a_local_job_says_that_it_reserves_nothing(write_rows, tmp_path, caplog)
     (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
 
     assert all(o.ok for o in outcomes)
-    assert "model 'doubler' asks for 0.5 GPU, but compute='local' reserves nothing" in warning
+    assert "model 'doubler' asks for 0.5 GPUs, but compute='local' reserves nothing" in warning
     assert "To reserve it, use compute='tasks' or 'actors'" in warning
 
 

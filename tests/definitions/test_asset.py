@@ -70,7 +70,7 @@ def test_of_many_failed_partitions_the_first_are_told_and_the_others_counted(tmp
 
     message, told = failure(result), failed_step(result).user_failure_data.metadata
     assert "22 of 23 partitions failed; the others are materialised:\np00: " in message
-    assert "\n… and 2 more: each is an error in this run's log" in message
+    assert "\n… and 2 more: this run's log has an error for each" in message
     assert [key for key in keys if f"\n{key}: " in message] == keys[:20]
     assert len(message) < 50_000
     assert list(told["failed_partitions"].value) == keys[:20]

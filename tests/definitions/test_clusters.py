@@ -73,7 +73,7 @@ def test_a_kuberay_cluster_takes_ray_jobs_once_it_is_up():
 
 
 def test_a_step_is_no_driver_of_a_cluster_that_only_ray_client_reaches():
-    with pytest.raises(sd.SpecError, match=r'Head at ray://127.0.0.1:10001, .*launch="ray_job"'):
+    with pytest.raises(sd.SpecError, match=r'Head at ray://127.0.0.1:10001\. .*launch="ray_job"'):
         cluster_config(head(), "asset a")
     assert cluster_config(LocalRay(), "asset a").address is None
 

@@ -49,7 +49,10 @@ def test_one_run_over_many_days_writes_each_with_its_own_metadata(tmp_path):
     [
         (lambda c: {"2026-01-01": []}, "no rows of 3 of 4 partitions: 2026-01-02"),
         (lambda c: [row(1)], "must return a dictionary of rows by partition key"),
-        (lambda c: {**dict.fromkeys(c.partition_keys, []), "x": []}, "partition 'x' which this"),
+        (
+            lambda c: {**dict.fromkeys(c.partition_keys, []), "x": []},
+            "partition 'x' which is not one of the 4",
+        ),
     ],
 )
 def test_one_run_over_many_days_must_name_each(obj, message, tmp_path):
