@@ -23,6 +23,17 @@ class Engine(Enum):
     ray_core = "ray_core"
 
 
+def _bounds_of(field: FieldInfo) -> dict[str, Any]:
+    """The bounds of a number; one that has none is above 0."""
+    found = {
+        name: value
+        for rule in field.metadata
+        for name in ("gt", "ge", "lt", "le")
+        if (value := getattr(rule, name, None)) is not None
+    }
+    return found or {"gt": 0}
+
+
 def _field_of(name: str, field: FieldInfo) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """A field of ``BatchOptions`` in the types that Dagster's config knows, and may leave out."""
     union = get_origin(field.annotation) in (Union, UnionType)
@@ -31,7 +42,7 @@ def _field_of(name: str, field: FieldInfo) -> Iterator[tuple[str, tuple[Any, Any
     for kind in kinds:
         values = get_args(kind)
         if get_origin(kind) is not Literal:
-            rules: dict[str, Any] = {"gt": 0} if kind in (int, float) else {}
+            rules = _bounds_of(field) if kind in (int, float) else {}
             yield name, (Optional[kind], Field(None, description=field.description, **rules))
         elif len(kinds) == 1:  # an enum, since Dagster's config knows no Literal
             enum = Enum(name, {value: value for value in values})  # type: ignore[misc]

@@ -139,6 +139,7 @@ def test_run_config_changes_one_materialisation(tmp_path):
     [
         ({"batch_size": -3}, "ops.predictions.config.batch_size: Input should be greater than 0 (got -3)"),
         ({"batch_timeout": 0.0}, "ops.predictions.config.batch_timeout: Input should be greater than 0 (got 0.0)"),
+        ({"max_error_fraction": 1.0}, "ops.predictions.config.max_error_fraction: Input should be less than 1 (got 1.0)"),
         ({"batch_timeout": float("inf")}, "ops.predictions.config: batch_timeout: Input should be a finite number"),
         ({"compute": "actors"}, "ops.predictions.config: spec: compute='actors' needs num_actors"),
     ],

@@ -46,3 +46,10 @@ def test_past_the_limit_the_step_fails_and_for_one_run_the_limit_may_be_another(
     assert "3 of 4 rows are invalid; max_error_rows=2 allows 2 of 4" in failure(failed)
     assert mended.success
     assert "nothing was run or written" in failure(strict)
+
+
+def test_one_run_may_tolerate_nothing(tolerant):
+    failed = tolerant.run(config={"max_error_rows": 0})
+
+    assert "1 of 5 rows are invalid; max_error_rows=0 allows 0 of 5" in failure(failed)
+    assert tolerant.run(config={"max_error_fraction": 0.0}).success is False
