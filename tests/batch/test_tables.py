@@ -245,6 +245,32 @@ def test_a_kept_column_of_a_wider_type_in_another_file_loses_no_digit(
     assert kept.type == whole
 
 
+DAY = dt.date(2026, 11, 27)
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "found"),
+    [
+        ([{"a": 1, "day": DAY}], [{"a": 2**40, "day": DAY}], None),
+        ([{"a": 1, "day": DAY}], [{"a": 1.5, "b": 1}], {"a": 1.5, "day": None, "b": 1}),
+        ([b"\xff"], ["text"], "text"),
+        ([[DAY]], [["text"]], ["text"]),
+        ([dt.timedelta(seconds=1)], [2.5], 2.5),
+    ],
+)
+def test_a_kept_column_of_another_type_in_another_file_is_as_json_has_it(
+    first, other, found, tmp_path
+):
+    sources = [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
+    for source, column in zip(sources, (first, other), strict=True):
+        pq.write_table(pa.table({"model_name": ["m"], "value": [1.0], "k": column}), source)
+
+    run(job(sources, tmp_path / "out.parquet", keep=["k"]))
+
+    kept = pq.read_table(tmp_path / "out.parquet").column("k").to_pylist()
+    assert kept == ([*first, *other] if found is None else [kept[0], found])
+
+
 FINITE = st.floats(-1e300, 1e300)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 KEPT = {

@@ -22,6 +22,7 @@ from sheaf_dagster.storage.formats import (
     has_one_form,
     holds,
     is_table,
+    may_widen,
     read_schema,
     without_decimals,
 )
@@ -38,29 +39,49 @@ __all__ = ["KeptColumns", "typed_as_in_source"]
 def typed_as_in_source(columns: pa.Schema, spec: BatchSpec) -> pa.Schema:
     """The columns of a sink, those of ``keep`` with the types that the source's first table has.
 
+    Of types that don't widen, all tables must have the same one.
+
     Args:
         columns: Of the sink.
         spec: The file.
     """
-    import pyarrow as pa
-
     if not spec.keep:
         return columns
+    fields = FieldMap(spec.columns or {}, spec.fields or {})
     try:
-        first = files_of([Location.of(spec.sources[0], spec.storage_options)])[0].location
-        source = read_schema(first) if is_table(first.uri) else pa.schema([])
+        files = files_of([Location.of(uri, spec.storage_options) for uri in spec.sources])
+        types = _types_in(files[0].location, spec.keep, fields)
+        for file in files[1:]:
+            if all(map(may_widen, types.values())):
+                break
+            others = _types_in(file.location, spec.keep, fields)
+            types = {n: t for n, t in types.items() if may_widen(t) or others.get(n) == t}
     except SheafError:
         return columns  # whoever reads the rows says what is wrong
-    fields = FieldMap(spec.columns or {}, spec.fields or {})
-    for name in spec.keep:
-        i, j = columns.get_field_index(name), source.get_field_index(fields.column_of(name))
-        type = source.field(j).type if j >= 0 else pa.null()
+    for name, type in types.items():
+        i = columns.get_field_index(name)
+        columns = columns.set(i, columns.field(i).with_type(type))
+    return columns
+
+
+def _types_in(location: Location, names: Sequence[str], fields: FieldMap) -> dict[str, pa.DataType]:
+    """The types of a table's columns that come back from JSON as they are, by field."""
+    import pyarrow as pa
+
+    found: dict[str, pa.DataType] = {}
+    if not is_table(location.uri):
+        return found
+    schema = read_schema(location)
+    for name in names:
+        if (at := schema.get_field_index(fields.column_of(name))) < 0:
+            continue
+        type = schema.field(at).type
         if pa.types.is_dictionary(type):
             # Each file of a folder may have other values, more than the first one's codes can name.
             type = pa.dictionary(pa.int32(), type.value_type)
         if has_one_form(type):
-            columns = columns.set(i, columns.field(i).with_type(type))
-    return columns
+            found[name] = type
+    return found
 
 
 class KeptColumns:

@@ -30,6 +30,7 @@ from sheaf_dagster.storage.formats.typed import (
     column_of,
     has_one_form,
     holds,
+    may_widen,
     without_decimals,
 )
 from sheaf_dagster.storage.location import Location
@@ -53,6 +54,7 @@ __all__ = [
     "is_plain",
     "is_table",
     "json_rows",
+    "may_widen",
     "open_text",
     "packed",
     "read_schema",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["column_of", "has_one_form", "holds", "without_decimals"]
+__all__ = ["column_of", "has_one_form", "holds", "may_widen", "without_decimals"]
 
 _UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _LARGEST_EXACT = 2**53
@@ -38,6 +38,19 @@ def has_one_form(type: pa.DataType) -> bool:
         or pa.types.is_temporal(type)
         or pa.types.is_decimal(type)
     )
+
+
+def may_widen(type: pa.DataType) -> bool:
+    """Whether a column of the type can take in what another file has in it, as a wider type, or can't.
+
+    Of any other type, columns that differ only go together as pyarrow finds them in JSON.
+    """
+    import pyarrow as pa
+
+    inner = type.value_type if _is_list(type) else type
+    if pa.types.is_float16(inner) or pa.types.is_duration(inner) or _is_binary(inner):
+        return False
+    return _is_number_or_text(inner) or (inner == type and not pa.types.is_nested(type))
 
 
 def holds(type: pa.DataType, what: Callable[[pa.DataType], bool]) -> bool:
