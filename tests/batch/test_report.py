@@ -61,7 +61,7 @@ def test_no_page_is_written_beside_a_sink_that_cannot_be_seen(tmp_path, write_ro
     result = run(job)
     elsewhere = job.model_copy(update={"sink": str(tmp_path / "out" / "other.jsonl")})
 
-    with pytest.raises(SinkError, match="not what the job committed"):
+    with pytest.raises(SinkError, match="is not the file that the job committed"):
         write_report(result, elsewhere, doubler())
 
     assert leftovers(tmp_path) == ["out.jsonl"]
