@@ -41,9 +41,9 @@ def has_one_form(type: pa.DataType) -> bool:
 
 
 def may_widen(type: pa.DataType) -> bool:
-    """Whether a column of the type can take in what another file has in it, as a wider type, or can't.
+    """Whether a column of the type may become one of a wider type for the values of another file.
 
-    Of any other type, columns that differ only go together as pyarrow finds them in JSON.
+    Columns of other types that differ go together only with the types that pyarrow finds in JSON.
     """
     import pyarrow as pa
 
