@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.backends.weights import TinyModels
+
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory) -> dict[str, str]:
@@ -127,6 +129,12 @@ def checkpoints(tmp_path_factory) -> dict[str, str]:
         made = {"config": {**config, "max_classes": max_classes}, "state_dict": model.state_dict()}
         torch.save(made, paths[name])
     return paths
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> TinyModels:
+    """Models of ``weights.py``, which no test changes."""
+    return TinyModels(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from sheaf_dagster.backends.text_embedder import SentenceTransformersBackend
 from sheaf_dagster.contracts import EmbeddingRequest, OpenAIBatchRequest, TimeSeriesRequest
 from sheaf_dagster.testing import RULES, check_backend
 from tests.backends.rules import WITHOUT_A_WORKER
-from tests.backends.weights import save_chronos_models
 
 pytestmark = pytest.mark.model
 
@@ -42,36 +41,29 @@ MIXED = [
 ]
 
 
-@pytest.fixture(scope="session")
-def chronos_weights(tmp_path_factory) -> dict[str, Path]:
-    """Random weights of tiny published architectures, saved as the hub has them."""
-    pytest.importorskip("torch")
-    return save_chronos_models(tmp_path_factory.mktemp("weights"))
-
-
 @pytest.mark.parametrize("family", ["bolt", "chronos2"])
-def test_quantile_families_answer_mixed_rows_like_single_ones(family, chronos_weights):
+def test_quantile_families_answer_mixed_rows_like_single_ones(family, models):
     check_backend(
         ChronosBackend,
         MIXED,
-        backend_kwargs={"model_id": str(chronos_weights[family]), "device": "cpu"},
+        backend_kwargs={"model_id": models[family], "device": "cpu"},
         rules=RULES if family == "bolt" else WITHOUT_A_WORKER,
     )
 
 
-def test_t5_keeps_the_rules_that_sampling_a_batch_can_keep(chronos_weights):
+def test_t5_keeps_the_rules_that_sampling_a_batch_can_keep(models):
     # The draws of a row depend on its batch; those of a batch don't depend on anything else.
     check_backend(
         ChronosBackend,
         MIXED,
-        backend_kwargs={"model_id": str(chronos_weights["t5"]), "device": "cpu"},
+        backend_kwargs={"model_id": models["t5"], "device": "cpu"},
         rules=[r for r in RULES if r not in ("single_row", "poison", "predict", "travels")],
     )
 
 
 @pytest.mark.parametrize("family", ["bolt", "t5", "chronos2"])
-def test_each_row_of_a_mixed_batch_gets_its_own_shape(family, chronos_weights):
-    backend = ChronosBackend(str(chronos_weights[family]), device="cpu")
+def test_each_row_of_a_mixed_batch_gets_its_own_shape(family, models):
+    backend = ChronosBackend(models[family], device="cpu")
     backend.load()
 
     answers = backend.batch_predict(MIXED)
@@ -85,8 +77,8 @@ def test_each_row_of_a_mixed_batch_gets_its_own_shape(family, chronos_weights):
     assert all(a.quantiles is None and a.samples is None for a in (answers[0], answers[4]))
 
 
-def test_t5_draws_the_same_paths_whatever_ran_before(chronos_weights):
-    backend = ChronosBackend(str(chronos_weights["t5"]), device="cpu")
+def test_t5_draws_the_same_paths_whatever_ran_before(models):
+    backend = ChronosBackend(models["t5"], device="cpu")
     backend.load()
     first = backend.batch_predict(MIXED)
 
@@ -96,8 +88,8 @@ def test_t5_draws_the_same_paths_whatever_ran_before(chronos_weights):
     assert [a.model_dump() for a in first] == [a.model_dump() for a in again]
 
 
-def test_chronos2_sees_the_other_variates(chronos_weights):
-    backend = ChronosBackend(str(chronos_weights["chronos2"]), device="cpu")
+def test_chronos2_sees_the_other_variates(models):
+    backend = ChronosBackend(models["chronos2"], device="cpu")
     backend.load()
     alone = series(0, history=[[float(t % 5)] for t in range(40)])
     joint = series(0, history=[[float(t % 5), 9.0 * (t % 2)] for t in range(40)])
@@ -107,18 +99,18 @@ def test_chronos2_sees_the_other_variates(chronos_weights):
     assert one.mean != two.mean
 
 
-def test_a_row_that_chronos_cannot_forecast_is_named(chronos_weights):
-    backend = ChronosBackend(str(chronos_weights["bolt"]), device="cpu")
+def test_a_row_that_chronos_cannot_forecast_is_named(models):
+    backend = ChronosBackend(models["bolt"], device="cpu")
     backend.load()
     with pytest.raises(ValueError, match=rf"{UUID(int=3)}.*no value to forecast from"):
         backend.batch_predict([series(1), series(2, history=[])])
 
 
-def test_weights_digest_follows_the_weights(chronos_weights, tmp_path):
-    digest = ChronosBackend.identify(model_id=str(chronos_weights["bolt"]))
+def test_weights_digest_follows_the_weights(models, tmp_path):
+    digest = ChronosBackend.identify(model_id=models["bolt"])
     other = tmp_path / "copy"
     other.mkdir()
-    for f in chronos_weights["bolt"].iterdir():
+    for f in Path(models["bolt"]).iterdir():
         (other / f.name).write_bytes(f.read_bytes())
 
     assert ChronosBackend.identify(model_id=str(other), device="cpu") == digest

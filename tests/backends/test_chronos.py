@@ -10,19 +10,17 @@ import pytest
 from sheaf_dagster.backends.chronos import ChronosBackend
 from sheaf_dagster.contracts import TimeSeriesRequest
 from sheaf_dagster.contracts.base import deviations_of
-from tests.backends.weights import save_chronos_models
 
 pytestmark = pytest.mark.model
 FAMILIES = ["bolt", "t5", "chronos2"]
 
 
 @pytest.fixture(scope="module")
-def backends(tmp_path_factory) -> dict[str, ChronosBackend]:
+def backends(models) -> dict[str, ChronosBackend]:
     pytest.importorskip("chronos")
-    made = {}
-    for name, path in save_chronos_models(tmp_path_factory.mktemp("chronos")).items():
-        made[name] = ChronosBackend(str(path), device="cpu")
-        made[name].load()
+    made = {family: ChronosBackend(models[family], device="cpu") for family in FAMILIES}
+    for backend in made.values():
+        backend.load()
     return made
 
 

@@ -17,15 +17,9 @@ from sheaf_dagster.backends.image_embedder import ImageEmbedderBackend
 from sheaf_dagster.contracts import EmbeddingRequest, deviations_of
 from sheaf_dagster.testing import RULES, check_backend
 from tests.backends.rules import WITHOUT_A_WORKER
-from tests.backends.weights import save_vision_models
 from tests.conftest import read_rows
 
 pytestmark = pytest.mark.model
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, str]:
-    return save_vision_models(tmp_path_factory.mktemp("vision"))
 
 
 def picture(seed: int, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> Image.Image:

@@ -19,20 +19,8 @@ from sheaf_dagster.contracts import (
     TextRequest,
     TimeSeriesRequest,
 )
-from tests.backends.weights import save_chronos_models, save_language_models, save_vision_models
 
 TEXTS = [["dog", "a photo of a red cat"], [], ["a"], ["the dog says a red cat", "a a", "cat"]]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, str]:
-    root = tmp_path_factory.mktemp("models")
-    chronos = save_chronos_models(root / "chronos")
-    return {
-        **save_vision_models(root / "vision"),
-        **save_language_models(root / "language"),
-        "bolt": str(chronos["bolt"]),
-    }
 
 
 def given_to(module) -> list[int]:

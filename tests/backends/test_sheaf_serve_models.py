@@ -24,12 +24,10 @@ from tests.conftest import read_rows
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> dict[str, str]:
+def tiny(tmp_path_factory, models) -> dict[str, str]:
     """Random weights of small architectures, saved as the hub has them."""
     import torch
     from transformers import BertConfig, BertForMaskedLM, BertTokenizer
-
-    from tests.backends.weights import save_chronos_models, save_vision_models
 
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("tiny")
@@ -46,11 +44,8 @@ def tiny(tmp_path_factory) -> dict[str, str]:
         intermediate_size=32,
     )  # fmt: skip
     BertForMaskedLM(config).save_pretrained(letters)
-    vision = save_vision_models(root / "vision")
-    chronos = save_chronos_models(root / "chronos")
     return {
-        **vision,
-        **{k: str(v) for k, v in chronos.items()},
+        **{name: models[name] for name in ("dinov2", "bolt", "t5")},
         **_save_models_that_see(root / "seeing"),
         "letters": str(letters),
     }

@@ -24,7 +24,6 @@ from sheaf_dagster.contracts import (
     TensorsRequest,
     TimeSeriesRequest,
 )
-from tests.backends.weights import save_chronos_models, save_vision_models
 from tests.conftest import read_rows
 
 pytestmark = pytest.mark.model
@@ -52,13 +51,11 @@ ScarceTables = scarce(TabICLBackend)
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory, programs, onnx_files, checkpoints) -> dict[str, str]:
-    vision = save_vision_models(tmp_path_factory.mktemp("vision"))
-    chronos = save_chronos_models(tmp_path_factory.mktemp("chronos"))
+def weights(models, programs, onnx_files, checkpoints) -> dict[str, str]:
     return {
-        "images": vision["clip"],
-        "bolt": str(chronos["bolt"]),
-        "chronos2": str(chronos["chronos2"]),
+        "images": models["clip"],
+        "bolt": models["bolt"],
+        "chronos2": models["chronos2"],
         "onnx": onnx_files["iris"],
         "program": programs["net"],
         "tabicl": checkpoints["classifier_path"],

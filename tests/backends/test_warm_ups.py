@@ -6,7 +6,6 @@ import pytest
 
 from sheaf_dagster import ModelSpec
 from sheaf_dagster.batch.worker.loading import ModelContext, load_backend
-from tests.backends.weights import save_language_models
 
 pytestmark = pytest.mark.model
 
@@ -27,8 +26,6 @@ def test_array_models_warm_up_with_a_row_of_zeros(programs, onnx_files):
     assert all(warmed("onnx", "tensors", path=path) == 1 for path in onnx_files.values())
 
 
-def test_the_others_warm_up_with_rows_of_their_own(checkpoints, tmp_path):
-    models = save_language_models(tmp_path)
-
+def test_the_others_warm_up_with_rows_of_their_own(checkpoints, models):
     assert warmed("transformers_pipeline", "openai_batch", model_id=models["causal"]) == 2
     assert warmed("tabicl", "tabular", **checkpoints, load=["classification", "regression"]) == 2

@@ -85,7 +85,7 @@ def save_vision_models(root: Path) -> dict[str, str]:
     return {name: str(root / name) for name in made}
 
 
-def save_chronos_models(root: Path) -> dict[str, Path]:
+def save_chronos_models(root: Path) -> dict[str, str]:
     """Chronos-Bolt, Chronos-T5 and Chronos-2."""
     import torch
     from chronos.chronos_bolt import ChronosBoltModelForForecasting
@@ -154,7 +154,7 @@ def save_chronos_models(root: Path) -> dict[str, Path]:
     core.chronos_pipeline_class = "Chronos2Pipeline"
     core.architectures = ["Chronos2Model"]
     Chronos2Model(core).save_pretrained(root / "chronos2")
-    return {"bolt": root / "bolt", "t5": root / "t5", "chronos2": root / "chronos2"}
+    return {name: str(root / name) for name in ("bolt", "t5", "chronos2")}
 
 
 CHAT_TEMPLATE = (
@@ -206,3 +206,23 @@ def save_language_models(root: Path) -> dict[str, str]:
         model.save_pretrained(root / name)
         tokenizer(template).save_pretrained(root / name)
     return {name: str(root / name) for name in made}
+
+
+FAMILIES = {
+    save_vision_models: ("clip", "siglip", "dinov2"),
+    save_chronos_models: ("bolt", "t5", "chronos2"),
+    save_language_models: ("causal", "seq2seq", "moods", "entails", "tokens"),
+}
+
+
+class TinyModels(dict[str, str]):
+    """The folder of each model by its name; a family is saved when one of it is asked for."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self._root = root
+
+    def __missing__(self, name: str) -> str:
+        (save,) = [save for save, names in FAMILIES.items() if name in names]
+        self.update(save(self._root))
+        return self[name]
