@@ -96,11 +96,6 @@ class FastCodec:
         except Exception:
             pass
 
-    def accepts(self, line: bytes) -> Any:
-        """What ``accepts_all`` says of one line: its ``request_id``, True where it gives none, or False."""
-        given = self.fields(line)
-        return given is not None and (given.get(IDENTITY) or True)
-
     def write(self, rows: Sequence[BaseModel]) -> list[bytes] | None:
         """What pydantic would write, where that is each field's value as it is.
 
