@@ -105,6 +105,16 @@ def diffusion(i: int, **fields):
     return THEIRS.validate_python(row)
 
 
+def asked_of(model_type: str, **fields):
+    """A request of sheaf-serve's own class."""
+    return THEIRS.validate_json(line(model_type, **fields))
+
+
+def made(name: str, **kwargs):
+    """A backend of its own class, without a model."""
+    return theirs()[name](**kwargs)
+
+
 def requests(model_type: str, rows: list[dict]) -> list:
     """Requests of our classes, numbered from 1."""
     contract = contract_for(model_type)

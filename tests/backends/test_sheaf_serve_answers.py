@@ -6,36 +6,18 @@ import base64
 import io
 import math
 import os
-import random
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import sheaf_dagster as sd
-from sheaf_dagster.backends import resolve_backend
-from sheaf_dagster.backends.arguments import check_arguments
 from sheaf_dagster.backends.sheaf.deviations import Asked, deviations
-from sheaf_dagster.backends.sheaf.drawing import RowDraws, seeded
 from sheaf_dagster.backends.sheaf.pictures import as_shown
 from sheaf_dagster.backends.sheaf.refusals import refuse, refuse_answer
 from sheaf_dagster.backends.sheaf.watching import temporary_files_removed, watch
 from sheaf_dagster.contracts import deviations_of
-from tests.backends.sheaf_rows import THEIRS, line, png, theirs
-
-NAMESPACE = SimpleNamespace
-
-
-def asked_of(model_type: str, **fields):
-    """A request of sheaf-serve's own class."""
-    return THEIRS.validate_json(line(model_type, **fields))
-
-
-def made(name: str, **kwargs):
-    """A backend of its own class, without a model."""
-    return theirs()[name](**kwargs)
-
+from tests.backends.sheaf_rows import asked_of, made, png
 
 # -- refused ----------------------------------------------------------------------------------
 
@@ -119,9 +101,9 @@ def test_rows_that_are_in_order_are_let_through():
 def test_an_answer_without_what_was_asked_for_is_none(mode):
     request = asked_of("time_series", output_mode=mode)
     with pytest.raises(ValueError, match=f"the model gives no {mode}"):
-        refuse_answer(request, NAMESPACE(samples=None, quantiles=None))
-    refuse_answer(request, NAMESPACE(samples=[[1]], quantiles={"0.1": [1]}))
-    refuse_answer(asked_of("depth"), NAMESPACE())
+        refuse_answer(request, SimpleNamespace(samples=None, quantiles=None))
+    refuse_answer(request, SimpleNamespace(samples=[[1]], quantiles={"0.1": [1]}))
+    refuse_answer(asked_of("depth"), SimpleNamespace())
 
 
 # -- noted ------------------------------------------------------------------------------------
@@ -129,20 +111,20 @@ def test_an_answer_without_what_was_asked_for_is_none(mode):
 
 def noted(name: str, backend, model_type: str, answer=None, **fields):
     request = asked_of(model_type, **fields)
-    return deviations(Asked(name, backend, request, fields.keys()), answer or NAMESPACE())
+    return deviations(Asked(name, backend, request, fields.keys()), answer or SimpleNamespace())
 
 
 LONG = [1.0] * 513
 MODELS = {
-    "bolt": NAMESPACE(_pipeline=NAMESPACE(model_context_length=512)),
-    "timesfm": NAMESPACE(_model=NAMESPACE(context_len=512)),
-    "moirai": NAMESPACE(_context_length=512),
-    "english": NAMESPACE(_model=NAMESPACE(is_multilingual=False)),
-    "whisper": NAMESPACE(_model=NAMESPACE(is_multilingual=True)),
-    "faster": NAMESPACE(_model=NAMESPACE(model=NAMESPACE(is_multilingual=False))),
-    "six bands": NAMESPACE(_processor=NAMESPACE(image_mean=[0.0] * 6)),
-    "one band": NAMESPACE(_processor=NAMESPACE(image_mean=[0.0])),
-    "no bands": NAMESPACE(_processor=NAMESPACE()),
+    "bolt": SimpleNamespace(_pipeline=SimpleNamespace(model_context_length=512)),
+    "timesfm": SimpleNamespace(_model=SimpleNamespace(context_len=512)),
+    "moirai": SimpleNamespace(_context_length=512),
+    "english": SimpleNamespace(_model=SimpleNamespace(is_multilingual=False)),
+    "whisper": SimpleNamespace(_model=SimpleNamespace(is_multilingual=True)),
+    "faster": SimpleNamespace(_model=SimpleNamespace(model=SimpleNamespace(is_multilingual=False))),
+    "six bands": SimpleNamespace(_processor=SimpleNamespace(image_mean=[0.0] * 6)),
+    "one band": SimpleNamespace(_processor=SimpleNamespace(image_mean=[0.0])),
+    "no bands": SimpleNamespace(_processor=SimpleNamespace()),
 }
 
 
@@ -199,11 +181,11 @@ def test_what_rows_and_arguments_say_of_one_setting(name, kwargs, model_type, fi
 
 
 def test_a_picture_or_paths_of_another_number_are_noted():
-    answer = NAMESPACE(height=1024, width=1008)
+    answer = SimpleNamespace(height=1024, width=1008)
     wide = {"prompt": "a", "width": 1016}
     assert noted("extra", None, "diffusion", answer, **wide) == ["clipped"]
     paths = {"output_mode": "samples", "num_samples": 3}
-    hundred = NAMESPACE(samples=[[1.0]] * 100)
+    hundred = SimpleNamespace(samples=[[1.0]] * 100)
     assert noted("extra", None, "time_series", hundred, **paths) == ["ignored_field"]
 
 
@@ -213,7 +195,7 @@ def test_texts_that_are_cut_are_noted_as_their_tokenizers_cut_them():
 
     words = tokenizer()
     words.model_max_length = 6
-    sequences = NAMESPACE(_tokenizer=words)
+    sequences = SimpleNamespace(_tokenizer=words)
     fits, cut = "a cat of dog", "a cat of red dog"
     assert len(words(fits)["input_ids"]) == 6
 
@@ -222,18 +204,19 @@ def test_texts_that_are_cut_are_noted_as_their_tokenizers_cut_them():
         "truncated"
     ]
     assert noted("molformer", sequences, "small_molecule", smiles=[cut]) == ["truncated"]
-    bark = NAMESPACE(_processor=NAMESPACE(tokenizer=words))
+    bark = SimpleNamespace(_processor=SimpleNamespace(tokenizer=words))
     assert noted("bark", bark, "tts", text="a " * 256) == []
     assert noted("bark", bark, "tts", text="a " * 257, speed=2) == ["ignored_field", "truncated"]
-    schnell = NAMESPACE(
-        tokenizer_2=words, transformer=NAMESPACE(config=NAMESPACE(guidance_embeds=False))
+    schnell = SimpleNamespace(
+        tokenizer_2=words,
+        transformer=SimpleNamespace(config=SimpleNamespace(guidance_embeds=False)),
     )
-    flux = NAMESPACE(_pipeline=schnell)
+    flux = SimpleNamespace(_pipeline=schnell)
     assert noted("flux", flux, "diffusion", prompt="a " * 510) == []
     assert noted("flux", flux, "diffusion", prompt="a " * 511) == ["truncated"]
     assert noted("flux", flux, "diffusion", prompt="a", negative_prompt="b") == ["ignored_field"]
     assert noted("flux", flux, "diffusion", prompt="a", guidance_scale=3.5) == ["ignored_field"]
-    sdxl = NAMESPACE(_pipeline=NAMESPACE(tokenizer=words))
+    sdxl = SimpleNamespace(_pipeline=SimpleNamespace(tokenizer=words))
     assert noted("sdxl", sdxl, "multimodal_generation", negative_prompt=cut) == ["truncated"]
 
     def clip(texts, context_length=6):
@@ -242,7 +225,7 @@ def test_texts_that_are_cut_are_noted_as_their_tokenizers_cut_them():
         cut_off = {"truncation": True, "max_length": context_length, "padding": "max_length"}
         return torch.tensor(words(texts, **cut_off)["input_ids"])
 
-    open_clip = NAMESPACE(_tokenizer=clip)
+    open_clip = SimpleNamespace(_tokenizer=clip)
     assert noted("open-clip", open_clip, "embedding", texts=[fits, "a"]) == []
     assert noted("open-clip", open_clip, "embedding", texts=["a", cut]) == ["truncated"]
 
@@ -250,11 +233,11 @@ def test_texts_that_are_cut_are_noted_as_their_tokenizers_cut_them():
 def test_weather_without_the_sun_is_noted_row_by_row():
     backend = made("graphcast", checkpoint_path="a.npz")
     forcings = iter([{"sun": 1}, {}, {"sun": 1}])
-    backend._build_forcings = lambda *_: NAMESPACE(data_vars=next(forcings))
+    backend._build_forcings = lambda *_: SimpleNamespace(data_vars=next(forcings))
 
     def run(request):
         backend._build_forcings(None, None)
-        return NAMESPACE(metadata={})
+        return SimpleNamespace(metadata={})
 
     backend._run = run
     watch("graphcast", backend)
@@ -262,171 +245,6 @@ def test_weather_without_the_sun_is_noted_row_by_row():
     answers = backend.batch_predict([asked_of("weather")] * 3)
 
     assert [deviations_of(a.__dict__) for a in answers] == [(), ("fell_back",), ()]
-
-
-# -- drawn ------------------------------------------------------------------------------------
-
-
-def ids(n: int) -> list:
-    return [asked_of("depth") for _ in range(n)]
-
-
-def test_rows_that_are_drawn_do_not_depend_on_their_batch_mates():
-    def draw(rows):
-        return [(random.random(), float(np.random.rand())) for _ in rows]  # noqa: NPY002
-
-    rows, state = ids(4), random.getstate()
-
-    together = RowDraws(draw).answer(rows, "kind")
-    alone = [RowDraws(draw).answer([row], "kind")[0] for row in rows]
-    draws = RowDraws(draw)
-    again = draws.answer(rows[:2], "kind") + draws.answer(rows[2:], "kind")
-
-    assert together == alone == again
-    assert len(set(together)) == 4
-    assert random.getstate() == state, "the caller's own generator is left as it was"
-
-
-def test_rows_that_are_not_drawn_stay_together():
-    calls: list[int] = []
-
-    def answer(rows):
-        calls.append(len(rows))
-        return [row.request_id for row in rows]
-
-    draws, rows = RowDraws(answer), ids(5)
-
-    assert draws.answer(rows, "kind") == [row.request_id for row in rows]
-    assert draws.answer(rows, "kind") == [row.request_id for row in rows]
-    assert calls == [1, 5, 5], "one row is asked alone, once"
-
-
-def test_a_draw_of_another_thread_meanwhile_is_not_taken_for_the_backends():
-    calls: list[int] = []
-
-    def answer(rows):
-        calls.append(len(rows))
-        if len(calls) == 1:
-            random.random()
-        return list(rows)
-
-    draws = RowDraws(answer)
-    draws.answer(ids(3), "kind")
-
-    assert calls == [1, 1, 3]
-
-
-def test_some_rows_of_a_kind_may_draw():
-    def answer(rows):
-        return [random.random() if row.normalize else 0.0 for row in rows]
-
-    rows = [asked_of("depth", normalize=n) for n in (False, True, True)]
-
-    together = RowDraws(answer).answer(rows, "kind")
-
-    assert together == [RowDraws(answer).answer([row], "kind")[0] for row in rows]
-    assert together[1] != together[2]
-
-
-def test_generators_of_torch_are_seeded_and_put_back():
-    torch = pytest.importorskip("torch")
-    before = torch.get_rng_state()
-
-    with seeded(b"a"):
-        first = torch.rand(3)
-    with seeded(b"a"):
-        again = torch.rand(3)
-
-    assert torch.equal(first, again)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_every_worker_draws_the_same_weights():
-    pytest.importorskip("torch")
-    request = asked_of("point_cloud", task="classify")
-    answers = []
-    for _ in range(2):
-        backend = resolve_backend("sheaf:pointnet")()
-        backend.load()
-        answers.append(backend.predict(request).scores)
-
-    assert answers[0] == answers[1]
-
-
-# -- arguments and weights --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "given", "says"),
-    [
-        ("chronos2", {"num_samples": "20"}, "num_samples is '20'"),
-        ("dinov2", {"pooling": "max"}, "pooling is 'max'"),
-        ("videomae", {"task": "embed"}, "task is 'embed'"),
-        ("timesfm", {"backend": "cuda"}, "backend is 'cuda'"),
-        ("pointnet", {"label_names": "chair"}, "label_names is 'chair'"),
-        ("flux", {"lora": ["ink"]}, r"lora is \['ink'\]"),
-    ],
-)
-def test_an_argument_of_another_type_is_refused_by_name(name, given, says):
-    with pytest.raises(sd.SpecError, match=rf"model 'm': backend_kwargs\.{says}"):
-        check_arguments(resolve_backend(f"sheaf:{name}"), "m", given)
-
-
-@pytest.mark.parametrize("name", sorted(theirs()))
-def test_the_types_of_every_backend_can_be_checked(name):
-    check_arguments(resolve_backend(f"sheaf:{name}"), "m", {"device": "cpu"})
-
-
-@pytest.mark.parametrize(
-    ("name", "given", "says"),
-    [
-        ("chronos2", {"torch_dtype": "fp16"}, "torch_dtype must be one of bfloat16, .*'fp16'"),
-        ("flux", {"torch_dtype": "half"}, "torch_dtype must be one of"),
-        ("sdxl", {"mode": "text2img"}, "mode must be one of"),
-        ("raft", {"model_name": "raft"}, "model_name must be one of"),
-        ("bark", {"model": "a"}, "unexpected keyword argument 'model'; its arguments are model_name"),
-        ("graphcast", {}, "checkpoint_path"),
-        ("flux", {"lora": {"adapters": {"ink": {}}}}, r"backend_kwargs\.lora\.adapters\.ink\.source: Field required"),
-        ("flux", {"lora": {"default": "ink"}}, "not in adapters"),
-        ("bark", {"lora": {"adapters": {}}}, "takes no LoRA adapters"),
-        ("esmc", {"model_opt": {"mode": "fastest"}}, r"backend_kwargs\.model_opt"),
-        ("esmc", {"model_opt": {"mode": "big"}}, r"requests model_opt mode 'big'"),
-        ("bark", {"model_opt": {"mode": "off"}}, "no inference optimization kit"),
-    ],
-)  # fmt: skip
-def test_arguments_that_cannot_work_are_refused_before_anything_is_loaded(name, given, says):
-    with pytest.raises(sd.SpecError, match=says):
-        resolve_backend(f"sheaf:{name}")(**given)
-
-
-def test_another_adapter_is_another_model(tmp_path):
-    ink, base = tmp_path / "ink.safetensors", tmp_path / "flux"
-    ink.write_bytes(b"ink")
-    base.mkdir()
-    (base / "weights").write_bytes(b"flux")
-    flux = resolve_backend("sheaf:flux")
-    kwargs = {
-        "model_id": str(base),
-        "lora": {"adapters": {"ink": {"source": str(ink)}}},
-    }
-
-    first = flux.identify(**kwargs)
-    ink.write_bytes(b"other ink")
-
-    assert first.startswith("model_id=sha256:")
-    assert "; lora ink=sha256:" in first
-    assert first != flux.identify(**kwargs)
-
-
-def test_a_folder_that_is_called_like_a_device_is_no_weights(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "net.pt").write_bytes(b"1")
-
-    found = resolve_backend("sheaf:pointnet").identify(checkpoint_path="net.pt", device="cpu")
-
-    assert found.startswith("checkpoint_path=sha256:")
-    assert "device" not in found
 
 
 # -- pictures and sounds ----------------------------------------------------------------------
@@ -477,7 +295,7 @@ def test_sounds_that_are_unpacked_leave_no_file_behind(name):
         assert os.path.exists(path)
         raise RuntimeError("cut off")
 
-    backend._model = NAMESPACE(transcribe=transcribe)
+    backend._model = SimpleNamespace(transcribe=transcribe)
     with pytest.raises(RuntimeError), temporary_files_removed(backend):
         backend.predict(asked_of("audio"))
 
