@@ -115,7 +115,8 @@ $(VENV)-vllm/.done: tests/vllm_environment.py constraints.txt
 	@touch $@
 
 test-vllm: $(VENV)-vllm/.done  ## vLLM itself on this machine's CPUs, in .venv-vllm (a quarter of an hour)
-	$(VENV)-vllm/bin/python -m pytest tests/backends/test_vllm.py tests/backends/test_openai_endpoint.py
+	$(VENV)-vllm/bin/python -m pytest tests/backends/test_vllm.py tests/backends/test_openai_endpoint.py \
+		tests/backends/test_openai_endpoint_jobs.py
 
 $(VENV)-stores/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-stores

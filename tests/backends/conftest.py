@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.api_server import ApiServer
 from tests.backends.weights import TinyModels
 
 
@@ -129,6 +131,14 @@ def checkpoints(tmp_path_factory) -> dict[str, str]:
         made = {"config": {**config, "max_classes": max_classes}, "state_dict": model.state_dict()}
         torch.save(made, paths[name])
     return paths
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    """A server that speaks the OpenAI API."""
+    made = ApiServer()
+    yield made
+    made.stop()
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from sheaf_dagster import BackendError, BatchRunner, BatchSpec, ModelSpec, ServiceDownError
-from sheaf_dagster.contracts import OpenAIBatchRequest
 from tests.api_server import ApiServer
+from tests.backends.served_rows import line, write
 from tests.batch_api_server import BatchApiServer
 from tests.conftest import read_rows
 
@@ -38,18 +38,9 @@ def model(url: str, **kwargs: Any) -> ModelSpec:
 
 
 def job(tmp_path: Path, texts: list[str], **options: Any) -> BatchSpec:
-    source = tmp_path / "in.jsonl"
-    rows = [
-        OpenAIBatchRequest(
-            custom_id=f"row-{i}",
-            url="/v1/chat/completions",
-            body={"model": "m", "messages": [{"role": "user", "content": text}]},
-        )
-        for i, text in enumerate(texts)
-    ]
-    source.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    rows = [line(i, text, model="m") for i, text in enumerate(texts)]
     return BatchSpec(
-        source=str(source), sink=str(tmp_path / "out.jsonl"), compute="local", batch_size=4,
+        source=write(tmp_path / "in.jsonl", rows), sink=str(tmp_path / "out.jsonl"), compute="local", batch_size=4,
         **options,
     )  # fmt: skip
 
