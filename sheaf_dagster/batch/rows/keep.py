@@ -28,7 +28,7 @@ __all__ = [
     "written_fields",
 ]
 
-_LARGE = re.compile(rb"[eE]\+?\d{3}")
+_LARGE = re.compile(rb"\d[eE]\+?\d{3}")
 """What a number that is too large for a float may look like, as 1e999 does."""
 
 
@@ -142,25 +142,35 @@ def _is_text(data: bytes) -> bool:
 
 
 def _read_slowly(keep: Sequence[str], line: bytes) -> bytes:
-    """Of rows with what JSON doesn't know (NaN, 1e999), which becomes null, and of what is not a row."""
+    """Of rows with what JSON doesn't know (NaN, 1e999), which becomes null, and of what is not a row.
+
+    All other numbers stay as they are written.
+    """
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_float=_finite, parse_int=orjson.Fragment, parse_constant=_null)
     except (ValueError, RecursionError):
         row = None
     row = row if isinstance(row, dict) else {}
-    text = "".join(
-        f",{json.dumps(name)}:{json.dumps(_finite(row.get(name)), ensure_ascii=False)}"
-        for name in keep
+    return b"".join(
+        b",%b:%b" % (orjson.dumps(name), orjson.dumps(_as_text(row.get(name)))) for name in keep
     )
-    return text.encode("utf-8", "replace")
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+def _finite(number: str) -> orjson.Fragment | None:
+    return orjson.Fragment(number) if math.isfinite(float(number)) else None
+
+
+def _null(_: str) -> None:
+    return None
+
+
+def _as_text(value: Any) -> Any:
+    """A value without halves of characters, which UTF-8 can't hold."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
     if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    return [_finite(part) for part in value] if isinstance(value, list) else value
+        return {_as_text(key): _as_text(part) for key, part in value.items()}
+    return [_as_text(part) for part in value] if isinstance(value, list) else value
 
 
 def with_fields(line: bytes, fields: bytes) -> bytes:
