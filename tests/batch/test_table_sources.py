@@ -204,6 +204,20 @@ def test_a_date_beyond_all_years_is_named_with_its_row_and_column(column, tmp_pa
         run(job(source))
 
 
+@pytest.mark.parametrize("keep", [[], ["k"]])
+def test_a_map_with_a_key_twice_is_named_with_its_row_and_column(keep, tmp_path):
+    source = tmp_path / "in" / "twice.parquet"
+    source.parent.mkdir()
+    maps = pa.array([[("a", 1)], [("b", 1), ("a", 2), ("b", 3)]], pa.map_(pa.string(), pa.int64()))
+    pq.write_table(pa.table({"model_name": ["m", "m"], "value": [1.0, 2.0], "k": maps}), source)
+
+    said = (
+        r"twice\.parquet, row 2: the value in column 'k' can't be read \(the key 'b' is there twice"
+    )
+    with pytest.raises(SourceError, match=said):
+        run(job(source, keep=keep))
+
+
 @pytest.mark.parametrize(
     ("mapped", "said"),
     [

@@ -9,7 +9,7 @@ timestamp, date, time  ISO 8601 text, with its zone where it has one
 duration               seconds
 binary                 base64 text
 dictionary             the value that the code stands for
-struct, map            an object; a null in a struct is left out
+struct, map            an object; a null in a struct is left out, a key that is there twice refused
 =====================  ============================================================================
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -111,14 +111,22 @@ def _shape_of(type: Any, nulls: bool) -> Callable[[Any], Any] | None:
         }
     if pa.types.is_map(type):
         item = _shape_of(type.item_type, nulls)
-        return lambda value: {
-            _key(k): v if item is None or v is None else item(v) for k, v in value
-        }
+        return lambda value: _object(value, item)
     if hasattr(type, "value_type"):
         element = _shape_of(type.value_type, nulls)
         if element is not None:
             return lambda value: [None if v is None else element(v) for v in value]
     return None
+
+
+def _object(pairs: Sequence[tuple[Any, Any]], item: Callable[[Any], Any] | None) -> dict[str, Any]:
+    """A map, whose keys JSON has once each."""
+    made: dict[str, Any] = {}
+    for given, value in pairs:
+        if (key := _key(given)) in made:
+            raise ValueError(f"the key {key!r} is there twice")
+        made[key] = value if item is None or value is None else item(value)
+    return made
 
 
 def _iso(value: Any) -> str:

@@ -73,7 +73,8 @@ class TableFile:
             i, name = _unreadable(batch)
             raise SourceError(
                 f"{self._uri}, row {self._read + i + 1}: the value in column {name!r} can't be read "
-                f"({e}); years go from 1 to 9999. Correct the value, or drop the column"
+                f"({e}); years go from 1 to 9999, and a map has each key once. Correct the value, or "
+                "drop the column"
             ) from e
 
     def _reading(self) -> AbstractContextManager[None]:
