@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from decimal import Decimal
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,8 @@ COLUMNS = {
     "timestamps with a zone": pa.array([NANOSECONDS, None], pa.timestamp("ns", "Europe/Berlin")),
     "durations": pa.array([dt.timedelta(days=-9, microseconds=7), None], pa.duration("us")),
     "durations with nanoseconds": pa.array([10**9 + 7, None, -1], pa.duration("ns")),
+    "long durations": pa.array([10**17 + 1, None, -(2**63) + 1], pa.duration("ns")),
+    "long durations with microseconds": pa.array([10**16 + 1, None], pa.duration("us")),
     "bytes": pa.array([b"\x00\xff", None, b""], pa.binary()),
     "bytes of one length": pa.array([b"\x00\xff", None], pa.binary(2)),
     "lists": pa.array([[1, None], None, []], pa.list_(pa.int32())),
@@ -45,5 +48,12 @@ COLUMNS = {
         pa.struct([("price", pa.decimal128(38, 20)), ("share", pa.float64()), ("day", pa.date32())]),
     ),
     "lists of structs": pa.array([[{"a": b"\xff"}, None], [], None]),
+    "maps from integers": pa.array([[(-1, "a"), (2, None)], None], pa.map_(pa.int8(), pa.string())),
+    "maps from days": pa.array([[(DAY, 1)], []], pa.map_(pa.date32(), pa.int64())),
+    "maps from bytes": pa.array([[(b"\xff", True)], None], pa.map_(pa.binary(), pa.bool_())),
+    "structs of durations": pa.array([{"wait": 10**17 + 1}, None], pa.struct([("wait", pa.duration("ns"))])),
+    "ids": pa.array([UUID(int=2**127 + 1).bytes, None], pa.binary(16)).cast(pa.uuid()),
+    "lists of ids": pa.ListArray.from_arrays([0, 1, 1], pa.array([bytes(16)], pa.binary(16)).cast(pa.uuid())),
+    "texts of JSON": pa.array(['{"a": 1.50}', None], pa.string()).cast(pa.json_()),
     "maps": pa.array([[("k", DAY), ("l", None)], None, []], pa.map_(pa.string(), pa.date32())),
 }  # fmt: skip

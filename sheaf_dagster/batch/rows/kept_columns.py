@@ -20,9 +20,9 @@ from sheaf_dagster.storage.formats import (
     FieldMap,
     column_of,
     has_one_form,
-    holds,
     is_table,
     may_widen,
+    needs_decimals,
     read_schema,
     without_decimals,
 )
@@ -93,11 +93,10 @@ class KeptColumns:
     """
 
     def __init__(self, schema: pa.Schema, names: Sequence[str]) -> None:
-        import pyarrow as pa
 
         self._names = names
         self._types: Mapping[str, pa.DataType] = {n: schema.field(n).type for n in names}
-        self._exact = any(holds(type, pa.types.is_decimal) for type in self._types.values())
+        self._exact = any(map(needs_decimals, self._types.values()))
 
     def read(self, text: bytes) -> dict[str, Any]:
         """The fields of a row, of a text that ``with_fields`` takes."""
@@ -123,7 +122,7 @@ class KeptColumns:
         import pyarrow as pa
 
         type = self._types[name]
-        if self._exact and not holds(type, pa.types.is_decimal):
+        if self._exact and not needs_decimals(type):
             values = [without_decimals(v) for v in values]
         if not pa.types.is_null(type):
             try:

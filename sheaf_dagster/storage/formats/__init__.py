@@ -29,8 +29,8 @@ from sheaf_dagster.storage.formats.table_file import (
 from sheaf_dagster.storage.formats.typed import (
     column_of,
     has_one_form,
-    holds,
     may_widen,
+    needs_decimals,
     without_decimals,
 )
 from sheaf_dagster.storage.location import Location
@@ -50,11 +50,11 @@ __all__ = [
     "column_of",
     "format_of",
     "has_one_form",
-    "holds",
     "is_plain",
     "is_table",
     "json_rows",
     "may_widen",
+    "needs_decimals",
     "open_text",
     "packed",
     "read_schema",

@@ -6,7 +6,7 @@ NaN                    null, as JSON has no such number
 integer                as it is, with all its digits
 decimal                a number, with all its digits
 timestamp, date, time  ISO 8601 text, with its zone where it has one
-duration               seconds
+duration               seconds, with all their digits
 binary                 base64 text
 dictionary             the value that the code stands for
 struct, map            an object; a null in a struct is left out, a key that is there twice refused
@@ -54,6 +54,8 @@ def json_rows(batch: Any, fields: FieldMap = AS_THEY_ARE) -> list[bytes]:
         for row in rows
     ]
 
+
+_LARGEST_EXACT = 2**53
 
 _WITH_ARRAYS = orjson.OPT_SERIALIZE_NUMPY
 
@@ -141,14 +143,22 @@ def _key(value: Any) -> str:
     return orjson.dumps(value, _as_json).decode().removeprefix('"').removesuffix('"')
 
 
+def _seconds(value: timedelta) -> Any:
+    nanoseconds = getattr(value, "value", None)  # of pandas' own, whose seconds have six digits
+    ticks = value // timedelta(microseconds=1) if nanoseconds is None else nanoseconds
+    digits = 6 if nanoseconds is None else 9
+    if abs(ticks) < _LARGEST_EXACT:
+        return ticks / 10**digits
+    return orjson.Fragment(str(Decimal(ticks).scaleb(-digits)))
+
+
 def _as_json(value: Any) -> Any:
     if isinstance(value, Decimal):
         return orjson.Fragment(str(value))
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, timedelta):
-        nanoseconds = getattr(value, "value", None)  # of pandas' own, whose seconds have six digits
-        return value.total_seconds() if nanoseconds is None else nanoseconds / 10**9
+        return _seconds(value)
     if isinstance(value, datetime):  # pandas' own, for nanoseconds
         return value.isoformat()
     raise TypeError(f"{type(value).__name__} can't be written as JSON")

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["column_of", "has_one_form", "holds", "may_widen", "without_decimals"]
+__all__ = [
+    "column_of",
+    "has_one_form",
+    "may_widen",
+    "needs_decimals",
+    "without_decimals",
+]
 
 _UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-_LARGEST_EXACT = 2**53
 
 
 def has_one_form(type: pa.DataType) -> bool:
@@ -29,7 +35,7 @@ def has_one_form(type: pa.DataType) -> bool:
             has_one_form(f.type) for f in fields
         )
     if pa.types.is_map(type):
-        return _is_text(type.key_type) and has_one_form(type.item_type)
+        return _is_key(type.key_type) and has_one_form(type.item_type)
     if pa.types.is_dictionary(type):
         return _is_number_or_text(type.value_type)
     return (
@@ -37,6 +43,7 @@ def has_one_form(type: pa.DataType) -> bool:
         or _is_binary(type)
         or pa.types.is_temporal(type)
         or pa.types.is_decimal(type)
+        or isinstance(type, (pa.UuidType, pa.JsonType))
     )
 
 
@@ -53,17 +60,20 @@ def may_widen(type: pa.DataType) -> bool:
     return _is_number_or_text(inner) or (inner == type and not pa.types.is_nested(type))
 
 
-def holds(type: pa.DataType, what: Callable[[pa.DataType], bool]) -> bool:
-    """Whether a type, or one inside of it, is of a kind."""
+def needs_decimals(type: pa.DataType) -> bool:
+    """Whether a type, or one inside of it, has more digits than a float, so that JSON's are read as decimals."""
+    import pyarrow as pa
+
     inner = [type.field(i).type for i in range(type.num_fields)]
-    return what(type) or any(holds(one, what) for one in inner)
+    exact = pa.types.is_decimal(type) or pa.types.is_duration(type)
+    return exact or any(map(needs_decimals, inner))
 
 
 def column_of(values: Sequence[Any], type: pa.DataType) -> pa.Array:
     """A column of values of JSON, each as it is.
 
     Args:
-        values: The values; decimals are ``Decimal``.
+        values: The values; those of a type that ``needs_decimals`` are ``Decimal``.
         type: A type of which ``has_one_form``.
 
     Raises:
@@ -84,6 +94,11 @@ def column_of(values: Sequence[Any], type: pa.DataType) -> pa.Array:
         return pa.array(
             [None if v is None else base64.b64decode(v, validate=True) for v in values], type
         )
+    if isinstance(type, pa.UuidType):
+        ids = [None if v is None else UUID(v).bytes for v in values]
+        return pa.ExtensionArray.from_storage(type, pa.array(ids, type.storage_type))
+    if isinstance(type, pa.JsonType):
+        return pa.ExtensionArray.from_storage(type, column_of(values, type.storage_type))
     if pa.types.is_duration(type):
         return pa.array(
             [None if v is None else _ticks(v, type.unit) for v in values], pa.int64()
@@ -120,7 +135,7 @@ def _structs(values: Sequence[Any], type: pa.StructType) -> pa.Array:
     columns = []
     for field in fields:
         own = [None if v is None else v.get(field.name) for v in values]
-        if not holds(field.type, pa.types.is_decimal):
+        if not needs_decimals(field.type):
             own = [without_decimals(v) for v in own]
         columns.append(column_of(own, field.type))
     missing = pa.array([v is None for v in values], pa.bool_())
@@ -133,9 +148,17 @@ def _maps(values: Sequence[Any], type: pa.MapType) -> pa.Array:
     if not all(value is None or isinstance(value, dict) for value in values):
         raise TypeError("a value isn't an object")
     given = [value or {} for value in values]
-    keys = pa.array(itertools.chain.from_iterable(given), type.key_type)
+    keys = _keys([*itertools.chain.from_iterable(given)], type.key_type)
     items = column_of([item for value in given for item in value.values()], type.item_type)
     return pa.MapArray.from_arrays(_offsets(values, pa.int32()), keys, items, type)
+
+
+def _keys(texts: Sequence[str], type: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+
+    if pa.types.is_integer(type) or pa.types.is_boolean(type):
+        return pa.array(texts, pa.string()).cast(type)
+    return column_of(texts, type)
 
 
 def _lists(values: Sequence[Any], type: pa.DataType) -> pa.Array:
@@ -170,12 +193,12 @@ def _offsets(values: Iterable[Any], type: pa.DataType) -> pa.Array:
 
 
 def _ticks(seconds: Any, unit: str) -> int:
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, Decimal)):
         raise TypeError("a duration is a number of seconds")
-    ticks = round(seconds * _UNITS[unit])
-    if abs(ticks) >= _LARGEST_EXACT or ticks / _UNITS[unit] != seconds:
+    ticks = seconds * _UNITS[unit]
+    if ticks != int(ticks):
         raise ValueError("a duration has more digits than the type can hold")
-    return ticks
+    return int(ticks)
 
 
 def _times(values: Sequence[Any], type: pa.DataType) -> pa.Array:
@@ -215,6 +238,15 @@ def _is_text(type: pa.DataType) -> bool:
     import pyarrow as pa
 
     return bool(pa.types.is_string(type) or pa.types.is_large_string(type))
+
+
+def _is_key(type: pa.DataType) -> bool:
+    """Whether keys of maps, which JSON has as texts, come back from these as they were."""
+    import pyarrow as pa
+
+    numbers = pa.types.is_integer(type) or pa.types.is_boolean(type)
+    times = pa.types.is_temporal(type) and not pa.types.is_duration(type)
+    return numbers or times or _is_text(type) or _is_binary(type)
 
 
 def _is_binary(type: pa.DataType) -> bool:
