@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from sheaf_dagster.batch.results import ValidationReport
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.invalid import lines_in
+from sheaf_dagster.batch.rows.kept_columns import types_in_source
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.spending import cost_of
@@ -19,7 +20,14 @@ from sheaf_dagster.batch.tolerance import most_error_rows
 from sheaf_dagster.batch.validation import validate_source
 from sheaf_dagster.batch.worker.sizing import AUTO_LAYOUT_ROWS
 from sheaf_dagster.contracts.prompt_size import asked_tokens
-from sheaf_dagster.storage import Location, ScannedSource, lines_in_chunk, read_ranges, scan_source
+from sheaf_dagster.storage import (
+    Location,
+    ScannedSource,
+    files_of,
+    lines_in_chunk,
+    read_ranges,
+    scan_source,
+)
 
 __all__ = ["Estimate", "Past", "estimate_job"]
 
@@ -142,14 +150,16 @@ class _Counted:
     def take(self, contract: RowContract, spec: BatchSpec) -> ValidationReport:
         """Validates a job's source, and counts its rows' tokens on the way."""
         contract = replace(contract, strict=spec.strict, keep=tuple(spec.keep))
-        locations = [Location.of(uri, spec.storage_options) for uri in spec.sources]
+        files = files_of([Location.of(uri, spec.storage_options) for uri in spec.sources])
+        fields = contract.fields_of(spec)
         with tempfile.TemporaryDirectory(prefix="sheaf-") as folder:
             source = scan_source(
-                locations,
+                files,
                 AUTO_LAYOUT_ROWS,  # any: nothing is run
-                fields=contract.fields_of(spec),
+                fields=fields,
                 row_limit=spec.row_limit,
                 spool=Location.of(folder),
+                types=types_in_source(spec, fields, files),
             )
             return validate_source(source, self._findings(contract, source))[0]
 

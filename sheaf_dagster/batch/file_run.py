@@ -29,6 +29,7 @@ from sheaf_dagster.batch.results import BatchResult, ValidationReport
 from sheaf_dagster.batch.reuse.file_reuse import FileReuse
 from sheaf_dagster.batch.reuse.index import remove_index
 from sheaf_dagster.batch.rows.findings import ChunkFindings
+from sheaf_dagster.batch.rows.kept_columns import types_in_source
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.tolerance import refusal_of
@@ -38,6 +39,7 @@ from sheaf_dagster.errors import PreviousOutputError, SheafError
 from sheaf_dagster.storage import (
     Chunk,
     HeldSink,
+    KeptTypes,
     Location,
     ScannedSource,
     Sink,
@@ -71,7 +73,8 @@ class FileRun:
         self.context = context
         self.started = time.perf_counter()
         self._layout = layout_of(spec, context.backend_cls)
-        self.sink = Sink(Location.of(spec.sink, spec.storage_options), sink_format(context, spec))
+        self._types: KeptTypes = {}
+        self.sink = self._sink()
         self._held: HeldSink | None = None
         self.parts = FileParts(spec)
         self.resumed_rows = 0
@@ -133,11 +136,11 @@ class FileRun:
         held = self._hold()
         keeper = self._keeper = self._keeper_of(source, report)
         kept_of = None if keeper is None else keeper.identity
-        self.fingerprint = job_fingerprint(self.context, self.spec, source.digest, kept_of)
+        self.fingerprint = self._fingerprint(source, kept_of)
         self._result_fingerprint = self.fingerprint
         if self._reuse is not None and self.spec.only is None:
             # Where answers come from doesn't make the output another one.
-            self._result_fingerprint = job_fingerprint(self.context, self.spec, source.digest)
+            self._result_fingerprint = self._fingerprint(source)
         self.resumed_rows = self.parts.open(self.fingerprint, source, self._chunks, held)
         work = FileWork(
             id=self.id,
@@ -158,6 +161,13 @@ class FileRun:
         )
         self._work = work = self._answer_without_model(work, keeper, stop)
         return work, [c for c in self._chunks if c.index not in self.parts]
+
+    def _sink(self) -> Sink:
+        format = sink_format(self.context, self.spec, self._types)
+        return Sink(Location.of(self.spec.sink, self.spec.storage_options), format)
+
+    def _fingerprint(self, source: ScannedSource, kept: str | None = None) -> str:
+        return job_fingerprint(self.context, self.spec, source.digest, kept, self._types)
 
     def _keeper_of(self, source: ScannedSource, report: ValidationReport) -> Keeper | None:
         """What decides which answers of an earlier output are kept."""
@@ -203,6 +213,8 @@ class FileRun:
         options = self.spec.storage_options
         files = files_of([Location.of(uri, options) for uri in self.spec.sources])
         fields = self.context.rows.fields_of(self.spec)
+        self._types = types_in_source(self.spec, fields, files)
+        self.sink = self._sink()
         spool = None
         if not all(is_plain(f.location.uri, fields.beside(f.folders)) for f in files):
             # Unpacked copies lie beside the sink, where every worker can read them.
@@ -216,6 +228,7 @@ class FileRun:
             row_limit=self.spec.row_limit,
             spool=spool,
             stop=stop,
+            types=self._types,
         )
 
     @property

@@ -6,16 +6,17 @@ import hashlib
 import json
 from dataclasses import replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel
 
 from sheaf_dagster.batch.layout import layout_of
 from sheaf_dagster.batch.rows.columns import check_float_type, columns_of
-from sheaf_dagster.batch.rows.kept_columns import typed_as_in_source
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.contracts import contract_for, schema_of
+from sheaf_dagster.storage import KeptTypes
 from sheaf_dagster.storage.compression import codec_of
 from sheaf_dagster.storage.formats import Format, Table, format_of
 from sheaf_dagster.version import __version__
@@ -27,7 +28,11 @@ _LAYOUT_VERSION = 2
 
 
 def job_fingerprint(
-    context: ModelContext, spec: BatchSpec, source_digest: str, kept: str | None = None
+    context: ModelContext,
+    spec: BatchSpec,
+    source_digest: str,
+    kept: str | None = None,
+    types: KeptTypes = MappingProxyType({}),
 ) -> str:
     """Hash of all that decides a job's output (hex, 64 digits).
 
@@ -36,8 +41,9 @@ def job_fingerprint(
         spec: The file.
         source_digest: Of its source.
         kept: The ``Keeper``'s identity, where answers of an earlier output are kept.
+        types: Of the fields that are kept, as the source has them.
     """
-    format = sink_format(context, spec)
+    format = sink_format(context, spec, types)
     identity = {
         "layout": _LAYOUT_VERSION,
         "source": source_digest,
@@ -85,8 +91,15 @@ def _form_of(model: type[BaseModel]) -> dict[str, Any]:
         return {name: str(field.annotation) for name, field in model.model_fields.items()}
 
 
-def sink_format(context: ModelContext, spec: BatchSpec) -> Format:
+def sink_format(
+    context: ModelContext, spec: BatchSpec, types: KeptTypes = MappingProxyType({})
+) -> Format:
     """How a job's answers are written: as lines, or in the columns of their contract.
+
+    Args:
+        context: The model.
+        spec: The file.
+        types: Of the fields that are kept, as the source has them.
 
     Raises:
         SpecError: The contract's answers can't be columns, or lines have no type of numbers.
@@ -98,4 +111,7 @@ def sink_format(context: ModelContext, spec: BatchSpec) -> Format:
     columns = columns_of(
         contract_for(context.spec.model_type).response, spec.float_type, tuple(spec.keep)
     )
-    return replace(format, columns=typed_as_in_source(columns, spec).serialize().to_pybytes())
+    for name, type in types.items():
+        i = columns.get_field_index(name)
+        columns = columns.set(i, columns.field(i).with_type(type))
+    return replace(format, columns=columns.serialize().to_pybytes())

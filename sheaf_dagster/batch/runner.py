@@ -25,6 +25,7 @@ from sheaf_dagster.batch.ray.engine_choice import engine_for
 from sheaf_dagster.batch.results import BatchOutcome, BatchResult, ValidationReport
 from sheaf_dagster.batch.reuse.previous import reused_output
 from sheaf_dagster.batch.rows.keep import check_keep
+from sheaf_dagster.batch.rows.kept_columns import types_in_source
 from sheaf_dagster.batch.rows.mapped_names import check_mapped_names
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.validation import validate_files
@@ -32,7 +33,7 @@ from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.batch.workforce import Workforce
 from sheaf_dagster.contracts import contract_for
 from sheaf_dagster.errors import SheafError, SpecError
-from sheaf_dagster.storage import Location, source_digest, store_at
+from sheaf_dagster.storage import Location, files_of, source_digest, store_at
 
 __all__ = ["BatchRunner"]
 
@@ -295,5 +296,7 @@ def _require_size(backend: type[ModelBackend]) -> None:
 
 
 def _fingerprint(context: ModelContext, spec: BatchSpec) -> str:
-    kept = kept_identity(spec)
-    return job_fingerprint(context, spec, source_digest(spec.sources, spec.storage_options), kept)
+    files = files_of([Location.of(uri, spec.storage_options) for uri in spec.sources])
+    types = types_in_source(spec, context.rows.fields_of(spec), files)
+    digest = source_digest(spec.sources, spec.storage_options)
+    return job_fingerprint(context, spec, digest, kept_identity(spec), types)

@@ -15,6 +15,7 @@ from sheaf_dagster.batch.results import BatchProgress, ValidationReport
 from sheaf_dagster.batch.rows.chunk_validation import validate_chunks
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.invalid import lines_in, packed_lines
+from sheaf_dagster.batch.rows.kept_columns import types_in_source
 from sheaf_dagster.batch.rows.occurrences import Occurrences
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.rows.unique import Duplicate, SeenKeys
@@ -22,7 +23,7 @@ from sheaf_dagster.batch.rows.unknown import count_rows
 from sheaf_dagster.batch.rows.violation import MAX_VIOLATIONS_SHOWN, Violation
 from sheaf_dagster.batch.spec import BatchOptions
 from sheaf_dagster.errors import SourceChangedError
-from sheaf_dagster.storage import Chunk, Location, ScannedSource, scan_source
+from sheaf_dagster.storage import Chunk, Location, ScannedSource, files_of, scan_source
 from sheaf_dagster.storage.formats import is_table, row_word
 
 __all__ = ["validate_files", "validate_source"]
@@ -168,16 +169,19 @@ def validate_files(
 
     Raises:
         SourceError: A file is missing or can't be read.
+        SpecError: A field can't be kept (see ``kept_types``).
     """
     started = time.perf_counter()
-    locations = [Location.of(uri, dict(storage_options or {})) for uri in sources]
+    files = files_of([Location.of(uri, dict(storage_options or {})) for uri in sources])
+    fields = contract.fields_of(options)
     with tempfile.TemporaryDirectory(prefix="sheaf-") as folder:
         source = scan_source(
-            locations,
+            files,
             batch_size,
-            fields=contract.fields_of(options),
+            fields=fields,
             row_limit=row_limit,
             spool=Location.of(folder),
+            types=types_in_source(options, fields, files),
         )
         findings: Iterable[ChunkFindings] = validate_chunks(
             contract, [f.text for f in source.files], source.chunks

@@ -1,6 +1,7 @@
 """Where rows live: locations and their stores, line-aligned chunks, parts and atomic sinks."""
 
 from sheaf_dagster.storage.chunks import Chunk, is_blank, rows_in, split_rows
+from sheaf_dagster.storage.kept_types import KeptTypes, kept_types
 from sheaf_dagster.storage.lines import LineWriter, read_blocks, read_lines, text_of
 from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.parts import Part, PartStore
@@ -21,6 +22,7 @@ __all__ = [
     "FileState",
     "FoundFile",
     "HeldSink",
+    "KeptTypes",
     "LineWriter",
     "Location",
     "NamedFile",
@@ -34,6 +36,7 @@ __all__ = [
     "files_of",
     "is_blank",
     "is_columnar",
+    "kept_types",
     "lines_in_chunk",
     "read_blocks",
     "read_lines",

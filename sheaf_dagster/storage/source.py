@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import IO, Any, cast
 
 from sheaf_dagster.errors import SourceChangedError, SourceError, SourceNotFoundError
@@ -20,8 +21,9 @@ from sheaf_dagster.storage.formats import (
     is_table,
     open_text,
 )
+from sheaf_dagster.storage.kept_types import KeptTypes
 from sheaf_dagster.storage.location import Location, sink_errors
-from sheaf_dagster.storage.source_files import NamedFile, files_of, require_kept
+from sheaf_dagster.storage.source_files import NamedFile, files_of
 from sheaf_dagster.storage.stores import FileState, store_at
 from sheaf_dagster.storage.table_rows import TableScan, copied_rows, stays_table
 
@@ -77,6 +79,7 @@ def scan_source(
     row_limit: int | None = None,
     spool: Location | None = None,
     stop: threading.Event | None = None,
+    types: KeptTypes = MappingProxyType({}),
 ) -> ScannedSource:
     """Finds a job's chunks and the digest of its source in one pass over the files.
 
@@ -90,22 +93,23 @@ def scan_source(
         spool: Folder for copies of the text of files that aren't plain (``is_plain``); needed
             where there are any.
         stop: Ends the scan early.
+        types: Of fields, what their values must go into.
 
     Raises:
-        SourceError: A file is missing, unreadable, damaged or a directory.
-        SpecError: No table has a column that is to be kept.
+        SourceError: A file is missing, unreadable, damaged or a directory, or has a value that doesn't
+            go into the type of its field.
         InterruptedError: ``stop`` was set.
     """
     files: list[SourceFile] = []
     chunks: list[Chunk] = []
     rows = 0
     named = [f for s in sources for f in ([s] if isinstance(s, NamedFile) else files_of([s]))]
-    require_kept(named, fields)
+    columns = {fields.columns.get(name, name): type for name, type in types.items()}
     for i, file in enumerate(named):
         location, own = file.location, fields.beside(file.folders)
         left = None if row_limit is None else row_limit - rows
         state = store_at(location).require_state()
-        text, scan = _scan_file(location, own, batch_size, left, spool, i, stop)
+        text, scan = _scan_file(location, own, columns, batch_size, left, spool, i, stop)
         if store_at(location).state() != state:
             raise SourceChangedError(
                 f"{location.uri} changed while it was read; run again once its writer has finished"
@@ -144,6 +148,7 @@ def _require_going_on(stop: threading.Event | None) -> None:
 def _scan_file(
     location: Location,
     fields: FieldMap,
+    types: KeptTypes,
     batch_size: int,
     row_limit: int | None,
     spool: Location | None,
@@ -159,7 +164,7 @@ def _scan_file(
                 return location, scan_stream(stream, batch_size, row_limit=limit)
         if spool is None:
             raise SourceError(f"{location.uri}: no place to unpack it was given")
-        table = _table(location, fields)
+        table = _table(location, fields, types)
         text = spool.child(f"source-{i:04d}.{'jsonl' if table is None else 'arrows'}")
         with sink_errors(text):
             store_at(text).make_parents()
@@ -168,7 +173,7 @@ def _scan_file(
             with target:
                 return text, _copied(location, table, fields, batch_size, limit, target, stop)
         digest = hashlib.sha256()
-        opened = open_text(location, fields=fields, digest=digest, spool=target)
+        opened = open_text(location, fields=fields, digest=digest, spool=target, types=types)
         with target, opened as unpacked:
             stream = _UntilStopped(unpacked, stop)
             return text, scan_stream(stream, batch_size, row_limit=limit, digest=digest)
@@ -184,11 +189,11 @@ def _scan_file(
         raise SourceError(f"{location.uri} can't be read: {describe(e)}") from e
 
 
-def _table(location: Location, fields: FieldMap) -> TableFile | None:
+def _table(location: Location, fields: FieldMap, types: KeptTypes) -> TableFile | None:
     """A file whose rows stay in its columns until they become requests; None where they don't."""
     if not is_table(location.uri):
         return None
-    table = TableFile(store_at(location), fields.beside(fields.implied))
+    table = TableFile(store_at(location), fields.beside(fields.implied), types)
     return table if stays_table(table.schema) else None
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sheaf_dagster.errors import SourceError, SourceNotFoundError, SpecError
+from sheaf_dagster.errors import SourceError, SourceNotFoundError
 from sheaf_dagster.storage.compression import codec_of
-from sheaf_dagster.storage.formats import FieldMap, is_table, read_schema
+from sheaf_dagster.storage.formats import is_table
 from sheaf_dagster.storage.formats.kinds import KINDS
 from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.stores import store_at
@@ -22,7 +21,6 @@ __all__ = [
     "is_folder",
     "is_in_source",
     "is_lines",
-    "require_kept",
 ]
 
 FOLDER_DEPTH = 16
@@ -78,37 +76,6 @@ def _files_of(source: Location) -> list[NamedFile]:
     names = sorted(tables or lines, key=lambda name: name.split("/"))
     said = _folders_say(names)
     return [NamedFile(source.child(n), held) for n, held in zip(names, said, strict=True)]
-
-
-def require_kept(files: Sequence[NamedFile], fields: FieldMap) -> None:
-    """Refuses fields to be kept that no table has; a row of a file of lines may have any.
-
-    A table may lack a column that another one of the source has.
-
-    Args:
-        files: Of the source.
-        fields: Which of their columns is which field.
-
-    Raises:
-        SpecError: There is no such column.
-        SourceError: A table can't be read.
-    """
-    missing = {*fields.kept} - {*fields.constants, *fields.columns, *fields.defaults}
-    seen: dict[str, None] = {}
-    for file in files:
-        if not missing or not is_table(file.location.uri):
-            return
-        names = [*read_schema(file.location).names, *file.folders]
-        missing.difference_update(names, fields.implied)
-        seen |= dict.fromkeys(names)
-    if missing and files:
-        name, where = min(missing), files[0].location.uri
-        others = f" and in {len(files) - 1} more" if len(files) > 1 else ""
-        close = difflib.get_close_matches(name, seen, n=1)
-        meant = f"; did you mean {close[0]!r}?" if close else "."
-        raise SpecError(
-            f"keep: there is no column {name!r} in {where}{others}{meant} Columns: {', '.join(seen)}"
-        )
 
 
 def is_folder(source: Location) -> bool:

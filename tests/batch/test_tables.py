@@ -22,7 +22,7 @@ from sheaf_dagster import (
     ModelBackend,
     ModelSpec,
     PredictError,
-    SinkError,
+    SourceError,
     SpecError,
     TooManyErrorsError,
 )
@@ -212,6 +212,20 @@ def test_a_column_that_is_read_as_a_field_can_be_kept_too(suffix, tmp_path):
     ]
 
 
+DAY = dt.date(2026, 11, 27)
+MOMENT = dt.datetime(2026, 11, 27, 1, 2, 3)
+
+
+def tables(tmp_path: Path, *columns: pa.Array) -> list[str]:
+    """A file of each column ``k``."""
+    paths = [str(tmp_path / f"{i}.parquet") for i in range(len(columns))]
+    for path, column in zip(paths, columns, strict=True):
+        rows = len(column)
+        table = {"model_name": ["m"] * rows, "value": [1.0] * rows, "k": column}
+        pq.write_table(pa.table(table), path)
+    return paths
+
+
 @pytest.mark.parametrize(
     ("first", "other", "whole"),
     [
@@ -219,56 +233,110 @@ def test_a_column_that_is_read_as_a_field_can_be_kept_too(suffix, tmp_path):
         (pa.array([1], pa.int8()), pa.array([2**40]), pa.int64()),
         (pa.array([0.5], pa.float32()), pa.array([0.1]), pa.float64()),
         (pa.array([[1]]), pa.array([[1.5]]), pa.list_(pa.float64())),
-        (pa.array([0.5]), pa.array([True]), None),
-        (pa.array([[0.5]]), pa.array([[True]]), None),
-        (pa.array([2]), pa.array([True]), None),
-        (pa.array([0], pa.time32("ms")), pa.array([1], pa.time64("us")), None),
-        (pa.array([0], pa.timestamp("ms")), pa.array([1], pa.timestamp("us")), None),
+        (pa.array([MOMENT], pa.timestamp("ms")), pa.array([7], pa.timestamp("ns")), pa.timestamp("ns")),
+        (pa.array([1], pa.time32("ms")), pa.array([1], pa.time64("us")), pa.time64("us")),
+        (pa.array([10**7], pa.duration("s")), pa.array([1], pa.duration("ns")), pa.duration("ns")),
+        (pa.array([1], pa.decimal128(5, 2)), pa.array([Decimal("0.001")]), pa.decimal128(6, 3)),
+        (pa.array([1], pa.decimal128(5, 2)), pa.array([2**63 - 1]), pa.decimal128(22, 2)),
+        (pa.array(["a"]).dictionary_encode(), pa.array(["b"]), pa.string()),
+        (pa.array([None], pa.null()), pa.array([DAY]), pa.date32()),
+        (pa.array([{"a": 1, "day": DAY}]), pa.array([{"day": DAY, "a": 2**40}]), None),
+        (pa.array([b"abc"], pa.binary(3)), pa.array([b"abcd"], pa.binary(4)), pa.binary()),
     ],
     ids=lambda value: str(getattr(value, "type", "")),
-)
-def test_a_kept_column_of_a_wider_type_in_another_file_loses_no_digit(
+)  # fmt: skip
+def test_a_kept_column_has_the_type_that_holds_the_values_of_all_files(
     first, other, whole, tmp_path
 ):
-    sources = [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
-    for source, column in zip(sources, (first, other), strict=True):
-        pq.write_table(pa.table({"model_name": ["m"], "value": [1.0], "k": column}), source)
-    spec = job(sources, tmp_path / "out.parquet", keep=["k"])
+    spec = job(tables(tmp_path, first, other), tmp_path / "out.parquet", keep=["k"])
 
-    if whole is None:
-        with pytest.raises(SinkError, match="needs one type per column"):
-            run(spec)
-        return
     run(spec)
+
     kept = pq.read_table(spec.sink).column("k")
     assert kept.to_pylist() == [*first.to_pylist(), *other.to_pylist()]
-    assert kept.type == whole
-
-
-DAY = dt.date(2026, 11, 27)
+    assert kept.type == (whole or first.type)
 
 
 @pytest.mark.parametrize(
-    ("first", "other", "found"),
+    ("first", "other"),
     [
-        ([{"a": 1, "day": DAY}], [{"a": 2**40, "day": DAY}], None),
-        ([{"a": 1, "day": DAY}], [{"a": 1.5, "b": 1}], {"a": 1.5, "day": None, "b": 1}),
-        ([b"\xff"], ["text"], "text"),
-        ([[DAY]], [["text"]], ["text"]),
-        ([dt.timedelta(seconds=1)], [2.5], 2.5),
+        (pa.array([0.5]), pa.array([True])),
+        (pa.array([[0.5]]), pa.array([[True]])),
+        (pa.array([2]), pa.array([True])),
+        (pa.array([0], pa.timestamp("us", "UTC")), pa.array([0], pa.timestamp("us"))),
+        (pa.array([0], pa.timestamp("us", "UTC")), pa.array([0], pa.timestamp("us", "Asia/Tokyo"))),
+        (pa.array([DAY]), pa.array([MOMENT])),
+        (pa.array([Decimal("0.10")]), pa.array([0.1])),
+        (pa.array([b"\xff"]), pa.array(["text"])),
+        (pa.array([[DAY]]), pa.array([["text"]])),
+        (pa.array([dt.timedelta(seconds=1)]), pa.array([2.5])),
+        (pa.array([{"a": 1}]), pa.array([{"a": "text"}])),
     ],
+    ids=lambda column: str(column.type),
 )
-def test_a_kept_column_of_another_type_in_another_file_is_as_json_has_it(
-    first, other, found, tmp_path
-):
-    sources = [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
-    for source, column in zip(sources, (first, other), strict=True):
-        pq.write_table(pa.table({"model_name": ["m"], "value": [1.0], "k": column}), source)
+def test_kept_columns_that_no_type_holds_are_refused_before_the_model_runs(first, other, tmp_path):
+    sources = tables(tmp_path, first.slice(0, 0), first, other)
+    calls = tmp_path / "calls"
+    model = doubler(call_log=str(calls), load_log=str(calls))
+    spec = job(sources, tmp_path / "out.parquet", keep=["k"])
+    said = rf"keep: column 'k' is of type .* in {sources[0]}, but of type .* in {sources[2]}"
 
-    run(job(sources, tmp_path / "out.parquet", keep=["k"]))
+    with pytest.raises(SpecError, match=said):
+        run(spec, model)
+    with pytest.raises(SpecError, match=said):
+        BatchRunner(model).validate(spec)
+    assert not calls.exists()
 
-    kept = pq.read_table(tmp_path / "out.parquet").column("k").to_pylist()
-    assert kept == ([*first, *other] if found is None else [kept[0], found])
+    run(spec.model_copy(update={"sink": str(tmp_path / "out.jsonl")}), model)
+    assert len(read_rows(tmp_path / "out.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    ("far", "other"),
+    [
+        (pa.array([1, 2**53 + 1]), pa.array([0.5])),
+        (pa.array([1, 2**64 - 1], pa.uint64()), pa.array([1])),
+        (pa.array([MOMENT, dt.datetime(3000, 1, 1)]), pa.array([7], pa.timestamp("ns"))),
+        (pa.array([{"a": 0}, {"a": 2**53 + 1}]), pa.array([{"a": 0.5}])),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_kept_value_that_the_type_of_all_files_cant_hold_is_named(far, other, tmp_path):
+    sources = tables(tmp_path, other, far)
+    spec = job(sources, tmp_path / "out.parquet", keep=["k"])
+
+    with pytest.raises(SourceError, match=f"{sources[1]}, row 2: the value in column 'k' can't be"):
+        run(spec)
+
+    run(job(tables(tmp_path, other, far.slice(0, 1)), tmp_path / "out.parquet", keep=["k"]))
+    assert pq.read_table(spec.sink).num_rows == 2
+
+
+def test_the_value_of_a_folder_goes_into_the_column_of_its_name(tmp_path):
+    paths = [tmp_path / "in" / f"k={k}" / "a.parquet" for k in ("2026-11-28", "2026-11-29")]
+    table = pa.table({"model_name": ["m"], "value": [1.0]})
+    for path, columns in zip(paths, (table.append_column("k", [[DAY]]), table), strict=True):
+        path.parent.mkdir(parents=True)
+        pq.write_table(columns, path)
+    spec = job(str(tmp_path / "in"), tmp_path / "out.parquet", keep=["k"])
+
+    run(spec)
+
+    assert pq.read_table(spec.sink).column("k").to_pylist() == [DAY, DAY + dt.timedelta(days=2)]
+    pq.write_table(table.append_column("k", [[1.5]]), paths[0])
+    with pytest.raises(
+        SpecError, match=rf"type double in {paths[0]}, but of type string in {paths[1]}"
+    ):
+        run(spec)
+
+
+def test_a_struct_that_may_be_missing_is_kept_though_its_fields_may_not(tmp_path):
+    type = pa.struct([pa.field("a", pa.int32(), nullable=False)])
+    source = tables(tmp_path, pa.array([{"a": 1}, None], type))
+
+    run(job(source, tmp_path / "out.parquet", keep=["k"]))
+
+    assert pq.read_table(tmp_path / "out.parquet").column("k").to_pylist() == [{"a": 1}, None]
 
 
 FINITE = st.floats(-1e300, 1e300)

@@ -14,74 +14,35 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from sheaf_dagster.errors import SheafError, SinkError
-from sheaf_dagster.storage import files_of
+from sheaf_dagster.errors import SinkError
+from sheaf_dagster.storage import KeptTypes, NamedFile, kept_types
 from sheaf_dagster.storage.formats import (
     FieldMap,
     column_of,
-    has_one_form,
     is_table,
-    may_widen,
     needs_decimals,
-    read_schema,
     without_decimals,
 )
-from sheaf_dagster.storage.location import Location
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from sheaf_dagster.batch.spec import BatchSpec
+    from sheaf_dagster.batch.spec import BatchOptions
 
-__all__ = ["KeptColumns", "typed_as_in_source"]
+__all__ = ["KeptColumns", "types_in_source"]
 
 
-def typed_as_in_source(columns: pa.Schema, spec: BatchSpec) -> pa.Schema:
-    """The columns of a sink, those of ``keep`` with the types that the source's first table has.
-
-    Of types that don't widen, all tables must have the same one.
+def types_in_source(
+    options: BatchOptions, fields: FieldMap, files: Sequence[NamedFile]
+) -> KeptTypes:
+    """The types that the fields of ``keep`` have in a sink that is a table; see ``kept_types``.
 
     Args:
-        columns: Of the sink.
-        spec: The file.
+        options: Of a file; those of a job alone name no sink.
+        fields: Which columns of the source are which fields.
+        files: Of the source.
     """
-    if not spec.keep:
-        return columns
-    fields = FieldMap(spec.columns or {}, spec.fields or {})
-    try:
-        files = files_of([Location.of(uri, spec.storage_options) for uri in spec.sources])
-        types = _types_in(files[0].location, spec.keep, fields)
-        for file in files[1:]:
-            if all(map(may_widen, types.values())):
-                break
-            others = _types_in(file.location, spec.keep, fields)
-            types = {n: t for n, t in types.items() if may_widen(t) or others.get(n) == t}
-    except SheafError:
-        return columns  # whoever reads the rows says what is wrong
-    for name, type in types.items():
-        i = columns.get_field_index(name)
-        columns = columns.set(i, columns.field(i).with_type(type))
-    return columns
-
-
-def _types_in(location: Location, names: Sequence[str], fields: FieldMap) -> dict[str, pa.DataType]:
-    """The types of a table's columns that come back from JSON as they are, by field."""
-    import pyarrow as pa
-
-    found: dict[str, pa.DataType] = {}
-    if not is_table(location.uri):
-        return found
-    schema = read_schema(location)
-    for name in names:
-        if (at := schema.get_field_index(fields.column_of(name))) < 0:
-            continue
-        type = schema.field(at).type
-        if pa.types.is_dictionary(type):
-            # Each file of a folder may have other values, more than the first one's codes can name.
-            type = pa.dictionary(pa.int32(), type.value_type)
-        if has_one_form(type):
-            found[name] = type
-    return found
+    return kept_types(files, fields, options.keep if is_table(getattr(options, "sink", "")) else ())
 
 
 class KeptColumns:

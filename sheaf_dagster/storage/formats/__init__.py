@@ -7,9 +7,10 @@ text as a stream. What is written is kept in parts, and joined, as its format ha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO
+from types import MappingProxyType
+from typing import IO, TYPE_CHECKING
 
 from sheaf_dagster.storage.compression import codec_of, unpacked
 from sheaf_dagster.storage.formats.base import Format
@@ -28,13 +29,18 @@ from sheaf_dagster.storage.formats.table_file import (
 )
 from sheaf_dagster.storage.formats.typed import (
     column_of,
+    fits,
     has_one_form,
-    may_widen,
     needs_decimals,
+    one_type,
+    plain_type,
     without_decimals,
 )
 from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.stores import store_at
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = [
     "AS_THEY_ARE",
@@ -48,15 +54,17 @@ __all__ = [
     "TableFile",
     "Text",
     "column_of",
+    "fits",
     "format_of",
     "has_one_form",
     "is_plain",
     "is_table",
     "json_rows",
-    "may_widen",
     "needs_decimals",
+    "one_type",
     "open_text",
     "packed",
+    "plain_type",
     "read_schema",
     "read_table",
     "row_word",
@@ -90,6 +98,7 @@ def open_text(
     digest: hashlib._Hash | None = None,
     spool: IO[bytes] | None = None,
     kept: bool = True,
+    types: Mapping[str, pa.DataType] = MappingProxyType({}),
 ) -> Iterator[Text]:
     """Opens a file's text.
 
@@ -99,6 +108,7 @@ def open_text(
         digest: Takes in the stored bytes, where they aren't the text.
         spool: Receives a copy of the text, where it isn't what is stored.
         kept: With the fields of the requests themselves (``keep``) that a table of answers has.
+        types: Of a table's columns, what their values must go into.
 
     Raises:
         SourceNotFoundError: There is no such file.
@@ -111,7 +121,7 @@ def open_text(
             while digest is not None and (block := raw.read(_BLOCK_BYTES)):
                 digest.update(block)
             own = fields.beside(fields.implied)
-            yield TableText(TableFile(store, own), spool, own, kept=kept)
+            yield TableText(TableFile(store, own, types), spool, own, kept=kept)
             return
         text: Text = raw  # type: ignore[assignment]
         if codec is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING
 
 from sheaf_dagster.errors import SourceError
@@ -29,6 +30,7 @@ class TableFile:
     Args:
         store: The file; read in ranges, since its index is at its end.
         fields: Which column is which field.
+        types: Of some columns, what their values must go into.
 
     Attributes:
         schema: Its columns.
@@ -39,7 +41,12 @@ class TableFile:
             all, or has columns that can't be fields.
     """
 
-    def __init__(self, store: Store, fields: FieldMap = AS_THEY_ARE) -> None:
+    def __init__(
+        self,
+        store: Store,
+        fields: FieldMap = AS_THEY_ARE,
+        types: Mapping[str, pa.DataType] = MappingProxyType({}),
+    ) -> None:
         self._kind = require_kind(store.uri)
         self._uri = store.uri
         self._read = 0
@@ -49,12 +56,15 @@ class TableFile:
             self.rows: int = self._file.rows
             _require_one_of_each(store.uri, self.schema.names)
             _require_columns(store.uri, fields, self.schema.names)
+        held = {name: self.schema.field(name).type for name in types if name in self.schema.names}
+        self._types = {name: types[name] for name, type in held.items() if types[name] != type}
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows, whose texts are known to be such."""
         with self._reading(), self._file:
             for batch in self._file.batches():
                 batch.validate(full=True)
+                self._require_types(batch)
                 yield batch
                 self._read += batch.num_rows
 
@@ -65,6 +75,23 @@ class TableFile:
                 batch = batch.replace_schema_metadata(self.schema.metadata)
                 rows = self._as_json(batch if kept else without_kept(batch), fields)
                 yield b"".join(b"%b\n" % row for row in rows)
+
+    def _require_types(self, batch: pa.RecordBatch) -> None:
+        import pyarrow as pa
+
+        for name, type in self._types.items():
+            column = batch.column(name)
+            try:
+                column.cast(type)
+            except pa.ArrowInvalid as e:
+                i = next(i for i in range(len(column)) if not _goes_into(column.slice(i, 1), type))
+                raise SourceError(
+                    f"{self._uri}, row {self._read + i + 1}: the value in column {name!r} can't be "
+                    f"kept, since other files make it a column of type {type} ({e}). Write the files "
+                    "with one type, leave the column out of keep, or name the sink .jsonl"
+                ) from e
+            except pa.ArrowException:
+                pass  # pyarrow can't tell; whoever makes the column says what can't be in it
 
     def _as_json(self, batch: pa.RecordBatch, fields: FieldMap) -> list[bytes]:
         try:
@@ -164,6 +191,16 @@ def _reading(kind: TableKind, uri: str, where: Callable[[], str] = lambda: "") -
             f"{uri} can't be read as a {kind.name} file{where()} ({' '.join(str(e).split())}); write "
             "the file again"
         ) from e
+
+
+def _goes_into(column: pa.Array, type: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    try:
+        column.cast(type)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _unreadable(batch: pa.RecordBatch) -> tuple[int, str]:

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "column_of",
+    "fits",
     "has_one_form",
-    "may_widen",
     "needs_decimals",
+    "one_type",
+    "plain_type",
     "without_decimals",
 ]
 
@@ -47,17 +49,84 @@ def has_one_form(type: pa.DataType) -> bool:
     )
 
 
-def may_widen(type: pa.DataType) -> bool:
-    """Whether a column of the type may become one of a wider type for the values of another file.
+def plain_type(type: pa.DataType) -> pa.DataType:
+    """A type with room for what other files hold: more codes, and nulls in structs.
 
-    Columns of other types that differ go together only with the types that pyarrow finds in JSON.
+    Views of texts, bytes and lists, which are a matter of memory, become these.
     """
     import pyarrow as pa
 
-    inner = type.value_type if _is_list(type) else type
-    if pa.types.is_float16(inner) or pa.types.is_duration(inner) or _is_binary(inner):
+    if pa.types.is_dictionary(type):
+        return pa.dictionary(pa.int32(), plain_type(type.value_type))
+    if pa.types.is_struct(type):
+        return pa.struct([(field.name, plain_type(field.type)) for field in type])
+    if pa.types.is_map(type):
+        return pa.map_(plain_type(type.key_type), plain_type(type.item_type))
+    if pa.types.is_fixed_size_list(type):
+        return pa.list_(plain_type(type.value_type), type.list_size)
+    if pa.types.is_large_list(type) or pa.types.is_large_list_view(type):
+        return pa.large_list(plain_type(type.value_type))
+    if pa.types.is_list(type) or pa.types.is_list_view(type):
+        return pa.list_(plain_type(type.value_type))
+    return {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(type, type)
+
+
+def one_type(type: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The type that holds the values of two plain ones as they are; None where there is none.
+
+    Some numbers and moments may lie beyond it: casting these to it fails.
+    """
+    import pyarrow as pa
+
+    if type == other:
+        return type
+    if pa.types.is_dictionary(type) and pa.types.is_dictionary(other):
+        found = one_type(type.value_type, other.value_type)
+        return None if found is None else pa.dictionary(pa.int32(), found)
+    if pa.types.is_dictionary(type) or pa.types.is_dictionary(other):
+        if pa.types.is_null(type) or pa.types.is_null(other):
+            return other if pa.types.is_null(type) else type
+        return one_type(*(getattr(t, "value_type", t) for t in (type, other)))
+    pair = (_as_decimal(type, other), _as_decimal(other, type))
+    try:
+        schemas = [pa.schema([("column", one)]) for one in pair]
+        found = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        return None
+    return None if any(_is_other_sort(one, found) for one in pair) else found
+
+
+def _as_decimal(type: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """An integer beside a decimal as a decimal with room for all its digits."""
+    import pyarrow as pa
+
+    integer = pa.types.is_integer(type) and pa.types.is_decimal(other)
+    return pa.decimal128(len(str(2**type.bit_width)), 0) if integer else type
+
+
+def _is_other_sort(type: pa.DataType, whole: pa.DataType) -> bool:
+    """Whether pyarrow takes texts for bytes, or decimals for floats, at any depth."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(type):
+        return any(_is_other_sort(field.type, whole.field(field.name).type) for field in type)
+    if type.num_fields:
+        inner = [(type.field(i).type, whole.field(i).type) for i in range(type.num_fields)]
+        return any(_is_other_sort(*pair) for pair in inner)
+    return (_is_text(type) and _is_binary(whole)) or (
+        pa.types.is_decimal(type) and pa.types.is_floating(whole)
+    )
+
+
+def fits(value: Any, type: pa.DataType) -> bool:
+    """Whether a value of JSON can be one of a column of a type."""
+    import pyarrow as pa
+
+    try:
+        column_of([value], type)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
         return False
-    return _is_number_or_text(inner) or (inner == type and not pa.types.is_nested(type))
+    return True
 
 
 def needs_decimals(type: pa.DataType) -> bool:

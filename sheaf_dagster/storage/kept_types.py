@@ -1,0 +1,126 @@
+"""The types that fields to be kept (``keep``) have in the tables of a source, by their footers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sheaf_dagster.errors import SpecError
+from sheaf_dagster.storage.formats import (
+    FieldMap,
+    fits,
+    has_one_form,
+    is_table,
+    one_type,
+    plain_type,
+    read_schema,
+)
+from sheaf_dagster.storage.source_files import NamedFile
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["KeptTypes", "kept_types"]
+
+KeptTypes = Mapping[str, "pa.DataType"]
+"""By field, the type of its column in a sink that is a table; pyarrow finds that of the others."""
+
+
+def kept_types(
+    files: Sequence[NamedFile], fields: FieldMap, in_table: Sequence[str] = ()
+) -> KeptTypes:
+    """Looks at all tables once, and refuses what can't be kept before anything is read or run.
+
+    A table may lack a column that another one of the source has. A row of a file of lines may have
+    any field.
+
+    Args:
+        files: Of the source.
+        fields: Which of their columns is which field.
+        in_table: The fields that become columns of a table.
+
+    Returns:
+        The types that hold the values of all tables as they are, as far as these have one form in JSON.
+
+    Raises:
+        SpecError: A field is in no table, or is of types that no column holds together.
+        SourceError: A table can't be read.
+    """
+    missing = {*fields.kept} - {*fields.constants, *fields.columns, *fields.defaults}
+    seen: dict[str, None] = {}
+    columns = {name: _Column(name) for name in in_table if name not in fields.constants}
+    for file in files:
+        if not is_table(file.location.uri):
+            missing.clear()
+            continue
+        if not missing and not columns:
+            break
+        schema = read_schema(file.location)
+        missing.difference_update(schema.names, file.folders, fields.implied)
+        seen |= dict.fromkeys([*schema.names, *file.folders])
+        for name, column in columns.items():
+            own = fields.columns.get(name, name)
+            if (at := schema.get_field_index(own)) >= 0:
+                column.add(plain_type(schema.field(at).type), file.location.uri)
+            elif own in file.folders:
+                column.say(file.folders[own], file.location.uri)
+    if missing and files:
+        _refuse_missing(min(missing), files, [*seen])
+    types = {name: column.type_of_all() for name, column in columns.items()}
+    return {name: t for name, t in types.items() if t is not None and has_one_form(t)}
+
+
+class _Column:
+    """What the tables of a source say of one column."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._seen: dict[pa.DataType, str] = {}
+        """The first file with each type."""
+        self._said: dict[Any, str] = {}
+        """Values that folders say, and the first file that is in such a folder."""
+
+    def add(self, type: pa.DataType, uri: str) -> None:
+        """Notes that a table has the column."""
+        self._seen.setdefault(type, uri)
+
+    def say(self, value: Any, uri: str) -> None:
+        """Notes that a folder says the value of all rows of a table that lacks the column."""
+        self._said.setdefault(value, uri)
+
+    def type_of_all(self) -> pa.DataType | None:
+        """The type that holds all values as they are; None where nothing says one."""
+        import pyarrow as pa
+
+        whole: pa.DataType | None = None
+        for type, uri in self._seen.items():
+            found = type if whole is None else one_type(whole, type)
+            whole = self._required(found, type, uri)
+        for value, uri in self._said.items():
+            if whole is None or pa.types.is_null(whole) or not fits(value, whole):
+                own = pa.scalar(value).type
+                whole = self._required(own if whole is None else one_type(whole, own), own, uri)
+                self._seen.setdefault(own, uri)
+        return whole
+
+    def _required(self, found: pa.DataType | None, type: pa.DataType, uri: str) -> pa.DataType:
+        if found is not None:
+            return found
+        others = (t for t in self._seen if one_type(t, type) is None)
+        other = next(others, next(iter(self._seen)))
+        raise SpecError(
+            f"keep: column {self._name!r} is of type {other} in {self._seen[other]}, but of type {type} "
+            f"in {uri}, and a column of one type can't hold both as they are. Write the files with "
+            "one type, leave the column out of keep, or name the sink .jsonl"
+        )
+
+
+def _refuse_missing(name: str, files: Sequence[NamedFile], columns: Sequence[str]) -> None:
+    where = files[0].location.uri
+    others = f" and in {len(files) - 1} more" if len(files) > 1 else ""
+    close = difflib.get_close_matches(name, columns, n=1)
+    meant = f"; did you mean {close[0]!r}?" if close else "."
+    raise SpecError(
+        f"keep: there is no column {name!r} in {where}{others}{meant} Columns: {', '.join(columns)}"
+    )
