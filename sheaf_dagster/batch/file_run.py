@@ -29,6 +29,7 @@ from sheaf_dagster.batch.results import BatchResult, ValidationReport
 from sheaf_dagster.batch.reuse.file_reuse import FileReuse
 from sheaf_dagster.batch.reuse.index import remove_index
 from sheaf_dagster.batch.rows.findings import ChunkFindings
+from sheaf_dagster.batch.rows.kept_agreement import KeptAgreement
 from sheaf_dagster.batch.rows.kept_columns import types_in_source
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import BatchSpec
@@ -106,6 +107,7 @@ class FileRun:
 
         Raises:
             InputValidationError: Rows don't match their contract.
+            SpecError: Fields can't be kept as columns of a table.
             SourceError, SinkError: A file can't be read or written.
             PreviousOutputError: Answers of an earlier output can't be kept.
             InterruptedError: ``stop`` was set.
@@ -113,19 +115,21 @@ class FileRun:
         source = self._scan(stop)
         self._source, self.rows = source, source.rows
         keep = tuple(self.spec.keep)
+        agreement = KeptAgreement(self.spec, self._types, source)
         contract = replace(
             self.context.rows,
             strict=self.spec.strict,
             keep=keep,
+            columns=agreement.columns,
             digests=self._reuse is not None,
         )
-        findings = validate(contract, source)
+        findings = agreement.taken_from(validate(contract, source))
         if self._reuse is not None:
             findings = self._reuse.taken_from(findings)
         report, self._chunks = validate_source(source, findings)
         report.seconds = time.perf_counter() - self.started
         self._validation = report
-        if (refused := refusal_of(self.spec, report)) is not None:
+        if (refused := refusal_of(self.spec, report) or agreement.refusal()) is not None:
             if self._held is not None:
                 self._held.discard()
             raise refused

@@ -15,6 +15,7 @@ from sheaf_dagster.batch.results import BatchProgress, ValidationReport
 from sheaf_dagster.batch.rows.chunk_validation import validate_chunks
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.invalid import lines_in, packed_lines
+from sheaf_dagster.batch.rows.kept_agreement import KeptAgreement
 from sheaf_dagster.batch.rows.kept_columns import types_in_source
 from sheaf_dagster.batch.rows.occurrences import Occurrences
 from sheaf_dagster.batch.rows.requests import RowContract
@@ -169,26 +170,31 @@ def validate_files(
 
     Raises:
         SourceError: A file is missing or can't be read.
-        SpecError: A field can't be kept (see ``kept_types``).
+        SpecError: A field can't be kept as a column of a table.
     """
     started = time.perf_counter()
     files = files_of([Location.of(uri, dict(storage_options or {})) for uri in sources])
     fields = contract.fields_of(options)
     with tempfile.TemporaryDirectory(prefix="sheaf-") as folder:
+        types = types_in_source(options, fields, files)
         source = scan_source(
             files,
             batch_size,
             fields=fields,
             row_limit=row_limit,
             spool=Location.of(folder),
-            types=types_in_source(options, fields, files),
+            types=types,
         )
-        findings: Iterable[ChunkFindings] = validate_chunks(
-            contract, [f.text for f in source.files], source.chunks
+        agreement = KeptAgreement(options, types, source)
+        contract = replace(contract, columns=agreement.columns)
+        findings: Iterable[ChunkFindings] = agreement.taken_from(
+            validate_chunks(contract, [f.text for f in source.files], source.chunks)
         )
         if on_progress is not None:
             findings = _telling(findings, source, on_progress, started)
         report, _ = validate_source(source, findings)
+    if report.ok and (refused := agreement.refusal()) is not None:
+        raise refused
     report.seconds = time.perf_counter() - started
     return report
 

@@ -1,7 +1,7 @@
 """Where rows live: locations and their stores, line-aligned chunks, parts and atomic sinks."""
 
 from sheaf_dagster.storage.chunks import Chunk, is_blank, rows_in, split_rows
-from sheaf_dagster.storage.kept_types import KeptTypes, kept_types
+from sheaf_dagster.storage.kept_types import KeptTypes, OneType, kept_types
 from sheaf_dagster.storage.lines import LineWriter, read_blocks, read_lines, text_of
 from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.parts import Part, PartStore
@@ -26,6 +26,7 @@ __all__ = [
     "LineWriter",
     "Location",
     "NamedFile",
+    "OneType",
     "Part",
     "PartStore",
     "ScannedSource",

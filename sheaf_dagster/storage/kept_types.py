@@ -21,7 +21,7 @@ from sheaf_dagster.storage.source_files import NamedFile
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["KeptTypes", "kept_types"]
+__all__ = ["KeptTypes", "OneType", "kept_types"]
 
 KeptTypes = Mapping[str, "pa.DataType"]
 """By field, the type of its column in a sink that is a table; pyarrow finds that of the others."""
@@ -49,7 +49,9 @@ def kept_types(
     """
     missing = {*fields.kept} - {*fields.constants, *fields.columns, *fields.defaults}
     seen: dict[str, None] = {}
-    columns = {name: _Column(name) for name in in_table if name not in fields.constants}
+    import pyarrow as pa
+
+    columns = {name: OneType(name) for name in in_table if name not in fields.constants}
     for file in files:
         if not is_table(file.location.uri):
             missing.clear()
@@ -68,50 +70,59 @@ def kept_types(
     if missing and files:
         _refuse_missing(min(missing), files, [*seen])
     types = {name: column.type_of_all() for name, column in columns.items()}
+    types |= {n: pa.array([fields.constants[n]]).type for n in in_table if n in fields.constants}
     return {name: t for name, t in types.items() if t is not None and has_one_form(t)}
 
 
-class _Column:
-    """What the tables of a source say of one column."""
+class OneType:
+    """The type of a column that several files, or rows, make together.
+
+    Args:
+        name: Of the column.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._seen: dict[pa.DataType, str] = {}
-        """The first file with each type."""
+        """Where each type is first."""
         self._said: dict[Any, str] = {}
-        """Values that folders say, and the first file that is in such a folder."""
+        """Values that folders say, and where they do so first."""
 
-    def add(self, type: pa.DataType, uri: str) -> None:
-        """Notes that a table has the column."""
-        self._seen.setdefault(type, uri)
+    def add(self, type: pa.DataType, where: str) -> None:
+        """Notes a type of values."""
+        self._seen.setdefault(type, where)
 
-    def say(self, value: Any, uri: str) -> None:
-        """Notes that a folder says the value of all rows of a table that lacks the column."""
-        self._said.setdefault(value, uri)
+    def say(self, value: Any, where: str) -> None:
+        """Notes a value that a folder says."""
+        self._said.setdefault(value, where)
 
     def type_of_all(self) -> pa.DataType | None:
-        """The type that holds all values as they are; None where nothing says one."""
+        """The type that holds all values as they are; None where nothing says one.
+
+        Raises:
+            SpecError: No type does.
+        """
         import pyarrow as pa
 
         whole: pa.DataType | None = None
-        for type, uri in self._seen.items():
+        for type, where in self._seen.items():
             found = type if whole is None else one_type(whole, type)
-            whole = self._required(found, type, uri)
-        for value, uri in self._said.items():
+            whole = self._required(found, type, where)
+        for value, where in self._said.items():
             if whole is None or pa.types.is_null(whole) or not fits(value, whole):
                 own = pa.scalar(value).type
-                whole = self._required(own if whole is None else one_type(whole, own), own, uri)
-                self._seen.setdefault(own, uri)
+                whole = self._required(own if whole is None else one_type(whole, own), own, where)
+                self._seen.setdefault(own, where)
         return whole
 
-    def _required(self, found: pa.DataType | None, type: pa.DataType, uri: str) -> pa.DataType:
+    def _required(self, found: pa.DataType | None, type: pa.DataType, where: str) -> pa.DataType:
         if found is not None:
             return found
         others = (t for t in self._seen if one_type(t, type) is None)
         other = next(others, next(iter(self._seen)))
         raise SpecError(
             f"keep: column {self._name!r} is of type {other} in {self._seen[other]}, but of type {type} "
-            f"in {uri}, and a column of one type can't hold both as they are. Write the files with "
+            f"in {where}, and a column of one type can't hold both as they are. Write the files with "
             "one type, leave the column out of keep, or name the sink .jsonl"
         )
 

@@ -312,6 +312,62 @@ def test_a_kept_value_that_the_type_of_all_files_cant_hold_is_named(far, other, 
     assert pq.read_table(spec.sink).num_rows == 2
 
 
+def lines(tmp_path: Path, *kept: object) -> str:
+    """Rows of which each has a field ``k``."""
+    path = tmp_path / "in.jsonl"
+    rows = [{"model_name": "m", "value": 1.0, "k": k} for k in kept]
+    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        ([1] * 4 + [2, "x"] * 2, "in.jsonl, line 6: keep: field 'k' can't be a column"),
+        ([1, *"x" * 7], "in.jsonl, line 2: keep: field 'k' can't be a column"),
+        ([1] * 4 + ["x"], "type int64 in .* from line 1 on, but of type string in .* from line 5 on"),
+        ([{"a": 1}] * 8 + [{"a": [1]}], "of type struct<a: int64> in .* from line 9 on"),
+        ([True] * 4 + [None] * 4 + [1], "type bool in .* from line 1 on, but of type int64 in"),
+    ],
+)  # fmt: skip
+def test_kept_fields_of_several_types_are_refused_before_the_model_runs(kept, said, tmp_path):
+    calls = tmp_path / "calls"
+    model = doubler(call_log=str(calls))
+    spec = job(lines(tmp_path, *kept), tmp_path / "out.parquet", keep=["k"])
+
+    with pytest.raises(SpecError, match=said):
+        run(spec, model)
+    with pytest.raises(SpecError, match=said):
+        BatchRunner(model).validate(spec)
+    assert not calls.exists()
+
+    run(spec.model_copy(update={"sink": str(tmp_path / "out.jsonl")}), model)
+    assert [row["k"] for row in read_rows(tmp_path / "out.jsonl")] == kept
+
+
+def test_kept_fields_of_lines_go_into_the_column_of_a_table(tmp_path):
+    sources = [*tables(tmp_path, pa.array([DAY])), lines(tmp_path, "2026-11-28", None)]
+    spec = job(sources, tmp_path / "out.parquet", keep=["k"])
+
+    run(spec)
+
+    kept = pq.read_table(spec.sink).column("k")
+    assert (kept.type, kept.to_pylist()) == (pa.date32(), [DAY, DAY + dt.timedelta(days=1), None])
+    lines(tmp_path, "no day")
+    with pytest.raises(SpecError, match="date32.* in .* from row 1 on, but of type string in"):
+        run(spec)
+
+
+def test_invalid_rows_are_named_before_kept_fields_of_several_types(tmp_path):
+    path = Path(lines(tmp_path, *[1] * 4, "x"))
+    path.write_text(path.read_text() + "no row\n")
+    spec = job(str(path), tmp_path / "out.parquet", keep=["k"])
+
+    with pytest.raises(sd.InputValidationError, match="line 6"):
+        run(spec)
+    assert BatchRunner(doubler()).validate(spec).violations[0].line == 6
+
+
 def test_the_value_of_a_folder_goes_into_the_column_of_its_name(tmp_path):
     paths = [tmp_path / "in" / f"k={k}" / "a.parquet" for k in ("2026-11-28", "2026-11-29")]
     table = pa.table({"model_name": ["m"], "value": [1.0]})

@@ -36,6 +36,10 @@ class ChunkFindings:
     """Of each row's content, where the contract is told so; see ``rows.content``."""
     hashes: bytes = b""
     """Of the contents of rows that get a derived id; see ``rows.occurrences``."""
+    kept: bytes = b""
+    """The columns that kept fields make, serialised, where the contract is told so."""
+    not_kept: str = ""
+    """Why the fields of these rows make no columns; see ``rows.kept_columns``."""
 
     def count_unknown(self, names: Mapping[str, str | None], rows: int = 1) -> None:
         """Counts fields that the contract doesn't know.

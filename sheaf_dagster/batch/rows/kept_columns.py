@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
     from sheaf_dagster.batch.spec import BatchOptions
 
-__all__ = ["KeptColumns", "types_in_source"]
+__all__ = ["KeptColumns", "in_table", "types_in_source"]
+
+
+def in_table(options: BatchOptions) -> Sequence[str]:
+    """The fields of ``keep`` that become columns of a table; options of a job alone name no sink."""
+    return options.keep if is_table(getattr(options, "sink", "")) else ()
 
 
 def types_in_source(
@@ -38,11 +43,11 @@ def types_in_source(
     """The types that the fields of ``keep`` have in a sink that is a table; see ``kept_types``.
 
     Args:
-        options: Of a file; those of a job alone name no sink.
+        options: Of a file.
         fields: Which columns of the source are which fields.
         files: Of the source.
     """
-    return kept_types(files, fields, options.keep if is_table(getattr(options, "sink", "")) else ())
+    return kept_types(files, fields, in_table(options))
 
 
 class KeptColumns:
@@ -73,6 +78,14 @@ class KeptColumns:
             exact = json.loads(line, parse_float=Decimal)
             found = {name: exact[name] for name in found}
         return found
+
+    def fails(self, name: str, values: list[Any]) -> bool:
+        """Whether some values of a field go into no column."""
+        try:
+            self.made(name, values)
+        except SinkError:
+            return True
+        return False
 
     def made(self, name: str, values: list[Any]) -> pa.Array:
         """The column of a field.

@@ -19,6 +19,7 @@ from sheaf_dagster.batch.rows.ids import Identity, OwnId, id_reader, own_id_of, 
 from sheaf_dagster.batch.rows.inside import given_fields
 from sheaf_dagster.batch.rows.invalid import invalid_row, why_invalid
 from sheaf_dagster.batch.rows.keep import fields_of
+from sheaf_dagster.batch.rows.kept_agreement import note_columns
 from sheaf_dagster.batch.rows.line_validation import validate_lines
 from sheaf_dagster.batch.rows.occurrences import OccurrenceOf, always_first
 from sheaf_dagster.batch.rows.row import Row
@@ -73,6 +74,8 @@ class RowContract(RowRules):
                 return findings
             data = b"".join(b"%b\n" % line for line in rows.lines())
         validate_lines(self, data, first_line, findings)
+        if self.columns:
+            note_columns(data, first_line, self.columns, self.keep, findings)
         return findings
 
     def _take_columns(self, rows: TableRows, findings: ChunkFindings, first_line: int) -> bool:

@@ -26,6 +26,8 @@ class RowRules:
     """Refuse rows with fields that the contract doesn't know, or with an earlier row's id."""
     keep: tuple[str, ...] = ()
     """Fields that go into the answers; the contract need not know them."""
+    columns: bytes = b""
+    """Of a sink that is a table, serialised, where the types of kept fields are to be told."""
     digests: bool = False
     """Tell the digests of contents when rows are validated."""
     table: bool = False
