@@ -47,10 +47,10 @@ def kept_types(
         SpecError: A field is in no table, or is of types that no column holds together.
         SourceError: A table can't be read.
     """
-    missing = {*fields.kept} - {*fields.constants, *fields.columns, *fields.defaults}
-    seen: dict[str, None] = {}
     import pyarrow as pa
 
+    missing = {*fields.kept} - {*fields.constants, *fields.columns, *fields.defaults}
+    seen: dict[str, None] = {}
     columns = {name: OneType(name) for name in in_table if name not in fields.constants}
     for file in files:
         if not is_table(file.location.uri):

@@ -29,6 +29,7 @@ from sheaf_dagster import (
 from sheaf_dagster.batch.rows.sample import sample_output
 from sheaf_dagster.contracts import EmbeddingResponse
 from sheaf_dagster.storage import Location, read_lines
+from sheaf_dagster.storage.formats import plain_type
 from tests.conftest import read_rows
 from tests.toys import Doubler, NumberRequest, NumberResponse, doubler
 
@@ -210,6 +211,82 @@ def test_a_column_that_is_read_as_a_field_can_be_kept_too(suffix, tmp_path):
         ("a", 2.0, 1, "a"),
         ("b", 4.0, 2, "b"),
     ]
+
+
+def written_by_polars(path: Path) -> None:
+    pl = pytest.importorskip("polars")
+    moment = dt.datetime(2026, 11, 27, 1, 2, 3, 4)
+    columns = {
+        "model_name": ["m", "n", "m"],
+        "value": [1.0, 2.0, 3.0],
+        "category": pl.Series(["a", None, "b"], dtype=pl.Categorical),
+        "enum": pl.Series(["a", "b", None], dtype=pl.Enum(["b", "a"])),
+        "nested": [[{"a": 1, "b": [moment]}], [], None],
+        "moment": pl.Series([moment, None, moment]).dt.replace_time_zone("Europe/Berlin"),
+        "wait": pl.Series([2**60 + 1, None, -1], dtype=pl.Duration("ns")),
+        "price": pl.Series([Decimal("1.50"), None, Decimal(-1)], dtype=pl.Decimal(20, 2)),
+        "large": pl.Series([2**64 - 1, None, 0], dtype=pl.UInt64),
+        "hour": [dt.time(1, 2, 3), None, dt.time()],
+        "picture": [b"\xff", None, b""],
+        "vector": pl.Series([[0.5, 0.1]] * 3, dtype=pl.Array(pl.Float32, 2)),
+    }
+    pl.DataFrame(columns).write_parquet(path, row_group_size=1, compression="gzip")
+
+
+def written_by_duckdb(path: Path) -> None:
+    pytest.importorskip("duckdb").sql(f"""
+        COPY (
+            SELECT 'm' AS model_name, n::DOUBLE AS value, uuid() AS id, '{{"a": 1.50}}'::JSON AS text,
+                MAP {{n::INTEGER: 'x'}} AS numbered, MAP {{'a': n, 'b': NULL}} AS named,
+                {{'a': n, 'b': [DATE '2026-11-27']}} AS struct, 'a'::ENUM('b', 'a') AS enum,
+                TIMESTAMPTZ '2026-11-27 01:02:03+01' AS moment, TIME '01:02:03' AS hour,
+                TIMESTAMP_NS '2026-11-27 01:02:03.123456789' AS instant, 1.5::DECIMAL(38, 10) AS price,
+                '\\xFF'::BLOB AS picture, n::UTINYINT AS small, [1.5, NULL]::FLOAT[] AS list
+            FROM range(1, 250) AS numbers(n)
+        ) TO '{path}' (FORMAT parquet, PARQUET_VERSION v2, ROW_GROUP_SIZE 100)""")
+
+
+def written_by_pandas(path: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    columns = {
+        "model_name": ["m", "n"],
+        "value": [1.0, 2.0],
+        "category": pd.Categorical([None, "a"]),
+        "moment": pd.to_datetime(["2026-11-27", None]).tz_localize("Europe/Berlin"),
+        "wait": pd.to_timedelta([2**60 + 1, None]),
+        "whole": pd.array([2**62 + 1, None], dtype="Int64"),
+        "flag": pd.array([None, True], dtype="boolean"),
+        "struct": [{"a": 1}, None],
+    }
+    pd.DataFrame(columns, index=["x", "y"]).to_parquet(path)
+
+
+@pytest.mark.parametrize("writer", [written_by_polars, written_by_duckdb, written_by_pandas])
+def test_what_other_libraries_write_is_kept_as_pyarrow_reads_it(writer, tmp_path):
+    writer(tmp_path / "in.parquet")
+    table = pq.read_table(tmp_path / "in.parquet")
+    kept = [name for name in table.column_names if name not in ("model_name", "value")]
+    spec = job(str(tmp_path / "in.parquet"), tmp_path / "out.parquet", keep=kept)
+
+    run(spec)
+
+    found = pq.read_table(spec.sink)
+    assert found.column("value").to_pylist() == [2 * v for v in table.column("value").to_pylist()]
+    assert found.select(kept).to_pylist() == table.select(kept).to_pylist()
+    for name in kept:
+        type = table.schema.field(name).type
+        assert found.schema.field(name).type == plain_type(type), name
+    for reader in ("polars", "duckdb", "pandas"):
+        assert read_by(reader, spec.sink, "request_id") == found.column("request_id").to_pylist()
+
+
+def read_by(library: str, path: str, column: str) -> list[object]:
+    """A column as another library reads it, and all others that it must be able to read."""
+    module = pytest.importorskip(library)
+    if library == "duckdb":
+        rows = module.sql(f"SELECT * FROM '{path}'")
+        return [row[rows.columns.index(column)] for row in rows.fetchall()]
+    return list(module.read_parquet(path)[column])
 
 
 DAY = dt.date(2026, 11, 27)

@@ -149,6 +149,15 @@ def test_files_of_other_writers_are_read(writer, tmp_path):
     assert rows_of(path) == [given_fields(row) for row in rows]
 
 
+def test_a_column_that_pyarrow_cant_read_is_said_to_be_that(tmp_path):
+    pl = pytest.importorskip("polars")
+    column = pl.Series([2**100], dtype=pl.Int128)
+    pl.DataFrame({"huge": column}).write_parquet(tmp_path / "in.parquet")
+
+    with pytest.raises(SourceError, match="more than 64 bits.*columns that pyarrow can read"):
+        rows_of(tmp_path / "in.parquet")
+
+
 def test_a_table_is_scanned_wherever_it_is_and_known_by_its_stored_bytes(place):
     data = stored(pa.table({"v": list(range(1000))}), row_group_size=300)
     location = place.put("in.parquet", data)

@@ -187,9 +187,11 @@ def _reading(kind: TableKind, uri: str, where: Callable[[], str] = lambda: "") -
     except (pa.ArrowException, OSError, ValueError, OverflowError) as e:
         if isinstance(e, SourceError):
             raise
+        unknown = isinstance(e, pa.ArrowNotImplementedError)
+        other = " with columns that pyarrow can read: of other types, or without these" * unknown
         raise SourceError(
             f"{uri} can't be read as a {kind.name} file{where()} ({' '.join(str(e).split())}); write "
-            "the file again"
+            f"the file again{other}"
         ) from e
 
 
