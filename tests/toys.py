@@ -196,12 +196,13 @@ class InFlight(InOneCall):
 SHAPES = {"call": InOneCall, "stages": InStages, "flight": InFlight}
 
 
-def shaped(shape: str, num_cpus: float = 1, **kwargs) -> ModelSpec:
-    """A model that doubles, in one of the three shapes."""
+def shaped(shape: str | type[Doubler], num_cpus: float = 1, **kwargs) -> ModelSpec:
+    """A model that doubles, in one of the three shapes or of a test's own class."""
+    cls = SHAPES[shape] if isinstance(shape, str) else shape
     return ModelSpec(
         name="doubler",
         model_type="number",
-        backend=f"tests.toys:{SHAPES[shape].__name__}",
+        backend=f"{cls.__module__}:{cls.__name__}",
         backend_kwargs=kwargs,
         resources=ResourceConfig(num_cpus=num_cpus),
     )

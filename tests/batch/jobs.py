@@ -29,6 +29,9 @@ here_and_in_workers = pytest.mark.parametrize(
 ``make test-long``."""
 
 
+local_or_tasks = pytest.mark.parametrize("mode", MODES[:2], indirect=True)
+
+
 def spec(source, tmp_path, **fields) -> BatchSpec:
     """A job that writes to ``out/out.jsonl``."""
     return BatchSpec(source=str(source), sink=str(tmp_path / "out" / "out.jsonl"), **fields)

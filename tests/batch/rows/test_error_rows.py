@@ -12,7 +12,7 @@ from sheaf_dagster.batch.rows.answers import error_line
 from sheaf_dagster.contracts import OpenAIBatchRequest
 from tests.batch.jobs import spec
 from tests.conftest import read_rows
-from tests.toys import Doubler, NumberRequest, doubler
+from tests.toys import Doubler, NumberRequest, shaped
 
 LATIN = os.fsdecode("caf\u00e9.png".encode("latin-1"))
 """A file's name that is not UTF-8, as Python has it."""
@@ -44,7 +44,7 @@ class Torn(Doubler):
 def test_an_answer_that_can_not_be_written_is_that_rows_error(
     write_rows, tmp_path, mode, bucket_by
 ):
-    model = doubler().model_copy(update={"backend": f"{__name__}:Torn"})
+    model = shaped(Torn)
     job = spec(write_rows([0, 1, 2, 3]), tmp_path, on_error="record", bucket_by=bucket_by, **mode)
 
     result = BatchRunner(model).run(job)
@@ -58,14 +58,14 @@ def test_an_answer_that_can_not_be_written_is_that_rows_error(
 
 
 def test_it_ends_a_job_that_is_to_fail_by_its_line(write_rows, tmp_path):
-    model = doubler().model_copy(update={"backend": f"{__name__}:Torn"})
+    model = shaped(Torn)
 
     with pytest.raises(PredictError, match="line 2: the answer of Torn can't be written as JSON"):
         BatchRunner(model).run(spec(write_rows([0, 1, 2, 3]), tmp_path, compute="local"))
 
 
 def test_an_error_that_json_cannot_hold_is_recorded_all_the_same(write_rows, tmp_path):
-    model = doubler().model_copy(update={"backend": f"{__name__}:Viewer"})
+    model = shaped(Viewer)
 
     result = BatchRunner(model).run(
         spec(write_rows([0, 1, 2]), tmp_path, compute="local", on_error="record")

@@ -15,7 +15,7 @@ import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner
 from sheaf_dagster.batch.rows.repeatable import repeatable
 from tests.batch.jobs import here_and_in_workers, spec
-from tests.toys import Doubler, NumberRequest, doubler
+from tests.toys import Doubler, NumberRequest, shaped
 
 
 class Chatty(Doubler):
@@ -76,7 +76,7 @@ def test_what_the_row_itself_says_stays(value):
 @here_and_in_workers
 def test_the_same_file_gives_the_same_error_rows_each_time(write_rows, tmp_path, mode):
     source = write_rows(list(range(40)), note="/tmp/kept/this.png")
-    model = doubler().model_copy(update={"backend": f"{__name__}:Chatty"})
+    model = shaped(Chatty)
     written = set()
 
     for _ in range(3):
@@ -93,7 +93,7 @@ def test_the_same_file_gives_the_same_error_rows_each_time(write_rows, tmp_path,
 
 def test_the_error_that_ends_a_job_is_as_steady(write_rows, tmp_path):
     source = write_rows([1, 2, 3])
-    model = doubler().model_copy(update={"backend": f"{__name__}:Chatty"})
+    model = shaped(Chatty)
     said = set()
 
     for _ in range(3):
