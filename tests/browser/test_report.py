@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.report import Page, render_page
+from tests.drawn import sample
 
 pytestmark = pytest.mark.browser
 
@@ -32,7 +32,7 @@ def shown(page, tmp_path):
         len(pairs),
         {"backend": HOSTILE},
         {"whole file": 1.5},
-        sample=OutputSample(pairs, in_order=True, compared=len(pairs), sizes=[9] * len(pairs)),
+        sample=sample(pairs),
     )
     (tmp_path / "page.html").write_text(render_page(content), "utf-8")
     complaints: list[str] = []

@@ -139,13 +139,18 @@ class Project:
         return [str(r.partition_key) for r in self.records() if r.run_id == run_id]
 
 
-def checks(result) -> dict[str, bool]:
-    """Whether each check of a run passed."""
+def evaluations(result) -> dict[str, dg.AssetCheckEvaluation]:
+    """What each check of a run found."""
     return {
-        e.event_specific_data.check_name: e.event_specific_data.passed
+        e.event_specific_data.check_name: e.event_specific_data
         for e in result.all_events
         if e.event_type_value == "ASSET_CHECK_EVALUATION"
     }
+
+
+def checks(result) -> dict[str, bool]:
+    """Whether each check of a run passed."""
+    return {name: found.passed for name, found in evaluations(result).items()}
 
 
 def failed_step(result):

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.report import CheckLine, Page, render_page
 from sheaf_dagster.report.figures import figures_of
+from tests.drawn import sample
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> $$x$$ {{ 191*7 }} '\"`&"
 
@@ -40,10 +40,6 @@ class Seen(HTMLParser):
             self.scripts[-1] += data
         elif self._in != "style":
             self.text += data
-
-
-def sample(pairs) -> OutputSample:
-    return OutputSample(pairs, in_order=True, compared=len(pairs), sizes=[9] * len(pairs))
 
 
 def page(pairs=None, rows=None, **fields) -> Page:
