@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
 import dagster as dg
@@ -15,13 +14,7 @@ import pytest
 
 from tests.conftest import ROOT, read_rows
 from tests.definitions.project import DAYS, Project, failure
-
-
-def wait_until(true: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 300
-    while not true():
-        assert time.monotonic() < deadline, f"gave up waiting for {what}"
-        time.sleep(0.05)
+from tests.waiting import wait_until
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from tests.batch.ray.drivers import end, start
 from tests.conftest import read_rows
 from tests.ray_head import RayHead, in_full
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), in_full]
 
@@ -22,19 +22,12 @@ def cluster() -> Iterator[RayHead]:
     head.stop()
 
 
-def wait_for_nodes(cluster: RayHead, count: int) -> None:
-    deadline = time.monotonic() + 300
-    while len(cluster.alive_nodes()) != count:
-        assert time.monotonic() < deadline, f"{len(cluster.alive_nodes())} nodes, not {count}"
-        time.sleep(0.5)
-
-
 @pytest.mark.parametrize("engine", ["ray_core", "ray_data"])
 @pytest.mark.parametrize("compute", ["actors", "tasks"])
 def test_a_cluster_grows_for_a_job_and_shrinks_after_it(
     cluster, write_rows, tmp_path, compute, engine
 ):
-    wait_for_nodes(cluster, 1)
+    wait_until(lambda: len(cluster.alive_nodes()) == 1, "one node alone")
     driver = start(
         cluster,
         source=write_rows(list(range(120))),
@@ -50,7 +43,7 @@ def test_a_cluster_grows_for_a_job_and_shrinks_after_it(
     assert result.get("rows") == 120, (result, err[-3000:])
     assert result["workers"] == 2
     assert [r["value"] for r in read_rows(tmp_path / "out.jsonl")] == [2 * i for i in range(120)]
-    wait_for_nodes(cluster, 1)
+    wait_until(lambda: len(cluster.alive_nodes()) == 1, "one node alone")
 
 
 def test_a_quota_that_is_never_given_ends_the_job_and_is_named(cluster, write_rows, tmp_path):

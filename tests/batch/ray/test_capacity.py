@@ -17,9 +17,10 @@ from sheaf_dagster.batch.ray import worker as ray_worker
 from sheaf_dagster.batch.ray.capacity import WorkerPlan, demand_of, places, shortage
 from sheaf_dagster.batch.ray.cluster import _no_note_on_tokens
 from sheaf_dagster.batch.ray.reservation import describe_capacity, reserved_pool
-from tests.batch.ray.specs import pool, tasks, wait_until
+from tests.batch.ray.specs import pool, tasks
 from tests.conftest import ROOT, read_rows
 from tests.toys import doubler
+from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ import pytest
 import sheaf_dagster as sd
 from sheaf_dagster.batch.ray.gpu_queue import gpu_share
 from sheaf_dagster.batch.ray.reservation import describe_capacity
-from tests.batch.ray.specs import pool, tasks, wait_until
+from tests.batch.ray.specs import pool, tasks
 from tests.conftest import ROOT, read_rows
 from tests.toys import doubler
+from tests.waiting import wait_until
 
 
 def test_a_job_that_can_never_have_its_turn_is_refused():
