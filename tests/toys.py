@@ -193,6 +193,19 @@ class InFlight(InOneCall):
             self.now -= 1
 
 
+class Moody(InOneCall):
+    """Fails at the values of which there is a file in a folder."""
+
+    def __init__(self, moods: str, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.moods = moods
+
+    def batch_predict(self, requests):
+        if any(os.path.exists(os.path.join(self.moods, f"{r.value:g}")) for r in requests):
+            raise ValueError("not today")
+        return super().batch_predict(requests)
+
+
 SHAPES = {"call": InOneCall, "stages": InStages, "flight": InFlight}
 
 

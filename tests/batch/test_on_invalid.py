@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +14,7 @@ from sheaf_dagster.batch.rows.invalid import lines_in, packed_lines
 from sheaf_dagster.contracts import OpenAIBatchRequest, OpenAIBatchResponse
 from tests.batch.jobs import here_and_in_workers, leftovers, spec
 from tests.conftest import read_rows
-from tests.toys import InOneCall, doubler, shaped
+from tests.toys import Moody, doubler, shaped
 
 ID = "3a1f6d6e-8b1c-4c7e-9a53-0c8f6f0d2b11"
 BAD = {
@@ -129,17 +128,13 @@ def test_a_file_of_nothing_else_loads_no_model(write_rows, tmp_path):
 
 
 def test_finished_parts_are_resumed(source, tmp_path):
-    calls = tmp_path / "calls"
-    once = tmp_path / "once"
-    once.touch()
-    model = sd.ModelSpec(
-        name="m", model_type="number", backend=f"{__name__}:Once",
-        backend_kwargs={"once": str(once), "call_log": str(calls)},
-    )  # fmt: skip
+    (moods := tmp_path / "moods").mkdir()
+    (moods / "30").touch()
+    model = shaped(Moody, moods=str(moods))
     job = job_of(source, tmp_path)
     with pytest.raises(sd.PredictError):
         BatchRunner(model).run(job)
-    once.unlink()
+    (moods / "30").unlink()
 
     result = BatchRunner(model).run(job)
 
@@ -147,19 +142,6 @@ def test_finished_parts_are_resumed(source, tmp_path):
     whole = job.model_copy(update={"sink": job.sink + "2"})
     BatchRunner(model).run(whole)
     assert open(job.sink).read() == open(whole.sink).read()
-
-
-class Once(InOneCall):
-    """Fails at 30 as long as a file is there."""
-
-    def __init__(self, once: str, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.once = once
-
-    def batch_predict(self, requests):
-        if os.path.exists(self.once) and any(r.value == 30 for r in requests):
-            raise ValueError("not yet")
-        return super().batch_predict(requests)
 
 
 def test_values_stay_out_of_error_rows_where_rows_are_redacted(source, tmp_path):

@@ -19,7 +19,7 @@ from sheaf_dagster.storage import Location, read_lines
 from tests.batch.jobs import here_and_in_workers, leftovers, spec
 from tests.conftest import read_rows
 from tests.storage.typed_columns import COLUMNS
-from tests.toys import Doubler, NumberRequest, NumberResponse, doubler, shaped
+from tests.toys import Doubler, Moody, NumberRequest, NumberResponse, doubler, shaped
 
 ROWS = 1000
 FAILING = [0, 300, 600, 900]  # of batches of 50
@@ -91,28 +91,11 @@ def test_rows_fail_again_in_any_shape_and_the_rest_goes_on(shape, source, tmp_pa
     ]
 
 
-class Moody(Doubler):
-    """Fails at the values of which there is a file in a folder."""
-
-    def __init__(self, moods: str) -> None:
-        super().__init__()
-        self.moods = moods
-
-    def batch_predict(self, requests):
-        for request in requests:
-            if os.path.exists(os.path.join(self.moods, f"{request.value:g}")):
-                raise ValueError("not today")
-        return super().batch_predict(requests)
-
-
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_what_is_done_of_it_is_resumed(source, tmp_path, suffix):
     moods = tmp_path / "moods"
     moods.mkdir()
-    model = sd.ModelSpec(
-        name="m", model_type="number", backend=f"{__name__}:Moody",
-        backend_kwargs={"moods": str(moods)},
-    )  # fmt: skip
+    model = shaped(Moody, moods=str(moods))
     whole = spec(source, tmp_path, compute="local", batch_size=50, on_error="record")
     run(whole, model)
     job = whole.model_copy(update={"sink": str(tmp_path / "out" / f"b.jsonl{suffix}")})

@@ -22,7 +22,7 @@ from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.storage import Location, read_lines
 from tests.batch.jobs import MODES, here_and_in_workers, leftovers
 from tests.batch.reuse_job import ROWS, Job, doubled, values
-from tests.toys import Doubler, NumberResponse, shaped
+from tests.toys import Moody, NumberResponse, shaped
 
 
 @pytest.fixture
@@ -245,32 +245,16 @@ def test_an_output_that_is_gone_is_no_obstacle(job):
     assert values(job.answers) == doubled(ROWS)
 
 
-class Moody(Doubler):
-    """Fails at a value as long as there is a file."""
-
-    def __init__(self, mood: str, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.mood = mood
-
-    def batch_predict(self, requests):
-        if os.path.exists(self.mood) and any(r.value == 60.5 for r in requests):
-            raise ValueError("not today")
-        return super().batch_predict(requests)
-
-
 def test_what_is_done_is_resumed_and_the_rest_is_reused(job):
-    mood = job.folder / "mood"
-    job.model = sd.ModelSpec(
-        name="m", model_type="number", backend=f"{__name__}:Moody",
-        backend_kwargs={"mood": str(mood), "call_log": str(job.calls)},
-    )  # fmt: skip
+    (moods := job.folder / "moods").mkdir()
+    job.model = shaped(Moody, moods=str(moods), call_log=str(job.calls))
     job.run(ROWS)
     rows = [dict(row, value=n if n % 10 else n + 0.5) for n, row in enumerate(ROWS)]
-    mood.touch()
+    (moods / "60.5").touch()
     with pytest.raises(sd.PredictError, match="not today"):
         job.run(rows)
     assert values(job.answers) == doubled(ROWS)
-    mood.unlink()
+    (moods / "60.5").unlink()
 
     result = job.run(rows)
 

@@ -7,41 +7,24 @@ import os
 
 import pytest
 
-import sheaf_dagster as sd
 from tests.definitions.project import DAYS, Project, checks, failure
-from tests.toys import Doubler
+from tests.toys import Moody, shaped
 
 KEYS = DAYS.get_partition_keys()[:3]
 ONLY = {"only": "failed"}
 
 
-class Moody(Doubler):
-    """Fails at threes as long as a file is there."""
-
-    def __init__(self, mood: str, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.mood = mood
-
-    def batch_predict(self, requests):
-        if os.path.exists(self.mood) and any(r.value == 3 for r in requests):
-            raise ValueError("not today")
-        return super().batch_predict(requests)
-
-
 @pytest.fixture
 def project(tmp_path):
     """Three days, of which the first two have a row that failed; the model is mended since."""
-    mood = tmp_path / "mood"
-    mood.touch()
-    model = sd.ModelSpec(
-        name="m", model_type="number", backend=f"{__name__}:Moody",
-        backend_kwargs={"mood": str(mood), "call_log": str(tmp_path / "calls")},
-    )  # fmt: skip
+    (moods := tmp_path / "moods").mkdir()
+    (moods / "3").touch()
+    model = shaped(Moody, moods=str(moods), call_log=str(tmp_path / "calls"))
     project = Project(tmp_path, DAYS, model=model, on_error="record")
     for key, values in zip(KEYS, ([1, 3], [3, 4, 5], [7, 8]), strict=True):
         project.write(key, values)
     assert checks(project.run(KEYS[0], KEYS[-1]))["no_row_failed"] is False
-    mood.unlink()
+    (moods / "3").unlink()
     (tmp_path / "calls").unlink()
     return project
 
