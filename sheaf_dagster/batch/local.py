@@ -121,13 +121,13 @@ class LocalWorkforce:
 
             todo = [[(work, chunk) for chunk in chunks]]
             cpus = max(_available_cpus(), self._context.spec.resources.num_cpus)
-            at_home = model.call if work.batch_timeout is None else None
+            in_model_thread = model.call if work.batch_timeout is None else None
             yield from run_chunks(
                 self._context,
                 model.load(),
                 todo,
                 limit_for=limit_for,
-                at_home=at_home,
+                in_model_thread=in_model_thread,
                 cpus=cpus,
             )
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sheaf_dagster.batch.findings import CHECKS, findings_of
+from sheaf_dagster.batch.file_checks import CHECKS, findings_of
 from sheaf_dagster.batch.model_spec import ModelSpec
 from sheaf_dagster.batch.results import BatchResult
 from sheaf_dagster.batch.rows.sample import OutputSample, sample_output

@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 
-from sheaf_dagster.batch.findings import CHECKS, findings_of
+from sheaf_dagster.batch.file_checks import CHECKS, findings_of
 from sheaf_dagster.batch.results import BatchResult, ValidationReport
 from sheaf_dagster.batch.rows.sample import OutputSample
 from sheaf_dagster.batch.rows.violation import Violation

@@ -1,7 +1,7 @@
 """Workers that plain Ray starts: for jobs that are over before Ray Data would have begun.
 
 Ray Data takes four to five CPU seconds to start: its import in the driver and in each worker, and
-two actors of its own. The leaves, and what a worker does with one, are the same.
+two actors of its own. The shifts, and what a worker does in one, are the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ray
 
 from sheaf_dagster.batch.ray.client import WorkerClient
 from sheaf_dagster.batch.ray.reservation import placement
-from sheaf_dagster.batch.ray.worker import Leave, _BackendActor, leaves, run_task
+from sheaf_dagster.batch.ray.worker import Shift, _BackendActor, run_task, shifts
 from sheaf_dagster.batch.ray.workers import Workers
 from sheaf_dagster.batch.worker.loading import ModelContext
 
@@ -45,10 +45,10 @@ def _run_tasks(workers: Workers, stop: threading.Event) -> None:
     task = ray.remote(run_task).options(max_retries=-1, **_SPREAD, **workers.reserved)
     context = ray.put(workers.context)
 
-    def start(leave: Leave) -> Any:
-        return task.remote(leave, context, workers.coordinator)
+    def start(shift: Shift) -> Any:
+        return task.remote(shift, context, workers.coordinator)
 
-    left = _run_all(workers, leaves(workers.slots, actors=False), start, stop)
+    left = _run_all(workers, shifts(workers.slots, actors=False), start, stop)
     for ref in left:  # some wait for a place that they no longer need
         with suppress(Exception):
             ray.cancel(ref, force=True)
@@ -77,11 +77,11 @@ def _run_actors(workers: Workers, stop: threading.Event) -> None:
     pool = [actor.remote(workers.context, coordinator) for _ in range(workers.slots)]
     waiting = deque(pool)
 
-    def start(leave: Leave) -> Any:
-        return waiting.popleft().run.remote(leave)
+    def start(shift: Shift) -> Any:
+        return waiting.popleft().run.remote(shift)
 
     try:
-        _run_all(workers, leaves(workers.slots, actors=True), start, stop)
+        _run_all(workers, shifts(workers.slots, actors=True), start, stop)
     finally:
         for one in pool:
             with suppress(Exception):
@@ -89,9 +89,9 @@ def _run_actors(workers: Workers, stop: threading.Event) -> None:
 
 
 def _run_all(
-    workers: Workers, work: list[Leave], start: Callable[[Leave], Any], stop: threading.Event
+    workers: Workers, work: list[Shift], start: Callable[[Shift], Any], stop: threading.Event
 ) -> list[Any]:
-    """Has all leaves used; returns those that are still in use some time after the job is over."""
+    """Has all shifts worked; returns those that are still going on some time after the job is over."""
     waiting = deque(work)
     running: list[Any] = []
     over = workers.coordinator.job_over()

@@ -1,4 +1,4 @@
-"""Workers that Ray Data starts: one dataset of leaves for a whole job."""
+"""Workers that Ray Data starts: one dataset of shifts for a whole job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from sheaf_dagster.batch.logs import logger_at
 from sheaf_dagster.batch.ray.reservation import placement
-from sheaf_dagster.batch.ray.worker import _BackendActor, leaves, run_task_of_ray_data
+from sheaf_dagster.batch.ray.worker import _BackendActor, run_task_of_ray_data, shifts
 from sheaf_dagster.batch.ray.workers import Workers
 
 __all__ = ["run_on_ray_data"]
@@ -35,13 +35,13 @@ def run_on_ray_data(workers: Workers, stop: threading.Event) -> None:
 
 def _dataset(workers: Workers) -> Any:
     kwargs: dict[str, Any] = {
-        "batch_size": 1,  # leaves; a GPU operator must name one
+        "batch_size": 1,  # shifts; a GPU operator must name one
         "batch_format": "pyarrow",
         **workers.reserved,
     }
     with _quiet_context():
         actors = workers.compute == "actors"
-        work = [asdict(leave) for leave in leaves(workers.slots, actors=actors)]
+        work = [asdict(shift) for shift in shifts(workers.slots, actors=actors)]
         # One block each. (from_arrow would need a free CPU to look at them.)
         feed = ray.data.from_items(work, override_num_blocks=len(work))
         arguments = {"context": workers.context, "coordinator": workers.coordinator}
@@ -49,7 +49,7 @@ def _dataset(workers: Workers) -> Any:
             return feed.map_batches(
                 _BackendActor,
                 fn_constructor_kwargs=arguments,
-                # A second leave would wait behind the first while another actor has none.
+                # A second shift would wait behind the first while another actor has none.
                 compute=ActorPoolStrategy(size=workers.slots, max_tasks_in_flight_per_actor=1),
                 **kwargs,
                 **placement(workers.pool),

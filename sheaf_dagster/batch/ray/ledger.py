@@ -16,8 +16,8 @@ A chunk::
 
 Chunks of a file that has failed or was called off leave from wherever they are.
 
-A seat is leave to work: one for each worker that may run at a time, and a few one after the
-other for tasks, which give theirs back. Ray starts a worker that died again, in the same seat::
+A seat is where a worker works: one for each that may run at a time, and for tasks, which give
+theirs back, a few one after the other. Ray starts a worker that died again, in the same seat::
 
              enter                   leave, death, loss of its node
     empty ──────────▶ at work ───────────────────────────────────────▶ empty

@@ -30,7 +30,7 @@ from sheaf_dagster.storage import Chunk
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Leave", "_BackendActor", "leaves", "run_task", "run_task_of_ray_data"]
+__all__ = ["Shift", "_BackendActor", "run_task", "run_task_of_ray_data", "shifts"]
 
 _LEAVE_SECONDS = 5.0
 """A worker of a job that was called off ends itself where its batch takes longer than this."""
@@ -40,16 +40,20 @@ _GENERATIONS = 6
 
 
 @dataclass(frozen=True)
-class Leave:
-    """Leave to work for the job: what is scheduled. Whoever runs takes the seat of that number."""
+class Shift:
+    """A worker's time at a job's chunks, which Ray schedules.
+
+    Attributes:
+        seat: The seat that it works in.
+        seconds: How long it may keep that; negative: to the end of the job.
+    """
 
     seat: int
     seconds: float
-    """How long it may be kept; without end where negative."""
 
 
-def leaves(slots: int, *, actors: bool) -> list[Leave]:
-    """All leaves of a job, in the order in which they are to be given.
+def shifts(slots: int, *, actors: bool) -> list[Shift]:
+    """All shifts of a job, in the order in which they begin.
 
     An actor has one and keeps it to the end of the job. A task gives its place back after a
     while, so that a cluster shared with others stays elastic: half a minute at first, then ever
@@ -58,7 +62,7 @@ def leaves(slots: int, *, actors: bool) -> list[Leave]:
     generations = 1 if actors else _GENERATIONS
     last = generations - 1
     return [
-        Leave(
+        Shift(
             seat=generation * slots + i,
             seconds=-1.0 if generation == last else _TASK_SECONDS * 2.0**generation,
         )
@@ -67,21 +71,21 @@ def leaves(slots: int, *, actors: bool) -> list[Leave]:
     ]
 
 
-def run_task(leave: Leave, context: ModelContext, coordinator: WorkerClient) -> None:
+def run_task(shift: Shift, context: ModelContext, coordinator: WorkerClient) -> None:
     """A stateless task, with the model that this process has loaded or now loads.
 
     It returns nothing: the coordinator has heard what came of each chunk.
     """
     coordinator.ready()
-    _work(leave, context, coordinator, lambda: cached_backend(context))
+    _work(shift, context, coordinator, lambda: cached_backend(context))
 
 
 def run_task_of_ray_data(
     table: pa.Table, context: ModelContext, coordinator: WorkerClient
 ) -> Iterator[pa.Table]:
     """``run_task`` as Ray Data calls it."""
-    for leave in table.to_pylist():
-        run_task(Leave(**leave), context, coordinator)
+    for shift in table.to_pylist():
+        run_task(Shift(**shift), context, coordinator)
         yield table.slice(0, 0)
 
 
@@ -115,14 +119,14 @@ class _BackendActor:
         assert self._loaded is not None
         return self._loaded
 
-    def run(self, leave: Leave) -> None:
+    def run(self, shift: Shift) -> None:
         """As ``run_task``, with the actor's own model."""
-        _work(leave, self._context, self._coordinator, self._backend)
+        _work(shift, self._context, self._coordinator, self._backend)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """``run`` as Ray Data calls it."""
-        for leave in table.to_pylist():
-            self.run(Leave(**leave))
+        for shift in table.to_pylist():
+            self.run(Shift(**shift))
             yield table.slice(0, 0)
 
 
@@ -184,14 +188,14 @@ class _Pulled:
 
 
 def _work(
-    leave: Leave,
+    shift: Shift,
     context: ModelContext,
     coordinator: WorkerClient,
     backend: Callable[[], LoadedBackend],
 ) -> None:
     """Runs chunks until there are no more."""
-    sitting = coordinator.enter(leave.seat)
-    pulled = _Pulled(coordinator, sitting, leave.seconds)
+    sitting = coordinator.enter(shift.seat)
+    pulled = _Pulled(coordinator, sitting, shift.seconds)
     try:
         if _pass_gate(coordinator):
             pulled.watch()

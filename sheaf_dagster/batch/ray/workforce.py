@@ -85,7 +85,7 @@ class RayWorkforce:
         Raises:
             ClusterError: The cluster can't be reached.
             ClusterCapacityError: The job can't fit it.
-        SpecError: The limit of all jobs is that of a Ray that only this job uses.
+            SpecError: The limit of all jobs is that of a Ray that only this job uses.
         """
         self._shared = self._cleanup.enter_context(ray_session(self._config))
         verify_capacity(self._plan, self._config)

@@ -14,7 +14,7 @@ from sheaf_dagster.batch.worker.making import Batch, ChunkInMaking, Finish
 from sheaf_dagster.batch.worker.predict import Predictor, Stage
 from sheaf_dagster.storage import Chunk
 
-__all__ = ["AtHome", "Files", "LimitFor"]
+__all__ = ["Files", "InModelThread", "LimitFor"]
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ LimitFor = Callable[[LoadedBackend, FileWork, Chunk], TimeLimit]
 and from the thread that they must come from."""
 
 
-class AtHome(Protocol):
+class InModelThread(Protocol):
     """Makes a call from the thread that a backend's own calls come from."""
 
     def __call__(self, call: Callable[[], T], /) -> T:

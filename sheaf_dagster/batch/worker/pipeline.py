@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
-from sheaf_dagster.batch.worker.files import AtHome, Files, LimitFor
+from sheaf_dagster.batch.worker.files import Files, InModelThread, LimitFor
 from sheaf_dagster.batch.worker.flight import run_in_flight
 from sheaf_dagster.batch.worker.gpus import GpuSampler
 from sheaf_dagster.batch.worker.loading import LoadedBackend, ModelContext
@@ -51,7 +51,7 @@ def run_chunks(
     todo: Iterable[Sequence[tuple[FileWork, Chunk]]],
     stop: Callable[[], bool] = lambda: False,
     limit_for: LimitFor | None = None,
-    at_home: AtHome | None = None,
+    in_model_thread: InModelThread | None = None,
     cpus: float | None = None,
 ) -> Iterator[ChunkReport]:
     """Runs chunks through a loaded backend; yields a report as each is done.
@@ -65,7 +65,8 @@ def run_chunks(
         todo: Chunks with their files, a few at a time; the next are asked for when needed.
         stop: Whether to end early.
         limit_for: Makes what makes the backend's calls; by default they are made where they stand.
-        at_home: Makes any call where the backend's are made; None: they are bounded one by one.
+        in_model_thread: Makes a call from the thread of the backend's own calls; None where each of
+            these is made, within its time, by what ``limit_for`` gave.
         cpus: CPUs that this worker has; by default what its model reserves.
     """
     reserved = context.spec.resources.num_gpus > 0
@@ -79,7 +80,7 @@ def run_chunks(
             threads = asked or max(1, math.ceil(cpus or context.spec.resources.num_cpus))
             yield from run_in_stages(files, batches, stop, threads)
         else:
-            yield from _run_calls(files, batches, stop, at_home or (lambda call: call()))
+            yield from _run_calls(files, batches, stop, in_model_thread or (lambda call: call()))
 
 
 class _Turn(NamedTuple):
@@ -93,7 +94,7 @@ class _Turn(NamedTuple):
 
 
 def _run_calls(
-    files: Files, batches: Iterator[Batch], stop: Callable[[], bool], at_home: AtHome
+    files: Files, batches: Iterator[Batch], stop: Callable[[], bool], in_model_thread: InModelThread
 ) -> Iterator[ChunkReport]:
     """While a batch is in the model, the next is read and parsed and the last one written.
 
@@ -101,7 +102,7 @@ def _run_calls(
     batch to the model's thread doesn't either, so that all is done there.
     """
     while True:
-        turn = at_home(lambda: _turn(files, batches))
+        turn = in_model_thread(lambda: _turn(files, batches))
         yield from files.heard([turn.report])
         if turn.slow:
             yield from _run_calls_beside(files, batches, stop)

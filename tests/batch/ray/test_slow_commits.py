@@ -60,7 +60,7 @@ def test_a_commit_may_outlast_the_workers(
 def test_chunks_that_are_open_when_the_last_worker_has_left_fail_the_job(
     ray_cluster, write_rows, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(core_workers, "leaves", lambda slots, actors: [])
+    monkeypatch.setattr(core_workers, "shifts", lambda slots, actors: [])
     spec = BatchSpec(source=write_rows([1, 2]), sink=str(tmp_path / "out.jsonl"))
 
     with pytest.raises(ClusterError, match="Ray ended before all chunks were done"):
