@@ -16,11 +16,11 @@ import pytest
 
 from sheaf_dagster import SinkBusyError, SinkError
 from sheaf_dagster.storage import Location, Sink, lease, store_at
-from sheaf_dagster.storage.stores.s3 import S3Store
 from sheaf_dagster.storage.stores.s3_marker import S3Marker
 from tests.conftest import ROOT
 from tests.faults import Faults, FaultyProxy
 from tests.object_store import changes_requests, needs_if_match
+from tests.storage.locks import foreign, lock_of, taken_together, told
 from tests.storage.parts import filled
 
 pytestmark = pytest.mark.s3
@@ -41,15 +41,6 @@ def sink(s3):
     return Sink(Location.of(s3.uri("out.jsonl"), s3.options()))
 
 
-def marker(sink: Sink) -> S3Store:
-    return S3Store(sink.aside.child("lock"))
-
-
-def told(sink: Sink) -> dict:
-    """What the lock says."""
-    return json.loads(marker(sink).read())
-
-
 @contextmanager
 def beating(renew) -> Iterator[None]:
     """Another job that renews its lock."""
@@ -68,12 +59,6 @@ def beating(renew) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-
-
-def foreign(sink: Sink, **fields) -> None:
-    """Another machine's lock."""
-    state = {"lease": "theirs", "process": "p", "host": "elsewhere", "pid": 1, "beat": 0, "at": 0.0}
-    marker(sink).write(json.dumps({**state, **fields}).encode())
 
 
 def test_a_lock_that_is_renewed_is_respected(sink, monkeypatch):
@@ -145,12 +130,12 @@ def test_a_job_that_lost_its_sink_gives_way_before_it_commits(sink, s3):
 def test_a_lock_that_this_process_could_not_give_back_is_its_own_to_take(sink, monkeypatch):
     monkeypatch.setattr(lease, "STALE_SECONDS", 3600)
     held = sink.hold()
-    left = marker(sink).read()
+    left = lock_of(sink).read()
     held.release()
-    marker(sink).write(left)
+    lock_of(sink).write(left)
 
     with sink.hold():
-        assert marker(sink).read() != left
+        assert lock_of(sink).read() != left
 
 
 @pytest.fixture
@@ -301,7 +286,7 @@ def test_on_a_store_without_conditions_a_lock_is_looked_at_before_it_is_written(
     if first != "free":
         foreign(sink)
     held, parts = filled(through, [b"a\n"])
-    assert not marker(through).marker().exact
+    assert not lock_of(through).marker().exact
     with pytest.raises(SinkBusyError, match="written by another job"):
         through.hold()
     while told(sink)["beat"] < 3:
@@ -324,26 +309,15 @@ def test_on_a_store_without_conditions_a_lock_is_looked_at_before_it_is_written(
 def test_a_store_without_conditions_of_deletions_gets_a_plain_one(s3, through, proxy):
     proxy.faults = Faults(conditions="refused on DELETE")
     with through.hold():
-        assert marker(through).marker().exact
+        assert lock_of(through).marker().exact
     assert s3.names() == []
 
 
 def test_of_jobs_that_take_a_stale_lock_together_one_has_it(s3, sink):
     foreign(sink)
     sinks = [Sink(Location.of(s3.uri("out.jsonl"), s3.options())) for _ in range(6)]
-    held, refused = [], []
 
-    def take(sink: Sink) -> None:
-        try:
-            held.append(sink.hold())
-        except SinkBusyError as e:
-            refused.append(e)
-
-    threads = [threading.Thread(target=take, args=(s,)) for s in sinks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    held, refused = taken_together(sinks)
 
     assert (len(held), len(refused)) == (1, 5)
     held[0].release()
@@ -432,7 +406,7 @@ def test_processes_that_were_forked_know_one_anothers_locks(others):
 
 
 def test_a_damaged_lock_goes_stale_like_any_other(sink):
-    marker(sink).write(b"{")
+    lock_of(sink).write(b"{")
 
     with sink.hold():
         assert told(sink)["pid"] == os.getpid()

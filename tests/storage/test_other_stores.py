@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import threading
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from sheaf_dagster.storage import HeldSink, Location, Sink, lease, store_at
 from sheaf_dagster.storage.retry import is_transient
 from tests.faults import Faults, FaultyProxy
 from tests.other_stores import STORES, Emulator, needs_emulators
+from tests.storage.locks import foreign, taken_together, told
 from tests.storage.parts import filled
 from tests.toys import doubler
 
@@ -57,20 +57,6 @@ def short_times(monkeypatch):
     monkeypatch.setattr(lease, "STALE_SECONDS", 0.6)
     monkeypatch.setattr(lease, "WATCH_SECONDS", 0.1)
     monkeypatch.setattr(lease._process, "silent", {})
-
-
-def lock(sink: Sink):
-    return store_at(sink.aside.child("lock"))
-
-
-def foreign(sink: Sink) -> None:
-    """Another machine's lock."""
-    state = {"lease": "theirs", "process": "p", "host": "elsewhere", "pid": 1, "beat": 0, "at": 0.0}
-    lock(sink).write(json.dumps(state).encode())
-
-
-def told(sink: Sink) -> dict:
-    return json.loads(lock(sink).read())
 
 
 def names(sink: Sink) -> list[str]:
@@ -147,19 +133,8 @@ def test_a_write_of_the_lock_whose_answer_was_lost_is_no_loss(sink, through, pro
 
 def test_of_jobs_that_take_a_stale_lock_together_one_has_it(sink):
     foreign(sink)
-    held, refused = [], []
 
-    def take() -> None:
-        try:
-            held.append(Sink(sink.location).hold())
-        except SinkBusyError as e:
-            refused.append(e)
-
-    threads = [threading.Thread(target=take) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    held, refused = taken_together([Sink(sink.location) for _ in range(6)])
 
     assert (len(held), len(refused)) == (1, 5)
     held[0].release()
