@@ -9,16 +9,15 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import socket
-import struct
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.loopback import Handler, Loopback
 
 __all__ = ["ApiServer"]
 
@@ -56,17 +55,13 @@ class ApiServer:
         self._seen: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._released = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
-        self._server.daemon_threads = True
-        self.port = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}/v1"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        self._server = Loopback(self._handler(), port)
+        self.port, self.url = self._server.port, f"{self._server.url}/v1"
 
     def stop(self) -> None:
         """Ends it; what stalls is let go."""
         self._released.set()
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.stop()
 
     def _answer(self, handler: Any) -> None:
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
@@ -94,7 +89,7 @@ class ApiServer:
             self._seen[text] += 1
             dead = self.die_after is not None and len(self.bodies) >= self.die_after
         if dead:
-            return self._reset(handler)
+            return handler.reset()
         if self.says is not None:
             return self._send(handler, *self.says(body))
         if self.key is not None and handler.headers["Authorization"] != f"Bearer {self.key}":
@@ -136,17 +131,17 @@ class ApiServer:
         except urllib.error.HTTPError as e:
             status, said = e.code, json.load(e)
         except (OSError, http.client.HTTPException):
-            return self._reset(handler)
+            return handler.reset()
         with self._lock:
             self.bodies.append(body)
         return self._send(handler, status, said)
 
     def _fault(self, handler: Any, kind: str) -> None:
         if kind == "reset":
-            return self._reset(handler)
+            return handler.reset()
         if kind == "stall":
             self._released.wait(60)
-            return self._reset(handler)
+            return handler.reset()
         if kind == "html":
             handler.send_response(200)
             handler.send_header("Content-Type", "text/html")
@@ -158,12 +153,6 @@ class ApiServer:
         headers = {"Retry-After": self.retry_after} if kind == "429" else {}
         return self._send(handler, int(kind), {"error": error}, headers)
 
-    def _reset(self, handler: Any) -> None:
-        linger = struct.pack("ii", 1, 0)
-        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        handler.close_connection = True
-        handler.connection.close()
-
     def _send(self, handler: Any, status: int, body: Any, headers: Any = None) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         handler.send_response(status)
@@ -173,12 +162,10 @@ class ApiServer:
         handler.end_headers()
         handler.wfile.write(data)
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[Handler]:
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Counting(Handler):
             def setup(self) -> None:
                 with server._lock:
                     server.connections += 1
@@ -187,13 +174,4 @@ class ApiServer:
             def do_POST(self) -> None:  # noqa: N802
                 server._answer(self)
 
-            def finish(self) -> None:
-                try:
-                    super().finish()
-                except (OSError, ValueError):  # it was reset
-                    pass
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        return Handler
+        return Counting

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import struct
 import threading
 from collections import Counter
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.loopback import Handler, Loopback
 
 __all__ = ["BatchApiServer"]
 
@@ -46,15 +45,8 @@ class BatchApiServer:
         self._by_key: dict[str, dict[str, Any]] = {}
         self._seen: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def stop(self) -> None:
-        """Ends it."""
-        self._server.shutdown()
-        self._server.server_close()
+        server = Loopback(self._handler())
+        self.url, self.stop = f"{server.url}/v1", server.stop
 
     def texts(self, batch: int) -> list[str]:
         """The last messages of a batch's lines."""
@@ -156,21 +148,16 @@ class BatchApiServer:
             "error": None,
         }
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[Handler]:
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Answering(Handler):
             def handle_one(self, method: str) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 with server._lock:
                     status, said = server._answer(method, self.path, self.headers, body)
                 if server.dies_at and server.dies_at.search(f"{method} {self.path}"):
-                    linger = struct.pack("ii", 1, 0)
-                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                    self.close_connection = True
-                    self.connection.close()
+                    self.reset()
                     return
                 data = said if isinstance(said, bytes) else json.dumps(said).encode()
                 self.send_response(status)
@@ -185,13 +172,4 @@ class BatchApiServer:
             def do_POST(self) -> None:  # noqa: N802
                 self.handle_one("POST")
 
-            def finish(self) -> None:
-                try:
-                    super().finish()
-                except (OSError, ValueError):  # it was reset
-                    pass
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        return Handler
+        return Answering

@@ -5,15 +5,14 @@ from __future__ import annotations
 import http.client
 import random
 import re
-import socket
-import struct
 import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
+
+from tests.loopback import Handler, Loopback
 
 KINDS = ("500", "503", "reset", "lost answer", "stall", "truncated", "error in a 200")
 
@@ -83,24 +82,19 @@ class FaultyProxy:
         self._stopped = threading.Event()
         outer, parts = self, urlsplit(endpoint)
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: object) -> None:
-                pass
-
+        class Forwarding(Handler):
             def _handle(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
                 faults = outer.faults
                 kind = faults.kind_for(f"{self.command} {self.path}")
                 if kind == "reset":
                     self.rfile.read(length // 2)
-                    self._reset()
+                    self.reset()
                     return
                 body = self.rfile.read(length)
                 if kind == "stall":
                     outer._stopped.wait(faults.stall_seconds)
-                    self._reset()
+                    self.reset()
                     return
                 conditional = set(self.headers) & {"If-Match", "If-None-Match"}
                 refused = ("refused", f"refused on {self.command}")
@@ -129,7 +123,7 @@ class FaultyProxy:
                     upstream.close()
                 if kind == "lost answer":
                     faults.meanwhile()
-                    self._reset()
+                    self.reset()
                     return
                 changed = faults.change(f"{self.command} {self.path}", data)
                 if changed != data:
@@ -152,31 +146,9 @@ class FaultyProxy:
                     self.wfile.flush()
                     self.close_connection = True
 
-            def _reset(self) -> None:
-                linger = struct.pack("ii", 1, 0)
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                self.connection.close()
-                self.close_connection = True
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 128
-
-            def handle_error(self, *_: object) -> None:
-                pass  # a client that went away
-
-            def shutdown_request(self, request) -> None:
-                try:
-                    super().shutdown_request(request)
-                except OSError:
-                    pass
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
+        self._server = Loopback(Forwarding)
+        self.endpoint = self._server.url
 
     def stop(self) -> None:
         self._stopped.set()
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.stop()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
-import threading
 import traceback
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 
 import pytest
 
@@ -25,6 +24,7 @@ from sheaf_dagster.storage import Location, Sink, store_at
 from sheaf_dagster.storage.compression import compress
 from sheaf_dagster.storage.location import sink_errors
 from sheaf_dagster.storage.options import scrub
+from tests.loopback import Handler, Loopback
 from tests.object_store import KEY, SECRET, checks_no_keys
 from tests.toys import doubler
 
@@ -199,22 +199,16 @@ def test_options_of_two_protocols_are_asked_to_be_put_apart():
 def web(tmp_path):
     """A web server over a folder, that serves who sends its header; its address."""
 
-    class Handler(SimpleHTTPRequestHandler):
+    class Guarded(Handler, SimpleHTTPRequestHandler):
         def do_GET(self) -> None:  # noqa: N802
             if self.headers.get("X-Door") == "open":
                 super().do_GET()
             else:
                 self.send_error(403)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    server = Loopback(partial(Guarded, directory=str(tmp_path)))
+    yield server.url
+    server.stop()
 
 
 @pytest.mark.s3
