@@ -199,7 +199,7 @@ class _Driver:
                     yield from self._take(self._running[report.file], report)
             case Committed(run, result):
                 del self._committing[run.id]
-                self._through(run)
+                self._file_ended(run)
                 yield BatchOutcome(spec=run.spec, result=result)
             case Failed(run, error):
                 yield self._failed(run, error)
@@ -253,10 +253,10 @@ class _Driver:
         if not run.may_resume:
             # Workers may yet write what they have in hand.
             self._sweeps.append(partial(run.sink.sweep, run.fingerprint))
-        self._through(run)
+        self._file_ended(run)
         return BatchOutcome(spec=run.spec, error=error)
 
-    def _through(self, run: FileRun) -> None:
+    def _file_ended(self, run: FileRun) -> None:
         self._progress.ended(run)
         if (ended := self._ends.pop(run.sink.location.uri, None)) is not None:
             ended.set()
