@@ -6,6 +6,8 @@ import base64
 import datetime as dt
 import io
 import math
+import subprocess
+import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from sheaf_dagster.storage import (
     source_digest,
     store_at,
 )
+from tests.conftest import ROOT
 from tests.toys import doubler
 
 
@@ -321,3 +324,18 @@ def test_a_row_of_a_table_that_breaks_the_contract_is_named(tmp_path):
     with pytest.raises(InputValidationError, match=r"row 13, column 'value': Field"):
         BatchRunner(doubler(), on_progress=None).run(spec)
     assert [p.name for p in tmp_path.iterdir()] == ["in.parquet"]
+
+
+def test_a_table_becomes_json_lines_without_pandas(tmp_path):
+    source, sink = numbers(tmp_path / "in.parquet", [1.0, 2.0]), str(tmp_path / "out.jsonl")
+    code = (
+        "import sys\nfrom sheaf_dagster import BatchRunner, BatchSpec\n"
+        "from tests.toys import doubler\n"
+        f"spec = BatchSpec(source={source!r}, sink={sink!r}, compute='local')\n"
+        "BatchRunner(doubler(), on_progress=None).run(spec)\n"
+        "print('pandas' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"

@@ -8,6 +8,8 @@ from itertools import repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -15,14 +17,16 @@ __all__ = ["all_finite", "at_fixed_width", "by_column", "by_row", "nulls"]
 
 
 def all_finite(array: pa.Array) -> bool:
-    """Whether all numbers in an array are finite, at any depth; nulls don't count."""
-    import numpy as np
+    """Whether all numbers in an array are finite, at any depth; nulls don't count.
+
+    Arrow's own ``to_numpy`` would import pandas.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if pa.types.is_floating(array.type):
         if not array.null_count:
-            return bool(np.isfinite(array.to_numpy(zero_copy_only=False)).all())
+            return bool(np.isfinite(np.from_dlpack(array)).all())
         return bool(pc.all(pc.is_finite(array), min_count=0).as_py())
     if pa.types.is_map(array.type):
         return all_finite(array.items)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import msgspec
+import numpy as np
 from msgspec import inspect
 from pydantic import BaseModel
 
@@ -277,11 +278,13 @@ class _Type:
 
     def _is_vector(self, array: pa.Array) -> bool:
         """Whether lists of floats are of the type as they are."""
+        import pyarrow.compute as pc
+
         if self._lengths is None or _numbers_in(array) is None:
             return False
         least, most = self._lengths
-        lengths = array.value_lengths().to_numpy()
-        return not len(lengths) or bool(lengths.min() >= least and lengths.max() <= most)
+        found = pc.min_max(array.value_lengths()).as_py()
+        return found["min"] is None or least <= found["min"] <= found["max"] <= most
 
 
 def _lengths_of_vector(type_: Any) -> tuple[float, float] | None:
@@ -320,7 +323,7 @@ def _values(array: pa.Array) -> list[Any]:
     flat = _numbers_in(array)
     if flat is None:
         return array.to_pylist()  # type: ignore[no-any-return]
-    numbers = flat.to_numpy().astype("float64", copy=False)
+    numbers = np.from_dlpack(flat).astype("float64", copy=False)
     if pa.types.is_fixed_size_list(array.type) and array.type.list_size:
         return numbers.reshape(len(array), array.type.list_size).tolist()  # type: ignore[no-any-return]
     values, start = numbers.tolist(), 0

@@ -22,6 +22,7 @@ from datetime import datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import orjson
 
 from sheaf_dagster.storage.formats.fields import AS_THEY_ARE, FieldMap
@@ -83,7 +84,7 @@ def _cells(column: Any) -> list[Any]:
     flat = column.flatten()  # of what isn't null
     if flat.null_count:
         return column.to_pylist()  # type: ignore[no-any-return]
-    values = flat.to_numpy()
+    values = np.from_dlpack(flat)  # ``to_numpy`` imports pandas
     if pa.types.is_float32(kind.value_type):
         values = values.astype("float64")  # JSON has the number that it is, not its shortest form
     sizes = [0 if n is None else n for n in column.value_lengths().to_pylist()]
