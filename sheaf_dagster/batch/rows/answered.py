@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from typing_extensions import TypeIs
 
 from sheaf_dagster.batch.rows.answers import ErrorLine, non_finite_in, response_lines
-from sheaf_dagster.batch.rows.arrays import all_finite, at_fixed_width, by_column, nulls
+from sheaf_dagster.batch.rows.arrays import all_finite, at_fixed_width, by_column, nulls, of_type
 from sheaf_dagster.batch.rows.fast import writes_fields
 from sheaf_dagster.batch.rows.keep import with_fields, with_free_fields
 from sheaf_dagster.batch.rows.kept_columns import KeptColumns
@@ -265,7 +265,7 @@ class _Column:
             values = values if kinds == {str} else msgspec.to_builtins(values)
         elif self._convert is not None:
             values = [None if v is None else self._convert(v) for v in values]
-        array = pa.array(values, self._type)
+        array = of_type(values, self._type)
         if self._float_max is None or all_finite(array):
             return array, 0
         finite = [_finite(v, self._float_max) for v in values]

@@ -283,8 +283,8 @@ class _Type:
         if self._lengths is None or _numbers_in(array) is None:
             return False
         least, most = self._lengths
-        found = pc.min_max(array.value_lengths()).as_py()
-        return found["min"] is None or least <= found["min"] <= found["max"] <= most
+        shortest, longest = pc.min_max(array.value_lengths()).as_py().values()
+        return shortest is None or least <= shortest <= longest <= most
 
 
 def _lengths_of_vector(type_: Any) -> tuple[float, float] | None:
