@@ -278,13 +278,11 @@ class _Type:
 
     def _is_vector(self, array: pa.Array) -> bool:
         """Whether lists of floats are of the type as they are."""
-        import pyarrow.compute as pc
-
         if self._lengths is None or _numbers_in(array) is None:
             return False
         least, most = self._lengths
-        shortest, longest = pc.min_max(array.value_lengths()).as_py().values()
-        return shortest is None or least <= shortest <= longest <= most
+        lengths = np.from_dlpack(array.value_lengths())
+        return not len(lengths) or bool(lengths.min() >= least and lengths.max() <= most)
 
 
 def _lengths_of_vector(type_: Any) -> tuple[float, float] | None:
