@@ -59,7 +59,6 @@ class KeptColumns:
     """
 
     def __init__(self, schema: pa.Schema, names: Sequence[str]) -> None:
-
         self._names = names
         self._types: Mapping[str, pa.DataType] = {n: schema.field(n).type for n in names}
         self._exact = any(map(needs_decimals, self._types.values()))

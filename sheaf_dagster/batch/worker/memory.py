@@ -109,7 +109,7 @@ def keep_freed_memory() -> None:
     """Has glibc keep up to 256 MB of freed memory of each thread; elsewhere does nothing.
 
     By default it gives a thread's memory back to the system after each batch, and asks for it
-    again at the next: 4 % of the time of Chronos-Bolt in a thread (``make bench``, ``real_model``).
+    again at the next, which takes 4 % of the time of Chronos-Bolt.
     """
     mallopt = None if sys.platform != "linux" else getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # musl has none
