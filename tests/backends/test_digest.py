@@ -105,6 +105,7 @@ def test_a_broken_note_or_an_unwritable_cache_costs_only_a_second_reading(
 
 
 def test_a_hub_model_is_the_commit_in_the_local_cache_when_offline(tmp_path):
+    pytest.importorskip("huggingface_hub")
     commit = "0123456789abcdef0123456789abcdef01234567"
     repo = tmp_path / "hub" / "models--amazon--chronos-bolt-tiny"
     (repo / "refs").mkdir(parents=True)
@@ -181,6 +182,7 @@ COMMITS = ["0123456789abcdef0123456789abcdef01234567", "f" * 40]
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> Path:
     """The local cache of a hub that can't be reached."""
+    pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return tmp_path / "hub"
