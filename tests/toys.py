@@ -179,6 +179,7 @@ class InFlight(InOneCall):
         super().__init__(**kwargs)
         self.max_in_flight = most
         self.now = 0
+        self.was_full = False
 
     async def predict_async(self, request):
         if self.hang_on is not None and request.value in self.hang_on:
@@ -186,11 +187,20 @@ class InFlight(InOneCall):
         self.now += 1
         try:
             await asyncio.sleep(0)
-            if self.memory_rows is not None and self.now > self.memory_rows:
-                raise RuntimeError("CUDA out of memory (pretended)")
+            if self.memory_rows is not None:
+                await self._fill(self.memory_rows)
+                if self.now > self.memory_rows:
+                    raise RuntimeError("CUDA out of memory (pretended)")
             return InOneCall.batch_predict(self, [request])[0]
         finally:
             self.now -= 1
+
+    async def _fill(self, rows: int) -> None:
+        """Waits for mates, until there were more than ``rows`` for once."""
+        until = time.monotonic() + 5
+        while not self.was_full and time.monotonic() < until:
+            self.was_full = self.now > rows
+            await asyncio.sleep(0)
 
 
 class Moody(InOneCall):
