@@ -21,7 +21,7 @@ from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.errors import PreviousOutputError
-from sheaf_dagster.storage import Chunk, FileState, Location, read_blocks, source_digest, store_at
+from sheaf_dagster.storage import Chunk, FileState, Location, read_blocks, store_at
 from sheaf_dagster.storage.formats import Table, read_schema
 
 __all__ = ["OnlyFailed", "has_failed_rows", "kept_identity", "last_output"]
@@ -66,12 +66,11 @@ def _identity(state: FileState) -> str:
     return f"failed rows of {state.size}:{state.version}"
 
 
-def whole_output(spec: BatchSpec, fingerprint: str) -> BatchResult:
+def whole_output(spec: BatchSpec, fingerprint: str, digest: str) -> BatchResult:
     """The result of a file of which no row failed, so that none was run."""
     sink = Location.of(spec.sink, spec.storage_options)
     rows = sum(block.count(b"\n") for block in read_blocks(sink))
     source = ", ".join(Location.of(uri, spec.storage_options).uri for uri in spec.sources)
-    digest = source_digest(spec.sources, spec.storage_options)
     return BatchResult(
         source=source,
         sink=sink.uri,

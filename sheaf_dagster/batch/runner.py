@@ -33,7 +33,7 @@ from sheaf_dagster.batch.worker.loading import ModelContext
 from sheaf_dagster.batch.workforce import Workforce
 from sheaf_dagster.contracts import contract_for
 from sheaf_dagster.errors import SheafError, SpecError
-from sheaf_dagster.storage import Location, files_of, source_digest, store_at
+from sheaf_dagster.storage import Location, digest_of, files_of, store_at
 
 __all__ = ["BatchRunner"]
 
@@ -111,7 +111,7 @@ class BatchRunner:
         (outcome,) = self.run_many([spec])
         if outcome.error is not None:
             raise outcome.error
-        return outcome.result or whole_output(spec, self.fingerprint(spec))
+        return outcome.result or whole_output(spec, *_identity_of(self._identified(), spec))
 
     def run_many(
         self,
@@ -193,7 +193,7 @@ class BatchRunner:
         Raises:
             SourceError: The source is missing or can't be read.
         """
-        return _fingerprint(self._identified(), spec)
+        return _identity_of(self._identified(), spec)[0]
 
     def model_identity(self) -> tuple[str | None, str]:
         """Identity of the model's current weights, and version of the model.
@@ -219,7 +219,7 @@ class BatchRunner:
         first = None
         for spec in specs:
             earlier = committed.get(spec.sink) if spec.only is None else None
-            if earlier and earlier.still_holds(spec, lambda s: _fingerprint(identified(), s)):
+            if earlier and earlier.still_holds(spec, lambda s: _identity_of(identified(), s)[0]):
                 yield BatchOutcome(spec=spec)
                 continue
             verify_limits(WorkerPlan.of(self.model_spec.resources, spec), self.cluster)
@@ -295,8 +295,9 @@ def _require_size(backend: type[ModelBackend]) -> None:
         )
 
 
-def _fingerprint(context: ModelContext, spec: BatchSpec) -> str:
+def _identity_of(context: ModelContext, spec: BatchSpec) -> tuple[str, str]:
+    """A job's fingerprint, and the digest of its source."""
     files = files_of([Location.of(uri, spec.storage_options) for uri in spec.sources])
     types = types_in_source(spec, context.rows.fields_of(spec), files)
-    digest = source_digest(spec.sources, spec.storage_options)
-    return job_fingerprint(context, spec, digest, kept_identity(spec), types)
+    digest = digest_of(files)
+    return job_fingerprint(context, spec, digest, kept_identity(spec), types), digest

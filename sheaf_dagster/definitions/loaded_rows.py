@@ -21,7 +21,7 @@ from sheaf_dagster.storage.formats import is_table, row_word
 __all__ = ["rows_of"]
 
 
-def rows_of(files: Sequence[Location], row_type: Any) -> Iterator[Any]:
+def rows_of(files: Sequence[Location | NamedFile], row_type: Any) -> Iterator[Any]:
     """The rows of files, one file after the other.
 
     Args:

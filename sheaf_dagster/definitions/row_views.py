@@ -144,7 +144,7 @@ class _Pandas(_View):
         named = files_of(files)
         if named and all(is_table(file.location.uri) for file in named):
             return joined(named).to_pandas()
-        return wanted.from_records(list(rows_of(files, dict)))
+        return wanted.from_records(list(rows_of(named, dict)))
 
 
 class _Polars(_View):

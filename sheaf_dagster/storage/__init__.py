@@ -10,6 +10,7 @@ from sheaf_dagster.storage.sink import HeldSink, Sink
 from sheaf_dagster.storage.source import (
     ScannedSource,
     SourceFile,
+    digest_of,
     scan_source,
     source_digest,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "SourceFile",
     "Store",
     "TableRows",
+    "digest_of",
     "files_of",
     "is_blank",
     "is_columnar",

@@ -27,7 +27,7 @@ from sheaf_dagster.storage.source_files import NamedFile, files_of
 from sheaf_dagster.storage.stores import FileState, store_at
 from sheaf_dagster.storage.table_rows import TableScan, copied_rows, stays_table
 
-__all__ = ["ScannedSource", "SourceFile", "scan_source", "source_digest"]
+__all__ = ["ScannedSource", "SourceFile", "digest_of", "scan_source", "source_digest"]
 
 _BLOCK_BYTES = 4 * 2**20
 
@@ -103,7 +103,7 @@ def scan_source(
     files: list[SourceFile] = []
     chunks: list[Chunk] = []
     rows = 0
-    named = [f for s in sources for f in ([s] if isinstance(s, NamedFile) else files_of([s]))]
+    named = files_of(sources)
     columns = {fields.columns.get(name, name): type for name, type in types.items()}
     for i, file in enumerate(named):
         location, own = file.location, fields.beside(file.folders)
@@ -234,11 +234,13 @@ def source_digest(
 
     Of several files it is the hash of their digests, in order.
     """
-    uris = [source] if isinstance(source, str) else list(source)
-    digests = []
-    for file in files_of([Location.of(uri, storage_options) for uri in uris]):
-        digests.append(_with_folders(_digest(file.location), file))
-    return _joint_digest(digests)
+    uris = [source] if isinstance(source, str) else source
+    return digest_of(files_of([Location.of(uri, storage_options) for uri in uris]))
+
+
+def digest_of(files: Sequence[NamedFile]) -> str:
+    """The ``source_digest`` of some files."""
+    return _joint_digest([_with_folders(_digest(file.location), file) for file in files])
 
 
 def _with_folders(digest: str, file: NamedFile) -> str:

@@ -43,8 +43,10 @@ class NamedFile:
     folders: Mapping[str, Any] = field(default_factory=dict)
 
 
-def files_of(sources: Sequence[Location]) -> list[NamedFile]:
+def files_of(sources: Sequence[Location | NamedFile]) -> list[NamedFile]:
     """All files of some sources: of a folder those with rows in it, by name.
+
+    Whoever has them hands them on, for each call lists the folders again.
 
     A folder holds tables, or files of lines; hidden files and those that begin with an underscore
     (``_SUCCESS``) are left out.
@@ -53,13 +55,14 @@ def files_of(sources: Sequence[Location]) -> list[NamedFile]:
         SourceNotFoundError: A folder holds no file of rows.
         SourceError: A folder holds both tables and lines, or can't be listed.
     """
-    return [file for source in sources for file in _files_of(source)]
+    return [f for s in sources for f in ([s] if isinstance(s, NamedFile) else _files_of(s))]
 
 
 def _files_of(source: Location) -> list[NamedFile]:
-    if not is_folder(source):
+    named = _named_as_folder(source)
+    found = [] if named is False else [f.name for f in store_at(source).list_files(FOLDER_DEPTH)]
+    if not (named or found):
         return [NamedFile(source)]
-    found = [f.name for f in store_at(source).list_files(FOLDER_DEPTH)]
     seen = [*filter(is_in_source, found)]
     tables = [n for n in seen if is_table(n)]
     lines = [n for n in seen if is_lines(n)]
@@ -80,6 +83,12 @@ def _files_of(source: Location) -> list[NamedFile]:
 
 def is_folder(source: Location) -> bool:
     """Whether a source is a folder of files; the store is asked where its name doesn't say."""
+    named = _named_as_folder(source)
+    return bool(store_at(source).list_files(FOLDER_DEPTH)) if named is None else named
+
+
+def _named_as_folder(source: Location) -> bool | None:
+    """What a source's name or its store says; None where it is a folder if files lie in it."""
     if source.uri.endswith("/"):
         return True
     store = store_at(source)
@@ -92,7 +101,7 @@ def is_folder(source: Location) -> bool:
             return False
     except SourceError:
         pass  # it is said to be a folder, or can't be asked
-    return bool(store.list_files(FOLDER_DEPTH))
+    return None
 
 
 def is_in_source(name: str) -> bool:

@@ -110,6 +110,34 @@ def test_a_job_on_s3_writes_the_bytes_that_it_writes_on_disk(s3, tmp_path, ray_c
     assert s3.names() == ["in/requests.jsonl.gz", "out/answers.jsonl"]
 
 
+def test_a_folder_is_listed_once_by_all_that_looks_into_it(s3, proxy):
+    seen = []
+    for day in (1, 2):
+        s3.put(f"in/day={day}/a.parquet", asked(rows(4), "out.parquet")[1])
+    spec = BatchSpec(
+        source=s3.uri("in"),
+        sink=s3.uri("out.parquet"),
+        keep=["day"],
+        compute="local",
+        storage_options=s3.options(proxy.endpoint),
+    )
+    failed = spec.model_copy(update={"only": "failed"})
+    runner = BatchRunner(doubler(), on_progress=None)
+    proxy.faults = Faults(change=lambda request, body: seen.append(request) or body)
+
+    def listings(step) -> int:
+        """How often it lists the folder; with ``max-keys=1`` a store is asked whether there is one."""
+        seen.clear()
+        step()
+        return sum("&prefix=in%2F&" in s and "&max-keys=1&" not in s for s in seen)
+
+    assert listings(lambda: runner.validate(spec)) == 1
+    assert listings(lambda: runner.fingerprint(spec)) == 1
+    assert listings(lambda: runner.run(spec)) == 1
+    # Once to find the rows that failed, and once for the digest in the result, as there are none.
+    assert listings(lambda: runner.run(failed)) == 2
+
+
 def test_many_files_of_which_one_is_missing(s3):
     specs = [
         BatchSpec(
