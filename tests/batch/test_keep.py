@@ -135,6 +135,7 @@ def test_what_is_kept_is_part_of_the_fingerprint(source, tmp_path):
             b',"a":[12345678901234567890.10,null],"b-c":{"?":9223372036854775808}',
         ),
         (b'{"a":1e999,"b-c":"1e999"}', b',"a":null,"b-c":"1e999"'),
+        (b'{"a":%b,"b-c":%b}' % (b"9" * 5000, b"9" * 308), b',"a":null,"b-c":%b' % (b"9" * 308)),
         (b'{"a":1,"a":2}', b',"a":2,"b-c":null'),
         ('{"a":"\u2028é"}'.encode(), ',"a":"\u2028é","b-c":null'.encode()),
     ],

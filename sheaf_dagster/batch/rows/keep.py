@@ -28,7 +28,7 @@ __all__ = [
     "written_fields",
 ]
 
-_LARGE = re.compile(rb"\d[eE]\+?\d{3}")
+_LARGE = re.compile(rb"\d[eE]\+?\d{3}|\d{309}")
 """What a number that is too large for a float may look like, as 1e999 does."""
 
 
@@ -147,7 +147,7 @@ def _read_slowly(keep: Sequence[str], line: bytes) -> bytes:
     All other numbers stay as they are written.
     """
     try:
-        row = json.loads(line, parse_float=_finite, parse_int=orjson.Fragment, parse_constant=_null)
+        row = json.loads(line, parse_float=_finite, parse_int=_finite, parse_constant=_null)
     except (ValueError, RecursionError):
         row = None
     row = row if isinstance(row, dict) else {}
