@@ -11,6 +11,7 @@ from sheaf_dagster.storage.formats import (
     FieldMap,
     fits,
     has_one_form,
+    holds,
     is_table,
     one_type,
     plain_type,
@@ -74,6 +75,9 @@ def kept_types(
     return {name: t for name, t in types.items() if t is not None and has_one_form(t)}
 
 
+_ADVICE = "Write the files with one type, leave the column out of keep, or name the sink .jsonl"
+
+
 class OneType:
     """The type of a column that several files, or rows, make together.
 
@@ -85,12 +89,16 @@ class OneType:
         self._name = name
         self._seen: dict[pa.DataType, str] = {}
         """Where each type is first."""
+        self._exact: dict[tuple[pa.DataType, pa.DataType], str] = {}
+        """The same of types whose integers not every type holds that holds such integers."""
         self._said: dict[Any, str] = {}
         """Values that folders say, and where they do so first."""
 
-    def add(self, type: pa.DataType, where: str) -> None:
-        """Notes a type of values."""
+    def add(self, type: pa.DataType, where: str, exact: pa.DataType | None = None) -> None:
+        """Notes a type of values, and their ``exact_type`` where it is known."""
         self._seen.setdefault(type, where)
+        if exact is not None and exact != type:
+            self._exact.setdefault((type, exact), where)
 
     def say(self, value: Any, where: str) -> None:
         """Notes a value that a folder says."""
@@ -113,6 +121,16 @@ class OneType:
                 own = pa.scalar(value).type
                 whole = self._required(own if whole is None else one_type(whole, own), own, where)
                 self._seen.setdefault(own, where)
+        for (type, exact), where in self._exact.items():
+            if whole is not None and not holds(whole, exact):
+                lossy = (
+                    w for t, w in self._seen.items() if not holds(one_type(type, t) or t, exact)
+                )
+                raise SpecError(
+                    f"keep: column {self._name!r} has integers beyond 2^53 in {where}, but is of type "
+                    f"{whole} together with {next(lossy, where)}, and that can't hold them as they are. "
+                    f"{_ADVICE}"
+                )
         return whole
 
     def _required(self, found: pa.DataType | None, type: pa.DataType, where: str) -> pa.DataType:
@@ -122,8 +140,7 @@ class OneType:
         other = next(others, next(iter(self._seen)))
         raise SpecError(
             f"keep: column {self._name!r} is of type {other} in {self._seen[other]}, but of type {type} "
-            f"in {where}, and a column of one type can't hold both as they are. Write the files with "
-            "one type, leave the column out of keep, or name the sink .jsonl"
+            f"in {where}, and a column of one type can't hold both as they are. {_ADVICE}"
         )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -36,5 +36,5 @@ def lines(tmp_path: Path, *kept: object) -> str:
     """Rows of which each has a field ``k``."""
     path = tmp_path / "in.jsonl"
     rows = [{"model_name": "m", "value": 1.0, "k": k} for k in kept]
-    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)

@@ -10,6 +10,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import sheaf_dagster as sd
 from sheaf_dagster import BatchRunner, SourceError, SpecError
@@ -17,6 +19,9 @@ from sheaf_dagster.storage import Location, read_lines
 from tests.batch.table_jobs import job, lines, run, tables
 from tests.conftest import read_rows
 from tests.toys import doubler
+
+FAR = 2**53 + 1
+"""An integer that no double is."""
 
 DAY = dt.date(2026, 11, 27)
 MOMENT = dt.datetime(2026, 11, 27, 1, 2, 3)
@@ -173,6 +178,23 @@ def test_a_kept_value_that_the_type_of_all_files_cant_hold_is_named(far, other, 
         ([1] * 4 + ["x"], "type int64 in .* from line 1 on, but of type string in .* from line 5 on"),
         ([{"a": 1}] * 8 + [{"a": [1]}], "of type struct<a: int64> in .* from line 9 on"),
         ([True] * 4 + [None] * 4 + [1], "type bool in .* from line 1 on, but of type int64 in"),
+        ([1.5, True], "in.jsonl, line 2: keep: field 'k' can't be a column"),
+        ([{"a": [1.5]}, {"a": [True]}], "in.jsonl, line 2: keep: field 'k' can't be a column"),
+        ([1, FAR, 0.5], "in.jsonl, line 3: keep: field 'k' can't be a column"),
+        ([FAR] * 4 + [None] * 4 + [0.5], "beyond 2.53 in .* from line 1 on, but .* double .* line 9 on"),
+        ([0.5] * 4 + [FAR], "beyond 2.53 in .* from line 5 on, but .* double .* from line 1 on"),
+        ([1, FAR, 3, 4, 0.5], "beyond 2.53 in .* from line 1 on, but .* double .* from line 5 on"),
+        ([[[-FAR]]] * 4 + [[[0.5]]], "beyond 2.53 in .* line 1 on, but .*double.* from line 5 on"),
+        (
+            [{"a": FAR, "b": 1}] * 4 + [{"a": 1, "b": FAR}] * 4 + [{"a": 1, "b": 0.5}],
+            "beyond 2.53 in .* from line 5 on, but .*a: int64, b: double.* from line 9 on",
+        ),
+        ([1, 2**63 + 1], "in.jsonl, line 2: keep: field 'k' can't be a column"),
+        ([1] * 4 + [2**70 + 1], "in.jsonl, line 5: keep: field 'k' can't be a column"),
+        ([0.5, -(2**63) - 1], "in.jsonl, line 2: keep: field 'k' can't be a column"),
+        ([{"a": [2**70 + 1]}], "in.jsonl, line 1: keep: field 'k' can't be a column"),
+        ([{}] * 4 + [None], "field 'k' has only empty objects"),
+        ([[{"a": {}}]], "field 'k' has only empty objects"),
     ],
 )  # fmt: skip
 def test_kept_fields_of_several_types_are_refused_before_the_model_runs(kept, said, tmp_path):
@@ -188,6 +210,128 @@ def test_kept_fields_of_several_types_are_refused_before_the_model_runs(kept, sa
 
     run(spec.model_copy(update={"sink": str(tmp_path / "out.jsonl")}), model)
     assert [row["k"] for row in read_rows(tmp_path / "out.jsonl")] == kept
+
+
+@pytest.mark.parametrize(
+    ("kept", "type"),
+    [
+        ([FAR, -(2**63), 2**63 - 1, None, 1], pa.int64()),
+        ([1, 2**53, 3, 4, 0.5], pa.float64()),
+        ([1, 2**63, 3, 4, -(10**20), 0.5], pa.float64()),
+        ([None] * 4 + [FAR], pa.int64()),
+        ([{}] * 4 + [{"a": FAR}], pa.struct([("a", pa.int64())])),
+        ([{"a": FAR, "b": 1}] * 4 + [{"b": 0.5, "a": 1}], pa.struct({"a": pa.int64(), "b": pa.float64()})),
+        ([{"a": 1, "b": str(2**70)}, {"a": 0.1, "b": "x"}], pa.struct({"a": pa.float64(), "b": pa.string()})),
+    ],
+)  # fmt: skip
+def test_kept_numbers_of_lines_have_one_type_that_holds_them(kept, type, tmp_path):
+    spec = job(lines(tmp_path, *kept), tmp_path / "out.parquet", keep=["k"])
+
+    run(spec)
+
+    column = pq.read_table(spec.sink).column("k")
+    assert column.type == type
+    assert [row if row != {"a": None} else {} for row in column.to_pylist()] == kept
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    values=st.lists(
+        st.none()
+        | st.booleans()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.integers(-(2**65), 2**65)
+        | st.sampled_from([1, 2**53, FAR, -(2**63), 2**63]),
+        min_size=1,
+        max_size=6,
+    ),
+    within=st.sampled_from([lambda v: v, lambda v: [v], lambda v: {"a": [{"b": v}]}]),
+)
+def test_any_kept_numbers_come_back_as_they_are_or_are_refused_before_the_model_runs(
+    values, within, tmp_path_factory
+):
+    kept, folder = [*map(within, values)], tmp_path_factory.mktemp("any")
+    spec = job(lines(folder, *kept), folder / "out.parquet", keep=["k"], batch_size=2)
+
+    try:
+        run(spec, doubler(call_log=str(folder / "calls")))
+    except SpecError:
+        assert not (folder / "calls").exists()
+    else:
+        found = pq.read_table(spec.sink).column("k")
+        assert found.to_pylist() == kept
+        assert ("bool" in str(found.type)) == any(type(v) is bool for v in values)
+
+
+@pytest.mark.parametrize(
+    ("column", "line", "said"),
+    [
+        (
+            pa.array([1.5]),
+            FAR,
+            "beyond 2.53 in .*in.jsonl from line 1 .* double .*0.parquet from row 1",
+        ),
+        (
+            pa.array([FAR]),
+            0.5,
+            "beyond 2.53 in .*0.parquet from row 1 .* double .*in.jsonl from line",
+        ),
+        (pa.array([{"a": FAR}]), {"a": 0.5}, "beyond 2.53 in .*0.parquet from row 1"),
+        (
+            pa.array([[FAR]], pa.large_list(pa.int64())),
+            [0.5],
+            "beyond 2.53 in .*0.parquet from row 1",
+        ),
+        (
+            pa.array([2**64 - 1], pa.uint64()),
+            -1,
+            "beyond 2.53 in .*0.parquet .* type int64 .*in.jsonl",
+        ),
+        (pa.array([[Decimal("0.10")]]), [2**63 - 1], "beyond 2.53 in .*in.jsonl"),
+        (pa.array([0.5]), 2**70 + 1, "in.jsonl, line 1: keep: field 'k' can't be a column"),
+        (
+            pa.array([True]),
+            1,
+            "type bool in .*0.parquet from row 1 on, but of type int64 in .*in.jsonl",
+        ),
+        (pa.array([0.5]), True, "type double in .*0.parquet from row 1 on, but of type bool in"),
+        (pa.array(["a"]), 1, "type string in .*0.parquet from row 1 on, but of type int64 in"),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+def test_kept_fields_of_lines_that_the_type_of_a_table_cant_hold_are_refused_before_the_model_runs(
+    column, line, said, tmp_path
+):
+    calls = tmp_path / "calls"
+    sources = [*tables(tmp_path, column), lines(tmp_path, line)]
+
+    with pytest.raises(SpecError, match=said):
+        run(job(sources, tmp_path / "out.parquet", keep=["k"]), doubler(call_log=str(calls)))
+
+    assert not calls.exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "line", "type"),
+    [
+        (pa.array([1]), 0.5, pa.float64()),
+        (pa.array([FAR, None]), 1.0, pa.int64()),
+        (pa.array([7], pa.uint64()), -1, pa.int64()),
+        (pa.array([2**64 - 1], pa.uint64()), 2**64 - 2048, pa.uint64()),
+        (pa.array([0.5]), 2**63, pa.float64()),
+        (pa.array([Decimal("0.10")]), 2**63 - 1, pa.decimal128(22, 2)),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+def test_numbers_of_a_table_and_of_lines_have_one_type_that_holds_them(
+    column, line, type, tmp_path
+):
+    sources = [*tables(tmp_path, column), lines(tmp_path, line)]
+
+    run(job(sources, tmp_path / "out.parquet", keep=["k"]))
+
+    kept = pq.read_table(tmp_path / "out.parquet").column("k")
+    assert (kept.type, kept.to_pylist()) == (type, [*column.to_pylist(), line])
 
 
 def test_kept_fields_of_lines_go_into_the_column_of_a_table(tmp_path):

@@ -14,9 +14,11 @@ from sheaf_dagster.batch.rows.keep import fields_of
 from sheaf_dagster.batch.rows.kept_columns import KeptColumns, in_table
 from sheaf_dagster.errors import SinkError, SpecError
 from sheaf_dagster.storage import KeptTypes, OneType, ScannedSource, rows_in
-from sheaf_dagster.storage.formats import is_table, row_word
+from sheaf_dagster.storage.formats import exact_type, is_table, row_word
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from sheaf_dagster.batch.spec import BatchOptions
 
 __all__ = ["KeptAgreement", "note_columns"]
@@ -40,16 +42,18 @@ def note_columns(
     read = fields_of(keep)
     lines = [*rows_in(data, first_line)]
     rows = [made.read(read(line)) for _, line in lines]
-    fields = []
+    types = []
     for name in keep:
         values = [row[name] for row in rows]
         try:
-            fields.append((name, made.made(name, values).type))
+            column = made.made(name, values)
         except SinkError as e:
             first = bisect(range(1, len(rows)), False, key=lambda n: made.fails(name, values[:n]))
             findings.not_kept = f"{lines[first][0]}: {e}"
             return
-    findings.kept = pa.schema(fields).serialize().to_pybytes()
+        both = pa.struct([("type", column.type), ("exact", exact_type(column))])
+        types.append((name, both))
+    findings.kept = pa.schema(types).serialize().to_pybytes()
 
 
 class KeptAgreement:
@@ -88,7 +92,8 @@ class KeptAgreement:
             if found.kept:
                 where = f"{uri} from {row_word(uri)} {chunk.first_line} on"
                 for field in pa.ipc.read_schema(pa.py_buffer(found.kept)):
-                    self._seen[field.name].add(field.type, where)
+                    type, exact = (said.type for said in field.type)
+                    self._seen[field.name].add(type, where, exact)
             yield found
 
     def refusal(self) -> SpecError | None:
@@ -96,8 +101,21 @@ class KeptAgreement:
         try:
             if self._not_kept:
                 raise SpecError(self._not_kept)
-            for column in self._seen.values():
-                column.type_of_all()
+            for name, column in self._seen.items():
+                if _has_no_field(column.type_of_all()):
+                    raise SpecError(
+                        f"keep: field {name!r} has only empty objects, and no column of a table "
+                        "holds these; leave it out of keep, or name the sink .jsonl"
+                    )
         except SpecError as e:
             return e
         return None
+
+
+def _has_no_field(type: pa.DataType | None) -> bool:
+    """Whether a type, or one inside of it, is that of objects without fields."""
+    import pyarrow as pa
+
+    if type is None or not type.num_fields:
+        return type is not None and pa.types.is_struct(type)
+    return any(_has_no_field(type.field(i).type) for i in range(type.num_fields))

@@ -8,6 +8,7 @@ finds them: ``int64``, ``double``, ``bool``, ``string``, lists and structs of th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from sheaf_dagster.batch.spec import BatchOptions
 
 __all__ = ["KeptColumns", "in_table", "types_in_source"]
+
+_MAY_BE_LONG = re.compile(rb"\d{19}")
+"""What is in every integer beyond 64 bits, which orjson rounds to a float."""
 
 
 def in_table(options: BatchOptions) -> Sequence[str]:
@@ -68,6 +72,8 @@ class KeptColumns:
         whole = b"{%b}" % text[1:]
         if self._exact:
             return json.loads(whole, parse_float=Decimal)  # type: ignore[no-any-return]
+        if _MAY_BE_LONG.search(whole):
+            return json.loads(whole, parse_int=_whole)  # type: ignore[no-any-return]
         return orjson.loads(whole)  # type: ignore[no-any-return]
 
     def taken_out(self, record: dict[str, Any], line: bytes) -> dict[str, Any]:
@@ -103,9 +109,17 @@ class KeptColumns:
             except (pa.ArrowException, OverflowError, TypeError, ValueError):
                 pass  # a failed row, or another file, may have a field of another type
         try:
-            return pa.array(values)
-        except (pa.ArrowException, OverflowError) as e:
+            return column_of(values, pa.infer_type(values))
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as e:
             raise SinkError(
                 f"keep: field {name!r} can't be a column of a Parquet file, whose values are of one "
                 f"type ({e}); give it one, or name the sink .jsonl"
             ) from e
+
+
+def _whole(digits: str) -> int | float:
+    """An integer as it is; as a double one that is beyond ``int64``, if it is one."""
+    number = int(digits)
+    if -(2**63) <= number < 2**63 or float(number) != number:
+        return number
+    return float(number)

@@ -67,13 +67,16 @@ class RowContract(RowRules):
 
     def validate(self, data: bytes, first_line: int) -> ChunkFindings:
         """Validates every row in a chunk's bytes; keeps none of them."""
-        findings = ChunkFindings(crc=crc32(data))
+        findings, taken = ChunkFindings(crc=crc32(data)), False
         if self.table:
             rows = TableRows.of(data)
-            if self._take_columns(rows, findings, first_line):
+            taken = self._take_columns(rows, findings, first_line)
+            if taken and not self.columns:
                 return findings
+            rows = rows.only(self.keep) if taken else rows
             data = b"".join(b"%b\n" % line for line in rows.lines())
-        validate_lines(self, data, first_line, findings)
+        if not taken:
+            validate_lines(self, data, first_line, findings)
         if self.columns:
             note_columns(data, first_line, self.columns, self.keep, findings)
         return findings

@@ -29,8 +29,10 @@ from sheaf_dagster.storage.formats.table_file import (
 )
 from sheaf_dagster.storage.formats.typed import (
     column_of,
+    exact_type,
     fits,
     has_one_form,
+    holds,
     needs_decimals,
     one_type,
     plain_type,
@@ -54,9 +56,11 @@ __all__ = [
     "TableFile",
     "Text",
     "column_of",
+    "exact_type",
     "fits",
     "format_of",
     "has_one_form",
+    "holds",
     "is_plain",
     "is_table",
     "json_rows",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sheaf_dagster.errors import SinkError
 from sheaf_dagster.storage.formats.kinds import TableKind, TableWriter
+from sheaf_dagster.storage.formats.typed import one_type
 from sheaf_dagster.storage.location import Location
 from sheaf_dagster.storage.stores import Join, StoredPart, store_at
 
@@ -77,7 +78,7 @@ class TableJoin(Join):
             self._seen = (
                 table.schema
                 if self._seen is None
-                else _unified(self._kind, [self._seen, table.schema])
+                else _unified(self._kind, self._seen, table.schema)
             )
             self._taken.append(part.store.path)
             if self._stale:
@@ -146,16 +147,21 @@ class TableJoin(Join):
         self._file.ahead([piece])
 
 
-def _unified(kind: TableKind, schemas: Sequence[pa.Schema]) -> pa.Schema:
+def _unified(kind: TableKind, seen: pa.Schema, other: pa.Schema) -> pa.Schema:
     import pyarrow as pa
 
-    try:
-        return pa.unify_schemas(schemas, promote_options="permissive")
-    except pa.ArrowException as e:
-        raise SinkError(
-            f"rows can't be written as one {kind.name} file, which needs one type per column ({e}); "
-            "give the field one type, or write JSON lines"
-        ) from e
+    fields = {field.name: field for field in seen}
+    for field in other:
+        own = fields.setdefault(field.name, field)
+        whole = one_type(own.type, field.type)
+        if whole is None:
+            raise SinkError(
+                f"rows can't be written as one {kind.name} file, which needs one type per column "
+                f"({field.name!r} is of type {own.type} and of type {field.type}); give the field one "
+                "type, or write JSON lines"
+            )
+        fields[field.name] = own.with_type(whole)
+    return pa.schema([*fields.values()], seen.metadata)
 
 
 def _completed(schema: pa.Schema, base: pa.Schema) -> pa.Schema:

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "column_of",
+    "exact_type",
     "fits",
     "has_one_form",
+    "holds",
     "needs_decimals",
     "one_type",
     "plain_type",
@@ -96,6 +98,34 @@ def one_type(type: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     return None if any(_is_other_sort(one, found) for one in pair) else found
 
 
+def exact_type(column: pa.Array) -> pa.DataType:
+    """A column's type, at any depth with a decimal for integers that a double can't hold.
+
+    It has 19 digits, or 20 where an ``int64`` can't hold them either.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    type = column.type
+    if pa.types.is_struct(type):
+        inner = zip(type, column.flatten(), strict=True)
+        return pa.struct([field.with_type(exact_type(own)) for field, own in inner])
+    if pa.types.is_map(type):
+        return pa.map_(type.key_type, exact_type(column.items))
+    if _is_list(type):
+        return pa.list_(exact_type(column.flatten()))
+    if pa.types.is_integer(type):
+        ends = [end or 0 for end in pc.min_max(column).as_py().values()]
+        if max(map(abs, ends)) > 2**53:
+            return pa.decimal128(20 if max(ends) >= 2**63 else 19, 0)
+    return type
+
+
+def holds(whole: pa.DataType, exact: pa.DataType) -> bool:
+    """Whether the type that ``one_type`` makes of a column's holds all that its ``exact_type`` tells."""
+    return not _is_other_sort(exact, whole)
+
+
 def _as_decimal(type: pa.DataType, other: pa.DataType) -> pa.DataType:
     """An integer beside a decimal as a decimal with room for all its digits."""
     import pyarrow as pa
@@ -105,7 +135,7 @@ def _as_decimal(type: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def _is_other_sort(type: pa.DataType, whole: pa.DataType) -> bool:
-    """Whether pyarrow takes texts for bytes, or decimals for floats, at any depth."""
+    """Whether pyarrow takes texts for bytes, or decimals for floats or few digits, at any depth."""
     import pyarrow as pa
 
     if pa.types.is_struct(type):
@@ -113,9 +143,12 @@ def _is_other_sort(type: pa.DataType, whole: pa.DataType) -> bool:
     if type.num_fields:
         inner = [(type.field(i).type, whole.field(i).type) for i in range(type.num_fields)]
         return any(_is_other_sort(*pair) for pair in inner)
-    return (_is_text(type) and _is_binary(whole)) or (
-        pa.types.is_decimal(type) and pa.types.is_floating(whole)
-    )
+    if pa.types.is_decimal(type):
+        digits = type.precision - type.scale
+        if pa.types.is_decimal(whole):
+            return bool(digits > whole.precision - whole.scale)
+        return bool(pa.types.is_floating(whole) or (pa.types.is_int64(whole) and digits > 19))
+    return _is_text(type) and _is_binary(whole)
 
 
 def fits(value: Any, type: pa.DataType) -> bool:
@@ -196,6 +229,8 @@ def without_decimals(value: Any) -> Any:
 def _structs(values: Sequence[Any], type: pa.StructType) -> pa.Array:
     import pyarrow as pa
 
+    if not type.num_fields:
+        return pa.array(values, type)
     fields = list(type)
     known = {field.name for field in fields}
     for value in values:
@@ -350,7 +385,10 @@ def _is_number(type: pa.DataType) -> bool:
 
 
 def _has_booleans(values: Sequence[Any]) -> bool:
-    return any(isinstance(v, bool) or (isinstance(v, list) and _has_booleans(v)) for v in values)
+    types = set(map(type, values))  # at once: a vector has hundreds
+    return bool in types or (
+        list in types and any(type(v) is list and _has_booleans(v) for v in values)
+    )
 
 
 def _may_round(type: pa.DataType) -> bool:
