@@ -55,8 +55,8 @@ defs = dg.Definitions(
             ModelSpec(
                 name="moody",
                 model_type="number",
-                backend="tests.definitions.test_only_failed:Moody",
-                backend_kwargs={"mood": os.path.join(ROOT, "mood")},
+                backend="tests.toys:Moody",
+                backend_kwargs={"moods": os.path.join(ROOT, "moods")},
             )
         ),
         "hanging": sd.ModelResource.from_spec(doubler(hang_on=[HANGS])),

@@ -255,13 +255,13 @@ def test_a_run_that_is_called_off_keeps_what_is_done(dagster, launched):
 @pytest.mark.long
 def test_a_backfill_with_run_config_runs_the_failed_rows_alone(dagster, launched):
     keys = keys_of("mended")
-    mood = dagster.root / "mood"
-    mood.touch()
+    (moods := dagster.root / "moods").mkdir()
+    (moods / "3").touch()
     assert dagster.wait_for_backfill(launched["mended"]) == "COMPLETED_SUCCESS"
     outputs = [dagster.root / "out" / "mended" / f"{key}.jsonl" for key in keys]
     failed = [json.loads(path.read_text()).get("value") for path in outputs]
     before = [path.stat().st_ino for path in outputs]
-    mood.unlink()
+    (moods / "3").unlink()
 
     again = dagster.launch("mended", {"only": "failed"})
 
