@@ -8,6 +8,7 @@ from sheaf_dagster.batch.ray.cluster_config import ClusterConfig
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.errors import SheafError
 from sheaf_dagster.storage import Location, store_at
+from sheaf_dagster.storage.source_files import FOLDER_DEPTH, is_folder, is_in_source
 
 __all__ = ["RAY_DATA_FROM_BYTES", "Engine", "engine_for"]
 
@@ -35,8 +36,12 @@ def engine_for(first: BatchSpec, files: int | None, config: ClusterConfig) -> En
 
 
 def _size(uri: str, spec: BatchSpec) -> int:
+    location = Location.of(uri, spec.storage_options)
     try:
-        state = store_at(Location.of(uri, spec.storage_options)).state()
+        if is_folder(location):
+            found = store_at(location).list_files(FOLDER_DEPTH)
+            return sum(file.state.size for file in found if is_in_source(file.name))
+        state = store_at(location).state()
     except SheafError:
         return 0  # whoever reads it will say what is wrong
     return state.size if state is not None else 0

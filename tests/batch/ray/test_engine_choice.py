@@ -44,6 +44,20 @@ def test_the_engine_goes_by_the_size_of_the_job_unless_it_is_named(
     assert chosen == engine
 
 
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_folder_is_as_large_as_the_files_of_rows_in_it(tmp_path, slash):
+    half = RAY_DATA_FROM_BYTES // 2
+    for name, size in (("a.jsonl", half), ("day=1/b.jsonl", half - 1), ("c.csv", half)):
+        (path := tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        of_size(path, size)
+    source = str(tmp_path / "in") + slash
+    spec = BatchSpec(source=source, sink=str(tmp_path / "out.jsonl"))
+
+    assert engine_for(spec, 1, ClusterConfig()) == "ray_core"
+    of_size(tmp_path / "in" / "a.jsonl", half + 1)
+    assert engine_for(spec, 1, ClusterConfig()) == "ray_data"
+
+
 def test_a_source_that_is_missing_is_left_to_its_reader(tmp_path):
     first = BatchSpec(source=str(tmp_path / "no.jsonl"), sink=str(tmp_path / "out.jsonl"))
 
