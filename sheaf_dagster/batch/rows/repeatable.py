@@ -27,7 +27,10 @@ def repeatable(text: str, row: Any = None) -> str:
         nonlocal own
         if own is None:  # only where something was found: a row may be megabytes long
             own = "" if row is None else str(getattr(row, "__dict__", row))
-        return found in own
+        # The time of a day is written in two ways.
+        return any(
+            text in own for text in (found, found.replace(" ", "T"), found.replace("T", " "))
+        )
 
     for pattern, replace in _rules():
 
@@ -40,7 +43,10 @@ def repeatable(text: str, row: Any = None) -> str:
 
 @lru_cache(maxsize=1)
 def _rules() -> list[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]]:
-    """Patterns, in which ``own`` is what a row may have said itself, and what replaces them."""
+    """Patterns, in which ``own`` is what a row may have said itself, and what replaces them.
+
+    A few digits alone are in any row's id.
+    """
     folders = {tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"}  # noqa: S108  (looked for, not used)
     temp = "|".join(map(re.escape, sorted(folders, key=len, reverse=True)))
     return [
@@ -62,30 +68,30 @@ def _rules() -> list[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]]:
         ),
         (
             re.compile(
-                r"(?P<own>\b\d{4}-\d\d-\d\d)[T ]\d\d:\d\d(:\d\d([.,]\d+)?)?( ?(Z|UTC|[+-]\d\d:?\d\d)\b)?"
+                r"(?P<own>\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d)(:\d\d([.,]\d+)?)?( ?(Z|UTC|[+-]\d\d:?\d\d)\b)?"
             ),
             lambda m: "…",
         ),
         (
             re.compile(
-                r"\b(?P<what>(?:pid|process id|thread id)[ =:#]+|(?:process|thread)[=:#] *)(?P<own>\d+)\b",
+                r"\b(?P<own>(?P<what>(?:pid|process id|thread id)[ =:#]+|(?:process|thread)[=:#] *)\d+)\b",
                 re.IGNORECASE,
             ),
             lambda m: f"{m['what']}…",
         ),
         (
             re.compile(
-                r"\b(?P<what>Thread|Task|ThreadPoolExecutor|MainProcess|ForkProcess|SpawnProcess)-(?P<own>\d+(_\d+)?)\b"
+                r"\b(?P<own>(?P<what>Thread|Task|ThreadPoolExecutor|MainProcess|ForkProcess|SpawnProcess)-\d+(_\d+)?)\b"
             ),
             lambda m: f"{m['what']}-…",
         ),
         (
-            re.compile(r"(?P<what>\bstarted(?: daemon)? )(?P<own>\d{6,})\b"),
+            re.compile(r"\b(?P<own>(?P<what>started(?: daemon)? )\d{6,})\b"),
             lambda m: f"{m['what']}…",
         ),
         # Measured: nobody sets a time limit to a hundredth.
         (
-            re.compile(r"(?P<own>\b\d+\.\d{2,})(?P<unit> ?(?:s|sec|secs|seconds|ms|µs|us)\b)"),
+            re.compile(r"(?P<own>\b\d+\.\d{2,}(?P<unit> ?(?:s|sec|secs|seconds|ms|µs|us)\b))"),
             lambda m: f"…{m['unit']}",
         ),
     ]

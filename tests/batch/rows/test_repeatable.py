@@ -73,6 +73,24 @@ def test_what_the_row_itself_says_stays(value):
     assert repeatable(f"can't read {value}", row) == f"can't read {value}"
 
 
+@pytest.mark.parametrize("said", ["pid 51", "Thread-5 (run)", "thread=5", "ThreadPoolExecutor-0_1"])
+def test_digits_that_a_rows_id_has_too_are_not_what_it_says(said):
+    id = "00000000-0000-4000-8000-000000000051"
+    row = NumberRequest(request_id=id, model_name="m", value=1, note="Thread-7")
+
+    assert "…" in repeatable(said, row)
+    assert repeatable("in Thread-7", row) == "in Thread-7"
+
+
+def test_a_moment_of_the_day_that_a_row_names_is_not_what_it_says():
+    row = NumberRequest(
+        model_name="m", value=10.123, note="sold on 2026-01-05, at 2026-01-04 09:30"
+    )
+
+    assert repeatable("at 2026-01-05 10:11:12.5 after 0.12 s", row) == "at … after … s"
+    assert repeatable("none at 2026-01-04T09:30:00Z", row) == "none at 2026-01-04T09:30:00Z"
+
+
 @here_and_in_workers
 def test_the_same_file_gives_the_same_error_rows_each_time(write_rows, tmp_path, mode):
     source = write_rows(list(range(40)), note="/tmp/kept/this.png")
