@@ -142,7 +142,7 @@ def raw_ray_data(source: str, batch_size: int = 64) -> dict[str, Any]:
     return {"rows": rows, "seconds": seconds, "rows_per_second": rows / seconds}
 
 
-def echo(source: str, sink: str, compute: str = "local") -> dict[str, Any]:
+def echo(source: str, sink: str, compute: str = "local", backend: str = "Echo") -> dict[str, Any]:
     """Our engine with a model that gives back what it was asked."""
     from sheaf_dagster import BatchRunner, BatchSpec
 
@@ -155,7 +155,7 @@ def echo(source: str, sink: str, compute: str = "local") -> dict[str, Any]:
         compute=compute,  # type: ignore[arg-type]
         resume=False,
     )
-    model = trivial().model_copy(update={"backend": "benchmarks.common:Echo"})
+    model = trivial().model_copy(update={"backend": f"benchmarks.common:{backend}"})
     started, cpu = time.perf_counter(), time.process_time()
     result = BatchRunner(model).run(spec)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sheaf_dagster import ModelBackend, ModelSpec
+from sheaf_dagster import ModelBackend, ModelSpec, ResponseColumns, request_column
 from sheaf_dagster.contracts import TimeSeriesRequest, TimeSeriesResponse
 
 FLOATS = 128
@@ -70,6 +70,25 @@ class Echo(ModelBackend):
             mean=request.history,
             horizon=request.horizon,
             frequency=request.frequency.value,
+        )
+
+
+class EchoColumns(ModelBackend):
+    """The same in columns."""
+
+    model_type = "time_series"
+    takes_columns = True
+
+    def load(self) -> None:
+        """There is nothing to load."""
+
+    def batch_predict(self, requests: Sequence[Any]) -> ResponseColumns:
+        """The histories themselves."""
+        return ResponseColumns(
+            TimeSeriesResponse,
+            requests,
+            {"mean": request_column(requests, "history")},
+            copied=("horizon", "frequency"),
         )
 
 

@@ -22,8 +22,10 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     ),
     "sheaf_dagster.backends": (
         "ModelBackend",
+        "ResponseColumns",
         "known_backends",
         "register_backend",
+        "request_column",
         "weights_digest",
     ),
     "sheaf_dagster.batch.model_spec": ("ModelSpec", "ResourceConfig"),
@@ -90,8 +92,10 @@ __all__ = ["__version__", *sorted(_MODULE_OF)]
 if TYPE_CHECKING:
     from sheaf_dagster.backends import (
         ModelBackend,
+        ResponseColumns,
         known_backends,
         register_backend,
+        request_column,
         weights_digest,
     )
     from sheaf_dagster.batch.model_spec import ModelSpec, ResourceConfig

@@ -68,7 +68,11 @@ class ModelBackend(ABC):
                 self.factor = 2
 
             def predict(self, request):
-                return NumberResponse.answer(request, value=request.value * self.factor)
+                return NumberResponse(
+                    request_id=request.request_id,
+                    model_name=request.model_name,
+                    value=request.value * self.factor,
+                )
     """
 
     model_type: ClassVar[str | tuple[str, ...]]
@@ -85,6 +89,12 @@ class ModelBackend(ABC):
     If so, an output with reused answers (``reuse``) is the same to the byte as the output of a full run.
     Otherwise the last bits of an answer may differ. The engine doesn't read this attribute;
     ``sheaf_dagster.testing`` checks the backends that set it."""
+
+    takes_columns: ClassVar[bool] = False
+    """Whether ``batch_predict`` reads its requests with ``request_column``.
+
+    If so, rows of a Parquet file stay in their columns, and a request is made only where something
+    asks for one. Set it only for such a backend: it then reads its rows in the model's own thread."""
 
     @classmethod
     def identify(cls, **backend_kwargs: Any) -> str | None:
@@ -129,16 +139,17 @@ class ModelBackend(ABC):
         # Not through batch_predict, which would call a subclass's own predict again, for ever.
         return self._batch_by_shape([request])[0]
 
-    def batch_predict(self, requests: Sequence[Any]) -> list[BaseModel]:
+    def batch_predict(self, requests: Sequence[Any]) -> Sequence[BaseModel]:
         """Answers a batch. By default row by row, through the stages, or through ``predict_async``.
 
-        Override it if the model gains from batches.
+        Override it if the model gains from batches. It may read columns of the requests
+        (``request_column``) and answer in columns (``ResponseColumns``).
         """
         if shape_of(self) == "call" and _overrides(type(self), "predict"):
             return [self.predict(request) for request in requests]
         return self._batch_by_shape(requests)
 
-    def _batch_by_shape(self, requests: Sequence[Any]) -> list[BaseModel]:
+    def _batch_by_shape(self, requests: Sequence[Any]) -> Sequence[BaseModel]:
         if not requests:
             return []
         if _overrides(type(self), "predict_async") and shape_of(self) != "stages":
@@ -205,7 +216,7 @@ class ModelBackend(ABC):
         """
         raise NotImplementedError
 
-    def respond(self, requests: Sequence[Any], outputs: Sequence[Any]) -> list[BaseModel]:
+    def respond(self, requests: Sequence[Any], outputs: Sequence[Any]) -> Sequence[BaseModel]:
         """Turns the model's outputs into responses. It runs on the CPU, behind the device.
 
         Args:
@@ -300,7 +311,7 @@ def what_is_missing(cls: type[ModelBackend]) -> str | None:
 _NOTHING_ELSE = "ModelBackend's own methods answer nothing; don't call them from your override"
 
 
-def answered_in_shape(backend: ModelBackend, requests: Sequence[Any]) -> list[BaseModel]:
+def answered_in_shape(backend: ModelBackend, requests: Sequence[Any]) -> Sequence[BaseModel]:
     """A batch's answers as the worker gets them: by the methods that decide the backend's shape.
 
     ``batch_predict`` may come from a base that had another shape.

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
-from types import NoneType
 from typing import TYPE_CHECKING, Any, Protocol
-from uuid import UUID
 
-import msgspec
 import orjson
 from pydantic import BaseModel
 from typing_extensions import TypeIs
 
+from sheaf_dagster.batch.rows.answer_columns import AnswerColumns
 from sheaf_dagster.batch.rows.answers import ErrorLine, non_finite_in, response_lines
-from sheaf_dagster.batch.rows.arrays import all_finite, at_fixed_width, by_column, nulls, of_type
+from sheaf_dagster.batch.rows.arrays import at_fixed_width, by_column
+from sheaf_dagster.batch.rows.column_maker import ColumnMaker
 from sheaf_dagster.batch.rows.fast import writes_fields
 from sheaf_dagster.batch.rows.keep import with_fields, with_free_fields
 from sheaf_dagster.batch.rows.kept_columns import KeptColumns
@@ -120,7 +118,7 @@ class _Columns:
         schema = pa.schema([f for f in schema if f.name not in keep], schema.metadata)
         self._schema = schema
         self._vectors = meaning.vectors
-        self._columns = [_Column(field, field.name in meaning.texts) for field in schema]
+        self._columns = [ColumnMaker(field, field.name in meaning.texts) for field in schema]
         self._names = frozenset(schema.names)
         self._texts = frozenset(f.name for f in schema if pa.types.is_string(f.type)).difference(
             meaning.texts
@@ -136,16 +134,27 @@ class _Columns:
         answers: Sequence[Answer],
         fields: Sequence[bytes] | None = None,
     ) -> int:
-        kept: list[dict[str, Any]] = [{} for _ in answers]
+        kept: list[dict[str, Any]] = [{} for _ in range(len(answers))]
         if fields is not None:
             kept = [self._kept_columns.read(text) for text in fields]
+        if isinstance(answers, AnswerColumns):
+            batch, bad = self._made_of(answers.fields, len(answers))
+            return self._take(batch, bad, positions, kept)
         try:
             batch, bad = self._batch([*map(self._fields, answers, repeat(_own_fields), kept)])
             dumped = [a for a in answers if _is_response(a) and not writes_fields(type(a))]
         except Exception:  # what pydantic writes in a form of its own
             batch, bad = self._batch([*map(self._fields, answers, repeat(_dumped), kept)])
             dumped = [*filter(_is_response, answers)]
-        bad += sum(map(_lost_in_dump, dumped))
+        return self._take(batch, bad + sum(map(_lost_in_dump, dumped)), positions, kept)
+
+    def _take(
+        self,
+        batch: pa.RecordBatch,
+        bad: int,
+        positions: Sequence[int],
+        kept: Sequence[dict[str, Any]],
+    ) -> int:
         self._batches.append(batch)
         self._kept += kept if self._keep else ()
         self._at += positions
@@ -188,10 +197,12 @@ class _Columns:
         return {**known, "error_message": line.decode()}
 
     def _batch(self, rows: Sequence[dict[str, Any]]) -> tuple[pa.RecordBatch, int]:
+        return self._made_of(by_column(rows), len(rows))
+
+    def _made_of(self, values: Mapping[str, Any], rows: int) -> tuple[pa.RecordBatch, int]:
         import pyarrow as pa
 
-        values = by_column(rows)
-        made = [column.of(values.get(column.name), len(rows)) for column in self._columns]
+        made = [column.of(values.get(column.name), rows) for column in self._columns]
         arrays = [array for array, _ in made]
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema), sum(bad for _, bad in made)
 
@@ -229,49 +240,6 @@ def _is_plain(error: Any) -> bool:
     )
 
 
-class _Column:
-    """Makes arrays of one column of Python's values."""
-
-    def __init__(self, field: pa.Field, holds_json: bool) -> None:
-        self.name = field.name
-        self._type = field.type
-        self._json = holds_json
-        self._convert = None if holds_json else _converter(field.type)
-        self._is_text = self._convert is _text
-        self._float_max = _float_max(field.type)
-
-    def of(self, values: list[Any] | None, rows: int) -> tuple[pa.Array, int]:
-        """The array, and how many numbers in it aren't finite and became ``null``.
-
-        Args:
-            values: Of the rows; None where none of them has the field.
-            rows: How many they are.
-        """
-        import pyarrow as pa
-
-        kinds = {NoneType} if values is None else {*map(type, values)}
-        if values is None or kinds == {NoneType}:
-            return nulls(rows, self._type), 0
-        if self._json:
-            texts = [None if v is None else orjson.dumps(v).decode() for v in values]
-            bad = sum(
-                non_finite_in(v)
-                for v, text in zip(values, texts, strict=True)
-                if text and "null" in text
-            )
-            return pa.array(texts, self._type), bad
-        if self._is_text and kinds <= {str, UUID}:
-            # Of ids this makes texts, in a fourth of the time that ``str`` takes.
-            values = values if kinds == {str} else msgspec.to_builtins(values)
-        elif self._convert is not None:
-            values = [None if v is None else self._convert(v) for v in values]
-        array = of_type(values, self._type)
-        if self._float_max is None or all_finite(array):
-            return array, 0
-        finite = [_finite(v, self._float_max) for v in values]
-        return pa.array([v for v, _ in finite], self._type), sum(n for _, n in finite)
-
-
 def _own_fields(response: BaseModel) -> dict[str, Any]:
     if not writes_fields(type(response)):
         return _dumped(response)
@@ -285,66 +253,3 @@ def _dumped(response: BaseModel) -> dict[str, Any]:
 def _lost_in_dump(response: BaseModel) -> int:
     """Numbers that aren't finite, in values of any type: pydantic itself makes them null."""
     return max(0, non_finite_in(response.model_dump()) - non_finite_in(_dumped(response)))
-
-
-def _converter(type: pa.DataType) -> Callable[[Any], Any] | None:
-    """What makes of a value what pyarrow takes for the type; None where it takes it as it is."""
-    import pyarrow as pa
-
-    if pa.types.is_string(type):
-        return _text
-    if pa.types.is_map(type):
-        item = _converter(type.item_type)
-        if item is None:
-            return lambda value: [*value.items()]
-        return lambda value: [(k, None if v is None else item(v)) for k, v in value.items()]
-    if pa.types.is_struct(type):
-        inner = {f.name: convert for f in type if (convert := _converter(f.type)) is not None}
-        return functools.partial(_struct, frozenset(f.name for f in type), inner)
-    if hasattr(type, "value_type"):
-        element = _converter(type.value_type)
-        if element is not None:
-            return lambda value: [None if v is None else element(v) for v in value]
-    return None
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, UUID):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} is not text")
-
-
-def _struct(names: frozenset[str], inner: dict[str, Callable[[Any], Any]], value: Any) -> Any:
-    if not value.keys() <= names:
-        raise TypeError(f"field {min(value.keys() - names)!r} is not a field of the contract")
-    return {
-        name: inner[name](held) if name in inner and held is not None else held
-        for name, held in value.items()
-    }
-
-
-def _float_max(type: pa.DataType) -> float | None:
-    """The largest number of the floats within a type; None where there are none."""
-    import pyarrow as pa
-
-    if pa.types.is_float32(type):
-        return float(2**128 - 2**103)  # halfway to the first that is none: rounded beyond it
-    if pa.types.is_float64(type):
-        return float("inf")
-    inner = [type.field(i).type for i in range(type.num_fields)]
-    return next((m for t in inner if (m := _float_max(t)) is not None), None)
-
-
-def _finite(value: Any, most: float) -> tuple[Any, int]:
-    """A value with null in place of numbers that aren't finite, and how many there were."""
-    if isinstance(value, float):
-        return (value, 0) if -most < value < most else (None, 1)
-    if isinstance(value, dict):
-        pairs = {name: _finite(held, most) for name, held in value.items()}
-        return {k: v for k, (v, _) in pairs.items()}, sum(n for _, n in pairs.values())
-    if isinstance(value, (list, tuple)):
-        items = [_finite(held, most) for held in value]
-        return type(value)(v for v, _ in items), sum(n for _, n in items)
-    return value, 0

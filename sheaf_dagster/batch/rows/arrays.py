@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["all_finite", "at_fixed_width", "by_column", "by_row", "nulls", "of_type", "vectors"]
+__all__ = [
+    "all_finite",
+    "at_fixed_width",
+    "by_column",
+    "by_row",
+    "nulls",
+    "of_type",
+    "stacked",
+    "vectors",
+]
 
 _pack = msgspec.msgpack.Encoder().encode
 _FLOAT = 0xCB
@@ -107,16 +116,44 @@ def vectors(values: Sequence[Any], type_: pa.DataType) -> pa.Array | None:
     if pa.types.is_list(type_.value_type):
         inner = vectors([*chain.from_iterable(values)], type_.value_type)
         ends = np.cumsum([0, *map(len, values)])
-    else:
-        numbers = _floats(values, type_.value_type)
-        if numbers is None:
-            return None
-        inner = pa.Array.from_buffers(type_.value_type, numbers.size, [None, pa.py_buffer(numbers)])
-        ends = np.arange(0, numbers.size + 1, len(values[0]))
-    if inner is None or len(inner) >= 2**31:
+        return None if inner is None else _lists(type_, inner, ends)
+    numbers = _floats(values, type_.value_type)
+    return None if numbers is None else stacked(numbers, type_)
+
+
+def stacked(numbers: NDArray[np.floating], type_: pa.DataType) -> pa.Array | None:
+    """Floats (shape: rows × length) as lists, which may share their memory; None for other types.
+
+    What is too large for the type becomes infinite, as it does in Arrow.
+    """
+    import pyarrow as pa
+
+    kind = _KINDS.get(str(type_.value_type)) if pa.types.is_list(type_) else None
+    if kind is None or not numbers.size:
+        return None
+    with np.errstate(over="ignore"):
+        data = np.ascontiguousarray(numbers, dtype=kind)
+    inner = pa.Array.from_buffers(type_.value_type, data.size, [None, pa.py_buffer(data)])
+    return _lists(type_, inner, np.arange(0, data.size + 1, data.shape[1]))
+
+
+def _lists(type_: pa.DataType, inner: pa.Array, ends: NDArray[np.integer]) -> pa.Array | None:
+    import pyarrow as pa
+
+    if len(inner) >= 2**31:
         return None
     offsets = pa.py_buffer(ends.astype(np.int32))
-    return pa.Array.from_buffers(type_, len(values), [None, offsets], children=[inner])
+    return pa.Array.from_buffers(type_, len(ends) - 1, [None, offsets], children=[inner])
+
+
+def packed_lists(numbers: NDArray[np.floating]) -> list[bytes]:
+    """Lists of floats (shape: rows × length) in MessagePack, each by itself."""
+    packed = np.empty(len(numbers), _packed_list(numbers.shape[1]))
+    packed["begin"] = np.frombuffer(_begin_of(numbers.shape[1]), "u1")
+    packed["numbers"]["is"] = _FLOAT
+    packed["numbers"]["value"] = numbers
+    size, data = packed.dtype.itemsize, packed.tobytes()
+    return [data[start : start + size] for start in range(0, len(data), size)]
 
 
 def _floats(lists: Sequence[list[Any]], type: pa.DataType) -> NDArray[np.floating] | None:
@@ -126,21 +163,32 @@ def _floats(lists: Sequence[list[Any]], type: pa.DataType) -> NDArray[np.floatin
     byte that isn't of a number is as it should be are such lists.
     """
     width = len(lists[0])
-    kind = {"double": "<f8", "float": "<f4"}.get(str(type))
-    if not width or kind is None:
+    if not width or str(type) not in _KINDS:
         return None
     try:
         packed = _pack(lists)
     except (TypeError, ValueError, OverflowError, RecursionError):
         return None
-    before, between = (_pack([None] * n)[:-n] for n in (len(lists), width))
-    if len(packed) != len(before) + len(lists) * (len(between) + 9 * width):
+    before, record = _begin_of(len(lists)), _packed_list(width)
+    if len(packed) != len(before) + len(lists) * record.itemsize:
         return None
-    number = [("is", "u1"), ("value", ">f8")]
-    record = [("begin", "u1", (len(between),)), ("numbers", number, (width,))]
     found = np.frombuffer(packed, record, offset=len(before))
-    begins = found["begin"] == np.frombuffer(between, "u1")
+    begins = found["begin"] == np.frombuffer(_begin_of(width), "u1")
     if not (begins.all() and (found["numbers"]["is"] == _FLOAT).all()):
         return None
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, as it is to Arrow
-        return found["numbers"]["value"].astype(kind)
+    return found["numbers"]["value"]  # type: ignore[no-any-return]
+
+
+def _packed_list(width: int) -> np.dtype[Any]:
+    """A list of floats in MessagePack."""
+    numbers = ("numbers", [("is", "u1"), ("value", ">f8")], (width,))
+    return np.dtype([("begin", "u1", (len(_begin_of(width)),)), numbers])
+
+
+def _begin_of(length: int) -> bytes:
+    """What a list of a length begins with in MessagePack."""
+    return _pack([None] * length)[:-length]
+
+
+_KINDS = {"double": "<f8", "float": "<f4"}
+"""Types of floats, as numpy has them."""

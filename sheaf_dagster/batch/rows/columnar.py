@@ -11,30 +11,36 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import msgspec
-import numpy as np
-from msgspec import inspect
 from pydantic import BaseModel
 
-from sheaf_dagster.batch.rows.arrays import all_finite, by_row
+from sheaf_dagster.batch.rows.arrays import by_row
+from sheaf_dagster.batch.rows.column_types import (
+    FieldType,
+    GivenFields,
+    NotSureError,
+    packed_vectors,
+    values_of,
+)
 from sheaf_dagster.batch.rows.fast import IDENTITY
 from sheaf_dagster.batch.rows.inside import maker
 from sheaf_dagster.batch.rows.plain import PlainModel
 from sheaf_dagster.storage import TableRows
-from sheaf_dagster.storage.formats import FieldMap
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ColumnCodec", "column_codec", "content_of_line"]
+__all__ = ["ColumnCodec", "HeldColumns", "column_codec", "content_of_line"]
 
 DeriveId = Callable[[int, bytes], UUID]
 """Makes the id of a row, of its place among some rows and what it says."""
 
 _pack = msgspec.msgpack.Encoder(order="deterministic").encode
+_unpack = msgspec.msgpack.Decoder(dict[str, None]).decode
 _parse = msgspec.json.Decoder().decode
 
 
@@ -46,24 +52,27 @@ def content_of_line(line: bytes) -> bytes:
         return line
 
 
-class _NotSureError(Exception):
-    """Some rows must be read as lines."""
-
-
 class ColumnCodec:
     """Reads rows of one model out of the columns of tables.
+
+    Attributes:
+        plain: What the model's schema says of its fields.
+        types: Their types.
+        make: Makes a request.
 
     Raises:
         NotPlainError: The model isn't made of plain types.
     """
 
     def __init__(self, model: type[BaseModel]) -> None:
-        self._plain = PlainModel(model)
-        self._types = {name: _Type(t) for name, t in self._plain.types.items()}
-        passing = self._plain.passing()
-        self._passing = None if passing is None else {n: _Type(t) for n, t in passing[0].items()}
+        self.plain = PlainModel(model)
+        self.types = {name: FieldType(t) for name, t in self.plain.types.items()}
+        passing = self.plain.passing()
+        self._passing = (
+            None if passing is None else {n: FieldType(t) for n, t in passing[0].items()}
+        )
         self._required = frozenset(() if passing is None else passing[1])
-        self._make = maker(model)
+        self.make = maker(model)
         self._forbids = model.model_config.get("extra") == "forbid"
         self._has_id = IDENTITY in model.model_fields
 
@@ -79,7 +88,7 @@ class ColumnCodec:
         """
         if self._passing is None:
             return None
-        types, given = self._passing, _Given.of(rows.batch.schema.names, rows.fields)
+        types, given = self._passing, GivenFields.of(rows.batch.schema.names, rows.fields)
         if not self._required <= given.names:
             return None
         try:
@@ -92,7 +101,7 @@ class ColumnCodec:
                     return None
                 if name in types:
                     types[name].require(array)
-        except _NotSureError:
+        except NotSureError:
             return None
         others = given.names.difference(types, known)
         if others and self._forbids:
@@ -104,13 +113,13 @@ class ColumnCodec:
 
     def ids(self, rows: TableRows) -> list[Any]:
         """The ``request_id`` of each of the rows that ``accepts`` took, None where it gives none."""
-        given = _Given.of(rows.batch.schema.names, rows.fields)
+        given = GivenFields.of(rows.batch.schema.names, rows.fields)
         if not self._has_id or IDENTITY not in given.names:
             return []
         if IDENTITY in given.constants:
-            return [self._types[IDENTITY].one(given.constants[IDENTITY])] * rows.batch.num_rows
+            return [self.types[IDENTITY].one(given.constants[IDENTITY])] * rows.batch.num_rows
         array = rows.batch.column(given.columns[IDENTITY])
-        return self._types[IDENTITY].of(array, _values(array))
+        return self.types[IDENTITY].of(array, values_of(array))
 
     def read(self, rows: TableRows, derive_id: DeriveId) -> list[Any] | None:
         """The requests of rows that are known to be such of the model; None: read them as lines.
@@ -119,49 +128,113 @@ class ColumnCodec:
             rows: The rows.
             derive_id: Makes the id of a row that has none.
         """
-        types, number = self._types, rows.batch.num_rows
-        given = _Given.of(rows.batch.schema.names, rows.fields)
-        said: dict[str, list[Any]] = {}
-        meant: dict[str, list[Any]] = {}
-        holes = False
+        held = self.hold(rows, derive_id)
+        return None if held is None else held.requests()
+
+    def hold(self, rows: TableRows, derive_id: DeriveId) -> HeldColumns | None:
+        """As ``read``, in columns. No request need be made where ``accepts`` takes the rows."""
+        types, held = self.types, HeldColumns(self, rows.batch.num_rows)
+        given = GivenFields.of(rows.batch.schema.names, rows.fields)
+        said: dict[str, pa.Array] = {}
         derives = self._has_id and IDENTITY not in given.constants
         if derives and IDENTITY in given.columns:
             derives = rows.batch.column(given.columns[IDENTITY]).null_count > 0
         try:
-            constants = {
-                name: types[name].one(value)
-                for name, value in given.constants.items()
-                if name in types
-            }
+            for name, value in given.constants.items():
+                if name in types:
+                    held.constants[name] = types[name].one(value)
             for name, column in given.columns.items():
                 array = rows.batch.column(column)
                 if array.null_count and column in given.unsure:
                     return None
-                holes = holes or array.null_count > 0
+                held.holes = held.holes or array.null_count > 0
+                said[name] = array
                 if name in types:
-                    said[name] = _values(array)
-                    meant[name] = types[name].of(array, said[name])
-                elif derives:
-                    said[name] = _values(array)
-        except _NotSureError:
+                    held.add(name, array)
+            if derives:
+                contents = _contents(said, given.constants, held)
+                held.ids = [None if c is None else derive_id(i, c) for i, c in enumerate(contents)]
+        except NotSureError:
             return None
-        ids: Sequence[UUID | None] = [None] * number
-        if derives:
-            ids = _derived_ids(by_row(said, number, holes), given.constants, derive_id)
+        return held
+
+
+class HeldColumns:
+    """The fields of some rows, and the requests that they are.
+
+    Attributes:
+        rows: How many they are.
+        arrays: By field, the column that holds it.
+        said: The values of such as JSON would have them, but for lists of floats.
+        lists: The values of such as their types have them, as far as they are known.
+        constants: Fields that are the same in every row.
+        ids: Of rows that bring none; None for the others.
+        holes: Whether some rows lack a field.
+    """
+
+    def __init__(self, codec: ColumnCodec, rows: int) -> None:
+        self._codec = codec
+        self.rows = rows
+        self.arrays: dict[str, pa.Array] = {}
+        self.said: dict[str, list[Any]] = {}
+        self.lists: dict[str, list[Any]] = {}
+        self.constants: dict[str, Any] = {}
+        self.ids: Sequence[UUID | None] = [None] * rows
+        self.holes = False
+
+    def add(self, name: str, array: pa.Array) -> None:
+        """Takes the column of a field.
+
+        Raises:
+            NotSureError: Not all values are of the field's type for certain.
+        """
+        self.arrays[name] = array
+        if self._codec.types[name].is_vector(array):
+            self._codec.types[name].require(array)
+        else:
+            self.said[name] = values_of(array)
+            self.lists[name] = self._codec.types[name].of(array, self.said[name])
+
+    def has(self, name: str) -> bool:
+        """Whether the requests have a field of this name."""
+        return name in self._codec.plain.defaults
+
+    def values(self, name: str) -> list[Any] | None:
+        """The values of a field; None: look at the requests."""
+        plain = self._codec.plain
+        if name in self.arrays:
+            return None if self.arrays[name].null_count else self._list(name)
+        if name == IDENTITY and None not in self.ids:
+            return [*self.ids]
+        value = self.constants.get(name, plain.defaults.get(name))
+        made = name not in self.constants and any(name == n for n, _ in plain.factories)
+        if made or not self.has(name) or isinstance(value, (list, dict)):
+            return None
+        return [value] * self.rows
+
+    def vectors(self, name: str) -> pa.Array | None:
+        """The column of a field, where it is one of lists of floats in the place of any values."""
+        array = self.arrays.get(name)
+        if array is None or not self._codec.types[name].is_vector(array):
+            return None
+        return array
+
+    def requests(self) -> list[BaseModel] | None:
+        """The requests; None: read the rows as lines."""
         try:
-            return self._made(meant, constants, ids, holes)
+            return self._made()
         except Exception:
             return None  # pydantic will meet it, too, and say it as it does
 
-    def _made(
-        self,
-        columns: dict[str, list[Any]],
-        constants: Mapping[str, Any],
-        ids: Sequence[UUID | None],
-        holes: bool,
-    ) -> list[BaseModel]:
+    def _list(self, name: str) -> list[Any]:
+        if name not in self.lists:
+            self.lists[name] = values_of(self.arrays[name])
+        return self.lists[name]
+
+    def _made(self) -> list[BaseModel]:
         """Requests of the rows' own fields, beside those that all rows have."""
-        plain, make, constants = self._plain, self._make, dict(constants)
+        plain, make = self._codec.plain, self._codec.make
+        columns, constants = {name: self._list(name) for name in self.arrays}, dict(self.constants)
         for name, by_value in plain.members:
             if name in constants:
                 constants[name] = by_value[constants[name]]
@@ -173,9 +246,10 @@ class ColumnCodec:
         given = {*columns, *constants}
         lacking = [(n, f) for n, f in plain.factories if n not in given]
         requests = []
-        for row, id in zip(by_row(columns, len(ids), holes), ids, strict=True):
+        rows = by_row(columns, self.rows, self.holes)
+        for row, id in zip(rows, self.ids, strict=True):
             values = {**base, **row}
-            if holes:
+            if self.holes:
                 given = {*row, *constants}
                 lacking = [(n, f) for n, f in plain.factories if n not in given]
             for name, value in anew:
@@ -200,150 +274,30 @@ def column_codec(model: type[BaseModel]) -> ColumnCodec | None:
         return None
 
 
-class _Given(NamedTuple):
-    """Where the fields of a table's rows come from.
-
-    Attributes:
-        columns: By field, the column that holds it.
-        constants: Fields that are the same in every row.
-        unsure: Columns in whose place, where they are null, something else stands.
-    """
-
-    columns: Mapping[str, str]
-    constants: Mapping[str, Any]
-    unsure: frozenset[str]
-
-    @classmethod
-    def of(cls, names: Sequence[str], fields: FieldMap) -> _Given:
-        """What ``FieldMap.row`` makes of columns of these names."""
-        from_columns = fields.row({name: _Column(name) for name in names})
-        columns = {n: c.name for n, c in from_columns.items() if isinstance(c, _Column)}
-        constants = {n: c for n, c in from_columns.items() if n not in columns}
-        return cls(columns, constants, frozenset(fields.defaults).intersection(names))
-
-    @property
-    def names(self) -> set[str]:
-        """Of all fields."""
-        return {*self.columns, *self.constants}
-
-
-class _Column(NamedTuple):
-    name: str
-
-
-class _Type:
-    """A field's type."""
-
-    def __init__(self, type_: Any) -> None:
-        self._all = list[type_]  # type: ignore[valid-type]
-        self._lengths = _lengths_of_vector(type_)
-
-    def one(self, value: Any) -> Any:
-        """A value that all rows have, as the type has it.
-
-        Raises:
-            _NotSureError: It isn't of the type for certain.
-        """
-        return self._converted([value])[0]
-
-    def of(self, array: pa.Array, values: list[Any]) -> list[Any]:
-        """A column's values as the type has them; None stays where a row has no such field.
-
-        Args:
-            array: The column.
-            values: Its values as JSON would have them.
-
-        Raises:
-            _NotSureError: One isn't of the type for certain.
-        """
-        if self._is_vector(array):
-            return values
-        if not array.null_count:
-            return self._converted(values)
-        left = iter(self._converted([v for v in values if v is not None]))
-        return [None if v is None else next(left) for v in values]
-
-    def require(self, array: pa.Array) -> None:
-        """Raises ``_NotSureError`` where a column isn't of the type for certain."""
-        if not self._is_vector(array):
-            self.of(array, _values(array))
-        elif not all_finite(array):
-            raise _NotSureError
-
-    def _converted(self, values: list[Any]) -> list[Any]:
-        try:
-            return msgspec.convert(values, self._all)  # type: ignore[no-any-return]
-        except _REFUSED:
-            raise _NotSureError from None
-
-    def _is_vector(self, array: pa.Array) -> bool:
-        """Whether lists of floats are of the type as they are."""
-        if self._lengths is None or _numbers_in(array) is None:
-            return False
-        least, most = self._lengths
-        lengths = np.from_dlpack(array.value_lengths())
-        return not len(lengths) or bool(lengths.min() >= least and lengths.max() <= most)
-
-
-def _lengths_of_vector(type_: Any) -> tuple[float, float] | None:
-    """How long lists of floats may be, where a type allows any such; None where it doesn't."""
-    node = inspect.type_info(type_)
-    for choice in node.types if isinstance(node, inspect.UnionType) else (node,):
-        if isinstance(choice, inspect.ListType):
-            item = choice.item_type
-            items = item.types if isinstance(item, inspect.UnionType) else (item,)
-            if inspect.FloatType() in items:
-                most = float("inf") if choice.max_length is None else choice.max_length
-                return choice.min_length or 0, most
-    return None
-
-
-def _derived_ids(
-    contents: Iterable[dict[str, Any]], constants: Mapping[str, Any], derive_id: DeriveId
-) -> list[UUID | None]:
-    """The ids of rows that have none, by what they say; None for the others."""
-    return [
-        None if IDENTITY in content else derive_id(i, _pack({**content, **constants}))
-        for i, content in enumerate(contents)
-    ]
-
-
-def _values(array: pa.Array) -> list[Any]:
-    """The values of an array as JSON would have them.
+def _contents(
+    columns: Mapping[str, pa.Array], constants: Mapping[str, Any], held: HeldColumns
+) -> Sequence[bytes | None]:
+    """What rows say that bring no id; None of the others.
 
     Raises:
-        _NotSureError: Some numbers aren't finite, which JSON doesn't have.
+        NotSureError: Some numbers aren't finite, which JSON doesn't have.
     """
-    import pyarrow as pa
-
-    if not all_finite(array):
-        raise _NotSureError
-    flat = _numbers_in(array)
-    if flat is None:
-        return array.to_pylist()  # type: ignore[no-any-return]
-    numbers = np.from_dlpack(flat).astype("float64", copy=False)
-    if pa.types.is_fixed_size_list(array.type) and array.type.list_size:
-        return numbers.reshape(len(array), array.type.list_size).tolist()  # type: ignore[no-any-return]
-    values, start = numbers.tolist(), 0
-    lists = []
-    for n in array.value_lengths().to_pylist():
-        lists.append(values[start : start + n])
-        start += n
-    return lists
-
-
-def _numbers_in(array: pa.Array) -> pa.Array | None:
-    """The numbers in lists of floats; None where it holds something else, or nulls."""
-    import pyarrow as pa
-
-    kind = array.type
-    lists = (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
-    if not lists or not pa.types.is_floating(kind.value_type) or array.null_count:
-        return None
-    flat = array.flatten()
-    return None if flat.null_count else flat
-
-
-_REFUSED = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
+    if held.holes:
+        said = {name: held.said.get(name) or values_of(array) for name, array in columns.items()}
+        rows = by_row(said, held.rows, holes=True)
+        return [None if IDENTITY in row else _pack({**row, **constants}) for row in rows]
+    # The same bytes, a column at a time.
+    packed: dict[str, Iterable[bytes]] = {
+        name: repeat(_pack(value), held.rows) for name, value in constants.items()
+    }
+    for name, array in columns.items():
+        vectors = packed_vectors(array)
+        packed[name] = (
+            map(_pack, held.said.get(name) or values_of(array)) if vectors is None else vectors
+        )
+    whole = _pack(dict.fromkeys(packed))
+    begin = whole[: len(whole) - sum(len(_pack(name)) + 1 for name in packed)]
+    parts: list[Iterable[bytes]] = [repeat(begin, held.rows)]
+    for name in _unpack(whole):
+        parts += [repeat(_pack(name)), packed[name]]
+    return [*map(b"".join, zip(*parts, strict=False))]

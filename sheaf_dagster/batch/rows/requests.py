@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from pydantic import ValidationError
 from zlib_ng.zlib_ng import crc32
 
-from sheaf_dagster.batch.rows.columnar import column_codec
+from sheaf_dagster.batch.rows.columnar import HeldColumns, column_codec
 from sheaf_dagster.batch.rows.fast import IDENTITY, fast_codec
 from sheaf_dagster.batch.rows.findings import ChunkFindings
 from sheaf_dagster.batch.rows.general import GeneralCodec
 from sheaf_dagster.batch.rows.ids import Identity, OwnId, id_reader, own_id_of, placed_id
+from sheaf_dagster.batch.rows.in_columns import TableBlock
 from sheaf_dagster.batch.rows.inside import given_fields
 from sheaf_dagster.batch.rows.invalid import invalid_row, why_invalid
 from sheaf_dagster.batch.rows.keep import fields_of
@@ -221,16 +223,40 @@ class RowContract(RowRules):
             first_position: Its position in the source.
             occurrence_of: As in ``parse``.
         """
-        codec = column_codec(self.request)
-        requests = None
-        if codec is not None:
-            requests = codec.read(rows, lambda i, content: placed_id(first_position + i, content))
+        held = self._held(rows, first_position)
+        requests = None if held is None else held.requests()
         if requests is None:
             lines = list(enumerate(rows.lines(), first_line))
             return self.parse(lines, first_position, occurrence_of)
         numbers = range(first_line, first_line + len(requests))
         texts = rows.only(self.keep).lines() if self.keep else ()
         return self._rows(requests, first_position, numbers, texts, occurrence_of)
+
+    def _held(self, rows: TableRows, first_position: int) -> HeldColumns | None:
+        codec = column_codec(self.request)
+        if codec is None:
+            return None
+        return codec.hold(rows, lambda i, content: placed_id(first_position + i, content))
+
+    def hold_columns(
+        self,
+        rows: TableRows,
+        first_line: int,
+        first_position: int,
+        occurrence_of: OccurrenceOf = always_first,
+    ) -> TableBlock | None:
+        """As ``parse_columns``, of rows that stay in their columns; None where they can't."""
+        codec = column_codec(self.request)
+        if codec is None or hasattr(self.request, "placed") or codec.accepts(rows) is None:
+            return None
+        held = self._held(rows, first_position)
+        if held is None:
+            return None
+        make = partial(self.parse_columns, rows, first_line, first_position, occurrence_of)
+        return TableBlock(held, first_position, make, partial(self._kept_of, rows))
+
+    def _kept_of(self, rows: TableRows) -> list[bytes]:
+        return [*map(fields_of(self.keep), rows.only(self.keep).lines())]
 
     def _rows(
         self,

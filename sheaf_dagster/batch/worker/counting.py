@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sheaf_dagster.batch.rows.answer_columns import AnswerColumns
+from sheaf_dagster.batch.rows.in_columns import ColumnRows
 from sheaf_dagster.batch.rows.row import Row, named_lines
 from sheaf_dagster.contracts import row_identity
 from sheaf_dagster.errors import ResponseMismatchError
@@ -60,16 +62,18 @@ def check_responses(
     Raises:
         ResponseMismatchError: Their number, order or type is wrong.
     """
-    if not isinstance(responses, (list, tuple)):
+    if not isinstance(responses, (list, tuple, AnswerColumns)):
         raise ResponseMismatchError(
             f"{where}, {named_lines(where, rows)}: {name}.{method} returned {type(responses).__name__}; it must "
-            "return a list with one response for each request"
+            "return a list with one response for each request, or ResponseColumns"
         )
     if len(responses) != len(rows):
         raise ResponseMismatchError(
             f"{where}, {named_lines(where, rows)}: {name}.{method} returned {len(responses)} responses for "
             f"{len(rows)} requests; it must return one for each, in the same order"
         )
+    if isinstance(responses, AnswerColumns) and _copies_ids(responses, rows):
+        return
     kind: type | None = None
     for row, response in zip(rows, responses, strict=True):
         # Once for each type: pydantic's isinstance takes longer than all the rest here.
@@ -94,3 +98,12 @@ def check_responses(
                 f"{'another request' if redact else what}; {method} must keep the order and copy "
                 "each id"
             )
+
+
+def _copies_ids(responses: AnswerColumns, rows: Sequence[Row]) -> bool:
+    """Whether responses have their ids from the rows' own requests, in their order."""
+    if not responses.have_own_ids:
+        return False
+    if isinstance(rows, ColumnRows):
+        return responses.requests is rows.requests
+    return all(a is row.request for a, row in zip(responses.requests, rows, strict=True))

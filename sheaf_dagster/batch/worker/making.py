@@ -21,8 +21,10 @@ from sheaf_dagster.batch.messages import (
     said_by,
     worker_name,
 )
+from sheaf_dagster.batch.rows.answer_columns import AnswerColumns
 from sheaf_dagster.batch.rows.answered import answers_for
 from sheaf_dagster.batch.rows.answers import error_line
+from sheaf_dagster.batch.rows.in_columns import ColumnRows
 from sheaf_dagster.batch.rows.inside import extra_of
 from sheaf_dagster.batch.rows.keep import own_fields, without_fields
 from sheaf_dagster.batch.rows.read_back import counted
@@ -225,10 +227,7 @@ class ChunkInMaking:
         )
 
     def _serialise(self, rows: Sequence[Row], answers: Sequence[Answer], backend: str) -> None:
-        first, last = (row.position - self.chunk.first_row for row in (rows[0], rows[-1]))
-        at: Sequence[int] = range(first, last + 1)
-        if not self._in_order or len(at) != len(rows):
-            at = [row.position - self.chunk.first_row for row in rows]
+        at = self._places_of(rows)
         if self.work.keep:
             self._require_free(rows, answers)
         try:
@@ -236,24 +235,43 @@ class ChunkInMaking:
         except Exception:
             self._one_by_one(at, rows, answers, backend)  # not the fault of all of them
         else:
-            self._count([a for a in answers if not isinstance(a, ErrorLine)])
+            self._count(answers)
         if self._tally.error_rows:
             self._is_answer[
                 [n for n, a in zip(at, answers, strict=True) if isinstance(a, ErrorLine)]
             ] = False
 
+    def _places_of(self, rows: Sequence[Row]) -> Sequence[int]:
+        """Positions of rows in the chunk."""
+        if isinstance(rows, ColumnRows):
+            first = rows.first_position - self.chunk.first_row
+            return range(first, first + len(rows))
+        first, last = (row.position - self.chunk.first_row for row in (rows[0], rows[-1]))
+        if self._in_order and last - first + 1 == len(rows):
+            return range(first, last + 1)
+        return [row.position - self.chunk.first_row for row in rows]
+
     def fields_of(self, rows: Sequence[Row]) -> list[bytes] | None:
         """The fields of rows that are to be in their answers, where any are."""
-        return [row.fields for row in rows] if self.work.keep else None
+        if not self.work.keep:
+            return None
+        return rows.fields if isinstance(rows, ColumnRows) else [row.fields for row in rows]
 
     def _require_free(self, rows: Sequence[Row], answers: Sequence[Answer]) -> None:
         """Refuses answers that have brought fields of such a name."""
+        if isinstance(answers, AnswerColumns):
+            return  # nothing but fields
         for row, answer in zip(rows, answers, strict=True):
             if not isinstance(answer, ErrorLine) and extra_of(answer):
                 where = f"{self.where}, {named_lines(self.where, [row])}"
                 own_fields(where, answer, self.work.keep)
 
-    def _count(self, responses: Sequence[BaseModel]) -> None:
+    def _count(self, answers: Sequence[Answer]) -> None:
+        if isinstance(answers, AnswerColumns) and not (
+            "metadata" in answers.given or _counts_beside_metadata(answers.response)
+        ):
+            return
+        responses = [a for a in answers if not isinstance(a, ErrorLine)]
         if not any(map(_counts_beside_metadata, {type(r) for r in responses})):
             # The common case: asking each of many small rows takes as long as answering it.
             responses = [r for r in responses if r.__dict__.get("metadata")]
@@ -283,8 +301,7 @@ class ChunkInMaking:
                 self._answers.add([position], [line], self.fields_of([row]))
                 self._is_answer[position] = False
             else:
-                if not isinstance(answer, ErrorLine):
-                    self._count([answer])
+                self._count([answer])
 
 
 @lru_cache(maxsize=32)

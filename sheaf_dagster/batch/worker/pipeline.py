@@ -72,7 +72,8 @@ def run_chunks(
     reserved = context.spec.resources.num_gpus > 0
     with rare_collections(), GpuSampler(reserved=reserved) as loaded.gpus:
         files = Files(loaded, limit_for)
-        batches = read_batches(context, loaded.sizer, todo, files.has_failed)
+        in_columns = loaded.shape == "call" and loaded.backend.takes_columns
+        batches = read_batches(context, loaded.sizer, todo, files.has_failed, in_columns=in_columns)
         if loaded.shape == "flight":
             yield from run_in_flight(files, batches, stop)
         elif loaded.shape == "stages":

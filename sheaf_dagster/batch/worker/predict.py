@@ -13,7 +13,9 @@ from pydantic import BaseModel
 from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.backends.base import answered_in_shape
 from sheaf_dagster.batch.messages import Hangs, said_by
+from sheaf_dagster.batch.rows.answer_columns import AnswerColumns, settled
 from sheaf_dagster.batch.rows.answers import ErrorLine, error_line, has_non_finite
+from sheaf_dagster.batch.rows.in_columns import requests_of
 from sheaf_dagster.batch.rows.repeatable import repeatable
 from sheaf_dagster.batch.rows.row import Row, named_lines
 from sheaf_dagster.batch.worker.counting import check_responses, checked_outputs
@@ -24,6 +26,7 @@ from sheaf_dagster.batch.worker.tally import Tally
 from sheaf_dagster.errors import (
     BatchTimeoutError,
     PredictError,
+    ResponseMismatchError,
     SheafError,
 )
 
@@ -98,10 +101,10 @@ class Predictor:
         self._stage = self.stage or Stage(
             "batch_predict",
             # Asked for at each call: one that was given up is replaced by another.
-            lambda rows: ask(self.loaded.backend, [row.request for row in rows]),
+            lambda rows: settled(ask(self.loaded.backend, requests_of(rows))),
         )
 
-    def run(self, rows: Sequence[Row]) -> list[Any]:
+    def run(self, rows: Sequence[Row]) -> Sequence[Any]:
         """One value a row, in order: an ``ErrorLine`` where the row failed.
 
         Raises:
@@ -110,10 +113,12 @@ class Predictor:
                 hangs whatever it is given.
             ResponseMismatchError: Wrong number, order or type of responses.
         """
-        if not self.hangs.together.isdisjoint(row.position for row in rows):
+        together = self.hangs.together
+        if together and not together.isdisjoint(row.position for row in rows):
             return self._one_by_one(rows)
         try:
-            answers = list(self._call(rows))
+            found = self._call(rows)
+            answers = found if isinstance(found, AnswerColumns) else list(found)
         except BatchTimeoutError as e:
             return self.after_timeout(rows, e)
         except SheafError:
@@ -124,7 +129,7 @@ class Predictor:
             return self.after_doubt(rows, answers)
         return answers
 
-    def after_failure(self, rows: Sequence[Row], error: Exception) -> list[Any]:
+    def after_failure(self, rows: Sequence[Row], error: Exception) -> Sequence[Any]:
         """Goes on after a call that failed: halves the batch, or finds the rows at fault."""
         if is_out_of_memory(error) and len(rows) > 1:
             return self._halve(rows, error)
@@ -132,7 +137,7 @@ class Predictor:
             return self._isolate(rows, error)
         raise self._first_failure(rows, error) from error
 
-    def after_doubt(self, rows: Sequence[Row], answers: list[Any]) -> list[Any]:
+    def after_doubt(self, rows: Sequence[Row], answers: Sequence[Any]) -> Sequence[Any]:
         """Goes on after a batch without one finite answer: one row may have spoilt its mates.
 
         Three rows are asked again alone, or else a model that answers so to any row would take
@@ -158,6 +163,9 @@ class Predictor:
         started = time.perf_counter()
         try:
             values = self.limit(rows, lambda: self._stage.call(rows))
+        except ResponseMismatchError as e:
+            place = f"{self.where}, {named_lines(self.where, rows)}: {self._name}"
+            raise ResponseMismatchError(f"{place}, {e}") from e
         finally:
             self.seconds += time.perf_counter() - started
             self.calls += 1
@@ -181,7 +189,7 @@ class Predictor:
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return self.run(rows[:middle]) + self.run(rows[middle:])
+        return [*self.run(rows[:middle]), *self.run(rows[middle:])]
 
     def _isolate(
         self, rows: Sequence[Row], error: Exception | None, *, known_bad: bool = True
@@ -298,6 +306,8 @@ def _batch_predict(backend: ModelBackend, requests: Sequence[Any]) -> Any:
 
 def is_suspicious(answers: Sequence[Any]) -> bool:
     """Whether not one of several answers is all finite numbers."""
+    if isinstance(answers, AnswerColumns) and answers.are_finite():
+        return False
     return len(answers) > 1 and all(
         not isinstance(a, ErrorLine) and has_non_finite(a) for a in answers
     )

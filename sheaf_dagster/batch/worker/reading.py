@@ -8,7 +8,8 @@ from itertools import islice
 from typing import Any
 
 from sheaf_dagster.batch.messages import FileWork
-from sheaf_dagster.batch.rows.occurrences import occurrence_in
+from sheaf_dagster.batch.rows.in_columns import ColumnRows, TableBlock
+from sheaf_dagster.batch.rows.occurrences import OccurrenceOf, occurrence_in
 from sheaf_dagster.batch.rows.requests import RowContract
 from sheaf_dagster.batch.rows.row import Row
 from sheaf_dagster.batch.worker.keeping import contract_of, rows_to_run
@@ -30,6 +31,8 @@ def read_batches(
     sizer: BatchSizer,
     todo: Iterable[Sequence[tuple[FileWork, Chunk]]],
     failed: Callable[[FileWork], bool],
+    *,
+    in_columns: bool = False,
 ) -> Iterator[Batch]:
     """The batches of some chunks, in order; of a chunk that can't be read, what was wrong.
 
@@ -40,23 +43,29 @@ def read_batches(
         sizer: Says how many rows a batch has where the job doesn't.
         todo: Chunks with their files, a few at a time.
         failed: Whether a file has failed already: its chunks are passed over.
+        in_columns: Rows of a table may stay in their columns.
     """
     for few in todo:
         ranges = read_ranges([(work.texts[c.file], c.start, c.end) for work, c in few])
         for (work, chunk), read in zip(few, ranges, strict=True):
             if not failed(work):
-                yield from _read_chunk(context, sizer, ChunkInMaking(work, chunk), read)
+                making = ChunkInMaking(work, chunk)
+                yield from _read_chunk(context, sizer, making, read, in_columns)
 
 
 def _read_chunk(
-    context: ModelContext, sizer: BatchSizer, making: ChunkInMaking, read: Callable[[], bytes]
+    context: ModelContext,
+    sizer: BatchSizer,
+    making: ChunkInMaking,
+    read: Callable[[], bytes],
+    in_columns: bool,
 ) -> Iterator[Batch]:
     work, chunk = making.work, making.chunk
     try:
         require_visible(making.where, work.texts[chunk.file], work.store.folder)
         data = read()
         making.require_validated(data)
-        for rows in _batches(context, sizer, making, data):
+        for rows in _batches(context, sizer, making, data, in_columns):
             yield Batch(making, rows)
     except Exception as e:
         yield Batch(making, (), e)
@@ -67,7 +76,8 @@ def _batches(
     sizer: BatchSizer,
     making: ChunkInMaking,
     data: bytes,
-) -> Iterator[list[Row]]:
+    in_columns: bool,
+) -> Iterator[Sequence[Row]]:
     work, chunk = making.work, making.chunk
     contract = contract_of(context.rows, work, chunk)
     if work.batch_size is None:
@@ -80,7 +90,7 @@ def _batches(
 
     all_run = not chunk.invalid and (work.kept is None or work.kept.has_none(chunk))
     if work.bucket_by is None and all_run:
-        take = _reader(contract, chunk, data)
+        take = _reader(contract, chunk, data, in_columns=in_columns)
         for start, stop in spans(chunk.rows, size):
             yield take(start, stop)
         return
@@ -99,28 +109,60 @@ def _batches(
             yield bucket[start:stop]
 
 
-def _reader(contract: RowContract, chunk: Chunk, data: bytes) -> Callable[[int, int], list[Row]]:
+def _reader(
+    contract: RowContract, chunk: Chunk, data: bytes, *, in_columns: bool = False
+) -> Callable[[int, int], Sequence[Row]]:
     """What reads the rows of a chunk, from one to before another; each once, in order."""
     occurrence_of = occurrence_in(chunk.repeats, chunk.first_row)
     if chunk.table:
-        table = TableRows.of(data)
-        # Where a batch has few rows, asking Arrow for its columns takes as long as reading them.
-        least = min(_AT_ONCE_BYTES * chunk.rows // max(len(data), 1), _AT_ONCE_ROWS)
-        ahead: list[Row] = []
-
-        def take(start: int, stop: int) -> list[Row]:
-            begun = start + len(ahead)
-            if begun < stop:
-                end = min(max(stop, begun + least), chunk.rows)
-                first_line, first_row = chunk.first_line + begun, chunk.first_row + begun
-                some = table.slice(begun, end)
-                ahead.extend(contract.parse_columns(some, first_line, first_row, occurrence_of))
-            taken = ahead[: stop - start]
-            del ahead[: stop - start]
-            return taken
-
-        return take
+        return _TableReader(contract, chunk, data, occurrence_of, in_columns=in_columns).take
     lines = rows_in(data, chunk.first_line)
     return lambda start, stop: contract.parse(
         list(islice(lines, stop - start)), chunk.first_row + start, occurrence_of
     )
+
+
+class _TableReader:
+    """Reads a chunk of a table a block at a time.
+
+    Where a batch has few rows, asking Arrow for its columns takes as long as reading them.
+    """
+
+    def __init__(
+        self,
+        contract: RowContract,
+        chunk: Chunk,
+        data: bytes,
+        occurrence_of: OccurrenceOf,
+        *,
+        in_columns: bool,
+    ) -> None:
+        self._contract = contract
+        self._chunk = chunk
+        self._table = TableRows.of(data)
+        self._occurrence_of = occurrence_of
+        self._in_columns = in_columns
+        self._least = min(_AT_ONCE_BYTES * chunk.rows // max(len(data), 1), _AT_ONCE_ROWS)
+        self._start = self._stop = 0
+        self._block: TableBlock | list[Row] = []
+
+    def take(self, start: int, stop: int) -> Sequence[Row]:
+        """The rows from one to before another."""
+        if stop > self._stop:
+            few = stop - start
+            self._start = start
+            self._stop = min(start + max(1, self._least // few) * few, self._chunk.rows)
+            self._block = self._read()
+        first, last = start - self._start, stop - self._start
+        if isinstance(self._block, TableBlock):
+            return ColumnRows(self._block, first, last)
+        return self._block[first:last]
+
+    def _read(self) -> TableBlock | list[Row]:
+        rows, chunk = self._table.slice(self._start, self._stop), self._chunk
+        place = (chunk.first_line + self._start, chunk.first_row + self._start)
+        if self._in_columns:
+            block = self._contract.hold_columns(rows, *place, self._occurrence_of)
+            if block is not None:
+                return block
+        return self._contract.parse_columns(rows, *place, self._occurrence_of)

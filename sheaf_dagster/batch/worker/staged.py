@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.batch.messages import ChunkReport
+from sheaf_dagster.batch.rows.answer_columns import settled
 from sheaf_dagster.batch.rows.row import Row, named_lines
 from sheaf_dagster.batch.worker.files import Files
 from sheaf_dagster.batch.worker.hanging import TimeLimit, took_too_long
@@ -36,7 +37,7 @@ class _Doubt(NamedTuple):
 
     making: ChunkInMaking
     rows: Sequence[Row]
-    answers: list[Any]
+    answers: Sequence[Any]
     tally: Tally
 
 
@@ -192,7 +193,7 @@ class _Device:
         self._writer.hand(partial(self._respond, making, rows, outputs, tally))
 
     def _respond(
-        self, making: ChunkInMaking, rows: list[Row], outputs: list[Any], tally: Tally
+        self, making: ChunkInMaking, rows: list[Row], outputs: Sequence[Any], tally: Tally
     ) -> ChunkReport | _Doubt | None:
         """Makes responses of outputs, in the writer's thread."""
         loaded = self._jobs.loaded
@@ -201,24 +202,28 @@ class _Device:
         made = {row.position: out for row, out in good}
         stage = Stage(
             "respond",
-            lambda some: loaded.backend.respond(
-                [row.request for row in some], [made[row.position] for row in some]
+            lambda some: settled(
+                loaded.backend.respond(
+                    [row.request for row in some], [made[row.position] for row in some]
+                )
             ),
             final=True,
         )
         predictor = self._jobs.predictor(making, stage)
         predictor.limit = self._responder.limit(making, type(loaded.backend).__name__)
         try:
-            responses = iter(predictor.run([row for row, _ in good]) if good else ())
+            answers = predictor.run([row for row, _ in good]) if good else ()
         except Exception as e:
             return making.fail(loaded, e)
-        answers = [out if isinstance(out, ErrorLine) else next(responses) for out in outputs]
+        if len(good) < len(outputs):
+            responses = iter(answers)
+            answers = [out if isinstance(out, ErrorLine) else next(responses) for out in outputs]
         tally.error_rows += predictor.error_rows
         if is_suspicious(answers):
             return _Doubt(making, rows, answers, tally)
         return making.add(loaded, rows, answers, tally)
 
-    def _timed_out(self, batch: Batch, predictor: Predictor, rows: Sequence[Row]) -> list[Any]:
+    def _timed_out(self, batch: Batch, predictor: Predictor, rows: Sequence[Row]) -> Sequence[Any]:
         making, name = batch.making, type(self._jobs.loaded.backend).__name__
         seconds = making.work.batch_timeout or 0.0
         error = BatchTimeoutError(took_too_long(making.where, rows, name, seconds))
@@ -280,7 +285,7 @@ class _Responder:
             self._thread.end()
 
 
-Ask = Callable[[Predictor, Sequence[Row]], list[Any]]
+Ask = Callable[[Predictor, Sequence[Row]], Sequence[Any]]
 """How a predictor is to go about some rows."""
 
 

@@ -1,0 +1,205 @@
+"""A batch in columns: fields of its requests as arrays, and responses that are made of arrays."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from itertools import chain, repeat
+from types import NoneType
+from typing import TYPE_CHECKING, Any, overload
+
+from pydantic import BaseModel
+
+from sheaf_dagster.errors import ResponseMismatchError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["ColumnRequests", "ResponseColumns", "array_of", "request_column"]
+
+_IDENTITY = ("request_id", "model_type", "model_name")
+"""Fields that a response copies from its request, if both have them."""
+
+
+class ColumnRequests(Sequence[Any]):
+    """Requests that are still columns of a table; each becomes a request if it is asked for."""
+
+    @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether they have a field of this name."""
+
+    @abstractmethod
+    def column(self, name: str) -> NDArray[Any]:
+        """The array of a field; see ``request_column``."""
+
+    @abstractmethod
+    def values(self, name: str) -> list[Any]:
+        """The values of a field; of an enum the value of the member."""
+
+
+def request_column(requests: Sequence[Any], name: str) -> NDArray[Any]:
+    """One field of all requests of a batch as a numpy array, which is the caller's own.
+
+    Where the rows come from a Parquet file and the backend sets ``takes_columns``, this reads the
+    file's column, and no request is made. The array is the same from any kind of file.
+
+    ==============================  ==================================================================
+    numbers                         ``float64`` or ``int64``, shape ``(rows,)``; None among floats is NaN
+    lists of numbers                shape ``(rows, length)`` if all are equally long, and so on for lists
+                                    of lists; otherwise an object array with one array for each row
+    booleans                        ``bool``
+    texts, ids, anything else       an object array; of an enum the value
+    ==============================  ==================================================================
+
+    Args:
+        requests: What ``batch_predict`` was given.
+        name: The field.
+
+    Raises:
+        AttributeError: The requests have no such field.
+    """
+    if isinstance(requests, ColumnRequests):
+        return requests.column(name)
+    return array_of(_values(requests, name))
+
+
+def _values(requests: Sequence[Any], name: str) -> list[Any]:
+    if isinstance(requests, ColumnRequests):
+        return requests.values(name)
+    return of_members([getattr(request, name) for request in requests])
+
+
+def of_members(values: list[Any]) -> list[Any]:
+    """Values with those of members in place of an enum's members."""
+    if not any(issubclass(kind, Enum) for kind in {*map(type, values)}):
+        return values
+    return [value.value if isinstance(value, Enum) else value for value in values]
+
+
+def array_of(values: Sequence[Any]) -> NDArray[Any]:
+    """Values as an array; see ``request_column``."""
+    import numpy as np
+
+    kinds = {*map(type, values)}
+    if float in kinds and kinds <= {float, NoneType}:
+        return np.array(values, np.float64)
+    if kinds == {bool}:
+        return np.array(values, np.bool_)
+    if kinds == {int}:
+        try:
+            return np.array(values, np.int64)
+        except OverflowError:
+            pass
+    if kinds == {list}:
+        widths = {*map(len, values)}
+        inner = array_of([*chain.from_iterable(values)])
+        if len(widths) == 1 and inner.dtype != object and 0 not in widths:
+            return inner.reshape(len(values), *widths, *inner.shape[1:])
+        values = [*map(array_of, values)]
+    array = np.empty(len(values), object)
+    for i, value in enumerate(values):
+        array[i] = value
+    return array
+
+
+class ResponseColumns(Sequence[BaseModel]):
+    """The responses to a batch, given as columns. ``batch_predict`` and ``respond`` may return it.
+
+    It is a sequence of responses. In a Parquet sink its arrays become columns as they are, and no
+    response is made. The output is the same as that of a list of responses.
+
+    ``request_id``, ``model_type`` and ``model_name`` are those of the requests, if the response
+    has such fields.
+
+    Example::
+
+        def batch_predict(self, requests):
+            history = request_column(requests, "history")
+            return ResponseColumns(
+                TimeSeriesResponse,
+                requests,
+                {"mean": self.model(history)},
+                copied=["horizon", "frequency"],
+            )
+
+    Args:
+        response: The class of the responses.
+        requests: What ``batch_predict`` or ``respond`` was given.
+        columns: By field, an array or a list with one value for each request. Anything else is the
+            value of every response.
+        copied: Fields of the requests that the responses have under the same name.
+
+    Raises:
+        ResponseMismatchError: A column hasn't as many values as there are requests.
+        ValueError: The response has no such field.
+    """
+
+    def __init__(
+        self,
+        response: type[BaseModel],
+        requests: Sequence[Any],
+        columns: Mapping[str, Any],
+        *,
+        copied: Sequence[str] = (),
+    ) -> None:
+        self.response = response
+        self.requests = requests
+        fields = response.model_fields
+        own = [n for n in _IDENTITY if n in fields and n not in columns and _has(requests, n)]
+        self.copied: tuple[str, ...] = (*own, *copied)
+        self.columns = dict(columns)
+        self._made: list[BaseModel] | None = None
+        for name in (*self.columns, *copied):
+            if name not in fields and response.model_config.get("extra") != "allow":
+                raise ValueError(
+                    f"ResponseColumns: {response.__name__} has no field {name!r}; "
+                    f"its fields are {', '.join(fields)}"
+                )
+        for name, values in self.columns.items():
+            if not self.is_constant(name) and len(values) != len(requests):
+                raise ResponseMismatchError(
+                    f"ResponseColumns: column {name!r} has {len(values)} values for {len(requests)} "
+                    "requests; it must have one for each, in the same order"
+                )
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a column is one value that all responses have."""
+        held = self.columns[name]
+        return not isinstance(held, (list, tuple)) and getattr(held, "ndim", 0) == 0
+
+    def values(self, name: str) -> list[Any]:
+        """The values of a field that is given or copied, as Python has them."""
+        if name not in self.columns:
+            return _values(self.requests, name)
+        held = self.columns[name]
+        plain = held.tolist() if hasattr(held, "tolist") else held
+        return [*repeat(plain, len(self.requests))] if self.is_constant(name) else [*plain]
+
+    @property
+    def responses(self) -> list[BaseModel]:
+        """The responses, each of them made by its class."""
+        if self._made is None:
+            names = (*self.copied, *self.columns)
+            columns = [self.values(name) for name in names]
+            rows = zip(*columns, strict=True) if names else repeat((), len(self.requests))
+            self._made = [self.response(**dict(zip(names, row, strict=True))) for row in rows]
+        return self._made
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    @overload
+    def __getitem__(self, i: int) -> BaseModel: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[BaseModel]: ...
+
+    def __getitem__(self, i: int | slice) -> BaseModel | list[BaseModel]:
+        return self.responses[i]
+
+
+def _has(requests: Sequence[Any], name: str) -> bool:
+    if isinstance(requests, ColumnRequests):
+        return requests.has(name)
+    return bool(requests) and hasattr(requests[0], name)

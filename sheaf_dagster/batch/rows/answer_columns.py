@@ -1,0 +1,144 @@
+"""Responses in columns: known to be such of their contract without making one.
+
+What ``ResponseColumns`` holds is an answer if its class takes it. For plain columns and classes of
+plain types (``plain.py``) that is known a column at a time. Otherwise the responses are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from types import NoneType
+from typing import TYPE_CHECKING, Any, overload
+from uuid import UUID
+
+import numpy as np
+from pydantic import BaseModel
+
+from sheaf_dagster.backends.columns import ResponseColumns
+from sheaf_dagster.batch.rows.answers import non_finite_in
+from sheaf_dagster.batch.rows.arrays import by_row
+from sheaf_dagster.batch.rows.column_types import FieldType, NotSureError
+from sheaf_dagster.batch.rows.fast import IDENTITY, writes_fields
+from sheaf_dagster.batch.rows.plain import NotPlainError, PlainModel
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["AnswerColumns", "settled"]
+
+
+class AnswerColumns(Sequence[BaseModel]):
+    """Responses that are known to be valid, in columns that nobody else has.
+
+    Attributes:
+        response: Their class.
+        requests: What they answer.
+        given: The fields that the backend gave or copied.
+        fields: By field, the values; of lists of floats an array (rows × length).
+        have_own_ids: Whether they have copied the ids of their requests.
+    """
+
+    def __init__(self, answers: ResponseColumns, fields: dict[str, Any]) -> None:
+        self.response = answers.response
+        self.requests = answers.requests
+        self.given = frozenset((*answers.columns, *answers.copied))
+        self.fields = fields
+        self.have_own_ids = IDENTITY in answers.copied
+
+    def are_finite(self) -> bool:
+        """Whether all their numbers are finite."""
+        lists = (self.fields[n] for n in self.given if isinstance(self.fields[n], list))
+        return not any(non_finite_in(v) for v in lists if not _NO_NUMBERS.issuperset(map(type, v)))
+
+    @cached_property
+    def responses(self) -> list[BaseModel]:
+        """The responses."""
+        given = {name: self.fields[name] for name in self.given}
+        lists = {n: v if isinstance(v, list) else v.tolist() for n, v in given.items()}
+        return [self.response(**row) for row in by_row(lists, len(self), holes=False)]
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    @overload
+    def __getitem__(self, i: int) -> BaseModel: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[BaseModel]: ...
+
+    def __getitem__(self, i: int | slice) -> BaseModel | list[BaseModel]:
+        return self.responses[i]
+
+
+def settled(answers: Any) -> Any:
+    """What a backend returned; in place of ``ResponseColumns`` what is known to be valid.
+
+    Raises:
+        ValidationError: A response isn't valid.
+    """
+    if not isinstance(answers, ResponseColumns):
+        return answers
+    codec = _codec_of(answers.response)
+    fields = None if codec is None else codec.fields(answers)
+    return answers.responses if fields is None else AnswerColumns(answers, fields)
+
+
+class _ResponseCodec:
+    """Says of columns whether they are responses of a class.
+
+    Raises:
+        NotPlainError: The class isn't made of plain types, or may write them in another form.
+    """
+
+    def __init__(self, response: type[BaseModel]) -> None:
+        self._plain = PlainModel(response)
+        passing = self._plain.passing()
+        if passing is None or not writes_fields(response):
+            raise NotPlainError
+        self._types = {name: FieldType(type_) for name, type_ in passing[0].items()}
+        self._required = passing[1]
+
+    def fields(self, answers: ResponseColumns) -> dict[str, Any] | None:
+        """All fields of the responses, in their order; None: make them."""
+        plain, number = self._plain, len(answers)
+        given = {*answers.columns, *answers.copied}
+        if not (self._required <= given <= plain.defaults.keys()):
+            return None
+        factories = dict(plain.factories)
+        try:
+            return {
+                name: self._values(answers, name)
+                if name in given
+                else [factories[name]() if name in factories else default for _ in range(number)]
+                for name, default in plain.defaults.items()
+            }
+        except NotSureError:
+            return None
+
+    def _values(self, answers: ResponseColumns, name: str) -> Any:
+        type_ = self._types[name]
+        vectors = _vectors(answers.columns.get(name))
+        if vectors is not None and type_.takes_vectors(vectors.shape[1], vectors.shape[1]):
+            return vectors
+        return type_.converted(answers.values(name))
+
+
+@lru_cache(maxsize=64)
+def _codec_of(response: type[BaseModel]) -> _ResponseCodec | None:
+    try:
+        return _ResponseCodec(response)
+    except Exception:
+        return None
+
+
+def _vectors(held: Any) -> NDArray[np.floating] | None:
+    """Finite floats (shape: rows × length); None of anything else."""
+    if not isinstance(held, np.ndarray) or held.ndim != 2 or not held.size:
+        return None
+    # A copy: backends may use an array again.
+    return held.copy() if held.dtype.str in _FLOATS and bool(np.isfinite(held).all()) else None
+
+
+_NO_NUMBERS = frozenset({NoneType, bool, int, str, UUID})
+_FLOATS = ("<f2", "<f4", "<f8")
