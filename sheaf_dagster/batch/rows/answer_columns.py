@@ -35,7 +35,7 @@ class AnswerColumns(Sequence[BaseModel]):
         response: Their class.
         requests: What they answer.
         given: The fields that the backend gave or copied.
-        fields: By field, the values; of lists of floats an array (rows × length).
+        fields: By field, the values; of lists of floats, or lists of such, an array.
         have_own_ids: Whether they have copied the ids of their requests.
     """
 
@@ -119,7 +119,7 @@ class _ResponseCodec:
     def _values(self, answers: ResponseColumns, name: str) -> Any:
         type_ = self._types[name]
         vectors = _vectors(answers.columns.get(name))
-        if vectors is not None and type_.takes_vectors(vectors.shape[1], vectors.shape[1]):
+        if vectors is not None and type_.takes(*vectors.shape[1:]):
             return vectors
         return type_.converted(answers.values(name))
 
@@ -133,8 +133,8 @@ def _codec_of(response: type[BaseModel]) -> _ResponseCodec | None:
 
 
 def _vectors(held: Any) -> NDArray[np.floating] | None:
-    """Finite floats (shape: rows × length); None of anything else."""
-    if not isinstance(held, np.ndarray) or held.ndim != 2 or not held.size:
+    """Lists of finite floats, or lists of such, for each row; None of anything else."""
+    if not isinstance(held, np.ndarray) or held.ndim < 2 or not held.size:
         return None
     # A copy: backends may use an array again.
     return held.copy() if held.dtype.str in _FLOATS and bool(np.isfinite(held).all()) else None

@@ -122,19 +122,24 @@ def vectors(values: Sequence[Any], type_: pa.DataType) -> pa.Array | None:
 
 
 def stacked(numbers: NDArray[np.floating], type_: pa.DataType) -> pa.Array | None:
-    """Floats (shape: rows × length) as lists, which may share their memory; None for other types.
+    """An array of floats as lists, or lists of lists, which may share its memory.
 
-    What is too large for the type becomes infinite, as it does in Arrow.
+    None where the type is another. What is too large for the type becomes infinite, as in Arrow.
     """
     import pyarrow as pa
 
-    kind = _KINDS.get(str(type_.value_type)) if pa.types.is_list(type_) else None
-    if kind is None or not numbers.size:
+    if numbers.ndim == 1:
+        kind = _KINDS.get(str(type_))
+        if kind is None:
+            return None
+        with np.errstate(over="ignore"):
+            data = np.ascontiguousarray(numbers, dtype=kind)
+        return pa.Array.from_buffers(type_, data.size, [None, pa.py_buffer(data)])
+    if not pa.types.is_list(type_) or not numbers.size:
         return None
-    with np.errstate(over="ignore"):
-        data = np.ascontiguousarray(numbers, dtype=kind)
-    inner = pa.Array.from_buffers(type_.value_type, data.size, [None, pa.py_buffer(data)])
-    return _lists(type_, inner, np.arange(0, data.size + 1, data.shape[1]))
+    rows, length, *inside = numbers.shape
+    inner = stacked(numbers.reshape(rows * length, *inside), type_.value_type)
+    return None if inner is None else _lists(type_, inner, np.arange(0, len(inner) + 1, length))
 
 
 def _lists(type_: pa.DataType, inner: pa.Array, ends: NDArray[np.integer]) -> pa.Array | None:

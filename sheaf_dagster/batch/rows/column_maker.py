@@ -39,8 +39,8 @@ class ColumnMaker:
         """The array, and how many numbers in it aren't finite and became ``null``.
 
         Args:
-            values: Of the rows, or lists of floats as an array (rows × length); None where none of
-                them has the field.
+            values: Of the rows, or an array of lists of floats, or lists of such; None where none
+                of them has the field.
             rows: How many they are.
         """
         import pyarrow as pa

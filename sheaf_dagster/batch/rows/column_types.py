@@ -58,7 +58,7 @@ class FieldType:
 
     def __init__(self, type_: Any) -> None:
         self._all = list[type_]  # type: ignore[valid-type]
-        self._lengths = _lengths_of_vector(type_)
+        self._lengths = _lengths_of_lists(inspect.type_info(type_))
 
     def one(self, value: Any) -> Any:
         """A value that all rows have, as the type has it.
@@ -105,29 +105,37 @@ class FieldType:
 
     def is_vector(self, array: pa.Array) -> bool:
         """Whether lists of floats are of the type as they are."""
-        if self._lengths is None or numbers_in(array) is None:
+        if len(self._lengths) != 1 or numbers_in(array) is None:
             return False
         lengths = np.from_dlpack(array.value_lengths())
-        return not len(lengths) or self.takes_vectors(lengths.min(), lengths.max())
+        return not len(lengths) or (self.takes(lengths.min()) and self.takes(lengths.max()))
 
-    def takes_vectors(self, least: float, most: float) -> bool:
-        """Whether lists of floats that are so long are of the type."""
-        return self._lengths is not None and (
-            least >= self._lengths[0] and most <= self._lengths[1]
+    def takes(self, *lengths: int) -> bool:
+        """Whether lists of finite floats, or lists of such, are of the type.
+
+        Args:
+            lengths: Of all lists, then of all lists in them, and so on.
+        """
+        return len(lengths) == len(self._lengths) and all(
+            least <= n <= most for n, (least, most) in zip(lengths, self._lengths, strict=True)
         )
 
 
-def _lengths_of_vector(type_: Any) -> tuple[float, float] | None:
-    """How long lists of floats may be, where a type allows any such; None where it doesn't."""
-    node = inspect.type_info(type_)
-    for choice in node.types if isinstance(node, inspect.UnionType) else (node,):
+def _lengths_of_lists(node: inspect.Type) -> tuple[tuple[float, float], ...]:
+    """How long lists of floats, or lists of such, may be; none where a type doesn't allow any such."""
+    for choice in _choices(node):
         if isinstance(choice, inspect.ListType):
-            item = choice.item_type
-            items = item.types if isinstance(item, inspect.UnionType) else (item,)
-            if inspect.FloatType() in items:
-                most = float("inf") if choice.max_length is None else choice.max_length
-                return choice.min_length or 0, most
-    return None
+            most = float("inf") if choice.max_length is None else choice.max_length
+            own = (choice.min_length or 0, most)
+            if inspect.FloatType() in _choices(choice.item_type):
+                return (own,)
+            inner = _lengths_of_lists(choice.item_type)
+            return (own, *inner) if inner else ()
+    return ()
+
+
+def _choices(node: inspect.Type) -> tuple[inspect.Type, ...]:
+    return node.types if isinstance(node, inspect.UnionType) else (node,)
 
 
 def values_of(array: pa.Array) -> list[Any]:
