@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from pydantic import BaseModel
+
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.common.digest import weights_digest
 from sheaf_dagster.backends.common.files import read_uri, resolve_options
@@ -20,7 +22,8 @@ from sheaf_dagster.backends.common.libraries import (
     require,
     use_own_threads,
 )
-from sheaf_dagster.contracts import EmbeddingRequest, EmbeddingResponse, ModelType
+from sheaf_dagster.backends.common.vectors import embedding_responses, normalized
+from sheaf_dagster.contracts import EmbeddingRequest, ModelType
 from sheaf_dagster.errors import SpecError
 
 __all__ = ["ImageEmbedderBackend"]
@@ -169,28 +172,22 @@ class ImageEmbedderBackend(ModelBackend):
                 found[i][j] = vector
         return [_Embedded(v, row.is_cut) for v, row in zip(found, prepared, strict=True)]
 
-    def respond(  # type: ignore[override]
+    def respond(
         self, requests: Sequence[EmbeddingRequest], outputs: Sequence[_Embedded]
-    ) -> list[EmbeddingResponse]:
+    ) -> Sequence[BaseModel]:
         import numpy as np
 
-        responses = []
-        for request, (own, is_cut) in zip(requests, outputs, strict=True):
+        for request, (own, _) in zip(requests, outputs, strict=True):
             if not np.isfinite(own).all():
                 raise ValueError(
                     f"request {request.request_id}: its embedding isn't finite in {self._dtype}; "
                     "use dtype 'bfloat16' or 'float32'"
                 )
-            if request.normalize:
-                own = own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
-            response = EmbeddingResponse(
-                request_id=request.request_id,
-                model_name=request.model_name,
-                embeddings=own.tolist(),
-                dim=self._dim,
-            )
-            responses.append(response.deviates("truncated") if is_cut else response)
-        return responses
+        vectors = [
+            normalized(own) if request.normalize else own
+            for request, (own, _) in zip(requests, outputs, strict=True)
+        ]
+        return embedding_responses(requests, vectors, [is_cut for _, is_cut in outputs])
 
     def _image(self, request: EmbeddingRequest, j: int) -> Any:
         """One image of a row as pixel values (shape: channels × height × width)."""

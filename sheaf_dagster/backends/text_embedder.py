@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.common.digest import weights_digest
 from sheaf_dagster.backends.common.libraries import check_dtype, require, use_own_threads
+from sheaf_dagster.backends.common.vectors import embedding_responses, normalized
 from sheaf_dagster.backends.language.prompts import embeddings_body
 from sheaf_dagster.backends.language.text_encoder import (
     Encoded,
@@ -20,9 +21,7 @@ from sheaf_dagster.backends.language.text_encoder import (
 )
 from sheaf_dagster.contracts import (
     OPENAI_BATCH,
-    BaseResponse,
     EmbeddingRequest,
-    EmbeddingResponse,
     ModelType,
     OpenAIBatchRequest,
 )
@@ -172,40 +171,42 @@ class SentenceTransformersBackend(ModelBackend):
     def infer(self, prepared: Sequence[Sequence[Any]]) -> list[Encoded]:
         return self._encoder.encoded(prepared)
 
-    def respond(self, requests: Sequence[Any], outputs: Sequence[Encoded]) -> list[BaseModel]:
-        return [self._answer(r, out) for r, out in zip(requests, outputs, strict=True)]
-
-    def _answer(self, request: Any, found: Encoded) -> BaseModel:
+    def respond(self, requests: Sequence[Any], outputs: Sequence[Encoded]) -> Sequence[BaseModel]:
         import numpy as np
 
-        line = isinstance(request, OpenAIBatchRequest)
-        vectors = found.vectors
-        if not np.isfinite(vectors).all():
-            raise ValueError(
-                f"{_name(request)}: its embedding isn't finite in {self._dtype}; use dtype "
-                "'bfloat16' or 'float32'"
-            )
-        if line:
-            vectors = vectors[:, : self._asked_dimension(request)]
-        if len(vectors) and (line or request.normalize):
-            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        answer: BaseResponse
-        if line:
-            base64_asked = request.body.get("encoding_format") == "base64"
-            told = [b64encode(v.astype("<f4").tobytes()).decode() for v in vectors]
-            answer = request.answer(
-                embeddings_body(request, told if base64_asked else vectors.tolist(), found.tokens)
-            )
-        else:
-            answer = EmbeddingResponse(
-                request_id=request.request_id,
-                model_name=request.model_name,
-                embeddings=vectors.tolist(),
-                dim=int(vectors.shape[1]),
-            )
-        if found.truncated:
-            answer.deviates("truncated")
-        return answer
+        for request, found in zip(requests, outputs, strict=True):
+            if not np.isfinite(found.vectors).all():
+                raise ValueError(
+                    f"{_name(request)}: its embedding isn't finite in {self._dtype}; use dtype "
+                    "'bfloat16' or 'float32'"
+                )
+        if not any(isinstance(request, OpenAIBatchRequest) for request in requests):
+            return self._embeddings(requests, outputs)
+        return [
+            self._line(request, found)
+            if isinstance(request, OpenAIBatchRequest)
+            else self._embeddings([request], [found])[0]
+            for request, found in zip(requests, outputs, strict=True)
+        ]
+
+    def _embeddings(
+        self, requests: Sequence[EmbeddingRequest], outputs: Sequence[Encoded]
+    ) -> Sequence[BaseModel]:
+        vectors = [
+            normalized(found.vectors) if request.normalize else found.vectors
+            for request, found in zip(requests, outputs, strict=True)
+        ]
+        return embedding_responses(requests, vectors, [found.truncated for found in outputs])
+
+    def _line(self, request: OpenAIBatchRequest, found: Encoded) -> BaseModel:
+        vectors = found.vectors[:, : self._asked_dimension(request)]
+        if len(vectors):
+            vectors = normalized(vectors)
+        base64_asked = request.body.get("encoding_format") == "base64"
+        told = [b64encode(v.astype("<f4").tobytes()).decode() for v in vectors]
+        body = embeddings_body(request, told if base64_asked else vectors.tolist(), found.tokens)
+        answer = request.answer(body)
+        return answer.deviates("truncated") if found.truncated else answer
 
     def _asked_dimension(self, request: OpenAIBatchRequest) -> int:
         own = dimension_of(self._model)
