@@ -94,7 +94,7 @@ class ModelBackend(ABC):
     """Whether ``batch_predict`` reads its requests with ``request_column``.
 
     If so, rows of a Parquet file stay in their columns, and a request is made only where something
-    asks for one. Set it only for such a backend: it then reads its rows in the model's own thread."""
+    asks for one. Set it only for such a backend: requests are then made in the model's own thread."""
 
     @classmethod
     def identify(cls, **backend_kwargs: Any) -> str | None:

@@ -6,7 +6,7 @@ such as looking for the one that fails, needs rows: then those of the whole bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
@@ -100,7 +100,14 @@ class ColumnRows(Sequence[Row]):
     def __getitem__(self, i: slice) -> list[Row]: ...
 
     def __getitem__(self, i: int | slice) -> Row | list[Row]:
-        return self.block.rows[self.start : self.stop][i]
+        return self._own[i]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._own)
+
+    @cached_property
+    def _own(self) -> list[Row]:
+        return self.block.rows[self.start : self.stop]
 
 
 class _Requests(ColumnRequests):
@@ -138,5 +145,11 @@ class _Requests(ColumnRequests):
     def __getitem__(self, i: slice) -> list[Any]: ...
 
     def __getitem__(self, i: int | slice) -> Any:
-        made = self._rows[i]
-        return [row.request for row in made] if isinstance(made, list) else made.request
+        return self._own[i]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._own)
+
+    @cached_property
+    def _own(self) -> list[Any]:
+        return [row.request for row in self._rows]

@@ -247,7 +247,11 @@ class RowContract(RowRules):
     ) -> TableBlock | None:
         """As ``parse_columns``, of rows that stay in their columns; None where they can't."""
         codec = column_codec(self.request)
-        if codec is None or hasattr(self.request, "placed") or codec.accepts(rows) is None:
+        if (
+            codec is None
+            or hasattr(self.request, "placed")
+            or codec.accepts(rows, self.keep) is None
+        ):
             return None
         held = self._held(rows, first_position)
         if held is None:
