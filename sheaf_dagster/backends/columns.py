@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
+from functools import cached_property
 from itertools import chain, repeat
 from types import NoneType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pydantic import BaseModel
 
@@ -16,13 +17,40 @@ from sheaf_dagster.errors import ResponseMismatchError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ColumnRequests", "ResponseColumns", "array_of", "request_column"]
+__all__ = ["ColumnRequests", "MadeWhenAsked", "ResponseColumns", "array_of", "request_column"]
+
+T = TypeVar("T")
 
 _IDENTITY = ("request_id", "model_type", "model_name")
 """Fields that a response copies from its request, if both have them."""
 
 
-class ColumnRequests(Sequence[Any]):
+class MadeWhenAsked(Sequence[T]):
+    """A sequence whose items are all made when one of them is first asked for."""
+
+    @abstractmethod
+    def _make(self) -> list[T]:
+        """The items."""
+
+    @cached_property
+    def items(self) -> list[T]:
+        """The items, made once."""
+        return self._make()
+
+    @overload
+    def __getitem__(self, i: int) -> T: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[T]: ...
+
+    def __getitem__(self, i: int | slice) -> T | list[T]:
+        return self.items[i]
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.items)
+
+
+class ColumnRequests(MadeWhenAsked[Any]):
     """Requests that are still columns of a table; each becomes a request if it is asked for."""
 
     @abstractmethod
@@ -103,7 +131,7 @@ def array_of(values: Sequence[Any]) -> NDArray[Any]:
     return array
 
 
-class ResponseColumns(Sequence[BaseModel]):
+class ResponseColumns(MadeWhenAsked[BaseModel]):
     """The responses to a batch, given as columns. ``batch_predict`` and ``respond`` may return it.
 
     It is a sequence of responses. In a Parquet sink its arrays become columns as they are, and no
@@ -149,7 +177,6 @@ class ResponseColumns(Sequence[BaseModel]):
         own = [n for n in _IDENTITY if n in fields and n not in columns and _has(requests, n)]
         self.copied: tuple[str, ...] = (*own, *copied)
         self.columns = dict(columns)
-        self._made: list[BaseModel] | None = None
         for name in (*self.columns, *copied):
             if name not in fields and response.model_config.get("extra") != "allow":
                 raise ValueError(
@@ -176,27 +203,14 @@ class ResponseColumns(Sequence[BaseModel]):
         plain = held.tolist() if hasattr(held, "tolist") else held
         return [*repeat(plain, len(self.requests))] if self.is_constant(name) else [*plain]
 
-    @property
-    def responses(self) -> list[BaseModel]:
-        """The responses, each of them made by its class."""
-        if self._made is None:
-            names = (*self.copied, *self.columns)
-            columns = [self.values(name) for name in names]
-            rows = zip(*columns, strict=True) if names else repeat((), len(self.requests))
-            self._made = [self.response(**dict(zip(names, row, strict=True))) for row in rows]
-        return self._made
-
     def __len__(self) -> int:
         return len(self.requests)
 
-    @overload
-    def __getitem__(self, i: int) -> BaseModel: ...
-
-    @overload
-    def __getitem__(self, i: slice) -> list[BaseModel]: ...
-
-    def __getitem__(self, i: int | slice) -> BaseModel | list[BaseModel]:
-        return self.responses[i]
+    def _make(self) -> list[BaseModel]:
+        names = (*self.copied, *self.columns)
+        columns = [self.values(name) for name in names]
+        rows = zip(*columns, strict=True) if names else repeat((), len(self))
+        return [self.response(**dict(zip(names, row, strict=True))) for row in rows]
 
 
 def _has(requests: Sequence[Any], name: str) -> bool:

@@ -6,16 +6,15 @@ plain types (``plain.py``) that is known a column at a time. Otherwise the respo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from types import NoneType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import numpy as np
 from pydantic import BaseModel
 
-from sheaf_dagster.backends.columns import ResponseColumns
+from sheaf_dagster.backends.columns import MadeWhenAsked, ResponseColumns
 from sheaf_dagster.batch.rows.answers import non_finite_in
 from sheaf_dagster.batch.rows.arrays import by_row
 from sheaf_dagster.batch.rows.column_types import FieldType, NotSureError
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["AnswerColumns", "settled"]
 
 
-class AnswerColumns(Sequence[BaseModel]):
+class AnswerColumns(MadeWhenAsked[BaseModel]):
     """Responses that are known to be valid, in columns that nobody else has.
 
     Attributes:
@@ -51,24 +50,13 @@ class AnswerColumns(Sequence[BaseModel]):
         lists = (self.fields[n] for n in self.given if isinstance(self.fields[n], list))
         return not any(non_finite_in(v) for v in lists if not _NO_NUMBERS.issuperset(map(type, v)))
 
-    @cached_property
-    def responses(self) -> list[BaseModel]:
-        """The responses."""
-        given = {name: self.fields[name] for name in self.given}
-        lists = {n: v if isinstance(v, list) else v.tolist() for n, v in given.items()}
-        return [self.response(**row) for row in by_row(lists, len(self), holes=False)]
-
     def __len__(self) -> int:
         return len(self.requests)
 
-    @overload
-    def __getitem__(self, i: int) -> BaseModel: ...
-
-    @overload
-    def __getitem__(self, i: slice) -> list[BaseModel]: ...
-
-    def __getitem__(self, i: int | slice) -> BaseModel | list[BaseModel]:
-        return self.responses[i]
+    def _make(self) -> list[BaseModel]:
+        given = {name: self.fields[name] for name in self.given}
+        lists = {n: v if isinstance(v, list) else v.tolist() for n, v in given.items()}
+        return [self.response(**row) for row in by_row(lists, len(self), holes=False)]
 
 
 def settled(answers: Any) -> Any:
@@ -81,7 +69,7 @@ def settled(answers: Any) -> Any:
         return answers
     codec = _codec_of(answers.response)
     fields = None if codec is None else codec.fields(answers)
-    return answers.responses if fields is None else AnswerColumns(answers, fields)
+    return answers.items if fields is None else AnswerColumns(answers, fields)
 
 
 class _ResponseCodec:

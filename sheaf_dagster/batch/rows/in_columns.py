@@ -6,13 +6,13 @@ such as looking for the one that fails, needs rows: then those of the whole bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sheaf_dagster.backends.columns import ColumnRequests, array_of, of_members
+from sheaf_dagster.backends.columns import ColumnRequests, MadeWhenAsked, array_of, of_members
 from sheaf_dagster.batch.rows.column_types import numbers_in
 from sheaf_dagster.batch.rows.columnar import HeldColumns
 from sheaf_dagster.batch.rows.row import Row
@@ -71,7 +71,7 @@ class TableBlock:
         return self._values[name]
 
 
-class ColumnRows(Sequence[Row]):
+class ColumnRows(MadeWhenAsked[Row]):
     """A batch of rows out of a block, from one to before another."""
 
     def __init__(self, block: TableBlock, start: int, stop: int) -> None:
@@ -93,20 +93,7 @@ class ColumnRows(Sequence[Row]):
     def __len__(self) -> int:
         return self.stop - self.start
 
-    @overload
-    def __getitem__(self, i: int) -> Row: ...
-
-    @overload
-    def __getitem__(self, i: slice) -> list[Row]: ...
-
-    def __getitem__(self, i: int | slice) -> Row | list[Row]:
-        return self._own[i]
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self._own)
-
-    @cached_property
-    def _own(self) -> list[Row]:
+    def _make(self) -> list[Row]:
         return self.block.rows[self.start : self.stop]
 
 
@@ -138,18 +125,5 @@ class _Requests(ColumnRequests):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, i: int) -> Any: ...
-
-    @overload
-    def __getitem__(self, i: slice) -> list[Any]: ...
-
-    def __getitem__(self, i: int | slice) -> Any:
-        return self._own[i]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._own)
-
-    @cached_property
-    def _own(self) -> list[Any]:
+    def _make(self) -> list[Any]:
         return [row.request for row in self._rows]
