@@ -70,15 +70,13 @@ def request_column(requests: Sequence[Any], name: str) -> NDArray[Any]:
     """One field of all requests of a batch as a numpy array, which is the caller's own.
 
     Where the rows come from a Parquet file and the backend sets ``takes_columns``, this reads the
-    file's column, and no request is made. The array is the same from any kind of file.
+    file's column, and no request is made. The array is the same from any kind of file:
 
-    ==============================  ==================================================================
-    numbers                         ``float64`` or ``int64``, shape ``(rows,)``; None among floats is NaN
-    lists of numbers                shape ``(rows, length)`` if all are equally long, and so on for lists
-                                    of lists; otherwise an object array with one array for each row
-    booleans                        ``bool``
-    texts, ids, anything else       an object array; of an enum the value
-    ==============================  ==================================================================
+    * numbers: ``float64`` or ``int64``, one for each row. None among floats is NaN.
+    * lists of numbers: rows × length, and so on for lists of lists. If they aren't equally long, an
+      object array with one array for each row.
+    * true and false: ``bool``.
+    * anything else, such as texts and ids: an object array. A member of an enum becomes its value.
 
     Args:
         requests: What ``batch_predict`` was given.
