@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cached_property
 from itertools import chain, repeat
-from types import NoneType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin, overload
 
 from pydantic import BaseModel
 
@@ -17,7 +17,14 @@ from sheaf_dagster.errors import ResponseMismatchError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ColumnRequests", "MadeWhenAsked", "ResponseColumns", "array_of", "request_column"]
+__all__ = [
+    "ColumnRequests",
+    "MadeWhenAsked",
+    "ResponseColumns",
+    "array_of",
+    "choices_of",
+    "request_column",
+]
 
 T = TypeVar("T")
 
@@ -72,7 +79,7 @@ def request_column(requests: Sequence[Any], name: str) -> NDArray[Any]:
     Where the rows come from a Parquet file and the backend sets ``takes_columns``, this reads the
     file's column, and no request is made. The array is the same from any kind of file:
 
-    * numbers: ``float64`` or ``int64``, one for each row. None among floats is NaN.
+    * numbers: ``float64`` or ``int64``, one for each row. None in a field of floats is NaN.
     * lists of numbers: rows × length, and so on for lists of lists. If they aren't equally long, an
       object array with one array for each row.
     * true and false: ``bool``.
@@ -87,7 +94,9 @@ def request_column(requests: Sequence[Any], name: str) -> NDArray[Any]:
     """
     if isinstance(requests, ColumnRequests):
         return requests.column(name)
-    return array_of(_values(requests, name))
+    return array_of(
+        _values(requests, name), choices_of(type(requests[0]), name) if requests else ()
+    )
 
 
 def _values(requests: Sequence[Any], name: str) -> list[Any]:
@@ -103,11 +112,40 @@ def of_members(values: list[Any]) -> list[Any]:
     return [value.value if isinstance(value, Enum) else value for value in values]
 
 
-def array_of(values: Sequence[Any]) -> NDArray[Any]:
-    """Values as an array; see ``request_column``."""
+def choices_of(model: Any, name: str) -> Sequence[Any]:
+    """The types that values of a field may have; none where it isn't a field."""
+    fields = getattr(model, "model_fields", {})
+    return _choices([fields[name].annotation]) if name in fields else ()
+
+
+def _choices(types: Sequence[Any]) -> list[Any]:
+    """Types with those in unions in place of these."""
+    found = []
+    for type_ in types:
+        origin, inner = get_origin(type_), get_args(type_)
+        if origin is Annotated:
+            found += _choices(inner[:1])
+        elif origin in (Union, UnionType):
+            found += _choices(inner)
+        else:
+            found.append(type_)
+    return found
+
+
+def array_of(values: Sequence[Any], choices: Sequence[Any] = ()) -> NDArray[Any]:
+    """Values as an array; see ``request_column``.
+
+    Args:
+        values: The values.
+        choices: The types that they may have. They tell what kind of array it is where no value does.
+    """
     import numpy as np
 
     kinds = {*map(type, values)}
+    if kinds <= {NoneType}:
+        scalars = {c for c in choices if get_origin(c) is not list and c is not NoneType}
+        if scalars == {float} or (scalars == {int} and not kinds):
+            return np.array(values, np.float64 if float in scalars else np.int64)
     if float in kinds and kinds <= {float, NoneType}:
         return np.array(values, np.float64)
     if kinds == {bool}:
@@ -118,11 +156,15 @@ def array_of(values: Sequence[Any]) -> NDArray[Any]:
         except OverflowError:
             pass
     if kinds == {list}:
-        widths = {*map(len, values)}
-        inner = array_of([*chain.from_iterable(values)])
-        if len(widths) == 1 and inner.dtype != object and 0 not in widths:
-            return inner.reshape(len(values), *widths, *inner.shape[1:])
-        values = [*map(array_of, values)]
+        widths = [*map(len, values)]
+        items = _choices([i for c in choices if get_origin(c) is list for i in get_args(c)])
+        inner = array_of([*chain.from_iterable(values)], items)
+        if inner.dtype == object:
+            values = [array_of(v, items) for v in values]
+        elif len({*widths}) == 1:
+            return inner.reshape(len(values), widths[0], *inner.shape[1:])
+        else:
+            values = np.split(inner, np.cumsum(widths)[:-1])
     array = np.empty(len(values), object)
     for i, value in enumerate(values):
         array[i] = value
@@ -173,7 +215,7 @@ class ResponseColumns(MadeWhenAsked[BaseModel]):
         self.requests = requests
         fields = response.model_fields
         own = [n for n in _IDENTITY if n in fields and n not in columns and _has(requests, n)]
-        self.copied: tuple[str, ...] = (*own, *copied)
+        self.copied = tuple(n for n in (*own, *copied) if n not in columns)
         self.columns = dict(columns)
         for name in (*self.columns, *copied):
             if name not in fields and response.model_config.get("extra") != "allow":
@@ -208,7 +250,16 @@ class ResponseColumns(MadeWhenAsked[BaseModel]):
         names = (*self.copied, *self.columns)
         columns = [self.values(name) for name in names]
         rows = zip(*columns, strict=True) if names else repeat((), len(self))
-        return [self.response(**dict(zip(names, row, strict=True))) for row in rows]
+        taken = [_taken_as(self.response, name) for name in names]
+        return [self.response(**dict(zip(taken, row, strict=True))) for row in rows]
+
+
+def _taken_as(response: type[BaseModel], name: str) -> str:
+    """The name by which a class takes a field."""
+    field, config = response.model_fields.get(name), response.model_config
+    by_name = config.get("populate_by_name") or config.get("validate_by_name")
+    alias = None if field is None or by_name else field.validation_alias
+    return alias if isinstance(alias, str) else name
 
 
 def _has(requests: Sequence[Any], name: str) -> bool:

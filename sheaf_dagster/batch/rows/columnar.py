@@ -163,6 +163,7 @@ class HeldColumns:
     """The fields of some rows, and the requests that they are.
 
     Attributes:
+        model: What the rows are.
         rows: How many they are.
         arrays: By field, the column that holds it.
         said: The values of such as JSON would have them, but for lists of floats.
@@ -174,6 +175,7 @@ class HeldColumns:
 
     def __init__(self, codec: ColumnCodec, rows: int) -> None:
         self._codec = codec
+        self.model = codec.plain.model
         self.rows = rows
         self.arrays: dict[str, pa.Array] = {}
         self.said: dict[str, list[Any]] = {}
@@ -196,8 +198,8 @@ class HeldColumns:
             self.lists[name] = self._codec.types[name].of(array, self.said[name])
 
     def has(self, name: str) -> bool:
-        """Whether the requests have a field of this name."""
-        return name in self._codec.plain.defaults
+        """Whether the requests have a field, or an attribute of their class, of this name."""
+        return name in self._codec.plain.defaults or hasattr(self.model, name)
 
     def values(self, name: str) -> list[Any] | None:
         """The values of a field; None: look at the requests."""
@@ -208,7 +210,7 @@ class HeldColumns:
             return [*self.ids]
         value = self.constants.get(name, plain.defaults.get(name))
         made = name not in self.constants and any(name == n for n, _ in plain.factories)
-        if made or not self.has(name) or isinstance(value, (list, dict)):
+        if made or name not in plain.defaults or isinstance(value, (list, dict)):
             return None
         return [value] * self.rows
 

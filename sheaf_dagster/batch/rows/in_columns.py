@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sheaf_dagster.backends.columns import ColumnRequests, MadeWhenAsked, array_of, of_members
+from sheaf_dagster.backends.columns import (
+    ColumnRequests,
+    MadeWhenAsked,
+    array_of,
+    choices_of,
+    of_members,
+)
 from sheaf_dagster.batch.rows.column_types import numbers_in
 from sheaf_dagster.batch.rows.columnar import HeldColumns
 from sheaf_dagster.batch.rows.row import Row
@@ -116,7 +122,7 @@ class _Requests(ColumnRequests):
             if len(numbers) and (lengths == lengths[0]).all():
                 flat = np.from_dlpack(numbers).astype(np.float64)
                 return flat.reshape(len(rows), lengths[0])
-        return array_of(self.values(name))
+        return array_of(self.values(name), choices_of(rows.block.held.model, name))
 
     def values(self, name: str) -> list[Any]:
         rows = self._rows
