@@ -28,7 +28,7 @@ __all__ = ["AnswerColumns", "settled"]
 
 
 class AnswerColumns(MadeWhenAsked[BaseModel]):
-    """Responses that are known to be valid, in columns that nobody else has.
+    """Responses that are known to be valid, in columns that nobody else has; all numbers are finite.
 
     Attributes:
         response: Their class.
@@ -44,11 +44,6 @@ class AnswerColumns(MadeWhenAsked[BaseModel]):
         self.given = frozenset((*answers.columns, *answers.copied))
         self.fields = fields
         self.have_own_ids = IDENTITY in answers.copied
-
-    def are_finite(self) -> bool:
-        """Whether all their numbers are finite."""
-        lists = (self.fields[n] for n in self.given if isinstance(self.fields[n], list))
-        return not any(non_finite_in(v) for v in lists if not _NO_NUMBERS.issuperset(map(type, v)))
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -109,7 +104,11 @@ class _ResponseCodec:
         vectors = _vectors(answers.columns.get(name))
         if vectors is not None and type_.takes(*vectors.shape[1:]):
             return vectors
-        return type_.converted(answers.values(name))
+        values = type_.converted(answers.values(name))
+        # A class may refuse such numbers, which the types don't say.
+        if not _NO_NUMBERS.issuperset(map(type, values)) and non_finite_in(values):
+            raise NotSureError
+        return values
 
 
 @lru_cache(maxsize=64)
@@ -122,7 +121,8 @@ def _codec_of(response: type[BaseModel]) -> _ResponseCodec | None:
 
 def _vectors(held: Any) -> NDArray[np.floating] | None:
     """Lists of finite floats, or lists of such, for each row; None of anything else."""
-    if not isinstance(held, np.ndarray) or held.ndim < 2 or not held.size:
+    # An array of another class may say more than its numbers, such as which of them are missing.
+    if type(held) is not np.ndarray or held.ndim < 2 or not held.size:
         return None
     # A copy: backends may use an array again.
     return held.copy() if held.dtype.str in _FLOATS and bool(np.isfinite(held).all()) else None

@@ -137,7 +137,7 @@ class _Columns:
         kept: list[dict[str, Any]] = [{} for _ in range(len(answers))]
         if fields is not None:
             kept = [self._kept_columns.read(text) for text in fields]
-        if isinstance(answers, AnswerColumns):
+        if isinstance(answers, AnswerColumns) and answers.fields.keys() <= self._names:
             batch, bad = self._made_of(answers.fields, len(answers))
             return self._take(batch, bad, positions, kept)
         try:

@@ -267,10 +267,10 @@ class ChunkInMaking:
                 own_fields(where, answer, self.work.keep)
 
     def _count(self, answers: Sequence[Answer]) -> None:
-        if isinstance(answers, AnswerColumns) and not (
-            "metadata" in answers.given or _counts_beside_metadata(answers.response)
-        ):
-            return
+        if isinstance(answers, AnswerColumns) and not _counts_beside_metadata(answers.response):
+            metadata = answers.fields.get("metadata")
+            if not (isinstance(metadata, list) and any(metadata)):
+                return
         responses = [a for a in answers if not isinstance(a, ErrorLine)]
         if not any(map(_counts_beside_metadata, {type(r) for r in responses})):
             # The common case: asking each of many small rows takes as long as answering it.
