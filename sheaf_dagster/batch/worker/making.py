@@ -236,7 +236,7 @@ class ChunkInMaking:
             self._one_by_one(at, rows, answers, backend)  # not the fault of all of them
         else:
             self._count(answers)
-        if self._tally.error_rows:
+        if self._tally.error_rows and not isinstance(answers, AnswerColumns):
             self._is_answer[
                 [n for n, a in zip(at, answers, strict=True) if isinstance(a, ErrorLine)]
             ] = False
