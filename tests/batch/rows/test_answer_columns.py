@@ -6,7 +6,7 @@ import enum
 import io
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import numpy as np
@@ -71,6 +71,7 @@ class Kinds(BaseResponse):
     scores: dict[str, float] | None = None
     nested: list[list[float]] | None = None
     cube: list[list[list[float]]] | None = None
+    few_lists: list[Annotated[list[float], Field(max_length=2)]] = Field([], max_length=1)
     id: UUID | None = None
     anything: Any = None
 
@@ -177,7 +178,7 @@ ITEMS = [
 ]
 COLUMNS = st.one_of(
     *map(each, ITEMS),
-    *(arrays(FLOATS, *shape) for shape in [(), (1,), (2,), (2, 2)]),
+    *(arrays(FLOATS, *shape) for shape in [(), (1,), (2,), (2, 2), (2, 2, 2)]),
     *(arrays(st.floats(width=32), *shape).map(np.float32) for shape in [(), (2,)]),
     *(arrays(st.integers(-5, 5), *shape) for shape in [(), (2,)]),
     arrays(st.booleans()),
@@ -212,6 +213,10 @@ FITTING = {
     "numbers": arrays(FLOATS, 1) | arrays(FLOATS, 3) | each(VECTORS) | st.just(np.zeros((ROWS, 0))),
     "few_numbers": arrays(FLOATS, 2) | arrays(st.floats(width=32), 1).map(np.float32),
     "nested": arrays(FLOATS, 2, 2) | each(st.lists(VECTORS, max_size=2)),
+    "cube": arrays(FLOATS, 1, 2, 2) | arrays(FLOATS, 2, 2) | arrays(FLOATS, 2, 0, 1),
+    "few_lists": st.sampled_from([(1, 2), (2, 2), (1, 3), (1, 1), (0, 1)]).flatmap(
+        lambda shape: arrays(FLOATS, *shape)
+    ),
     "scores": each(st.dictionaries(TEXTS, FLOATS, max_size=2)),
     "metadata": each(st.dictionaries(TEXTS, SCALARS | VECTORS, max_size=2)),
     "anything": each(SCALARS | VECTORS),
