@@ -221,7 +221,11 @@ def source(folder: Path, suffix: str, columns: dict[str, Any]) -> str:
 
 
 def run(
-    cls: type[Doubler], source: str, sink: Path, model: dict[str, Any] | None = None, **fields: Any
+    cls: type[Doubler],
+    source: str | list[str],
+    sink: Path,
+    model: dict[str, Any] | None = None,
+    **fields: Any,
 ) -> BatchResult:
     """One job."""
     spec = BatchSpec(
@@ -241,7 +245,7 @@ def spec_of(cls: type[Doubler], **kwargs: Any) -> ModelSpec:
 
 def assert_same(
     classes: tuple[type[Doubler], type[Doubler]],
-    source: str,
+    source: str | list[str],
     sink: Path,
     model: dict[str, Any] | None = None,
     **fields: Any,
@@ -259,7 +263,10 @@ def assert_same(
 
 
 def messages(
-    classes: tuple[type[Doubler], type[Doubler]], source: str, sink: Path, **fields: Any
+    classes: tuple[type[Doubler], type[Doubler]],
+    source: str | list[str],
+    sink: Path,
+    **fields: Any,
 ) -> list[str]:
     """What both say when they fail, but for the names of their classes."""
     said = []

@@ -133,6 +133,38 @@ def test_rows_that_fail_are_recorded_in_their_places(suffix, sink, fields, tmp_p
         assert rows[13]["error"]["message"] == "cannot double 13"
 
 
+@pytest.mark.parametrize("sink", FORMATS)
+def test_rows_that_break_their_contract_are_recorded_in_their_places(sink, tmp_path):
+    rows = numbers()
+    rows["value"][3] = rows["value"][40] = None
+    path = source(tmp_path, "parquet", rows)
+    fields = {"on_invalid": "record", "on_error": "record", "keep": ["shop"]}
+
+    result = assert_same(DOUBLERS, path, tmp_path / f"out.{sink}", {"fail_on": [5.0]}, **fields)
+
+    assert result.error_rows == 3
+
+
+def test_rows_of_several_files_have_their_own_places(tmp_path):
+    paths = []
+    for name, rows in {
+        "a": numbers(20),
+        "b": numbers(13),
+        "c": {**numbers(9), "note": None},
+    }.items():
+        (tmp_path / name).mkdir()
+        given = {n: v for n, v in rows.items() if v is not None}
+        paths.append(source(tmp_path / name, "parquet", given))
+    sink = tmp_path / "out.parquet"
+
+    result = assert_same(DOUBLERS, paths, sink, batch_size=4, keep=["shop"])
+    one, other = messages(DOUBLERS, paths[::-1], sink, model={"fail_on": [10.0]}, batch_size=4)
+
+    assert result.rows == 42
+    assert one == other
+    assert "b/in.parquet, row 11: Model failed" in one
+
+
 def test_a_row_that_fails_is_named(tmp_path):
     path = source(tmp_path, "parquet", numbers())
     sink = tmp_path / "out.parquet"
