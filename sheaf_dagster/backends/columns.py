@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
-from functools import cached_property
 from itertools import chain, repeat
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin, overload
@@ -35,14 +34,19 @@ _IDENTITY = ("request_id", "model_type", "model_name")
 class MadeWhenAsked(Sequence[T]):
     """A sequence whose items are all made when one of them is first asked for."""
 
+    _items: list[T] | None = None
+
     @abstractmethod
     def _make(self) -> list[T]:
         """The items."""
 
-    @cached_property
+    @property
     def items(self) -> list[T]:
         """The items, made once."""
-        return self._make()
+        # A cached_property would hold a lock meanwhile, in Python 3.11 that of all instances.
+        if self._items is None:
+            self._items = self._make()
+        return self._items
 
     @overload
     def __getitem__(self, i: int) -> T: ...

@@ -7,7 +7,6 @@ such as looking for the one that fails, needs rows: then those of the whole bloc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,45 +33,43 @@ def requests_of(rows: Sequence[Row]) -> Sequence[Any]:
     return rows.requests if isinstance(rows, ColumnRows) else [row.request for row in rows]
 
 
-class TableBlock:
+class TableBlock(MadeWhenAsked[Row]):
     """Some rows of a table, out of which batches are cut.
 
-    Args:
+    Attributes:
         held: Their columns.
         first_position: Position of the first in the source.
+        fields: What each row has to be in its answer, where any have; see ``rows.keep``.
+
+    Args:
         make: Makes the rows.
-        fields: Makes what each row has to be in its answer; see ``rows.keep``.
     """
 
     def __init__(
         self,
         held: HeldColumns,
         first_position: int,
+        fields: list[bytes],
         make: Callable[[], list[Row]],
-        fields: Callable[[], list[bytes]],
     ) -> None:
         self.held = held
         self.first_position = first_position
-        self._make = make
-        self._fields = fields
+        self.fields = fields
+        self._make_rows = make
         self._values: dict[str, list[Any]] = {}
 
-    @cached_property
-    def rows(self) -> list[Row]:
-        """The rows, with their requests."""
-        return self._make()
+    def __len__(self) -> int:
+        return self.held.rows
 
-    @cached_property
-    def fields(self) -> list[bytes]:
-        """What each row has to be in its answer."""
-        return self._fields()
+    def _make(self) -> list[Row]:
+        return self._make_rows()
 
     def values(self, name: str) -> list[Any]:
         """The values of a field, of an enum those of its members."""
         if name not in self._values:
             values = self.held.values(name)
             if values is None:
-                values = [getattr(row.request, name) for row in self.rows]
+                values = [getattr(row.request, name) for row in self]
             self._values[name] = of_members(values)
         return self._values[name]
 
@@ -100,7 +97,7 @@ class ColumnRows(MadeWhenAsked[Row]):
         return self.stop - self.start
 
     def _make(self) -> list[Row]:
-        return self.block.rows[self.start : self.stop]
+        return self.block[self.start : self.stop]
 
 
 class _Requests(ColumnRequests):

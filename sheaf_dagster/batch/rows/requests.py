@@ -256,11 +256,10 @@ class RowContract(RowRules):
         held = self._held(rows, first_position)
         if held is None:
             return None
+        lines = rows.only(self.keep).lines() if self.keep else ()
+        fields = [*map(fields_of(self.keep), lines)]
         make = partial(self.parse_columns, rows, first_line, first_position, occurrence_of)
-        return TableBlock(held, first_position, make, partial(self._kept_of, rows))
-
-    def _kept_of(self, rows: TableRows) -> list[bytes]:
-        return [*map(fields_of(self.keep), rows.only(self.keep).lines())]
+        return TableBlock(held, first_position, fields, make)
 
     def _rows(
         self,
