@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from itertools import count, islice
-from typing import Any
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from sheaf_dagster.batch.rows.invalid import packed_lines
 from sheaf_dagster.batch.rows.lossless import lost_in
 from sheaf_dagster.batch.rows.occurrences import ContentsOfChunk
 from sheaf_dagster.batch.rows.rules import RowRules
-from sheaf_dagster.batch.rows.unique import key_field, packed_keys
+from sheaf_dagster.batch.rows.unique import KeysOfChunk, key_field
 from sheaf_dagster.batch.rows.unknown import count_rows, observed, observing
 from sheaf_dagster.batch.rows.violation import MAX_VIOLATIONS_SHOWN, Violation
 from sheaf_dagster.batch.rows.violations import Violations
@@ -73,7 +72,7 @@ class _Validation:
         self._observe = observing(request)
         self._violations = Violations(request, rules.model_type, rules.redact)
         self._key = key_field(request)
-        self._keys: dict[int, Any] = {}
+        self._keys = KeysOfChunk()
         self._is_typed = "model_type" in request.model_fields
         self._may_lack_id = "request_id" in request.model_fields and not rules.table
         self._digests = rules.digests
@@ -91,7 +90,7 @@ class _Validation:
         if ids is None:
             self._contents.forget_after(self._findings.rows)
             return False
-        self._keys.update(zip(count(first_line), ids, strict=False))
+        self._keys.add(range(first_line, first_line + len(ids)), ids)
         self._findings.rows += len(ids)
         return True
 
@@ -103,7 +102,7 @@ class _Validation:
             if given is not None:
                 id = given.get(IDENTITY)
                 if id:
-                    self._keys[number] = id
+                    self._keys.add([number], [id])
                 unnamed = not id and self._may_lack_id
                 self._by_itself = contents.of_each or unnamed
                 if self._by_itself or self._digests:
@@ -145,7 +144,7 @@ class _Validation:
         except RecursionError:
             return [Violation(line=number, field="", message="JSON is nested too deeply")]
         if self._key is not None and self._key in given_fields(request):
-            self._keys[number] = getattr(request, self._key)
+            self._keys.add([number], [getattr(request, self._key)])
         if self._is_typed and request.model_type != self._rules.model_type:
             return [violations.wrong_type(number, str(request.model_type))]
         if found:
@@ -163,6 +162,6 @@ class _Validation:
         """Puts what was noted of the rows into the findings."""
         findings, contents = self._findings, self._contents
         findings.key, findings.key_is_unique = self._key or "", self._rules.key_is_unique
-        findings.keys = packed_keys(self._keys)
+        findings.keys = self._keys.packed()
         findings.invalid = packed_lines(self._invalid, first_line)
         findings.digests, findings.hashes = contents.digests(), contents.hashes(findings.rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from sheaf_dagster.batch.rows.line_validation import validate_lines
 from sheaf_dagster.batch.rows.occurrences import OccurrenceOf, always_first
 from sheaf_dagster.batch.rows.row import Row
 from sheaf_dagster.batch.rows.rules import RowRules
-from sheaf_dagster.batch.rows.unique import key_field, packed_keys, unique_key
+from sheaf_dagster.batch.rows.unique import KeysOfChunk, key_field, unique_key
 from sheaf_dagster.batch.rows.unknown import (
     UnknownField,
     observing,
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from sheaf_dagster.batch.spec import BatchOptions
 
 __all__ = ["RowContract"]
+
+_row_of: Callable[[tuple[Any, ...]], Row] = partial(tuple.__new__, Row)
+"""Of the same as ``Row``, in half the time."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,11 @@ class RowContract(RowRules):
         if others is None or (others and self.strict):
             return False
         findings.rows = rows.batch.num_rows
-        ids = enumerate(codec.ids(rows), first_line)
+        named = [n for n in enumerate(codec.ids(rows), first_line) if n[1] is not None]
+        keys = KeysOfChunk()
+        keys.add([line for line, _ in named], [id for _, id in named])
         findings.key, findings.key_is_unique = IDENTITY, self.key_is_unique
-        findings.keys = packed_keys({line: id for line, id in ids if id is not None})
+        findings.keys = keys.packed()
         if others and observing(self.request) is not None:
             violations = Violations(self.request, self.model_type, self.redact)
             for name, number in sorted(others.items()):
@@ -272,10 +277,9 @@ class RowContract(RowRules):
         if (placed := getattr(self.request, "placed", None)) is not None:
             for position, request in enumerate(requests, first_position):
                 placed(request, occurrence_of(position))
-        if not self.keep:
-            return [*map(Row, itertools.count(first_position), numbers, requests)]
-        fields = map(fields_of(self.keep), lines)
-        return [*map(Row, itertools.count(first_position), numbers, requests, fields)]
+        fields = map(fields_of(self.keep), lines) if self.keep else itertools.repeat(b"")
+        positions = range(first_position, first_position + len(requests))
+        return [*map(_row_of, zip(positions, numbers, requests, fields, strict=False))]
 
     def _own_id(self, occurrence_of: OccurrenceOf) -> OwnId:
         return own_id_of(self.request, occurrence_of, table=self.table)

@@ -10,7 +10,7 @@ ten million 25 MB. A row without an id costs nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self
 from uuid import UUID
 
@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from sheaf_dagster.batch.rows.content import identity_field
 from sheaf_dagster.batch.rows.spill import SortedSpill
 
-__all__ = ["Duplicate", "SeenKeys", "key_field", "packed_keys", "unique_key"]
+__all__ = ["Duplicate", "KeysOfChunk", "SeenKeys", "key_field", "unique_key"]
 
 _PACKED = np.dtype([("high", "<u8"), ("low", "<u8"), ("line", "<u4")])
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("file", "<u4"), ("line", "<u8")])
@@ -48,18 +48,31 @@ def key_field(contract: type[BaseModel]) -> str | None:
     return unique_key(contract) or identity_field(contract)
 
 
-def packed_keys(keys: Mapping[int, Any]) -> bytes:
-    """What ``SeenKeys`` takes: the keys of a chunk's valid rows, by line."""
-    values = list(keys.values())
-    if {*map(type, values)} == {UUID}:  # as in most chunks; ``UUID.bytes`` takes twice as long
-        packed = b"".join([value.int.to_bytes(_KEY_BYTES, "big") for value in values])
-    else:
-        packed = b"".join(map(_bits_of, values))
-    bits = np.frombuffer(packed, dtype=[("a", "<u8"), ("b", "<u8")])
-    records = np.empty(len(bits), dtype=_PACKED)
-    records["high"], records["low"] = _spread(bits["a"], bits["b"])
-    records["line"] = list(keys)
-    return records.tobytes()
+class KeysOfChunk:
+    """The keys of a chunk's valid rows, by line.
+
+    They are bytes at once: objects that stay would have Python look through all of its own.
+    """
+
+    def __init__(self) -> None:
+        self._lines: list[int] = []
+        self._bits = bytearray()
+
+    def add(self, lines: Sequence[int], keys: Sequence[Any]) -> None:
+        """Takes the keys of some lines."""
+        self._lines += lines
+        if {*map(type, keys)} == {UUID}:  # as in most chunks; ``UUID.bytes`` takes twice as long
+            self._bits += b"".join([key.int.to_bytes(_KEY_BYTES, "big") for key in keys])
+        else:
+            self._bits += b"".join(map(_bits_of, keys))
+
+    def packed(self) -> bytes:
+        """What ``SeenKeys`` takes."""
+        bits = np.frombuffer(bytes(self._bits), dtype=[("a", "<u8"), ("b", "<u8")])
+        records = np.empty(len(bits), dtype=_PACKED)
+        records["high"], records["low"] = _spread(bits["a"], bits["b"])
+        records["line"] = self._lines
+        return records.tobytes()
 
 
 def _bits_of(key: Any) -> bytes:

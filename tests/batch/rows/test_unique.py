@@ -13,7 +13,13 @@ from pydantic import BaseModel
 from sheaf_dagster.batch.rows import spill
 from sheaf_dagster.batch.rows.fast import fast_codec
 from sheaf_dagster.batch.rows.requests import RowContract
-from sheaf_dagster.batch.rows.unique import Duplicate, SeenKeys, key_field, packed_keys, unique_key
+from sheaf_dagster.batch.rows.unique import (
+    Duplicate,
+    KeysOfChunk,
+    SeenKeys,
+    key_field,
+    unique_key,
+)
 from sheaf_dagster.contracts import OpenAIBatchRequest, TimeSeriesRequest, contract_for
 
 
@@ -23,7 +29,9 @@ class Keyed(BaseModel):
 
 
 def packed(rows: list[tuple[str, int]]) -> bytes:
-    return packed_keys({line: name for name, line in rows})
+    keys = KeysOfChunk()
+    keys.add([line for _, line in rows], [name for name, _ in rows])
+    return keys.packed()
 
 
 @pytest.mark.parametrize("at_a_time", [2**16, 100, 1], ids=["together", "some", "each"])
