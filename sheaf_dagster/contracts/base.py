@@ -122,7 +122,8 @@ def passes(**fields: Any) -> Callable[[F], F]:
     """Marks an "after" validator with rows that it is known to let pass.
 
     Checking a file may then pass it over for a row whose fields are of these types (None: null,
-    or not given); it still runs wherever a request is made.
+    or not given); it still runs wherever a request is made. It must not change such a row: a model
+    that reads its rows in columns has them without it.
 
     Args:
         fields: Types of fields, by name.
