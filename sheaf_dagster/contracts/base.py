@@ -32,8 +32,6 @@ DEVIATIONS: tuple[Deviation, ...] = get_args(Deviation)
 
 _DEVIATIONS_KEY = "deviations"
 
-R = TypeVar("R", bound="BaseResponse")
-
 PASSES = "__sheaf_passes__"
 """Where a validator carries what ``passes`` says of it."""
 
