@@ -60,7 +60,7 @@ class Repeats:
                 placed["high"], placed["low"] = some["high"], some["low"]
                 placed["row"] = np.arange(chunk.first_row, chunk.first_row + len(some))
                 spill.add(placed[(placed["high"] != 0) | (placed["low"] != 0)])
-            for records in spill.in_order():
+            for records in spill.in_order(repeated=True):
                 new = np.ones(len(records), dtype=bool)
                 new[1:] = (records["high"][1:] != records["high"][:-1]) | (
                     records["low"][1:] != records["low"][:-1]

@@ -180,7 +180,7 @@ class Occurrences:
             while data := self._file.read(_BLOCK * _HASH_BYTES):
                 hashes = np.frombuffer(data, dtype=_HASH)
                 spill.add(hashes[hashes != 0].view(_RECORD))
-            for records in spill.in_order():
+            for records in spill.in_order(repeated=True):
                 hashes = records["high"]
                 found.append(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
         return np.concatenate(found)

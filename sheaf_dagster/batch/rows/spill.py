@@ -58,16 +58,25 @@ class SortedSpill:
         if self._number >= _AT_A_TIME:
             self._put_away()
 
-    def in_order(self) -> Iterator[NDArray[np.void]]:
-        """All records, sorted by digest, some at a time; equal ones are together, as they came."""
+    def in_order(self, *, repeated: bool = False) -> Iterator[NDArray[np.void]]:
+        """All records, sorted by digest, some at a time; equal ones are together, as they came.
+
+        Args:
+            repeated: Leave out those among which no two are equal.
+        """
+        for records in self._in_buckets():
+            if not repeated or _has_equal(np.sort(records["high"])):
+                yield self._sorted(records)
+
+    def _in_buckets(self) -> Iterator[NDArray[np.void]]:
         if self._waiting and not self._buckets:
-            yield self._sorted(self._taken())
+            yield self._taken()
             return
         if self._waiting:
             self._put_away()
         for _, file in sorted(self._buckets.items()):
             file.seek(0)
-            yield self._sorted(np.frombuffer(file.read(), dtype=self._dtype))
+            yield np.frombuffer(file.read(), dtype=self._dtype)
 
     def _put_away(self) -> None:
         records = self._taken()
@@ -75,11 +84,12 @@ class SortedSpill:
         buckets = (records["high"] >> _BUCKET_SHIFT).astype(np.uint8)
         order = np.argsort(buckets, kind="stable")
         cuts = np.searchsorted(buckets[order], np.arange(_BUCKETS + 1))
+        data, size = memoryview(records[order].tobytes()), records.itemsize
         for bucket, (start, stop) in enumerate(pairwise(cuts)):
             if start < stop:
                 if bucket not in self._buckets:
                     self._buckets[bucket] = SpooledTemporaryFile(_IN_MEMORY)
-                self._buckets[bucket].write(records[order[start:stop]].tobytes())
+                self._buckets[bucket].write(data[start * size : stop * size])
 
     def _taken(self) -> NDArray[np.void]:
         waiting, self._waiting, self._number = self._waiting, [], 0
@@ -87,8 +97,12 @@ class SortedSpill:
 
     def _sorted(self, records: NDArray[np.void]) -> NDArray[np.void]:
         order = np.argsort(records["high"])
-        high = records["high"][order]
-        if (high[1:] == high[:-1]).any():  # else there is nothing more to put in order
+        if _has_equal(records["high"][order]):  # else there is nothing more to put in order
             keys = [records[name] for name in ("low", "high") if name in (self._dtype.names or ())]
             order = np.lexsort(keys)
         return records[order]
+
+
+def _has_equal(ordered: NDArray[np.uint64]) -> bool:
+    """Whether two of some sorted numbers are equal."""
+    return bool((ordered[1:] == ordered[:-1]).any())

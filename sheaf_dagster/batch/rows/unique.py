@@ -125,7 +125,7 @@ class SeenKeys:
 
     def duplicates(self) -> tuple[int, Iterator[Duplicate]]:
         """How many rows have an earlier one's key, and which they are, in the source's order."""
-        pairs = [_pairs_in(block) for block in self._spill.in_order()]
+        pairs = [_pairs_in(block) for block in self._spill.in_order(repeated=True)]
         found = np.concatenate(pairs) if pairs else np.empty((0, 4), dtype=np.int64)
         found = found[np.lexsort((found[:, 1], found[:, 0]))]
         return len(found), (Duplicate(*pair.tolist()) for pair in found)
