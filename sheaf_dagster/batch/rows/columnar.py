@@ -121,18 +121,15 @@ class ColumnCodec:
         array = rows.batch.column(given.columns[IDENTITY])
         return self.types[IDENTITY].of(array, values_of(array))
 
-    def read(self, rows: TableRows, derive_id: DeriveId) -> list[Any] | None:
-        """The requests of rows that are known to be such of the model; None: read them as lines.
+    def hold(self, rows: TableRows, derive_id: DeriveId) -> HeldColumns | None:
+        """The fields of rows that are known to be such of the model; None: read them as lines.
+
+        No request need be made of them where ``accepts`` takes the rows.
 
         Args:
             rows: The rows.
             derive_id: Makes the id of a row that has none.
         """
-        held = self.hold(rows, derive_id)
-        return None if held is None else held.requests()
-
-    def hold(self, rows: TableRows, derive_id: DeriveId) -> HeldColumns | None:
-        """As ``read``, in columns. No request need be made where ``accepts`` takes the rows."""
         types, held = self.types, HeldColumns(self, rows.batch.num_rows)
         given = GivenFields.of(rows.batch.schema.names, rows.fields)
         said: dict[str, pa.Array] = {}

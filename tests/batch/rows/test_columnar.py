@@ -102,7 +102,9 @@ def test_plain_columns_never_become_json(name):
 
     assert codec is not None
     assert codec.accepts(rows) is not None
-    assert codec.read(rows, lambda i, content: UUID(int=i)) is not None
+    held = codec.hold(rows, lambda i, content: UUID(int=i))
+    assert held is not None
+    assert len(held.requests()) == rows.batch.num_rows
     assert_as_lines(FORECASTS, data)
 
 
