@@ -41,8 +41,9 @@ from sheaf_dagster.storage import Chunk, Part
 
 __all__ = ["Batch", "ChunkInMaking", "Finish"]
 
-_WORTH_SECONDS = 0.05
-"""What took less time to answer isn't waited for until it is on the disk, which takes as long."""
+_WORTH_SECONDS = 1.0
+"""What took less time to answer isn't waited for until it is on the disk, which takes milliseconds of
+each: the system writes it within half a minute by itself."""
 
 Finish = Callable[[], "ChunkReport | None"]
 """What is left to do for some rows, in the thread that writes."""
