@@ -10,6 +10,7 @@ ten million 25 MB. A row without an id costs nothing.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self
 from uuid import UUID
@@ -55,12 +56,12 @@ class KeysOfChunk:
     """
 
     def __init__(self) -> None:
-        self._lines: list[int] = []
+        self._lines = array("I")
         self._bits = bytearray()
 
     def add(self, lines: Sequence[int], keys: Sequence[Any]) -> None:
         """Takes the keys of some lines."""
-        self._lines += lines
+        self._lines.extend(lines)
         if {*map(type, keys)} == {UUID}:  # as in most chunks; ``UUID.bytes`` takes twice as long
             self._bits += b"".join([key.int.to_bytes(_KEY_BYTES, "big") for key in keys])
         else:
@@ -71,7 +72,7 @@ class KeysOfChunk:
         bits = np.frombuffer(bytes(self._bits), dtype=[("a", "<u8"), ("b", "<u8")])
         records = np.empty(len(bits), dtype=_PACKED)
         records["high"], records["low"] = _spread(bits["a"], bits["b"])
-        records["line"] = self._lines
+        records["line"] = np.frombuffer(self._lines, dtype=np.uintc)
         return records.tobytes()
 
 
