@@ -158,9 +158,9 @@ class ChronosBackend(ModelBackend):
         Raises:
             ValueError: The model has no finite answer to a row.
         """
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        groups: dict[tuple[int, int, tuple[float, ...]], list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
-            groups[request.horizon, self._paths(request)].append(i)
+            groups[request.horizon, self._paths(request), _levels_of(request)].append(i)
         answers: dict[int, TimeSeriesResponse] = {}
         for members in groups.values():
             group = [requests[i] for i in members]
@@ -185,8 +185,8 @@ class ChronosBackend(ModelBackend):
 
         _check(request)
         given = np.array(request.history if joint else request.target_history, dtype=np.float64)
-        given = np.atleast_2d(given.T)
-        if given.size and given.min() > -LARGE and given.max() < LARGE:
+        given = given.T if given.ndim > 1 else given[None]
+        if given.size and np.vdot(given, given) < LARGE**2:
             return given.astype(np.float32)  # as nearly every row is: all there, and of some size
         with np.errstate(over="ignore"):
             values = given.astype(np.float32)
@@ -295,21 +295,31 @@ def _check(request: TimeSeriesRequest) -> None:
                 )
 
 
-def _are_finite(forecasts: Sequence[Any]) -> Any:
+def _are_finite(forecasts: Any) -> Any:
     """Of each of some arrays of one size, whether all its values are finite."""
     import numpy as np
 
     return np.isfinite(np.reshape(forecasts, (len(forecasts), -1))).all(axis=1)
 
 
-def _finite(requests: Sequence[TimeSeriesRequest], forecasts: list[Any]) -> list[Any]:
-    for request, is_finite in zip(requests, _are_finite(forecasts), strict=True):
+def _finite(requests: Sequence[TimeSeriesRequest], forecasts: list[Any]) -> Any:
+    """The forecasts as one array."""
+    import numpy as np
+
+    together = np.stack(forecasts)
+    for request, is_finite in zip(requests, _are_finite(together).tolist(), strict=True):
         if not is_finite:
             raise ValueError(
                 f"request {request.request_id}: the model has no finite answer to its 'history'; "
                 "are its values extremely large?"
             )
-    return forecasts
+    return together
+
+
+def _levels_of(request: TimeSeriesRequest) -> tuple[float, ...]:
+    """The quantile levels that a row asks for."""
+    wanted = request.output_mode is OutputMode.QUANTILES
+    return tuple(request.quantile_levels) if wanted else ()
 
 
 def _from_paths(request: TimeSeriesRequest, paths: Any) -> TimeSeriesResponse:
@@ -326,21 +336,22 @@ def _from_paths(request: TimeSeriesRequest, paths: Any) -> TimeSeriesResponse:
 
 
 def _from_quantiles(
-    requests: Sequence[TimeSeriesRequest], forecasts: list[Any], levels: list[float], seed: int
+    requests: Sequence[TimeSeriesRequest], predicted: Any, levels: list[float], seed: int
 ) -> list[TimeSeriesResponse]:
-    """Answers of rows of one horizon from arrays of the shape trained levels × horizon."""
+    """Answers of rows that ask for the same, from an array of the shape rows × trained levels × horizon."""
     import numpy as np
 
     # Crossing quantiles are put in order (rearrangement, Chernozhukov et al. 2010).
-    predicted = np.sort(np.stack(forecasts), axis=1)
+    if (predicted[:, 1:] < predicted[:, :-1]).any():
+        predicted = np.sort(predicted, axis=1)
     means = _interpolate([0.5], levels, predicted)[:, 0].tolist()
+    wanted = _levels_of(requests[0])
+    given = _interpolate(wanted, levels, predicted).tolist()
     made = []
-    for request, own, mean in zip(requests, predicted, means, strict=True):
+    for request, own, mean, values in zip(requests, predicted, means, given, strict=True):
         quantiles = samples = None
         if request.output_mode is OutputMode.QUANTILES:
-            wanted = request.quantile_levels
-            rows = _interpolate(wanted, levels, own).tolist()
-            quantiles = {str(q): row for q, row in zip(wanted, rows, strict=True)}
+            quantiles = {str(q): row for q, row in zip(wanted, values, strict=True)}
         if request.output_mode is OutputMode.SAMPLES:
             random = np.random.default_rng([request.request_id.int % 2**64, seed])
             u = random.random((request.horizon, request.num_samples))

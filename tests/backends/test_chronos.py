@@ -52,6 +52,26 @@ def test_quantiles_are_the_librarys(family, backends):
         assert not deviations_of(answer)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_row_of_a_batch_is_answered_at_its_own_levels(family, backends):
+    backend = backends[family]
+    asked = [[0.1, 0.5], [0.9], None, [0.5, 0.1], [], [0.9], [0.1, 0.5]]
+    rows = [
+        row(i) if q is None else row(i, output_mode="quantiles", quantile_levels=q)
+        for i, q in enumerate(asked)
+    ]
+
+    for levels, one, answer in zip(asked, rows, backend.batch_predict(rows), strict=True):
+        (alone,) = backend.batch_predict([one])
+        assert answer.mean == pytest.approx(alone.mean, rel=1e-4)
+        if levels is None:
+            assert answer.quantiles is None
+            continue
+        assert [*answer.quantiles] == [*map(str, levels)]
+        for level, values in answer.quantiles.items():
+            assert values == pytest.approx(alone.quantiles[level], rel=1e-4)
+
+
 def test_the_paths_of_t5_are_the_librarys(backends):
     import torch
 
