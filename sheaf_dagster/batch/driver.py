@@ -41,6 +41,7 @@ from sheaf_dagster.batch.reuse.previous import reused_output
 from sheaf_dagster.batch.spec import BatchSpec
 from sheaf_dagster.batch.spending import Spending
 from sheaf_dagster.batch.worker.loading import ModelContext
+from sheaf_dagster.batch.worker.memory import keep_freed_memory
 from sheaf_dagster.batch.workforce import Workforce
 
 __all__ = ["run_job"]
@@ -70,6 +71,7 @@ def run_job(
         on_progress: Called as the job goes on.
         committed: By sink what is known of an earlier output.
     """
+    keep_freed_memory()
     driver = _Driver(context, files, workforce, on_progress, committed)
     with ExitStack() as stack:  # done from the last to the first
         stack.callback(driver.abandon)

@@ -24,6 +24,7 @@ from sheaf_dagster.batch.worker.loading import (
     cached_backend,
     load_backend,
 )
+from sheaf_dagster.batch.worker.memory import keep_freed_memory
 from sheaf_dagster.batch.worker.pipeline import run_chunks
 from sheaf_dagster.storage import Chunk
 
@@ -76,6 +77,7 @@ def run_task(shift: Shift, context: ModelContext, coordinator: WorkerClient) -> 
 
     It returns nothing: the coordinator has heard what came of each chunk.
     """
+    keep_freed_memory()
     coordinator.ready()
     _work(shift, context, coordinator, lambda: cached_backend(context))
 
@@ -99,6 +101,7 @@ class _BackendActor:
         self._error: Exception | None = None
         # Whatever is raised here, Ray starts the actor again and again, for ever.
         try:
+            keep_freed_memory()
             coordinator.ready()
             if _pass_gate(coordinator):
                 coordinator.begin_load()

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from sheaf_dagster.backends.base import close_backend
 from sheaf_dagster.batch.worker.loading import CACHE_SIZE, LoadedBackend, ModelContext, load_backend
-from sheaf_dagster.batch.worker.memory import keep_freed_memory
 from sheaf_dagster.batch.worker.model_thread import ModelThread, ThreadLostError
 
 __all__ = ["LocalModel", "local_model"]
@@ -108,7 +107,6 @@ class LocalModel:
         with self._lock:
             if self._thread is not None and not self._thread.lost:
                 return self._thread
-            keep_freed_memory()
             thread = ModelThread()
             try:
                 fresh = thread.call(lambda: load_backend(self._context))

@@ -109,7 +109,8 @@ def keep_freed_memory() -> None:
     """Has glibc keep up to 256 MB of freed memory of each thread; elsewhere does nothing.
 
     By default it gives a thread's memory back to the system after each batch, and asks for it
-    again at the next, which takes 4 % of the time of Chronos-Bolt.
+    again at the next. That takes 4 % of the time of Chronos-Bolt, and of a worker whose model
+    costs nothing; of which threads it does so is chance.
     """
     mallopt = None if sys.platform != "linux" else getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # musl has none

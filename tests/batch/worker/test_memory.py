@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import platform
 import subprocess
@@ -31,44 +32,52 @@ def test_collections_are_rare_while_jobs_run_and_as_usual_after_the_last():
         gc.set_threshold(*usual)
 
 
-_JOB = """
-import resource, sys
+_FAULTS = """
+import resource
 
-import sheaf_dagster as sd
-from tests.toys import Doubler
+from tests.toys import Doubler, NumberResponse
 
 
 class Large(Doubler):
     def batch_predict(self, requests):
         [bytearray(2**20) for _ in range(32)]
-        return super().batch_predict(requests)
+        so_far = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        return [
+            NumberResponse(request_id=r.request_id, model_name=r.model_name, value=so_far)
+            for r in requests
+        ]
+"""
 
+_JOB = """
+import sys
 
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+import sheaf_dagster as sd
 
-
-model = sd.ModelSpec(name="large", model_type="number", backend="__main__:Large")
-spec = sd.BatchSpec(source=sys.argv[1], sink=sys.argv[2], batch_size=1, compute="local", resume=False)
-runner = sd.BatchRunner(model, on_progress=None)
-runner.run(spec)
-before = faults()
-runner.run(spec)
-print(faults() - before)
+if __name__ == "__main__":
+    model = sd.ModelSpec(name="large", model_type="number", backend="faults:Large")
+    pool = {"compute": "actors", "num_actors": 1} if sys.argv[3] == "actors" else {"compute": "local"}
+    spec = sd.BatchSpec(source=sys.argv[1], sink=sys.argv[2], batch_size=1, **pool)
+    sd.BatchRunner(model, on_progress=None).run(spec)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's memory")
-def test_a_models_thread_takes_the_memory_of_a_batch_from_the_system_once(write_rows, tmp_path):
-    source, sink = write_rows(list(range(100))), str(tmp_path / "out.jsonl")
+@pytest.mark.parametrize("compute", ["local", pytest.param("actors", marks=pytest.mark.ray)])
+def test_a_models_thread_takes_the_memory_of_a_batch_from_the_system_once(
+    compute, write_rows, tmp_path
+):
+    (tmp_path / "faults.py").write_text(_FAULTS)
+    sink = tmp_path / "out.jsonl"
     ran = subprocess.run(
-        [sys.executable, "-c", _JOB, source, sink],
-        cwd=Path(__file__).parents[3],
-        env={k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")},
+        [sys.executable, "-c", _JOB, write_rows(list(range(100))), str(sink), compute],
+        env={k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+        | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])},
         capture_output=True,
         text=True,
     )
 
     assert ran.returncode == 0, ran.stderr
+    faults = [json.loads(line)["value"] for line in sink.read_text().splitlines()]
     pages_of_a_batch = 32 * 2**20 // os.sysconf("SC_PAGE_SIZE")
-    assert int(ran.stdout) < 10 * pages_of_a_batch, "of 100 batches"
+    assert faults == sorted(faults), "one worker has answered all"
+    assert faults[-1] - faults[10] < 10 * pages_of_a_batch, "of 90 batches"
