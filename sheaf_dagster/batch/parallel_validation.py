@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from tempfile import SpooledTemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sheaf_dagster.batch.ray.records import ValidationWork
 from sheaf_dagster.batch.rows.chunk_validation import validate_chunks
@@ -17,7 +17,7 @@ from sheaf_dagster.batch.rows.violation import MAX_VIOLATIONS_SHOWN
 from sheaf_dagster.storage import Chunk, Location
 
 if TYPE_CHECKING:
-    from sheaf_dagster.batch.ray.client import DriverClient, Pending
+    from sheaf_dagster.batch.ray.client import DriverClient, PendingFindings
 
 __all__ = ["validate_in_parallel"]
 
@@ -162,7 +162,7 @@ class _Offers:
         self._coordinator = coordinator
         self._most = 2 * workers
         self._shared = ray.put((contract, list(texts)))
-        self._running: dict[int, tuple[Pending[Any], range]] = {}
+        self._running: dict[int, tuple[PendingFindings, range]] = {}
 
     @property
     def has_room(self) -> bool:

@@ -17,7 +17,7 @@ from sheaf_dagster.batch.ray.roster import Presence
 from sheaf_dagster.errors import ClusterError
 from sheaf_dagster.storage import Chunk
 
-__all__ = ["DriverClient", "Pending", "WorkerClient", "start_coordinator"]
+__all__ = ["DriverClient", "Pending", "PendingFindings", "WorkerClient", "start_coordinator"]
 
 T = TypeVar("T")
 
@@ -76,6 +76,20 @@ class Pending(Generic[T]):
         return answer
 
 
+class PendingFindings(Pending[Any]):
+    """What came of chunks that a worker validates, once it is known."""
+
+    def get(self) -> Any:
+        """What the worker found; None where it could not, or is gone, or the work was withdrawn."""
+        held = super().get()
+        if held is None:
+            return None
+        try:
+            return ray.get(held[0])
+        except ray.exceptions.RayError:
+            return None
+
+
 class DriverClient:
     """What the driver asks of the coordinator and tells it.
 
@@ -116,12 +130,9 @@ class DriverClient:
         """
         return Pending(self._actor.look.remote(lost_nodes, draining))
 
-    def validate(self, work: ValidationWork) -> Pending[Any]:
-        """Has a worker that has nothing else to do validate some chunks.
-
-        The answer is None where it could not, or where the work was withdrawn.
-        """
-        return Pending(self._actor.validate.remote(work))
+    def validate(self, work: ValidationWork) -> PendingFindings:
+        """Has a worker that has nothing else to do validate some chunks."""
+        return PendingFindings(self._actor.validate.remote(work))
 
     def withdraw(self, numbers: list[int]) -> None:
         """Says that nobody needs these validated any more; doesn't wait."""
@@ -166,7 +177,8 @@ class WorkerClient:
 
     def validated(self, work: ValidationWork, findings: Any) -> None:
         """Says what came of some work; doesn't wait."""
-        self._actor.validated.remote(work.number, findings)
+        # In a list: the coordinator need not have them, they are large.
+        self._actor.validated.remote(work.number, [ray.put(findings)])
 
     def begin_load(self) -> None:
         """Says that this actor begins to load the model."""

@@ -6,7 +6,9 @@ import pytest
 
 from sheaf_dagster.batch.ray import client
 from sheaf_dagster.batch.ray.client import start_coordinator
+from sheaf_dagster.batch.ray.records import ValidationWork
 from sheaf_dagster.errors import ClusterError
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -48,3 +50,26 @@ def test_whoever_waits_for_reports_hears_that_the_last_worker_has_left(ray_clust
     driver = start_coordinator(1, "toy")
     driver.all_left()
     assert driver.take_reports() == []
+
+
+def test_findings_of_a_worker_that_is_gone_are_none(ray_cluster):
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Worker:
+        def validate(self, coordinator, work):
+            coordinator.validated(work, ["found"])
+
+    driver = start_coordinator(1, "toy")
+    worker = Worker.remote()
+    first, second, third = (driver.validate(ValidationWork(i, [])) for i in range(3))
+    for i in range(2):
+        ray.get(worker.validate.remote(driver.for_workers(), ValidationWork(i, [])))
+    assert first.get() == ["found"]
+
+    wait_until(lambda: second.is_there, "the answer")
+    ray.kill(worker)
+    driver.withdraw([2])
+
+    wait_until(lambda: second.get() is None, "Ray knows that the worker is gone")
+    assert third.get() is None
