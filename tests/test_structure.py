@@ -35,7 +35,7 @@ MAY_IMPORT = {
         "plots",
         "report",
     },
-    "testing": {"backends", "contracts"},
+    "testing": {"backends", "batch", "contracts", "storage"},
     "pipes": {"batch"},
     "definitions": {
         "errors",

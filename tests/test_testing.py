@@ -7,11 +7,13 @@ import math
 import random
 from uuid import UUID
 
+import numpy as np
 import pytest
 
-from sheaf_dagster import ModelBackend
+from sheaf_dagster import ModelBackend, ResponseColumns, request_column
 from sheaf_dagster.contracts import TimeSeriesRequest
 from sheaf_dagster.testing import RULES, ConformanceSuite, check_backend, poison_of
+from sheaf_dagster.testing.as_columns import columns_of
 from tests.toys import NumberRequest, NumberResponse
 
 REQUESTS = [
@@ -92,6 +94,16 @@ class OrderMatters(Steady):
     def batch_predict(self, requests):
         first = len(requests) > 1 and requests[0].value
         return [answer(r, r.value + (1e-9 if first == 7.25 else 0)) for r in requests]
+
+
+class SortsColumns(Good):
+    takes_columns = True
+
+    def batch_predict(self, requests):
+        if isinstance(requests, list):
+            return super().batch_predict(requests)
+        values = np.sort(request_column(requests, "value"))
+        return ResponseColumns(NumberResponse, requests, {"value": values * self.factor})
 
 
 class TwoModels(Good):
@@ -207,6 +219,7 @@ def test_an_instance_passes_too():
             "shapes",
             r"from batch_predict\(\) than from the .* worker calls: value: 3.0 and -1.5",
         ),
+        (SortsColumns, "columns", "request 0 .* when it is in columns: value: 3.0 and -4.0"),
         (TwoModels, "predict", "value: 3.0 and 4.5"),
         (Remembers, "repeatable", "another answer when it runs again: response 0, value:"),
         (Unseeded, "seeded", "seed what is random"),
@@ -251,6 +264,16 @@ def test_poison_of_ones_own_takes_its_place():
     check_backend(Poisoned, REQUESTS, poison=[], rules=["poison"])
     with pytest.raises(AssertionError, match="poison: request 0"):
         check_backend(Poisoned, REQUESTS, poison=[mate], rules=["poison"])
+
+
+def test_rows_that_a_worker_would_make_are_not_tried_in_columns():
+    assert columns_of([NumberRequest(model_name="m", value=math.nan)] * 2) is None
+
+    series = {"model_name": "m", "horizon": 2, "frequency": "1d"}
+    rows = [TimeSeriesRequest(**series, history=h) for h in ([1.0, 2.0], [[1.0, 2.0], [3.0, 4.0]])]
+    assert columns_of(rows) is None, "no table holds both"
+    assert [*columns_of(rows[:1])] == rows[:1]
+    assert columns_of(rows[:1]).column("history").tolist() == [[1.0, 2.0]]
 
 
 def test_arguments_must_be_json_to_travel():

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from sheaf_dagster.backends.base import answered_in_shape, close_backend
 from sheaf_dagster.contracts import row_identity
+from sheaf_dagster.testing.as_columns import columns_of
 from sheaf_dagster.testing.comparison import difference, plain, require_same, shown
 from sheaf_dagster.testing.fresh_process import answers_of_a_fresh_process
 from sheaf_dagster.testing.under_test import BackendUnderTest
@@ -119,6 +120,16 @@ def _shapes(tested: BackendUnderTest) -> None:
         )
 
 
+def _columns(tested: BackendUnderTest) -> None:
+    held = columns_of(tested.requests) if tested.cls.takes_columns else None
+    if held is None:
+        return
+    answers = list(tested.loaded().batch_predict(held))
+    for i, (mine, other) in enumerate(zip(tested.batch(), answers, strict=True)):
+        found = difference(plain(mine), plain(other), tested.tolerance)
+        assert found is None, f"request {i} gets another answer when it is in columns: {found}"
+
+
 def _predict(tested: BackendUnderTest) -> None:
     alone = tested.loaded().predict(tested.requests[0])
     found = difference(plain(alone), plain(tested.batch()[0]), tested.tolerance)
@@ -210,6 +221,7 @@ CHECKS: dict[str, Callable[[BackendUnderTest], None]] = {
     "poison": _poison,
     "predict": _predict,
     "shapes": _shapes,
+    "columns": _columns,
     "repeatable": _repeatable,
     "seeded": _seeded,
     "load_once": _load_once,
@@ -232,6 +244,7 @@ RULES: tuple[str, ...] = tuple(CHECKS)
   or very long ones.
 * ``predict``: ``predict`` gives the answers of ``batch_predict``.
 * ``shapes``: so do the methods that a worker calls.
+* ``columns``: so does ``batch_predict`` with the rows of a Parquet file, if the class takes columns.
 * ``repeatable``: the same batch gives the same answers, whatever ran before.
 * ``seeded``: another instance gives the same answers.
 * ``load_once``: nothing is loaded again.
