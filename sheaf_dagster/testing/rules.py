@@ -109,25 +109,26 @@ def _poison(tested: BackendUnderTest) -> None:
             )
 
 
-def _shapes(tested: BackendUnderTest) -> None:
-    by_hand = tested.batch()
-    in_a_worker = answered_in_shape(tested.loaded(), list(tested.requests))
-    for i, (mine, other) in enumerate(zip(by_hand, in_a_worker, strict=True)):
+def _require_own_answers(tested: BackendUnderTest, answers: Sequence[Any], how: str) -> None:
+    """Asserts that they are the answers to a batch of all requests; ``how`` ends "another answer"."""
+    expected = tested.batch()
+    assert len(answers) == len(expected), f"{len(expected)} requests got {len(answers)} responses"
+    for i, (mine, other) in enumerate(zip(expected, answers, strict=True)):
         found = difference(plain(mine), plain(other), tested.tolerance)
-        assert found is None, (
-            f"request {i} gets another answer from batch_predict() than from the methods that a "
-            f"worker calls: {found}"
-        )
+        assert found is None, f"request {i} gets another answer {how}: {found}"
+
+
+def _shapes(tested: BackendUnderTest) -> None:
+    in_a_worker = list(answered_in_shape(tested.loaded(), list(tested.requests)))
+    how = "from batch_predict() than from the methods that a worker calls"
+    _require_own_answers(tested, in_a_worker, how)
 
 
 def _columns(tested: BackendUnderTest) -> None:
     held = columns_of(tested.requests) if tested.cls.takes_columns else None
-    if held is None:
-        return
-    answers = list(tested.loaded().batch_predict(held))
-    for i, (mine, other) in enumerate(zip(tested.batch(), answers, strict=True)):
-        found = difference(plain(mine), plain(other), tested.tolerance)
-        assert found is None, f"request {i} gets another answer when it is in columns: {found}"
+    if held is not None:
+        answers = list(tested.loaded().batch_predict(held))
+        _require_own_answers(tested, answers, "when it is in columns")
 
 
 def _predict(tested: BackendUnderTest) -> None:
@@ -206,9 +207,7 @@ def _travels(tested: BackendUnderTest) -> None:
     answers, identity = answers_of_a_fresh_process(tested.cls, tested.kwargs, tested.requests)
     here = tested.cls.identify(**tested.kwargs)
     assert identity == here, f"identify() returns {here!r} here and {identity!r} in a worker"
-    for i, (mine, theirs) in enumerate(zip(tested.batch(), answers, strict=True)):
-        found = difference(plain(mine), theirs, tested.tolerance)
-        assert found is None, f"request {i} gets another answer in a worker: {found}"
+    _require_own_answers(tested, answers, "in a worker")
 
 
 CHECKS: dict[str, Callable[[BackendUnderTest], None]] = {
