@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Protocol, TypeVar
 
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
 from sheaf_dagster.batch.worker.hanging import TimeLimit
@@ -14,23 +13,13 @@ from sheaf_dagster.batch.worker.making import Batch, ChunkInMaking, Finish
 from sheaf_dagster.batch.worker.predict import Predictor, Stage
 from sheaf_dagster.storage import Chunk
 
-__all__ = ["Files", "InModelThread", "LimitFor"]
+__all__ = ["Files", "LimitFor"]
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 LimitFor = Callable[[LoadedBackend, FileWork, Chunk], TimeLimit]
 """Makes what makes the backend's calls for a chunk: within ``batch_timeout``, where there is one,
 and from the thread that they must come from."""
-
-
-class InModelThread(Protocol):
-    """Makes a call from the thread that a backend's own calls come from."""
-
-    def __call__(self, call: Callable[[], T], /) -> T:
-        """The call's value."""
-        ...
 
 
 class Files:

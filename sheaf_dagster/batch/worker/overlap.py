@@ -5,19 +5,31 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import Any, Generic, Self, TypeVar
+from time import perf_counter
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from sheaf_dagster.batch.worker.model_thread import raise_in
 
-__all__ = ["TICK_SECONDS", "Behind", "Helpers", "Prefetched"]
+__all__ = ["TICK_SECONDS", "Behind", "Helpers", "InModelThread", "Prefetched", "in_turns"]
 
 T = TypeVar("T")
 
 TICK_SECONDS = 0.02
 """While nothing is ready, a caller sees to other things this often."""
+
+_TURN_SECONDS = 0.25
+"""About how long a thread of the model's own is kept at a time: it may have other jobs."""
+
+
+class InModelThread(Protocol):
+    """Makes a call from the thread that a backend's own calls come from."""
+
+    def __call__(self, call: Callable[[], T], /) -> T:
+        """The call's value."""
+        ...
 
 
 class _End:
@@ -82,6 +94,35 @@ class Prefetched(Generic[T]):
         if item.error is not None:
             raise item.error
         return None
+
+
+def in_turns(
+    in_model_thread: InModelThread, steps: Iterator[Sequence[T]], stop: Callable[[], bool]
+) -> Iterator[T]:
+    """Takes steps in the model's own thread, some at a time; yields what they gave.
+
+    Handing each to that thread would cost milliseconds of it: a thread that has waited comes after
+    those that run Python code.
+
+    Args:
+        in_model_thread: Makes a call from that thread.
+        steps: What each gives.
+        stop: Whether to take no more of them.
+    """
+
+    def turn() -> tuple[list[T], bool]:
+        until = perf_counter() + _TURN_SECONDS
+        found: list[T] = []
+        for given in steps:
+            found += given
+            if stop() or perf_counter() > until:
+                return found, True
+        return found, False
+
+    more = True
+    while more and not stop():
+        found, more = in_model_thread(turn)
+        yield from found
 
 
 class Behind(Generic[T]):

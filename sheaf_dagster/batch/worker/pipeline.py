@@ -21,13 +21,13 @@ from time import perf_counter
 from typing import NamedTuple
 
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
-from sheaf_dagster.batch.worker.files import Files, InModelThread, LimitFor
+from sheaf_dagster.batch.worker.files import Files, LimitFor
 from sheaf_dagster.batch.worker.flight import run_in_flight
 from sheaf_dagster.batch.worker.gpus import GpuSampler
 from sheaf_dagster.batch.worker.loading import LoadedBackend, ModelContext
 from sheaf_dagster.batch.worker.making import Batch
 from sheaf_dagster.batch.worker.memory import rare_collections
-from sheaf_dagster.batch.worker.overlap import Behind, Prefetched
+from sheaf_dagster.batch.worker.overlap import Behind, InModelThread, Prefetched, in_turns
 from sheaf_dagster.batch.worker.reading import read_batches
 from sheaf_dagster.batch.worker.staged import run_in_stages
 from sheaf_dagster.storage import Chunk, store_at
@@ -69,6 +69,7 @@ def run_chunks(
             these is made, within its time, by what ``limit_for`` gave.
         cpus: CPUs that this worker has; by default what its model reserves.
     """
+    in_model_thread = in_model_thread or (lambda call: call())
     reserved = context.spec.resources.num_gpus > 0
     with rare_collections(), GpuSampler(reserved=reserved) as loaded.gpus:
         files = Files(loaded, limit_for)
@@ -79,9 +80,9 @@ def run_chunks(
         elif loaded.shape == "stages":
             asked = loaded.backend.prepare_threads
             threads = asked or max(1, math.ceil(cpus or context.spec.resources.num_cpus))
-            yield from run_in_stages(files, batches, stop, threads)
+            yield from run_in_stages(files, batches, stop, in_model_thread, threads)
         else:
-            yield from _run_calls(files, batches, stop, in_model_thread or (lambda call: call()))
+            yield from _run_calls(files, batches, stop, in_model_thread)
 
 
 class _Turn(NamedTuple):
@@ -106,7 +107,7 @@ def _run_calls(
         turn = in_model_thread(lambda: _turn(files, batches))
         yield from files.heard([turn.report])
         if turn.slow:
-            yield from _run_calls_beside(files, batches, stop)
+            yield from _run_calls_beside(files, batches, stop, in_model_thread)
             return
         if turn.ended or stop():
             return
@@ -126,15 +127,24 @@ def _turn(files: Files, batches: Iterator[Batch]) -> _Turn:
 
 
 def _run_calls_beside(
-    files: Files, batches: Iterator[Batch], stop: Callable[[], bool]
+    files: Files, batches: Iterator[Batch], stop: Callable[[], bool], in_model_thread: InModelThread
 ) -> Iterator[ChunkReport]:
     writer: Behind[ChunkReport | None] = Behind(_BATCHES_BEHIND)
+
+    def steps(batch: Batch) -> Iterator[Sequence[ChunkReport]]:
+        following: Batch | None = batch
+        while following is not None:
+            finish = files.in_one_call(following)
+            if finish is not None:
+                writer.hand(finish)
+            yield list(files.heard(writer.done()))
+            following = ahead.take(0)
+
     with writer, Prefetched(batches, _BATCHES_AHEAD) as ahead:
         while not (stop() or ahead.ended):
             batch = ahead.take()
-            finish = None if batch is None else files.in_one_call(batch)
-            if finish is not None:
-                writer.hand(finish)
             yield from files.heard(writer.done())
+            if batch is not None:
+                yield from in_turns(in_model_thread, steps(batch), stop)
         if ahead.ended:
             yield from files.heard(writer.rest())

@@ -50,21 +50,13 @@ class Window:
         self.batch = batch
         self.slices: list[Future[Slice]] = []
         """Empty where the rows are not to be prepared."""
-        self.began: float | None = None
-        """When the device first waited for it."""
-
-    @property
-    def is_hanging(self) -> bool:
-        """Whether the device has waited for it for longer than a call may take."""
-        seconds = self.batch.making.work.batch_timeout
-        self.began = self.began or perf_counter()
-        return seconds is not None and perf_counter() - self.began > seconds
 
 
 class Preparing:
     """Has rows prepared, ahead of the device by a bounded amount of memory.
 
-    The reader's thread begins it, the device's takes what is done.
+    The reader's thread begins it, the next one takes what is done, and the device's says that it
+    waits.
     """
 
     def __init__(self, files: Files, helpers: Helpers) -> None:
@@ -76,13 +68,18 @@ class Preparing:
         self._room = threading.Condition()
         self._rows = 0
         """Prepared, or being prepared."""
-        self._closed = False
+        self._waits_since: float | None = None
+        self.closed = False
 
     def close(self) -> None:
-        """Lets go of the reader."""
+        """Lets go of the threads that read and that take."""
         with self._room:
-            self._closed = True
+            self.closed = True
             self._room.notify_all()
+
+    def awaited(self, waits: bool) -> None:
+        """Says whether the device waits."""
+        self._waits_since = (self._waits_since or perf_counter()) if waits else None
 
     def windows(self, batches: Iterator[Batch]) -> Iterator[Window]:
         """The batches, as soon as there is memory for their rows, while they are prepared."""
@@ -98,9 +95,7 @@ class Preparing:
     def _has_room(self) -> bool:
         known = self._row_bytes > 0
         return (
-            self._closed
-            or not self._rows
-            or (known and self._rows * self._row_bytes < _BYTES_AHEAD)
+            self.closed or not self._rows or (known and self._rows * self._row_bytes < _BYTES_AHEAD)
         )
 
     def _begin(self, window: Window) -> None:
@@ -123,17 +118,23 @@ class Preparing:
                 self._room.notify_all()
 
     def is_done(self, window: Window) -> bool:
-        """Whether the rows are prepared, within a moment, or never will be (``is_hanging``)."""
+        """Whether the rows are prepared, within a moment."""
         if wait(window.slices, TICK_SECONDS).not_done:
-            return window.is_hanging
+            return False
         if any(future.cancelled() for future in window.slices):  # others beside it did hang
             self._begin(window)
             return False
         return True
 
+    def is_hanging(self, window: Window) -> bool:
+        """Whether the device has waited for a window, which is next, longer than a call may take."""
+        seconds, since = window.batch.making.work.batch_timeout, self._waits_since
+        return seconds is not None and since is not None and perf_counter() - since > seconds
+
     def leave_behind(self) -> None:
         """Goes on without the threads that hang; what waited for them is prepared again."""
         self._helpers.replace()
+        self._waits_since = None
 
     def take(self, window: Window) -> dict[int, Ready]:
         """What was made of the rows, by their position."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import wait
 from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -11,24 +10,25 @@ from typing import Any, NamedTuple, TypeVar
 from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.batch.messages import ChunkReport
 from sheaf_dagster.batch.rows.answer_columns import settled
-from sheaf_dagster.batch.rows.row import Row, named_lines
+from sheaf_dagster.batch.rows.row import Row
 from sheaf_dagster.batch.worker.files import Files
 from sheaf_dagster.batch.worker.hanging import TimeLimit, took_too_long
 from sheaf_dagster.batch.worker.loading import LoadedBackend
 from sheaf_dagster.batch.worker.making import Batch, ChunkInMaking
-from sheaf_dagster.batch.worker.memory import is_out_of_memory
 from sheaf_dagster.batch.worker.model_thread import CallTooLongError, ModelThread
-from sheaf_dagster.batch.worker.overlap import Behind, Helpers, Prefetched
+from sheaf_dagster.batch.worker.overlap import Behind, Helpers, InModelThread, Prefetched, in_turns
+from sheaf_dagster.batch.worker.planning import Plan, plans_for
 from sheaf_dagster.batch.worker.predict import ErrorLine, Predictor, Stage, is_suspicious
-from sheaf_dagster.batch.worker.preparing import Preparing, Ready, Window, prepared
+from sheaf_dagster.batch.worker.preparing import Preparing, Ready
 from sheaf_dagster.batch.worker.tally import Tally
-from sheaf_dagster.errors import BatchTimeoutError, SheafError
+from sheaf_dagster.errors import BatchTimeoutError
 
 __all__ = ["run_in_stages"]
 
 T = TypeVar("T")
 
 _BATCHES_AHEAD = 8
+_PLANS_AHEAD = 1
 _BATCHES_BEHIND = 4
 
 
@@ -42,7 +42,11 @@ class _Doubt(NamedTuple):
 
 
 def run_in_stages(
-    files: Files, batches: Iterator[Batch], stop: Callable[[], bool], threads: int
+    files: Files,
+    batches: Iterator[Batch],
+    stop: Callable[[], bool],
+    in_model_thread: InModelThread,
+    threads: int,
 ) -> Iterator[ChunkReport]:
     """Runs batches through ``prepare``, ``infer`` and ``respond``; yields the reports.
 
@@ -50,6 +54,7 @@ def run_in_stages(
         files: The files.
         batches: Their batches, or windows where batches are taken by size.
         stop: Whether to end early.
+        in_model_thread: Makes a call from the thread of the backend's own calls.
         threads: Threads that prepare.
     """
     writer: Behind[ChunkReport | _Doubt | None] = Behind(_BATCHES_BEHIND)
@@ -58,26 +63,23 @@ def run_in_stages(
         Helpers(threads) as helpers,
         closing(Preparing(files, helpers)) as preparing,
         Prefetched(preparing.windows(batches), _BATCHES_AHEAD) as ahead,
-        closing(preparing),  # again, so that the reader doesn't wait for room
+        Prefetched(plans_for(files, preparing, ahead), _PLANS_AHEAD) as plans,
+        closing(preparing),  # again, so that these threads don't wait for room
         closing(_Device(files, preparing, writer)) as device,
     ):
-        window: Window | None = None
-        while not (stop() or ahead.ended):
-            window = window or ahead.take()
-            if window is not None and preparing.is_done(window):
-                for _ in device.answer(window):
-                    yield from device.heard(writer.done())
-                    if stop():
-                        return
-                window = None
+        while not (stop() or plans.ended):
+            plan = plans.take()
+            preparing.awaited(plan is None)
             yield from device.heard(writer.done())
-        if ahead.ended:
+            if plan is not None:
+                yield from in_turns(in_model_thread, device.steps(plan, plans), stop)
+        if plans.ended:
             while writer:
                 yield from device.heard(writer.rest())
 
 
 class _Device:
-    """The stage that the calling thread has to itself, and what is done with its outputs."""
+    """The stage that one thread has to itself, and what is done with its outputs."""
 
     def __init__(
         self, files: Files, preparing: Preparing, writer: Behind[ChunkReport | _Doubt | None]
@@ -99,43 +101,35 @@ class _Device:
             else:
                 yield from self._jobs.heard([report])
 
-    def answer(self, window: Window) -> Iterator[None]:
-        """Has the device do a window's batches, one at each step."""
-        batch, files = window.batch, self._jobs
+    def steps(self, plan: Plan, plans: Prefetched[Plan]) -> Iterator[Sequence[ChunkReport]]:
+        """Carries out a plan, and those that are ready after it: a batch at each step."""
+        following: Plan | None = plan
+        while following is not None:
+            for _ in self._carry_out(following):
+                yield list(self.heard(self._writer.done()))
+            following = plans.take(0)
+
+    def _carry_out(self, plan: Plan) -> Iterator[None]:
+        batch, ready, files = plan.batch, plan.ready, self._jobs
         making = batch.making
         self._preparing.gone(len(batch.rows))
         if files.has_failed(making.work):
             return
-        if batch.failure is not None:
-            self._writer.hand(files.failing(making, batch.failure))
+        if plan.failure is not None:
+            self._writer.hand(files.failing(making, plan.failure))
             return
-        if not window.slices:
-            self._by_hand(batch)
+        if ready is None:
+            self._by_hand(batch, partial(self._timed_out, batch) if plan.hangs else Predictor.run)
             return
-        if window.is_hanging and wait(window.slices, 0).not_done:
-            self._preparing.leave_behind()
-            self._by_hand(batch, partial(self._timed_out, batch))
-            return
-        ready = self._preparing.take(window)
-        window.slices = []
-        try:
-            rows = self._without_errors(batch, ready)
-        except Exception as e:
-            self._writer.hand(files.failing(making, e))
-            return
-        if not rows:
-            return
-        work, budgets = making.work, files.loaded.budgets
-        if work.window is None:
-            self._infer(making, rows, ready)
-            yield
-            return
-        # The largest come first: whether they fit is known at once. Equal ones are as in the file.
-        rows.sort(key=lambda row: -ready[row.position].size)
-        if work.batch_budget is not None:
+        if plan.errors is not None:
+            self._hand_answers(making, *plan.errors)
+        work, budgets, rows = making.work, files.loaded.budgets, plan.rows
+        if rows and work.batch_budget is not None:
             budgets.make_room(ready[rows[0].position].size, len(rows))
         while rows and not files.has_failed(work):
-            if work.batch_budget is None:
+            if work.window is None:
+                count = len(rows)
+            elif work.batch_budget is None:
                 count = work.batch_size or len(rows)
             else:
                 budget = budgets.of(work.batch_budget)
@@ -143,31 +137,6 @@ class _Device:
             self._infer(making, rows[:count], ready)
             del rows[:count]
             yield
-
-    def _without_errors(self, batch: Batch, ready: dict[int, Ready]) -> list[Row]:
-        """The rows that could be prepared; the errors of the others go to the writer."""
-        making, predictor = batch.making, self._jobs.predictor(batch.making)
-        good: list[Row] = []
-        failed: list[tuple[Row, ErrorLine]] = []
-        for row in batch.rows:
-            made = ready[row.position]
-            if made.error is not None and is_out_of_memory(made.error):
-                # With others beside it; now alone.
-                made = ready[row.position] = prepared(self._jobs.loaded.backend, [row]).ready[0]
-            if made.error is None:
-                good.append(row)
-            elif isinstance(made.error, SheafError):
-                raise made.error
-            elif making.work.on_error == "fail":
-                raise predictor.failure(
-                    named_lines(predictor.where, [row]), made.error, row.request
-                )
-            else:
-                failed.append((row, predictor.error(row, made.error)))
-        if failed:
-            rows, lines = zip(*failed, strict=True)
-            self._hand_answers(making, rows, lines, predictor.tally)
-        return good
 
     def _infer(self, making: ChunkInMaking, rows: list[Row], ready: dict[int, Ready]) -> None:
         files, loaded = self._jobs, self._jobs.loaded
@@ -182,21 +151,26 @@ class _Device:
         except Exception as e:
             self._writer.hand(files.failing(making, e))
             return
-        tally = predictor.tally
-        taken = [ready.pop(row.position) for row in rows]
-        sizes = [one.size for one in taken]
-        padded = max(sizes) * len(sizes)
-        if type(loaded.backend).size is not ModelBackend.size:
-            tally.size = sum(sizes)
-            tally.padded = loaded.backend.device_size([one.value for one in taken], sizes)
+        padded = max(ready[row.position].size for row in rows) * len(rows)
         _learn(loaded, predictor, len(rows), padded)
-        self._writer.hand(partial(self._respond, making, rows, outputs, tally))
+        self._writer.hand(partial(self._respond, making, rows, ready, outputs, predictor.tally))
 
     def _respond(
-        self, making: ChunkInMaking, rows: list[Row], outputs: Sequence[Any], tally: Tally
+        self,
+        making: ChunkInMaking,
+        rows: list[Row],
+        ready: dict[int, Ready],
+        outputs: Sequence[Any],
+        tally: Tally,
     ) -> ChunkReport | _Doubt | None:
         """Makes responses of outputs, in the writer's thread."""
         loaded = self._jobs.loaded
+        taken = [ready.pop(row.position) for row in rows]
+        if type(loaded.backend).size is not ModelBackend.size:
+            sizes = [one.size for one in taken]
+            tally.size = sum(sizes)
+            tally.padded = loaded.backend.device_size([one.value for one in taken], sizes)
+        del taken
         both = zip(rows, outputs, strict=True)
         good = [(row, out) for row, out in both if not isinstance(out, ErrorLine)]
         made = {row.position: out for row, out in good}
