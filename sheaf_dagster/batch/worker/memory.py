@@ -6,12 +6,19 @@ import ctypes
 import gc
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-__all__ = ["bytes_of", "is_out_of_memory", "keep_freed_memory", "rare_collections"]
+__all__ = [
+    "bytes_of",
+    "free_what_it_holds",
+    "is_out_of_memory",
+    "keep_freed_memory",
+    "rare_collections",
+]
 
 _OUT_OF_MEMORY = (
     "out of memory",  # CUDA, JAX
@@ -39,6 +46,22 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False  # the second is ONNX Runtime's
     text = str(error)[:2000].lower()
     return any(words in text for words in _OUT_OF_MEMORY)
+
+
+def free_what_it_holds(error: BaseException) -> None:
+    """Empties the frames that an error, and those behind it, came through.
+
+    They hold what a model had made until then. While the error is handled, none of that memory
+    would be free: a batch that has run out of memory would leave none for its halves.
+    """
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            waiting += [one.__cause__, one.__context__]
 
 
 def bytes_of(value: Any, depth: int = 4) -> int:

@@ -21,7 +21,7 @@ from sheaf_dagster.batch.rows.row import Row, named_lines
 from sheaf_dagster.batch.worker.counting import check_responses, checked_outputs
 from sheaf_dagster.batch.worker.hanging import MAX_IN_A_ROW, TimeLimit
 from sheaf_dagster.batch.worker.loading import LoadedBackend
-from sheaf_dagster.batch.worker.memory import is_out_of_memory
+from sheaf_dagster.batch.worker.memory import free_what_it_holds, is_out_of_memory
 from sheaf_dagster.batch.worker.tally import Tally
 from sheaf_dagster.errors import (
     BatchTimeoutError,
@@ -166,6 +166,9 @@ class Predictor:
         except ResponseMismatchError as e:
             place = f"{self.where}, {named_lines(self.where, rows)}: {self._name}"
             raise ResponseMismatchError(f"{place}, {e}") from e
+        except Exception as e:
+            free_what_it_holds(e)
+            raise
         finally:
             self.seconds += time.perf_counter() - started
             self.calls += 1

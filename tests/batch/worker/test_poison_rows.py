@@ -127,6 +127,51 @@ def test_running_out_of_memory_halves_the_batch_until_it_fits(error):
     assert (runs.halved, backend.calls) == (7, 15)
 
 
+class Held:
+    """A block of a memory that has eight."""
+
+    taken = 0
+
+    def __new__(cls):
+        if cls.taken == 8:
+            raise MemoryError("CUDA out of memory (pretended)")
+        cls.taken += 1
+        return super().__new__(cls)
+
+    def __del__(self) -> None:
+        Held.taken -= 1
+
+
+class HoldsMemory(Doubler):
+    """Takes a block for each row, which a variable still holds when there are no more."""
+
+    def __init__(self, is_wrapped: bool) -> None:
+        super().__init__()
+        self.is_wrapped = is_wrapped
+
+    def batch_predict(self, requests):
+        try:
+            held = []
+            for _ in requests:
+                held.append(Held())
+        except MemoryError as e:
+            if self.is_wrapped:
+                raise RuntimeError(str(e)) from e
+            raise
+        return super().batch_predict(requests)
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_the_halves_of_a_batch_have_the_memory_that_it_had(is_wrapped):
+    runs = predictor(HoldsMemory(is_wrapped), on_error="fail")
+
+    answers = runs.run(rows_of(32))
+
+    assert [a.value for a in answers] == [2.0 * i for i in range(32)]
+    assert (runs.halved, runs.calls) == (3, 7)
+    assert Held.taken == 0
+
+
 def test_a_single_row_that_does_not_fit_is_a_failing_row():
     backend = Picky(full=MemoryError("too large"), most=0)
     with pytest.raises(sd.PredictError, match="line 1: .*MemoryError: too large"):
