@@ -21,7 +21,7 @@ from sheaf_dagster.batch.worker.counting import check_responses
 from sheaf_dagster.batch.worker.files import Files
 from sheaf_dagster.batch.worker.hanging import MAX_IN_A_ROW, took_too_long
 from sheaf_dagster.batch.worker.making import Batch
-from sheaf_dagster.batch.worker.memory import is_out_of_memory
+from sheaf_dagster.batch.worker.memory import free_what_it_holds, is_out_of_memory
 from sheaf_dagster.batch.worker.notes import PartNotes
 from sheaf_dagster.batch.worker.overlap import TICK_SECONDS, Behind, Prefetched
 from sheaf_dagster.batch.worker.predict import Predictor
@@ -114,6 +114,10 @@ class _Flight:
         """In order: what comes of a batch is said after what came of those before it."""
         self._waiting: deque[tuple[_Open, int]] = deque()
         self._under_way: dict[Future[Any], _Open] = {}
+        self._alone: Future[Any] | None = None
+        """The row that has been under way without others, if the last one has."""
+        self._beside: set[Future[Any]] = set()
+        """Those under way when one last ran out of memory: for the same reason others of them may."""
         self._landed: queue.SimpleQueue[_Landed] = queue.SimpleQueue()
         self._failing: set[int] = set()
         """Files of which a row has failed that is to end them."""
@@ -181,6 +185,7 @@ class _Flight:
             future = loop_of(backend).start(_answer(backend, request, work.batch_timeout, notes))
             if not self._under_way:
                 self._heard = perf_counter()
+            self._alone = future if self._most == 1 else None
             self._under_way[future] = opened
             future.add_done_callback(lambda f, o=opened, i=i: self._landed.put(_Landed(o, i, f)))  # type: ignore[misc]
 
@@ -199,18 +204,21 @@ class _Flight:
         if error is None:
             opened.land(i, future.result())
             return
-        if is_out_of_memory(error) and self._most > 1:
-            self._most = max(1, min(self._most, len(self._under_way) + 1) // 2)
-            self._tally.halved += 1
-            log.warning(
-                "%s, %s: out of memory with %d rows in flight (%s); going on with %d. Lower "
-                "max_in_flight to avoid this",
-                opened.batch.making.where,
-                named_lines(opened.batch.making.where, [row]),
-                len(self._under_way) + 1,
-                type(error).__name__,
-                self._most,
-            )
+        free_what_it_holds(error)
+        if is_out_of_memory(error) and future is not self._alone:
+            if future not in self._beside:
+                self._most = max(1, min(self._most, len(self._under_way) + 1) // 2)
+                self._tally.halved += 1
+                log.warning(
+                    "%s, %s: out of memory with %d rows in flight (%s); going on with %d. Lower "
+                    "max_in_flight to avoid this",
+                    opened.batch.making.where,
+                    named_lines(opened.batch.making.where, [row]),
+                    len(self._under_way) + 1,
+                    type(error).__name__,
+                    self._most,
+                )
+                self._beside = set(self._under_way)
             self._waiting.appendleft((opened, i))
             return
         if opened.batch.making.work.on_error == "fail" or _ends_the_job(error):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from sheaf_dagster.batch.worker.predict import Predictor
 from tests.batch.jobs import spec
 from tests.conftest import ROOT, read_rows
 from tests.crashes import FULL
-from tests.toys import Doubler, NumberRequest, doubler
+from tests.toys import Doubler, NumberRequest, doubler, shaped
 
 
 class Picky(Doubler):
@@ -169,6 +170,31 @@ def test_the_halves_of_a_batch_have_the_memory_that_it_had(is_wrapped):
 
     assert [a.value for a in answers] == [2.0 * i for i in range(32)]
     assert (runs.halved, runs.calls) == (3, 7)
+    assert Held.taken == 0
+
+
+class HoldsMemoryInFlight(HoldsMemory):
+    """Each row takes two blocks, one after the other, while seven others do."""
+
+    max_in_flight = 8
+
+    async def predict_async(self, request):
+        held = [Held()]
+        await asyncio.sleep(0.01)
+        held.append(Held())
+        return Doubler.batch_predict(self, [request])[0]
+
+
+def test_rows_that_run_out_of_memory_together_hold_nothing_and_count_once(
+    write_rows, tmp_path, caplog
+):
+    values = [float(i) for i in range(64)]
+    model = shaped(HoldsMemoryInFlight, is_wrapped=False)
+
+    result = BatchRunner(model).run(spec(write_rows(values), tmp_path, compute="local"))
+
+    assert [r["value"] for r in read_rows(result.sink)] == [2 * v for v in values]
+    assert caplog.text.count("going on with") == caplog.text.count("going on with 4") == 1
     assert Held.taken == 0
 
 
