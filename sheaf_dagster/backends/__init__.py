@@ -2,6 +2,7 @@
 
 from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.columns import ResponseColumns, request_column
+from sheaf_dagster.backends.common.device import from_device
 from sheaf_dagster.backends.common.digest import weights_digest
 from sheaf_dagster.backends.registry import (
     known_backends,
@@ -12,6 +13,7 @@ from sheaf_dagster.backends.registry import (
 __all__ = [
     "ModelBackend",
     "ResponseColumns",
+    "from_device",
     "known_backends",
     "register_backend",
     "request_column",

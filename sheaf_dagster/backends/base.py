@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel
@@ -155,7 +155,8 @@ class ModelBackend(ABC):
         if _overrides(type(self), "predict_async") and shape_of(self) != "stages":
             return self.run_async(gathered(self.predict_async, requests, self.max_in_flight))
         if _overrides(type(self), "infer"):
-            return self.respond(requests, self.infer([self.prepare(r) for r in requests]))
+            outputs = self.infer([self.prepare(r) for r in requests])
+            return self.respond(requests, outputs() if callable(outputs) else outputs)
         raise SpecError(what_is_missing(type(self)) or _NOTHING_ELSE)
 
     # -- stages -------------------------------------------------------------------------------
@@ -206,10 +207,13 @@ class ModelBackend(ABC):
     they are sorted only if this is set; set it if rows differ a lot in size. A chunk, the smallest
     piece of work for a worker, then holds as many rows."""
 
-    def infer(self, prepared: Sequence[Any]) -> Sequence[Any]:
+    def infer(self, prepared: Sequence[Any]) -> Sequence[Any] | Callable[[], Sequence[Any]]:
         """Runs the model on prepared rows. Returns one output for each, in the same order.
 
-        Do only the device's work here: ``device_busy_fraction`` measures this method.
+        Do only the device's work here: ``device_busy_fraction`` measures this method. A GPU works on its
+        own once it has been told what to do. So this method may return a function in place of the outputs:
+        it is called once the next batch has been begun, and waits for the outputs. A GPU then has no gap
+        between two batches. ``from_device`` makes such a function.
 
         Args:
             prepared: The outputs of ``prepare`` for the rows of one batch; at least one.

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel
 
 from sheaf_dagster.backends.base import ModelBackend
+from sheaf_dagster.backends.common.device import from_device
 from sheaf_dagster.backends.common.digest import weights_digest
 from sheaf_dagster.backends.common.files import read_uri, resolve_options
 from sheaf_dagster.backends.common.images import decode_image
@@ -160,17 +161,29 @@ class ImageEmbedderBackend(ModelBackend):
             for places in texts
         )
 
-    def infer(self, prepared: Sequence[_Prepared]) -> list[_Embedded]:
+    def infer(self, prepared: Sequence[_Prepared]) -> Any:
         """Each row's vectors (shape: its inputs × dimensions)."""
         import numpy as np
+        import torch
 
-        found = [np.zeros((len(row.inputs), self._dim), dtype=np.float32) for row in prepared]
-        for are_texts, places in self._passes(prepared):
-            embed = self._embed_tokens if are_texts else self._embed_pixels
-            vectors = embed([prepared[i].inputs[j] for i, j in places])
-            for (i, j), vector in zip(places, vectors, strict=True):
+        passes = list(self._passes(prepared))
+
+        def by_row(made: Any) -> list[_Embedded]:
+            found = [np.zeros((len(row.inputs), self._dim), dtype=np.float32) for row in prepared]
+            of_all = [place for _, places in passes for place in places]
+            for (i, j), vector in zip(of_all, made, strict=True):
                 found[i][j] = vector
-        return [_Embedded(v, row.is_cut) for v, row in zip(found, prepared, strict=True)]
+            return [_Embedded(v, row.is_cut) for v, row in zip(found, prepared, strict=True)]
+
+        if not passes:
+            return by_row(())
+        made = [
+            (self._embed_tokens if are_texts else self._embed_pixels)(
+                [prepared[i].inputs[j] for i, j in places]
+            )
+            for are_texts, places in passes
+        ]
+        return from_device(torch.cat(made).float(), by_row)
 
     def respond(
         self, requests: Sequence[EmbeddingRequest], outputs: Sequence[_Embedded]
@@ -258,15 +271,15 @@ class ImageEmbedderBackend(ModelBackend):
         values = self._on_device(pixels)
         with torch.inference_mode():
             if hasattr(self._model, "get_image_features"):
-                return _array(self._model.get_image_features(pixel_values=values))
+                return _features(self._model.get_image_features(pixel_values=values))
             output = self._model(pixel_values=values)
             pooled = getattr(output, "pooler_output", None)
             if self._pooling == "auto" and pooled is not None:
-                return _array(pooled.flatten(1))
+                return pooled.flatten(1)
             hidden = output.last_hidden_state
             if self._pooling == "mean":
-                return _array(hidden[:, 1:].mean(dim=1))
-            return _array(hidden[:, 0])
+                return hidden[:, 1:].mean(dim=1)
+            return hidden[:, 0]
 
     def _on_device(self, pixels: list[Any]) -> Any:
         """Images of one size as a batch; from pinned memory the copy to a GPU waits for nothing."""
@@ -290,7 +303,7 @@ class ImageEmbedderBackend(ModelBackend):
         ).to(self._device)
         tokens = {k: v for k, v in tokens.items() if k in ("input_ids", "attention_mask")}
         with torch.inference_mode():
-            return _array(self._model.get_text_features(**tokens))
+            return _features(self._model.get_text_features(**tokens))
 
 
 def _inputs(request: EmbeddingRequest) -> Sequence[str]:
@@ -300,9 +313,9 @@ def _inputs(request: EmbeddingRequest) -> Sequence[str]:
     return ()
 
 
-def _array(features: Any) -> Any:
+def _features(found: Any) -> Any:
     # transformers 5 gives an output object whose pooler_output is the projection.
-    return getattr(features, "pooler_output", features).float().cpu().numpy()
+    return getattr(found, "pooler_output", found)
 
 
 def _image_processor(transformers: Any, model_id: str, own: dict[str, Any]) -> Any:

@@ -168,7 +168,7 @@ class SentenceTransformersBackend(ModelBackend):
     def device_size(self, prepared: Sequence[Sequence[Any]], sizes: Sequence[int]) -> int:
         return self._encoder.device_size(prepared)
 
-    def infer(self, prepared: Sequence[Sequence[Any]]) -> list[Encoded]:
+    def infer(self, prepared: Sequence[Sequence[Any]]) -> Any:
         return self._encoder.encoded(prepared)
 
     def respond(self, requests: Sequence[Any], outputs: Sequence[Encoded]) -> Sequence[BaseModel]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sheaf_dagster.backends.common.device import from_device
 from sheaf_dagster.backends.common.files import file_identity, local_file, resolve_options
 from sheaf_dagster.backends.common.libraries import pick_device, require, use_own_threads
 from sheaf_dagster.backends.tables.stacking import (
@@ -129,9 +130,9 @@ class TorchExportBackend(StackingBackend):
 def _numbers(tensor: Any) -> Any:
     import torch
 
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        tensor = tensor.float()
-    return tensor.cpu().numpy()
+    return from_device(
+        tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+    )
 
 
 def _arguments(program: Any) -> tuple[list[str], list[Any]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
+
+from sheaf_dagster.backends.common.device import from_device
 
 __all__ = ["Encoded", "Encoder", "dimension_of", "encoder_of", "passes"]
 
@@ -40,8 +42,8 @@ class Encoder(Protocol):
         """What texts cost the network."""
         ...
 
-    def encoded(self, rows: Sequence[Sequence[Any]]) -> list[Encoded]:
-        """The vectors of some rows' texts."""
+    def encoded(self, rows: Sequence[Sequence[Any]]) -> list[Encoded] | Callable[[], list[Encoded]]:
+        """The vectors of some rows' texts, or what waits for them."""
         ...
 
     def device_size(self, rows: Sequence[Sequence[Any]]) -> int:
@@ -129,7 +131,9 @@ class _TokenEncoder:
         """How many tokens are read."""
         return sum(len(text.ids) for text in prepared)
 
-    def encoded(self, rows: Sequence[Sequence[_Tokens]]) -> list[Encoded]:
+    def encoded(
+        self, rows: Sequence[Sequence[_Tokens]]
+    ) -> list[Encoded] | Callable[[], list[Encoded]]:
         """The vectors of some rows' texts; those of like length go through the network together."""
         import numpy as np
         import torch
@@ -137,19 +141,25 @@ class _TokenEncoder:
         texts = [text for row in rows for text in row]
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
         lengths = [len(texts[i].ids) for i in order]
-        vectors = np.zeros((len(texts), dimension_of(self._model)), np.float32)
-        if texts:
-            with torch.inference_mode():
-                made = [
-                    self._forward([texts[i] for i in order[start:stop]])
-                    for start, stop in passes(lengths, self._most, self._cost)
-                ]
-                # One copy from the device, after the last pass: none waits for the one before it.
-                vectors[order] = torch.cat(made).float().cpu().numpy()
-        return [
-            Encoded(own, self.size(row), any(text.whole > len(text.ids) for text in row))
-            for row, own in zip(rows, _by_row(vectors, rows), strict=True)
-        ]
+
+        def by_row(made: Any) -> list[Encoded]:
+            vectors = np.zeros((len(texts), dimension_of(self._model)), np.float32)
+            vectors[order] = made
+            return [
+                Encoded(own, self.size(row), any(text.whole > len(text.ids) for text in row))
+                for row, own in zip(rows, _by_row(vectors, rows), strict=True)
+            ]
+
+        if not texts:
+            return by_row(0)
+        with torch.inference_mode():
+            made = [
+                self._forward([texts[i] for i in order[start:stop]])
+                for start, stop in passes(lengths, self._most, self._cost)
+            ]
+            # One copy from the device, after the last pass: none waits for the one before it.
+            found: list[Encoded] = from_device(torch.cat(made).float(), by_row)
+        return found
 
     def device_size(self, rows: Sequence[Sequence[_Tokens]]) -> int:
         """Tokens of all passes, each filled up to its longest text."""

@@ -96,7 +96,7 @@ class Stacker:
         inputs: Settings of the inputs.
         outputs: What is known of the outputs.
         run: Takes the stacked inputs by name; gives arrays (or lists) by name, whose first axis
-            is the batch.
+            is the batch, or what waits for one (``from_device``).
         fewest: Rows that the function needs at least; repeats of the last fill it up.
         most: Rows that it takes at most.
 
@@ -172,16 +172,26 @@ class Stacker:
         """Values in the largest of a row's arrays."""
         return max((int(array.size) for array in prepared.values()), default=1) or 1
 
-    def infer(self, prepared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The outputs of each row by name, without the batch axis.
+    def infer(self, prepared: Sequence[dict[str, Any]]) -> Any:
+        """The outputs of each row by name, without the batch axis, or what waits for them.
 
         Raises:
             ValueError: An output's first axis isn't the batch.
         """
-        found: dict[int, dict[str, Any]] = {}
-        for some in self._together(prepared):
-            found.update(zip(some, self._batch([prepared[i] for i in some]), strict=True))
-        return [found[i] for i in range(len(prepared))]
+        begun = [
+            (some, self._begun([prepared[i] for i in some])) for some in self._together(prepared)
+        ]
+
+        def outputs() -> list[dict[str, Any]]:
+            found: dict[int, dict[str, Any]] = {}
+            for some, values in begun:
+                found.update(
+                    zip(some, self._by_row([prepared[i] for i in some], values), strict=True)
+                )
+            return [found[i] for i in range(len(prepared))]
+
+        goes_on = any(callable(value) for _, values in begun for value in values.values())
+        return outputs if goes_on else outputs()
 
     def device_size(self, prepared: Sequence[dict[str, Any]]) -> int:
         """Values in the largest input of all batches, filled up to their shapes and rows."""
@@ -240,7 +250,8 @@ class Stacker:
             for name in self._given
         )
 
-    def _batch(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _begun(self, rows: list[dict[str, Any]]) -> Mapping[str, Any]:
+        """What the function gives for some rows."""
         import numpy as np
 
         filled = rows + [rows[-1]] * (self.fewest - len(rows))
@@ -263,13 +274,22 @@ class Stacker:
                     for a in arrays
                 ]
             stacked[name] = np.stack(arrays)
-        found = self.run(stacked)
-        for name, values in found.items():
-            got = len(values) if np.ndim(values) or isinstance(values, list) else None
-            if got != len(filled):
+        return self.run(stacked)
+
+    def _by_row(
+        self, rows: list[dict[str, Any]], values: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """What it gave, once it is here, cut into rows."""
+        import numpy as np
+
+        found = {name: value() if callable(value) else value for name, value in values.items()}
+        count = max(len(rows), self.fewest)
+        for name, array in found.items():
+            got = len(array) if np.ndim(array) or isinstance(array, list) else None
+            if got != count:
                 raise ValueError(
                     f"output {name!r} has {'no axes' if got is None else f'length {got}'}, but "
-                    f"its first axis must be the batch of {len(filled)} rows"
+                    f"its first axis must be the batch of {count} rows"
                 )
         return [
             {name: self._cut(name, values[i], row) for name, values in found.items()}
@@ -310,7 +330,7 @@ class StackingBackend(ModelBackend):
     def device_size(self, prepared: Sequence[dict[str, Any]], sizes: Sequence[int]) -> int:
         return self._stacker.device_size(prepared)
 
-    def infer(self, prepared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def infer(self, prepared: Sequence[dict[str, Any]]) -> Any:
         return self._stacker.infer(prepared)
 
     def respond(  # type: ignore[override]

@@ -6,11 +6,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel
 
-from sheaf_dagster.backends import ModelBackend
 from sheaf_dagster.backends.base import answered_in_shape
 from sheaf_dagster.batch.messages import Hangs, said_by
 from sheaf_dagster.batch.rows.answer_columns import AnswerColumns, settled
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "Begun",
     "ErrorLine",
     "Predictor",
     "Stage",
@@ -51,7 +52,7 @@ class Stage:
 
     Attributes:
         name: The method, for messages.
-        call: Given rows, returns one value for each.
+        call: Given rows, returns one value for each, or what returns them once the device has them.
         answers: Whether the values are the rows' responses.
         final: Whether a row would get the same value again, whatever its mates.
     """
@@ -60,6 +61,13 @@ class Stage:
     call: Callable[[Sequence[Row]], Any]
     answers: bool = True
     final: bool = False
+
+
+class Begun(NamedTuple):
+    """A batch begun: what ends it as ``Predictor.run`` does, and whether the device goes on with it."""
+
+    end: Callable[[], Sequence[Any]]
+    goes_on: bool
 
 
 @dataclass
@@ -96,12 +104,10 @@ class Predictor:
         return Tally(self.seconds, self.halved, self.error_rows)
 
     def __post_init__(self) -> None:
-        one_call = self.loaded.shape == "call"
-        ask = _batch_predict if one_call else answered_in_shape
         self._stage = self.stage or Stage(
             "batch_predict",
-            # Asked for at each call: one that was given up is replaced by another.
-            lambda rows: settled(ask(self.loaded.backend, requests_of(rows))),
+            # The backend is asked for at each call: one that was given up is replaced by another.
+            lambda rows: settled(answered_in_shape(self.loaded.backend, requests_of(rows))),
         )
 
     def run(self, rows: Sequence[Row]) -> Sequence[Any]:
@@ -113,11 +119,26 @@ class Predictor:
                 hangs whatever it is given.
             ResponseMismatchError: Wrong number, order or type of responses.
         """
+        return self.begin(rows).end()
+
+    def begin(self, rows: Sequence[Row]) -> Begun:
+        """Begins what ``run`` does; the device may go on with it after that. It raises nothing."""
         together = self.hangs.together
         if together and not together.isdisjoint(row.position for row in rows):
-            return self._one_by_one(rows)
+            return Begun(partial(self._one_by_one, rows), goes_on=False)
+        values, error = None, None
         try:
-            found = self._call(rows)
+            values = self._begun(rows)
+        except Exception as e:
+            error = e
+        return Begun(partial(self._answers, rows, values, error), goes_on=callable(values))
+
+    def _answers(self, rows: Sequence[Row], values: Any, error: Exception | None) -> Sequence[Any]:
+        """What rows came to, from what their stage gave, or raised."""
+        try:
+            if error is not None:
+                raise error
+            found = self._ended(rows, values)
             answers = found if isinstance(found, AnswerColumns) else list(found)
         except BatchTimeoutError as e:
             return self.after_timeout(rows, e)
@@ -160,9 +181,26 @@ class Predictor:
             return False
 
     def _call(self, rows: Sequence[Row]) -> Sequence[Any]:
+        return self._ended(rows, self._begun(rows))
+
+    def _begun(self, rows: Sequence[Row]) -> Any:
+        """What the stage gives: values, or what gives them once the device has made them."""
+        self.calls += 1
+        return self._within_limit(rows, lambda: self._stage.call(rows))
+
+    def _ended(self, rows: Sequence[Row], values: Any) -> Sequence[Any]:
+        if callable(values):
+            values = self._within_limit(rows, values)
+        said = self.where, self._name, self._stage.name, rows, values
+        if not self._stage.answers:
+            return checked_outputs(*said)
+        check_responses(*said, redact=self.redact)
+        return values  # type: ignore[no-any-return]
+
+    def _within_limit(self, rows: Sequence[Row], call: Callable[[], Any]) -> Any:
         started = time.perf_counter()
         try:
-            values = self.limit(rows, lambda: self._stage.call(rows))
+            return self.limit(rows, call)
         except ResponseMismatchError as e:
             place = f"{self.where}, {named_lines(self.where, rows)}: {self._name}"
             raise ResponseMismatchError(f"{place}, {e}") from e
@@ -171,12 +209,6 @@ class Predictor:
             raise
         finally:
             self.seconds += time.perf_counter() - started
-            self.calls += 1
-        name, method = self._name, self._stage.name
-        if not self._stage.answers:
-            return checked_outputs(self.where, name, method, rows, values)
-        check_responses(self.where, name, method, rows, values, redact=self.redact)
-        return values  # type: ignore[no-any-return]
 
     @property
     def _name(self) -> str:
@@ -301,10 +333,6 @@ class Predictor:
         )
         failure.__cause__ = cause
         return failure
-
-
-def _batch_predict(backend: ModelBackend, requests: Sequence[Any]) -> Any:
-    return backend.batch_predict(requests)
 
 
 def is_suspicious(answers: Sequence[Any]) -> bool:

@@ -136,6 +136,56 @@ class Full(InFlight):
         return await super().predict_async(request)
 
 
+class GoesOn(InStages):
+    """Notes when a batch begins, and when it is waited for."""
+
+    log: ClassVar[list[tuple[str, float]]] = []
+
+    def load(self):
+        super().load()
+        self.log.clear()
+        self.prepared = 0.0
+        self.later = threading.Condition()
+
+    def prepare(self, request):
+        with self.later:
+            self.prepared = max(self.prepared, request.value)
+            self.later.notify_all()
+        return request
+
+    def infer(self, prepared):
+        first = prepared[0].value
+        with self.later:  # the next batches are there
+            assert self.later.wait_for(lambda: self.prepared >= min(first + 12, 199), PATIENCE)
+        self.log.append(("begun", first))
+
+        def outputs():
+            self.log.append(("ended", first))
+            return [2 * r.value for r in prepared]
+
+        return outputs
+
+
+def test_a_device_that_goes_on_has_its_next_batch_before_the_last_is_waited_for(
+    write_rows, tmp_path
+):
+    values = [float(i) for i in range(200)]
+    job = spec(write_rows(values), tmp_path, batch_size=4, compute="local")
+
+    result = BatchRunner(of(GoesOn)).run(job)
+
+    assert [r["value"] for r in read_rows(result.sink)] == [2 * v for v in values]
+    log = GoesOn.log
+    in_order = [float(i) for i in range(0, 200, 4)]
+    for what in ("begun", "ended"):
+        assert [first for said, first in log if said == what] == in_order
+    at = {event: i for i, event in enumerate(log)}
+    ahead = [at["begun", n + 4] < at["ended", n] for n in in_order[:-1]]
+    assert sum(ahead) > len(ahead) / 2
+    assert all(at["begun", n + 8] > at["ended", n] for n in in_order[:-2])  # one batch, no more
+    assert 0 < result.device_busy_fraction <= 1
+
+
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_the_window_is_full_until_the_last_row_across_batches_and_chunks(
     write_rows, tmp_path, batch_size
