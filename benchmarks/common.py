@@ -245,4 +245,6 @@ def in_turn(
 
 def machine() -> str:
     """What this runs on, in a few words."""
-    return f"{os.cpu_count()} CPUs ({platform.machine()}), shared with others, no GPU"
+    torch = sys.modules.get("torch")
+    gpu = torch.cuda.get_device_name() if torch and torch.cuda.is_available() else "no GPU"
+    return f"{os.cpu_count()} CPUs ({platform.machine()}), shared with others, {gpu}"

@@ -42,6 +42,7 @@ from sheaf_dagster import (
     ResourceConfig,
     register_contract,
 )
+from sheaf_dagster.backends import from_device
 
 RESULT = Path(__file__).parent / "results" / "gpu_encoder.json"
 
@@ -118,16 +119,19 @@ def encoder(size: str, device: str, dtype: str) -> Any:
     return Encoder().to(device=device, dtype=getattr(torch, dtype)).eval()
 
 
-def run_batch(module: Any, device: str, rows: Sequence[list[int]]) -> Any:
-    """What both contenders do with a batch (returns: rows × 128)."""
+def vectors_of(module: Any, device: str, rows: Sequence[Any]) -> Any:
+    """What both contenders do with a batch of tokens (returns: a tensor on the device, rows × 128)."""
+    import numpy as np
     import torch
 
-    longest = max(map(len, rows))
+    padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for place, row in zip(padded, rows, strict=True):
+        place[: len(row)] = row
     with torch.inference_mode():
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        ids = torch.from_numpy(padded)
         if device != "cpu":
             ids = ids.pin_memory().to(device, non_blocking=True)
-        return module(ids).float().cpu().numpy()
+        return module(ids).float()
 
 
 class EncoderBackend(ModelBackend):
@@ -147,17 +151,19 @@ class EncoderBackend(ModelBackend):
         """One short batch: the device's kernels are loaded before the clock runs."""
         return [TextRequest(model_name="encoder", text="a word")] * 4
 
-    def prepare(self, request: TextRequest) -> list[int]:
+    def prepare(self, request: TextRequest) -> Any:
         """Its tokens."""
-        return self._tokenizer.encode(request.text).ids  # type: ignore[no-any-return]
+        import numpy as np
 
-    def size(self, prepared: list[int]) -> int:
+        return np.array(self._tokenizer.encode_batch_fast([request.text])[0].ids)
+
+    def size(self, prepared: Any) -> int:
         """How many they are."""
         return len(prepared)
 
-    def infer(self, prepared: Sequence[list[int]]) -> Any:
+    def infer(self, prepared: Sequence[Any]) -> Any:
         """A batch."""
-        return run_batch(self._module, self._arguments[1], prepared)
+        return from_device(vectors_of(self._module, self._arguments[1], prepared))
 
     def respond(self, requests: Sequence[TextRequest], outputs: Any) -> list[Any]:
         """The vectors."""
@@ -169,18 +175,20 @@ class EncoderBackend(ModelBackend):
 
 def by_hand(module: Any, words: Any, device: str, source: Path, sink: Path, batch: int) -> None:
     """The loop."""
+    import numpy as np
+
     lines = source.read_bytes().splitlines()
     batches = [lines[i : i + batch] for i in range(0, len(lines), batch)]
     room = threading.Semaphore(AHEAD)
 
-    def tokenise(some: list[bytes]) -> list[list[int]]:
+    def tokenise(some: list[bytes]) -> list[Any]:
         room.acquire()
         texts = [orjson.loads(line)["text"] for line in some]
-        return [found.ids for found in words.encode_batch(texts)]
+        return [np.array(found.ids) for found in words.encode_batch_fast(texts)]
 
     with ThreadPoolExecutor(2) as pool, sink.open("wb") as f:
         for rows in pool.map(tokenise, batches):
-            for vector in run_batch(module, device, rows):
+            for vector in vectors_of(module, device, rows).cpu().numpy():
                 f.write(orjson.dumps({"vector": vector.tolist()}) + b"\n")
             room.release()
 

@@ -17,14 +17,17 @@ from benchmarks.common import in_turn
 
 IMAGES = 256
 BATCH = 32
+ROUNDS = 7
 SIZE = (640, 480)
 
 
-def images(folder: Path) -> dict[str, Any]:
+def images(
+    folder: Path, times: int = 1, device: str = "cpu", rounds: int = ROUNDS
+) -> dict[str, Any]:
     """JPEGs through a ViT of the small size, against a DataLoader with workers."""
     from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec
 
-    weights, paths = _small_vit(folder), _jpegs(folder)
+    weights, paths = _small_vit(folder), _jpegs(folder) * times
     source, sink = folder / "images.jsonl", folder / "images.out"
     rows = [{"model_name": "m", "image_uris": [p], "normalize": False} for p in paths]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -32,30 +35,31 @@ def images(folder: Path) -> dict[str, Any]:
         name="vit",
         model_type="embedding",
         backend="image_embedder",
-        backend_kwargs={"model_id": weights},
+        backend_kwargs={"model_id": weights, "device": device},
     )
     job = BatchSpec(
         source=str(source), sink=str(sink), batch_size=BATCH, compute="local", resume=False
     )
     runner = BatchRunner(spec, on_progress=None)
     results = []
-    by_loader = _by_loader(weights, paths, folder / "loader.out")
+    by_loader = _by_loader(weights, paths, folder / "loader.out", device)
     figures = in_turn(
         "ours over the DataLoader",
-        IMAGES,
+        len(paths),
         {"DataLoader": by_loader, "ours": lambda: results.append(runner.run(job))},
+        rounds,
     )
     _require_same(folder / "loader.out", sink)
     figures["busy"] = results[-1].device_busy_fraction
     return figures
 
 
-def _by_loader(weights: str, paths: list[str], out: Path) -> Callable[[], None]:
+def _by_loader(weights: str, paths: list[str], out: Path, device: str) -> Callable[[], None]:
     import torch
     from PIL import Image
     from transformers import AutoImageProcessor, AutoModel
 
-    model = AutoModel.from_pretrained(weights).eval()
+    model = AutoModel.from_pretrained(weights).eval().to(device)
     processor = AutoImageProcessor.from_pretrained(weights, backend="pil")
 
     class Pictures(torch.utils.data.Dataset):
@@ -72,12 +76,14 @@ def _by_loader(weights: str, paths: list[str], out: Path) -> Callable[[], None]:
         num_workers=os.cpu_count() or 1,
         persistent_workers=True,
         prefetch_factor=4,
+        pin_memory=device != "cpu",
     )
 
     def run() -> None:
         with out.open("w") as f, torch.inference_mode():
             for pixels in loader:
-                for vector in model(pixel_values=pixels).pooler_output.tolist():
+                given = pixels.to(device, non_blocking=True)
+                for vector in model(pixel_values=given).pooler_output.tolist():
                     f.write(json.dumps({"embeddings": [vector]}) + "\n")
 
     return run

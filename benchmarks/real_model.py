@@ -10,9 +10,12 @@ from benchmarks.common import in_turn, requests_file
 
 ROWS = 4_800
 BATCH = 64
+ROUNDS = 5
 
 
-def real_model(folder: Path) -> dict[str, Any]:
+def real_model(
+    folder: Path, rows: int = ROWS, device: str = "cpu", rounds: int = ROUNDS
+) -> dict[str, Any]:
     """Our engine in this process against a hand-written loop over the same model."""
     import torch
     from chronos import BaseChronosPipeline
@@ -21,8 +24,8 @@ def real_model(folder: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     weights = _tiny_bolt(folder)
-    source = requests_file(folder, ROWS)
-    pipeline = BaseChronosPipeline.from_pretrained(weights, device_map="cpu")
+    source = requests_file(folder, rows)
+    pipeline = BaseChronosPipeline.from_pretrained(weights, device_map=device)
     histories = [
         torch.tensor(json.loads(line)["history"], dtype=torch.float32)
         for line in source.read_bytes().splitlines()
@@ -31,7 +34,7 @@ def real_model(folder: Path) -> dict[str, Any]:
         name="bolt",
         model_type="time_series",
         backend="chronos2",
-        backend_kwargs={"model_id": weights, "device": "cpu"},
+        backend_kwargs={"model_id": weights, "device": device},
     )
     job = BatchSpec(
         source=str(source),
@@ -44,14 +47,14 @@ def real_model(folder: Path) -> dict[str, Any]:
     results = []
 
     def by_hand() -> None:
-        for i in range(0, ROWS, BATCH):
+        for i in range(0, rows, BATCH):
             pipeline.predict(histories[i : i + BATCH], prediction_length=24).tolist()
 
     figures = in_turn(
         "ours over the loop",
-        ROWS,
+        rows,
         {"by hand": by_hand, "ours, local": lambda: results.append(runner.run(job))},
-        rounds=5,
+        rounds,
     )
     figures["busy"] = results[-1].device_busy_fraction
     return figures

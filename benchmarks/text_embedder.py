@@ -19,7 +19,9 @@ BUDGET = 4096
 ROUNDS = 5
 
 
-def text_embedder(folder: Path) -> dict[str, Any]:
+def text_embedder(
+    folder: Path, count: int = TEXTS, device: str = "cpu", rounds: int = ROUNDS
+) -> dict[str, Any]:
     """MiniLM over texts of log-normal length, against ``encode`` of all of them."""
     import torch
     from sentence_transformers import SentenceTransformer
@@ -27,7 +29,7 @@ def text_embedder(folder: Path) -> dict[str, Any]:
     from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec
 
     torch.set_num_threads(1)
-    weights, texts = _minilm(), _texts()
+    weights, texts = _minilm(), _texts(count)
     source = folder / "texts.jsonl"
     source.write_text(
         "".join(
@@ -39,45 +41,47 @@ def text_embedder(folder: Path) -> dict[str, Any]:
         name="minilm",
         model_type="embedding",
         backend="sentence_transformers",
-        backend_kwargs={"model_id": weights, "device": "cpu"},
+        backend_kwargs={"model_id": weights, "device": device},
     )
     job = BatchSpec(
         source=str(source), sink=str(folder / "texts.out"), compute="local", resume=False
     )
     runner = BatchRunner(spec, on_progress=None)
-    library = SentenceTransformer(weights, device="cpu")
+    library = SentenceTransformer(weights, device=device)
     figures: dict[str, Any] = {}
     for name, options in (("default", {}), ("batch_budget", {"batch_budget": BUDGET})):
         mine = job.model_copy(update=options)
         results = []
         figures[name] = in_turn(
             f"ours ({name}) over encode",
-            TEXTS,
+            count,
             {
                 "encode": lambda: library.encode(texts, show_progress_bar=False),
                 "ours": lambda spec=mine, to=results: to.append(runner.run(spec)),  # type: ignore[misc]
             },
-            ROUNDS,
+            rounds,
         )
         figures[name]["busy"] = results[-1].device_busy_fraction
         figures[name]["padding"] = results[-1].padding_fraction
-        _require_same(library.encode(texts), folder / "texts.out")
+        _require_same(
+            library.encode(texts), folder / "texts.out", 1e-5 if device == "cpu" else 1e-4
+        )
     figures["ratios"] = {k: v for each in figures.values() for k, v in each["ratios"].items()}
     return figures
 
 
-def _require_same(theirs: Any, ours: Path) -> None:
+def _require_same(theirs: Any, ours: Path, apart: float) -> None:
     import numpy as np
 
     found = [json.loads(line)["embeddings"][0] for line in ours.open()]
-    np.testing.assert_allclose(found, theirs, atol=1e-5)
+    np.testing.assert_allclose(found, theirs, atol=apart)
 
 
-def _texts() -> list[str]:
+def _texts(count: int) -> list[str]:
     """English words in place of sentences: the tokenizer knows them, and nobody reads them."""
     words = Path(__file__).with_name("README.md").read_text().split()
     rng = random.Random(0)
-    lengths = [min(180, max(1, round(rng.lognormvariate(3.0, 0.9)))) for _ in range(TEXTS)]
+    lengths = [min(180, max(1, round(rng.lognormvariate(3.0, 0.9)))) for _ in range(count)]
     return [" ".join(rng.choices(words, k=n)) for n in lengths]
 
 
