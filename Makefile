@@ -15,7 +15,7 @@ export PYTHONUNBUFFERED := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo backfill choose-model digits digits-changed texts ui test test-fast test-pythons test-faults test-crashes test-corpus test-cluster test-soak test-stores test-s3 test-vllm bench-language fuzz audit lint format docs pictures bench clean
+.PHONY: help demo backfill choose-model digits digits-changed texts ui test test-fast test-pythons test-faults test-crashes test-corpus test-cluster test-soak test-gpu test-stores test-s3 test-vllm bench-language fuzz audit lint format docs pictures bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -70,7 +70,7 @@ ui: $(VENV)/.ui $(DAGSTER_HOME)/dagster.yaml  ## The Dagster UI on the example p
 
 # Much of a test's time is spent waiting for Ray or a daemon, so there is one process more than cores.
 test: $(VENV)/.dev  ## The test suite, in three processes (TEST_WORKERS=0: in one)
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m 'not long'
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m 'not long and not gpu'
 
 test-long: $(VENV)/.dev  ## The tests that "make test" leaves out for their length
 	$(BIN)/python -m pytest -n 2 --dist load -m long
@@ -91,6 +91,9 @@ test-pythons:  ## The fast tests and the demo on each Python from 3.11 to 3.13 t
 		DAGSTER_HOME=$$(mktemp -d) .venv-$$v/bin/python -m example_project.demo; \
 		proven="$$proven $$v"; \
 	done; echo "Passed on Python:$$proven"; [ -n "$$proven" ]
+
+test-gpu: $(VENV)/.dev  ## The backends on a GPU of this machine, and its memory that runs out (a minute)
+	$(BIN)/python -m pytest tests/backends/test_on_a_gpu.py
 
 test-faults: $(VENV)/.dev  ## Hundreds of jobs with random faults of the object store (minutes)
 	SHEAF_FAULT_SEEDS=300 $(BIN)/python -m pytest tests/batch/test_s3_jobs.py -k random_faults_end
