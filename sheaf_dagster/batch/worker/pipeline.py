@@ -6,7 +6,7 @@ are the same wherever it runs.
 What happens at the same time depends on the shape of the backend::
 
     one call   reader ──batches──▶ batch_predict ──answers──▶ writer
-    stages     reader ──batches──▶ prepare (threads) ──▶ infer ──outputs──▶ respond, writer
+    stages     reader ──batches──▶ prepare (threads) ──▶ planner ──▶ infer ──outputs──▶ respond, writer
     in flight  reader ──batches──▶ predict_async (one loop, many rows) ──answers──▶ writer
 
 The middle always belongs to the calling thread: it has the device, knows which files have failed,
