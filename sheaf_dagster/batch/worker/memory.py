@@ -8,8 +8,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
+from types import FrameType
 from typing import Any
 
 __all__ = [
@@ -27,6 +29,8 @@ _OUT_OF_MEMORY = (
     "cublas_status_alloc_failed",
 )
 _LOOKED_AT = 64
+
+_GOES_ON = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 
 _OBJECTS_BETWEEN_COLLECTIONS = 10_000
 
@@ -60,8 +64,21 @@ def free_what_it_holds(error: BaseException) -> None:
         one = waiting.pop()
         if one is not None and id(one) not in seen:
             seen.add(id(one))
-            traceback.clear_frames(one.__traceback__)
+            for frame, _ in traceback.walk_tb(one.__traceback__):
+                if _has_ended(frame):
+                    with suppress(RuntimeError):  # it runs
+                        frame.clear()
             waiting += [one.__cause__, one.__context__]
+
+
+def _has_ended(frame: FrameType) -> bool:
+    """Whether no coroutine or generator stands there: before Python 3.13 clearing would end it.
+
+    It may have caught an error that it shares with others. Its frame refers to its code, as far as
+    Python's collector can see, only once it has ended.
+    """
+    code = frame.f_code
+    return not code.co_flags & _GOES_ON or any(one is code for one in gc.get_referents(frame))
 
 
 def bytes_of(value: Any, depth: int = 4) -> int:

@@ -198,6 +198,43 @@ def test_rows_that_run_out_of_memory_together_hold_nothing_and_count_once(
     assert Held.taken == 0
 
 
+class SharesErrors(Doubler):
+    """Rows get one error together; one of them gives up, and the others try again after that."""
+
+    max_in_flight = 8
+
+    def load(self):
+        super().load()
+        self.down = None
+
+    async def predict_async(self, request):
+        if self.down is None:
+            self.down = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_later(0.1, self._fall)
+        try:
+            await self.down
+        except ConnectionError:
+            if request.value == 0:
+                raise
+            await asyncio.sleep(0.5)
+        return Doubler.batch_predict(self, [request])[0]
+
+    def _fall(self):
+        self.down.set_exception(ConnectionError("gone for a moment"))
+
+
+def test_an_error_that_rows_share_ends_only_those_that_give_up(write_rows, tmp_path):
+    job = spec(
+        write_rows([float(i) for i in range(8)]), tmp_path, compute="local", on_error="record"
+    )
+
+    result = BatchRunner(shaped(SharesErrors)).run(job)
+
+    first, *others = read_rows(result.sink)
+    assert first["error"]["type"] == "ConnectionError"
+    assert [r["value"] for r in others] == [2.0 * i for i in range(1, 8)]
+
+
 def test_a_single_row_that_does_not_fit_is_a_failing_row():
     backend = Picky(full=MemoryError("too large"), most=0)
     with pytest.raises(sd.PredictError, match="line 1: .*MemoryError: too large"):
