@@ -50,6 +50,8 @@ class Window:
         self.batch = batch
         self.slices: list[Future[Slice]] = []
         """Empty where the rows are not to be prepared."""
+        self.next_since: float | None = None
+        """Since when the device has no other one before it."""
 
 
 class Preparing:
@@ -129,12 +131,14 @@ class Preparing:
     def is_hanging(self, window: Window) -> bool:
         """Whether the device has waited for a window, which is next, longer than a call may take."""
         seconds, since = window.batch.making.work.batch_timeout, self._waits_since
-        return seconds is not None and since is not None and perf_counter() - since > seconds
+        window.next_since = window.next_since or perf_counter()
+        if seconds is None or since is None:
+            return False
+        return perf_counter() - max(since, window.next_since) > seconds
 
     def leave_behind(self) -> None:
         """Goes on without the threads that hang; what waited for them is prepared again."""
         self._helpers.replace()
-        self._waits_since = None
 
     def take(self, window: Window) -> dict[int, Ready]:
         """What was made of the rows, by their position."""

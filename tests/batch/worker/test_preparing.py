@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import wait
+from threading import Event
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,3 +54,31 @@ def test_slices_grow_while_the_device_is_still_at_its_first_batch() -> None:
             counts.append(len(window.slices))
     assert counts[0] == _ROWS, "nothing is known yet: a row at a time"
     assert min(counts) == 2, "one slice for each thread"
+
+
+class _Stuck(_Quick):
+    def __init__(self) -> None:
+        self.released = Event()
+
+    def prepare(self, request: Any) -> Any:
+        self.released.wait(300)
+        return request
+
+
+def test_rows_do_not_hang_that_the_device_has_waited_for_before_they_were_read() -> None:
+    backend = _Stuck()
+    jobs: Any = SimpleNamespace(
+        loaded=SimpleNamespace(backend=backend), is_known_to_hang=lambda _: False
+    )
+    batch = _batch(0)
+    batch.making = SimpleNamespace(work=SimpleNamespace(batch_timeout=0.3))
+    with Helpers(1) as helpers:
+        preparing = Preparing(jobs, helpers)
+        preparing.awaited(True)
+        sleep(0.4)  # the reader has nothing yet
+        (window,) = preparing.windows(iter([batch]))
+        assert not preparing.is_done(window)
+        assert not preparing.is_hanging(window)
+        sleep(0.4)
+        assert preparing.is_hanging(window)
+        backend.released.set()
