@@ -17,7 +17,7 @@ from sheaf_dagster.batch.worker.loading import LoadedBackend
 from sheaf_dagster.batch.worker.making import Batch, ChunkInMaking
 from sheaf_dagster.batch.worker.model_thread import CallTooLongError, ModelThread
 from sheaf_dagster.batch.worker.overlap import Behind, Prefetched
-from sheaf_dagster.batch.worker.planning import Plan
+from sheaf_dagster.batch.worker.planning import Plan, with_room
 from sheaf_dagster.batch.worker.predict import Begun, ErrorLine, Predictor, Stage, is_suspicious
 from sheaf_dagster.batch.worker.preparing import Preparing, Ready
 from sheaf_dagster.batch.worker.tally import Tally
@@ -84,11 +84,15 @@ class Device:
         self._settle()
 
     def _carry_out(self, plan: Plan) -> Iterator[None]:
-        batch, ready, files = plan.batch, plan.ready, self._jobs
+        files, batch = self._jobs, plan.batch
         making = batch.making
         self._preparing.gone(len(batch.rows))
         if files.has_failed(making.work):
             return
+        if plan.lacks_room:
+            self._settle()
+            plan = with_room(files, plan)
+        ready = plan.ready
         if plan.failure is not None:
             self._writer.hand(files.failing(making, plan.failure))
             return

@@ -12,11 +12,11 @@ from sheaf_dagster.batch.worker.making import Batch
 from sheaf_dagster.batch.worker.memory import is_out_of_memory
 from sheaf_dagster.batch.worker.overlap import Prefetched
 from sheaf_dagster.batch.worker.predict import ErrorLine
-from sheaf_dagster.batch.worker.preparing import Preparing, Ready, Window
+from sheaf_dagster.batch.worker.preparing import Preparing, Ready, Window, prepared
 from sheaf_dagster.batch.worker.tally import Tally
 from sheaf_dagster.errors import SheafError
 
-__all__ = ["Plan", "plans_for"]
+__all__ = ["Plan", "plans_for", "with_room"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Plan:
     """What ends the file instead."""
     hangs: bool = False
     """Whether a row was not prepared in time."""
+    lacks_room: bool = False
+    """Whether memory ran out for a row, beside others and the device: there is more once they rest."""
 
 
 def plans_for(files: Files, preparing: Preparing, windows: Prefetched[Window]) -> Iterator[Plan]:
@@ -58,7 +60,25 @@ def plans_for(files: Files, preparing: Preparing, windows: Prefetched[Window]) -
                 yield Plan(batch, failure=e)
 
 
-def _planned(files: Files, batch: Batch, ready: dict[int, Ready]) -> Plan:
+def with_room(files: Files, plan: Plan) -> Plan:
+    """A plan that lacked room, after another try; nothing is to run on the device meanwhile."""
+    backend, ready = files.loaded.backend, dict(plan.ready or {})
+    try:
+        for row in plan.batch.rows:
+            if _lacks_room(ready[row.position]):
+                ready[row.position] = prepared(backend, [row]).ready[0]
+        return _planned(files, plan.batch, ready, has_room=True)
+    except Exception as e:
+        return Plan(plan.batch, failure=e)
+
+
+def _lacks_room(made: Ready) -> bool:
+    return made.error is not None and is_out_of_memory(made.error)
+
+
+def _planned(
+    files: Files, batch: Batch, ready: dict[int, Ready], *, has_room: bool = False
+) -> Plan:
     """A plan for the rows that could be prepared; the errors of the others."""
     making, predictor = batch.making, files.predictor(batch.making)
     good: list[Row] = []
@@ -67,8 +87,8 @@ def _planned(files: Files, batch: Batch, ready: dict[int, Ready]) -> Plan:
         made = ready[row.position]
         if made.error is None:
             good.append(row)
-        elif is_out_of_memory(made.error):
-            return Plan(batch)  # with others and the device beside it; there is more room alone
+        elif _lacks_room(made) and not has_room:
+            return Plan(batch, ready=ready, lacks_room=True)
         elif isinstance(made.error, SheafError):
             raise made.error
         elif making.work.on_error == "fail":

@@ -46,6 +46,31 @@ class Sizes(InStages):
         return [2 * r.value for r in prepared]
 
 
+class ShortOnce(Sizes):
+    """Runs out of memory once, when it prepares a row."""
+
+    is_short = True
+
+    def prepare(self, request):
+        if request.value == 700 and self.is_short:
+            self.is_short = False
+            raise MemoryError("for now")
+        return request
+
+
+def test_the_budget_holds_where_there_was_no_room_to_prepare_a_row(write_rows, tmp_path):
+    calls = tmp_path / "calls"
+    values = [float(i) for i in range(900)]
+    job = spec(write_rows(values), tmp_path, batch_budget=4000, compute="local")
+
+    result = BatchRunner(shaped(ShortOnce, call_log=str(calls))).run(job)
+
+    batches = [json.loads(line) for line in calls.read_text().splitlines()]
+    assert [r["value"] for r in read_rows(result.sink)] == [2 * v for v in values]
+    assert all(len(b) * max(b) <= 4000 for b in batches)
+    assert sum(map(len, batches)) == 900
+
+
 @local_or_tasks
 def test_batches_by_size_stay_within_the_budget_and_hardly_pad(write_rows, tmp_path, mode):
     calls = tmp_path / "calls"
