@@ -94,6 +94,7 @@ class Device:
             plan = with_room(files, plan)
         ready = plan.ready
         if plan.failure is not None:
+            self._settle()  # if that failed, too, it is named
             self._writer.hand(files.failing(making, plan.failure))
             return
         if ready is None:
@@ -127,13 +128,17 @@ class Device:
         predictor = self._jobs.predictor(making, stage)
         started = perf_counter()
         begun = predictor.begin(rows)
-        self._settle()
+        self._settle(0.0 if begun.goes_on else predictor.seconds)
         self._begun = _BatchBegun(making, rows, ready, predictor, begun, started)
         if not begun.goes_on:
             self._settle()
 
-    def _settle(self) -> None:
-        """Waits for the batch that the device was given last, if there is one."""
+    def _settle(self, others: float = 0.0) -> None:
+        """Waits for the batch that the device was given last, if there is one.
+
+        Args:
+            others: Seconds since then that count as another batch's.
+        """
         if self._begun is None:
             return
         making, rows, ready, predictor, begun, started = self._begun
@@ -145,7 +150,7 @@ class Device:
             self._writer.hand(self._jobs.failing(making, e))
             return
         if begun.goes_on:  # the device was its own from when it was done with the one before
-            predictor.seconds = perf_counter() - max(started, self._settled)
+            predictor.seconds = perf_counter() - max(started, self._settled) - others
         self._settled = perf_counter()
         padded = max(ready[row.position].size for row in rows) * len(rows)
         _learn(loaded, predictor, len(rows), padded)

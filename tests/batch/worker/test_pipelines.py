@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from typing import ClassVar
 
 import pytest
 
-from sheaf_dagster import BatchRunner
+from sheaf_dagster import BatchRunner, PredictError
 from tests.batch.jobs import spec
 from tests.conftest import read_rows
 from tests.toys import InFlight, InStages, shaped
@@ -184,6 +185,53 @@ def test_a_device_that_goes_on_has_its_next_batch_before_the_last_is_waited_for(
     assert sum(ahead) > len(ahead) / 2
     assert all(at["begun", n + 8] > at["ended", n] for n in in_order[:-2])  # one batch, no more
     assert 0 < result.device_busy_fraction <= 1
+
+
+class FailsTwice(GoesOn):
+    """Fails at a row once it is waited for, and at a later one before that."""
+
+    def prepare(self, request):
+        super().prepare(request)
+        if request.value == 25:
+            raise ValueError("can't be prepared")
+        return request
+
+    def infer(self, prepared):
+        outputs = super().infer(prepared)
+        if prepared[0].value != 20:
+            return outputs
+        with self.later:  # what becomes of the next batch is known before
+            self.later.wait(0.5)
+        return lambda: 1 / 0
+
+
+def test_of_two_rows_that_fail_the_first_is_named(write_rows, tmp_path):
+    values = [float(i) for i in range(200)]
+    job = spec(write_rows(values), tmp_path, batch_size=4, compute="local")
+
+    with pytest.raises(PredictError, match=r"line 21: .*ZeroDivisionError"):
+        BatchRunner(of(FailsTwice)).run(job)
+
+
+class GoesOnAtTimes(InStages):
+    """Every second batch is done at once, after a while in which the one before it goes on."""
+
+    def infer(self, prepared):
+        outputs = [2 * r.value for r in prepared]
+        if prepared[0].value % 8:
+            time.sleep(0.02)
+            return outputs
+        return lambda: outputs
+
+
+def test_time_in_which_two_batches_were_under_way_counts_once(write_rows, tmp_path):
+    values = [float(i) for i in range(200)]
+    job = spec(write_rows(values), tmp_path, batch_size=4, compute="local")
+
+    result = BatchRunner(of(GoesOnAtTimes)).run(job)
+
+    assert [r["value"] for r in read_rows(result.sink)] == [2 * v for v in values]
+    assert 25 * 0.02 <= result.predict_seconds <= result.inference_seconds
 
 
 @pytest.mark.parametrize("batch_size", [3, 64])
