@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import wait
+from contextlib import ExitStack
 from threading import Event
 from time import sleep
 from types import SimpleNamespace
@@ -72,7 +73,8 @@ def test_rows_do_not_hang_that_the_device_has_waited_for_before_they_were_read()
     )
     batch = _batch(0)
     batch.making = SimpleNamespace(work=SimpleNamespace(batch_timeout=0.3))
-    with Helpers(1) as helpers:
+    with Helpers(1) as helpers, ExitStack() as stack:
+        stack.callback(backend.released.set)
         preparing = Preparing(jobs, helpers)
         preparing.awaited(True)
         sleep(0.4)  # the reader has nothing yet
@@ -81,4 +83,3 @@ def test_rows_do_not_hang_that_the_device_has_waited_for_before_they_were_read()
         assert not preparing.is_hanging(window)
         sleep(0.4)
         assert preparing.is_hanging(window)
-        backend.released.set()
