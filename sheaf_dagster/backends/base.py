@@ -213,7 +213,9 @@ class ModelBackend(ABC):
         Do only the device's work here: ``device_busy_fraction`` measures this method. A GPU works on its
         own once it has been told what to do. So this method may return a function in place of the outputs:
         it is called once the next batch has been begun, and waits for the outputs. A GPU then has no gap
-        between two batches. ``from_device`` makes such a function.
+        between two batches. ``from_device`` makes such a function. Where jobs share a model, or a batch
+        is halved, several others may be begun and ended before that; after an early end it isn't
+        called.
 
         Args:
             prepared: The outputs of ``prepare`` for the rows of one batch; at least one.
