@@ -131,7 +131,7 @@ class Predictor:
             values = self._begun(rows)
         except Exception as e:
             error = e
-        return Begun(partial(self._answers, rows, values, error), goes_on=callable(values))
+        return Begun(partial(self._answers, rows, values, error), self._goes_on(values))
 
     def _answers(self, rows: Sequence[Row], values: Any, error: Exception | None) -> Sequence[Any]:
         """What rows came to, from what their stage gave, or raised."""
@@ -188,8 +188,11 @@ class Predictor:
         self.calls += 1
         return self._within_limit(rows, lambda: self._stage.call(rows))
 
+    def _goes_on(self, values: Any) -> bool:
+        return not self._stage.answers and callable(values)
+
     def _ended(self, rows: Sequence[Row], values: Any) -> Sequence[Any]:
-        if callable(values):
+        if self._goes_on(values):
             values = self._within_limit(rows, values)
         said = self.where, self._name, self._stage.name, rows, values
         if not self._stage.answers:
