@@ -261,7 +261,7 @@ def test_a_source_replaced_while_the_job_runs_is_an_error_and_nothing_is_written
             s3.put("in.jsonl", rows(40).replace(b"xxx", b"yyy"))
 
     with pytest.raises(SourceChangedError, match="in.jsonl changed"):
-        BatchRunner(doubler(batch_seconds=0.05), on_progress=replace).run(spec)
+        BatchRunner(doubler(batch_seconds=0.4), on_progress=replace).run(spec)
     assert "out.jsonl" not in s3.names()
 
 
