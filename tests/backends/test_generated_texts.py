@@ -17,7 +17,7 @@ from sheaf_dagster.contracts import (
 )
 from sheaf_dagster.testing import check_backend
 from tests.backends.language_rows import LONG, TEXTS, causal, line, row
-from tests.backends.weights import WORDS, tokenizer
+from tests.backends.weights import WORDS, greedy, tokenizer
 from tests.conftest import read_rows
 
 pytestmark = pytest.mark.model
@@ -357,14 +357,7 @@ def test_settings_saved_with_a_model_hold_in_any_batch(settings, models, tmp_pat
     )
 
     for (text, most), answer in zip(asked, answers, strict=True):
-        given = tokenizer(text, return_tensors="pt")
-        made = model.generate(
-            input_ids=given["input_ids"],
-            attention_mask=given["attention_mask"],
-            max_new_tokens=most,
-            do_sample=False,
-        )[0, given["input_ids"].shape[1] :]
-        assert answer.text == tokenizer.decode(made, skip_special_tokens=True)
+        assert answer.text == greedy(model, tokenizer, text, most)
 
 
 def test_scores_that_are_no_numbers_fail_their_row(models):

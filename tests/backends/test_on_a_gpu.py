@@ -18,6 +18,7 @@ from sheaf_dagster import BatchResult, BatchRunner, BatchSpec, ModelSpec, Resour
 from sheaf_dagster.contracts import EmbeddingRequest, TensorsRequest, TextRequest, TimeSeriesRequest
 from tests.backends.gpu_models import HELD_BYTES, ROWS_THAT_FIT, Multiplies, TakesMemory
 from tests.backends.gpu_models import TakesMemoryInOneCall as InOneCall
+from tests.backends.weights import greedy
 from tests.conftest import read_rows, start_again
 from tests.toys import NumberRequest, shaped
 
@@ -212,14 +213,7 @@ def test_texts_are_continued_as_by_the_library(device, models, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(models["causal"], dtype=torch.float32).to(device)
     tokenizer = AutoTokenizer.from_pretrained(models["causal"])
     for text, most, answer in zip(SENTENCES, lengths, answers, strict=True):
-        given = tokenizer(text, return_tensors="pt").to(device)
-        made = model.generate(
-            input_ids=given["input_ids"],
-            attention_mask=given["attention_mask"],
-            max_new_tokens=most,
-            do_sample=False,
-        )[0, given["input_ids"].shape[1] :]
-        assert answer["text"] == tokenizer.decode(made, skip_special_tokens=True)
+        assert answer["text"] == greedy(model, tokenizer, text, most)
 
 
 @pytest.mark.parametrize("family", ["bolt", "chronos2"])

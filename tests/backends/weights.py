@@ -226,3 +226,15 @@ class TinyModels(dict[str, str]):
         (save,) = [save for save, names in FAMILIES.items() if name in names]
         self.update(save(self._root))
         return self[name]
+
+
+def greedy(model, tokenizer, text: str, most: int) -> str:
+    """What a language model makes of a text by ``generate``, called by hand on the model's device."""
+    given = tokenizer(text, return_tensors="pt").to(model.device)
+    made = model.generate(
+        input_ids=given["input_ids"],
+        attention_mask=given["attention_mask"],
+        max_new_tokens=most,
+        do_sample=False,
+    )
+    return tokenizer.decode(made[0, given["input_ids"].shape[1] :], skip_special_tokens=True)
