@@ -5,14 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
 from sheaf_dagster.backends.base import ModelBackend
+from sheaf_dagster.backends.columns import ResponseColumns
 from sheaf_dagster.backends.common.digest import weights_digest
 from sheaf_dagster.backends.common.libraries import pick_device, require, use_own_threads
 from sheaf_dagster.backends.forecasting.magnitude import LARGE, overflows
 from sheaf_dagster.backends.forecasting.row_draws import drawing_by_row
-from sheaf_dagster.contracts import ModelType, OutputMode, TimeSeriesRequest, TimeSeriesResponse
+from sheaf_dagster.contracts import (
+    Deviation,
+    ModelType,
+    OutputMode,
+    TimeSeriesRequest,
+    TimeSeriesResponse,
+)
 from sheaf_dagster.errors import SpecError
 
 __all__ = ["ChronosBackend"]
@@ -150,29 +160,45 @@ class ChronosBackend(ModelBackend):
                 found.update(zip(members, made, strict=True))
         return [found[i] for i in range(len(prepared))]
 
-    def respond(  # type: ignore[override]
+    def respond(
         self, requests: Sequence[TimeSeriesRequest], outputs: Sequence[Any]
-    ) -> list[TimeSeriesResponse]:
+    ) -> Sequence[BaseModel]:
         """The responses.
 
         Raises:
             ValueError: The model has no finite answer to a row.
         """
-        groups: dict[tuple[int, int, tuple[float, ...]], list[int]] = defaultdict(list)
+        groups: dict[tuple[int, int, OutputMode, tuple[float, ...]], list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
-            groups[request.horizon, self._paths(request), _levels_of(request)].append(i)
-        answers: dict[int, TimeSeriesResponse] = {}
-        for members in groups.values():
-            group = [requests[i] for i in members]
-            forecasts = _finite(group, [outputs[i] for i in members])
-            if self._family == _DRAWS:
-                made = [_from_paths(r, f) for r, f in zip(group, forecasts, strict=True)]
-            else:
-                made = _from_quantiles(group, forecasts, self._levels, self._seed)
-            for request, response in zip(group, made, strict=True):
-                self._note(request, response)
-            answers.update(zip(members, made, strict=True))
+            asked = request.horizon, self._paths(request), request.output_mode, _levels_of(request)
+            groups[asked].append(i)
+        made = [
+            self._answers([requests[i] for i in members], [outputs[i] for i in members])
+            for members in groups.values()
+        ]
+        if len(made) == 1:
+            return made[0]
+        places = chain.from_iterable(groups.values())
+        answers = dict(zip(places, chain.from_iterable(made), strict=True))
         return [answers[i] for i in range(len(requests))]
+
+    def _answers(
+        self, requests: Sequence[TimeSeriesRequest], outputs: Sequence[Any]
+    ) -> ResponseColumns:
+        """The responses to rows that ask for the same."""
+        forecasts = _finite(requests, outputs)
+        columns: dict[str, Any] = (
+            _from_paths(requests, forecasts)
+            if self._family == _DRAWS
+            else _from_quantiles(requests, forecasts, self._levels, self._seed)
+        )
+        return ResponseColumns(
+            TimeSeriesResponse,
+            requests,
+            columns,
+            copied=("horizon", "frequency"),
+            deviations=[self._deviations(request) for request in requests],
+        )
 
     @property
     def _levels(self) -> list[float]:
@@ -212,20 +238,22 @@ class ChronosBackend(ModelBackend):
             )
         return values
 
-    def _note(self, request: TimeSeriesRequest, response: TimeSeriesResponse) -> None:
-        """Notes in which ways a row is answered otherwise than asked."""
+    def _deviations(self, request: TimeSeriesRequest) -> list[Deviation]:
+        """In which ways a row is answered otherwise than asked."""
+        found: list[Deviation] = []
         if request.history is not None and len(request.history) > self._context:
-            response.deviates("truncated")
+            found.append("truncated")
         if self._family != _JOINT if request.n_variates > 1 else request.target_index > 0:
-            response.deviates("ignored_field")
+            found.append("ignored_field")
         if self._family == _DRAWS or request.output_mode is OutputMode.MEAN:
-            return
+            return found
         low, high = min(self._levels), max(self._levels)
         held = request.output_mode is OutputMode.SAMPLES or any(
             not low <= q <= high for q in request.quantile_levels
         )
         if held:  # to the outermost of the trained levels
-            response.deviates("clipped")
+            found.append("clipped")
+        return found
 
     def _paths(self, request: TimeSeriesRequest) -> int:
         if self._family != _DRAWS:
@@ -302,7 +330,7 @@ def _are_finite(forecasts: Any) -> Any:
     return np.isfinite(np.reshape(forecasts, (len(forecasts), -1))).all(axis=1)
 
 
-def _finite(requests: Sequence[TimeSeriesRequest], forecasts: list[Any]) -> Any:
+def _finite(requests: Sequence[TimeSeriesRequest], forecasts: Sequence[Any]) -> Any:
     """The forecasts as one array."""
     import numpy as np
 
@@ -322,43 +350,57 @@ def _levels_of(request: TimeSeriesRequest) -> tuple[float, ...]:
     return tuple(request.quantile_levels) if wanted else ()
 
 
-def _from_paths(request: TimeSeriesRequest, paths: Any) -> TimeSeriesResponse:
+def _from_paths(requests: Sequence[TimeSeriesRequest], paths: Any) -> dict[str, Any]:
+    """What rows that ask for the same get of their paths (shape: rows × paths × horizon)."""
     import numpy as np
 
-    quantiles = samples = None
-    if request.output_mode is OutputMode.QUANTILES:
-        levels = request.quantile_levels
-        values = np.quantile(paths, levels, axis=0) if levels else []
-        quantiles = {str(q): v.tolist() for q, v in zip(levels, values, strict=True)}
-    if request.output_mode is OutputMode.SAMPLES:
-        samples = paths.tolist()
-    return _response(request, paths.mean(axis=0).tolist(), quantiles, samples)
+    columns: dict[str, Any] = {"mean": paths.mean(axis=1)}
+    mode, levels = requests[0].output_mode, requests[0].quantile_levels
+    if mode is OutputMode.QUANTILES:
+        values = np.quantile(paths, levels, axis=1) if levels else np.zeros((0, len(paths), 1))
+        columns["quantiles"] = _by_level(levels, values.swapaxes(0, 1))
+    if mode is OutputMode.SAMPLES:
+        columns["samples"] = paths
+    return columns
 
 
 def _from_quantiles(
     requests: Sequence[TimeSeriesRequest], predicted: Any, levels: list[float], seed: int
-) -> list[TimeSeriesResponse]:
-    """Answers of rows that ask for the same, from an array of the shape rows × trained levels × horizon."""
+) -> dict[str, Any]:
+    """What rows that ask for the same get (shape of the prediction: rows × trained levels × horizon)."""
     import numpy as np
 
     # Crossing quantiles are put in order (rearrangement, Chernozhukov et al. 2010).
     if (predicted[:, 1:] < predicted[:, :-1]).any():
         predicted = np.sort(predicted, axis=1)
-    means = _interpolate([0.5], levels, predicted)[:, 0].tolist()
-    wanted = _levels_of(requests[0])
-    given = _interpolate(wanted, levels, predicted).tolist()
-    made = []
-    for request, own, mean, values in zip(requests, predicted, means, given, strict=True):
-        quantiles = samples = None
-        if request.output_mode is OutputMode.QUANTILES:
-            quantiles = {str(q): row for q, row in zip(wanted, values, strict=True)}
-        if request.output_mode is OutputMode.SAMPLES:
-            random = np.random.default_rng([request.request_id.int % 2**64, seed])
-            u = random.random((request.horizon, request.num_samples))
-            steps = [_interpolate(u[t], levels, own[:, t, None])[:, 0] for t in range(len(u))]
-            samples = np.array(steps).T.tolist()
-        made.append(_response(request, mean, quantiles, samples))
-    return made
+    columns: dict[str, Any] = {"mean": _interpolate([0.5], levels, predicted)[:, 0]}
+    mode, wanted = requests[0].output_mode, requests[0].quantile_levels
+    if mode is OutputMode.QUANTILES:
+        columns["quantiles"] = _by_level(wanted, _interpolate(wanted, levels, predicted))
+    if mode is OutputMode.SAMPLES:
+        columns["samples"] = [
+            _drawn(request, levels, own, seed)
+            for request, own in zip(requests, predicted, strict=True)
+        ]
+    return columns
+
+
+def _by_level(levels: Sequence[float], values: Any) -> list[dict[str, list[float]]]:
+    """For each row its values by level (shape: rows × levels × horizon)."""
+    names = [*map(str, levels)]
+    return [dict(zip(names, own, strict=True)) for own in values.tolist()]
+
+
+def _drawn(
+    request: TimeSeriesRequest, levels: list[float], predicted: Any, seed: int
+) -> list[list[float]]:
+    """Samples of a row, from its distribution (shape of that: trained levels × horizon)."""
+    import numpy as np
+
+    random = np.random.default_rng([request.request_id.int % 2**64, seed])
+    u = random.random((request.horizon, request.num_samples))
+    steps = [_interpolate(u[t], levels, predicted[:, t, None])[:, 0] for t in range(len(u))]
+    return np.array(steps).T.tolist()  # type: ignore[no-any-return]
 
 
 def _interpolate(wanted: Any, levels: list[float], predicted: Any) -> Any:
@@ -380,22 +422,8 @@ def _interpolate(wanted: Any, levels: list[float], predicted: Any) -> Any:
     above = np.clip(np.searchsorted(known, wanted), 1, len(known) - 1)
     below = above - 1
     share = np.clip((wanted - known[below]) / (known[above] - known[below]), 0.0, 1.0)
+    if np.isin(share, (0.0, 1.0)).all():  # the trained levels themselves, and those beyond them
+        return predicted[..., np.where(share == 1.0, above, below), :]
     low, high = predicted[..., below, :], predicted[..., above, :]
-    return low + share[:, None] * (high - low)
-
-
-def _response(
-    request: TimeSeriesRequest,
-    mean: list[float],
-    quantiles: dict[str, list[float]] | None,
-    samples: list[list[float]] | None,
-) -> TimeSeriesResponse:
-    return TimeSeriesResponse(
-        request_id=request.request_id,
-        model_name=request.model_name,
-        mean=mean,
-        quantiles=quantiles,
-        samples=samples,
-        horizon=request.horizon,
-        frequency=request.frequency.value,
-    )
+    between = low + share[:, None] * (high - low)
+    return np.where(share[:, None] == 1.0, high, between)  # which is rounded

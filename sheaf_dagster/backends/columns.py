@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_
 
 from pydantic import BaseModel
 
+from sheaf_dagster.contracts.base import Deviation, note_deviations
 from sheaf_dagster.errors import ResponseMismatchError
 
 if TYPE_CHECKING:
@@ -201,6 +203,8 @@ class ResponseColumns(MadeWhenAsked[BaseModel]):
         columns: By field, an array or a list with one value for each request. Anything else is the
             value of every response.
         copied: Fields of the requests that the responses have under the same name.
+        deviations: For each request, in which ways its answer deviates from what was asked; see
+            ``BaseResponse.deviates``. By default no answer does.
 
     Raises:
         ResponseMismatchError: A column hasn't as many values as there are requests.
@@ -214,6 +218,7 @@ class ResponseColumns(MadeWhenAsked[BaseModel]):
         columns: Mapping[str, Any],
         *,
         copied: Sequence[str] = (),
+        deviations: Sequence[Sequence[Deviation]] = (),
     ) -> None:
         self.response = response
         self.requests = requests
@@ -233,6 +238,18 @@ class ResponseColumns(MadeWhenAsked[BaseModel]):
                     f"ResponseColumns: column {name!r} has {len(values)} values for {len(requests)} "
                     "requests; it must have one for each, in the same order"
                 )
+        if any(deviations):
+            self.columns["metadata"] = self._marked(deviations)
+
+    def _marked(self, deviations: Sequence[Sequence[Deviation]]) -> list[dict[str, Any]]:
+        """The column of metadata, with the marks of answers that deviate."""
+        given = "metadata" in self.columns
+        own = self.values("metadata") if given else repeat({}, len(self))
+        metadata = [copy.deepcopy(one) for one in own]
+        for one, kinds in zip(metadata, deviations, strict=True):
+            if kinds:
+                note_deviations(one, kinds)
+        return metadata
 
     def is_constant(self, name: str) -> bool:
         """Whether a column is one value that all responses have."""

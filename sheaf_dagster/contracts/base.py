@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from functools import partial
 from typing import Any, Literal, Self, TypeVar, get_args
@@ -17,6 +17,7 @@ __all__ = [
     "Deviation",
     "ModelType",
     "deviations_of",
+    "note_deviations",
     "passes",
     "row_identity",
 ]
@@ -111,9 +112,14 @@ class BaseResponse(BaseModel):
         Args:
             kinds: How the answer deviates.
         """
-        noted = self.metadata.setdefault(_DEVIATIONS_KEY, [])
-        noted += [kind for kind in kinds if kind not in noted]
+        note_deviations(self.metadata, kinds)
         return self
+
+
+def note_deviations(metadata: dict[str, Any], kinds: Iterable[Deviation]) -> None:
+    """Marks a response by its metadata; see ``BaseResponse.deviates``."""
+    noted = metadata.setdefault(_DEVIATIONS_KEY, [])
+    noted += [kind for kind in kinds if kind not in noted]
 
 
 def passes(**fields: Any) -> Callable[[F], F]:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sheaf_dagster.backends.columns import ResponseColumns
-from sheaf_dagster.contracts import EmbeddingResponse
+from sheaf_dagster.contracts import Deviation, EmbeddingResponse
 
 __all__ = ["embedding_responses", "normalized"]
 
@@ -27,7 +27,7 @@ def normalized(vectors: Any) -> Any:
 def embedding_responses(
     requests: Sequence[Any], vectors: Sequence[Any], truncated: Sequence[bool]
 ) -> Sequence[BaseModel]:
-    """The responses to rows, in columns where they are all alike.
+    """The responses to rows.
 
     Args:
         requests: The rows.
@@ -36,16 +36,12 @@ def embedding_responses(
     """
     import numpy as np
 
-    if len({own.shape for own in vectors}) == 1 and not any(truncated):
+    deviations: list[list[Deviation]] = [["truncated"] if is_cut else [] for is_cut in truncated]
+    if len({own.shape for own in vectors}) == 1:
         columns = {"embeddings": np.stack(vectors), "dim": int(vectors[0].shape[1])}
-        return ResponseColumns(EmbeddingResponse, requests, columns)
-    responses = []
-    for request, own, is_cut in zip(requests, vectors, truncated, strict=True):
-        response = EmbeddingResponse(
-            request_id=request.request_id,
-            model_name=request.model_name,
-            embeddings=own.tolist(),
-            dim=int(own.shape[1]),
-        )
-        responses.append(response.deviates("truncated") if is_cut else response)
-    return responses
+    else:
+        columns = {
+            "embeddings": [own.tolist() for own in vectors],
+            "dim": [int(own.shape[1]) for own in vectors],
+        }
+    return ResponseColumns(EmbeddingResponse, requests, columns, deviations=deviations)

@@ -6,6 +6,7 @@ plain types (``plain.py``) that is known a column at a time. Otherwise the respo
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from sheaf_dagster.backends.columns import MadeWhenAsked, ResponseColumns
 from sheaf_dagster.batch.rows.answers import non_finite_in
 from sheaf_dagster.batch.rows.arrays import by_row
 from sheaf_dagster.batch.rows.column_types import FieldType, NotSureError
-from sheaf_dagster.batch.rows.fast import IDENTITY, writes_fields
+from sheaf_dagster.batch.rows.fast import IDENTITY, writes_fields, written
 from sheaf_dagster.batch.rows.plain import NotPlainError, PlainModel
 
 if TYPE_CHECKING:
@@ -48,10 +49,17 @@ class AnswerColumns(MadeWhenAsked[BaseModel]):
     def __len__(self) -> int:
         return len(self.requests)
 
+    def lines(self) -> list[bytes] | None:
+        """What would be written of the responses, without making one; None where that isn't known."""
+        return written(self._by_row(self.fields))
+
     def _make(self) -> list[BaseModel]:
-        given = {name: self.fields[name] for name in self.given}
-        lists = {n: v if isinstance(v, list) else v.tolist() for n, v in given.items()}
-        return [self.response(**row) for row in by_row(lists, len(self), holes=False)]
+        return [self.response(**row) for row in self._by_row(self.given)]
+
+    def _by_row(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:
+        columns = {name: self.fields[name] for name in names}
+        lists = {n: v if isinstance(v, list) else v.tolist() for n, v in columns.items()}
+        return by_row(lists, len(self), holes=False)
 
 
 def settled(answers: Any) -> Any:

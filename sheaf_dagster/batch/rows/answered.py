@@ -82,10 +82,7 @@ class _Lines:
         answers: Sequence[Answer],
         fields: Sequence[bytes] | None = None,
     ) -> int:
-        lines, bad = response_lines([a for a in answers if not isinstance(a, bytes)])
-        if len(lines) < len(answers):
-            made = iter(lines)
-            lines = [a if isinstance(a, bytes) else next(made) for a in answers]
+        lines, bad = _written(answers)
         if fields is not None:
             lines = [
                 (with_free_fields if isinstance(a, ErrorLine) else with_fields)(line, own)
@@ -101,6 +98,17 @@ class _Lines:
 
     def content(self) -> bytes:
         return b"\n".join([*self._lines, b""])
+
+
+def _written(answers: Sequence[Answer]) -> tuple[list[bytes], int]:
+    """Answers as lines, and how many numbers in them became ``null``."""
+    if isinstance(answers, AnswerColumns) and (known := answers.lines()) is not None:
+        return known, 0
+    lines, bad = response_lines([a for a in answers if not isinstance(a, bytes)])
+    if len(lines) < len(answers):
+        made = iter(lines)
+        lines = [a if isinstance(a, bytes) else next(made) for a in answers]
+    return lines, bad
 
 
 class _Columns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 
 import orjson
@@ -86,6 +87,8 @@ def non_finite_in(value: Any) -> int:
     if isinstance(value, dict):
         return sum(map(non_finite_in, value.values()))
     if isinstance(value, (list, tuple, set, frozenset)):
+        if {*map(type, value)} == {float} and all(map(isfinite, value)):
+            return 0  # the common case, in a fraction of the time
         return sum(map(non_finite_in, value))
     return 0
 

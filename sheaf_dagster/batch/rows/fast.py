@@ -7,7 +7,7 @@ general codec's to accept or to refuse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NotRequired, Protocol
 
@@ -30,6 +30,7 @@ __all__ = [
     "fast_codec",
     "may_hide_fields",
     "writes_fields",
+    "written",
 ]
 
 IDENTITY = "request_id"
@@ -103,13 +104,16 @@ class FastCodec:
         values that nobody has validated (``model_construct``), whole numbers in a field of floats
         stay whole.
         """
-        if not self._writes:
-            return None
-        dumps = orjson.dumps
-        try:
-            return [dumps(row.__dict__, None, _AS_PYDANTIC) for row in rows]
-        except TypeError:
-            return None
+        return written(row.__dict__ for row in rows) if self._writes else None
+
+
+def written(rows: Iterable[dict[str, Any]]) -> list[bytes] | None:
+    """Rows as lines: their fields as they are; None where pydantic may write one differently."""
+    dumps = orjson.dumps
+    try:
+        return [dumps(row, None, _AS_PYDANTIC) for row in rows]
+    except TypeError:
+        return None
 
 
 @lru_cache(maxsize=64)

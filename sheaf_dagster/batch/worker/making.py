@@ -269,9 +269,11 @@ class ChunkInMaking:
 
     def _count(self, answers: Sequence[Answer]) -> None:
         if isinstance(answers, AnswerColumns) and not _counts_beside_metadata(answers.response):
-            metadata = answers.fields.get("metadata")
-            if not (isinstance(metadata, list) and any(metadata)):
-                return
+            for metadata in answers.fields.get("metadata", ()):
+                if metadata:
+                    noted = deviations_of({"metadata": metadata})
+                    self._counts.update(kind[0] for kind in noted)
+            return
         responses = [a for a in answers if not isinstance(a, ErrorLine)]
         if not any(map(_counts_beside_metadata, {type(r) for r in responses})):
             # The common case: asking each of many small rows takes as long as answering it.
