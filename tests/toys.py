@@ -7,7 +7,9 @@ import ctypes
 import os
 import re
 import signal
+import threading
 import time
+from copy import copy
 from typing import Literal
 
 from sheaf_dagster import (
@@ -19,6 +21,9 @@ from sheaf_dagster import (
     register_contract,
 )
 from sheaf_dagster.backends import weights_digest
+from sheaf_dagster.batch.worker import pipeline
+from sheaf_dagster.batch.worker.beside.choice import Beside
+from tests.waiting import wait_until
 
 
 class NumberRequest(BaseRequest):
@@ -180,6 +185,34 @@ class InStagesLater(InStages):
         return lambda: outputs or InStages.infer(self, prepared)
 
 
+class InStagesBeside(InStagesLater):
+    """The same with all stages but ``infer`` in two processes beside the model's, from the first row on."""
+
+    def load(self):
+        super().load()
+        pipeline.Beside = BesideAtOnce
+
+    def without_model(self):
+        return copy(self)
+
+
+class BesideAtOnce(Beside):
+    """Measures nothing, and starts the processes of a backend of these tests when it is made."""
+
+    def __init__(self, context, loaded, cpus) -> None:
+        at_once = isinstance(loaded.backend, InStagesBeside)
+        super().__init__(context, loaded, 2 if at_once else cpus)
+        if at_once:
+            self._kept = True
+            self._starting = threading.current_thread()
+            self._start(2)
+            wait_until(lambda: self._pool.is_ready or self._pool.failed, "the processes")
+
+    def close(self):
+        self._starting = None
+        super().close()
+
+
 class InFlight(InOneCall):
     """The same with rows in flight."""
 
@@ -224,7 +257,13 @@ class Moody(InOneCall):
         return super().batch_predict(requests)
 
 
-SHAPES = {"call": InOneCall, "stages": InStages, "later": InStagesLater, "flight": InFlight}
+SHAPES = {
+    "call": InOneCall,
+    "stages": InStages,
+    "later": InStagesLater,
+    "beside": InStagesBeside,
+    "flight": InFlight,
+}
 
 
 def shaped(shape: str | type[Doubler], num_cpus: float = 1, **kwargs) -> ModelSpec:

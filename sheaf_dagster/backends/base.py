@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel
 
@@ -19,6 +19,7 @@ __all__ = [
     "loop_of",
     "shape_of",
     "what_is_missing",
+    "without_model",
 ]
 
 Shape = Literal["call", "stages", "flight"]
@@ -231,6 +232,24 @@ class ModelBackend(ABC):
         """
         raise NotImplementedError
 
+    def without_model(self) -> Self | None:
+        """A copy of this backend that can prepare and respond, but not infer. By default None.
+
+        A worker with several CPUs can do everything but ``infer`` in processes of their own. It
+        measures whether that is faster than threads: it is if ``prepare`` or ``respond`` hold Python's
+        interpreter lock for long. The copy is pickled, and used in a process that loads no model. Leave
+        out what those methods don't need::
+
+            def without_model(self):
+                other = copy.copy(self)
+                other.model = None
+                return other
+
+        If a subclass overrides ``prepare``, ``size``, ``device_size``, ``padded_size`` or ``respond``, it
+        must override this method as well. Otherwise the worker uses threads.
+        """
+        return None
+
     # -- rows in flight -----------------------------------------------------------------------
 
     max_in_flight: int = 32
@@ -293,6 +312,24 @@ _MAIN: dict[Shape, tuple[str, ...]] = {
 }
 """A shape's methods, one of which a class must have for the others to count: a backend in one call
 may well have a ``size`` or a ``prepare`` of its own."""
+
+
+def without_model(backend: ModelBackend) -> ModelBackend | None:
+    """A backend's copy for other processes; None if its class doesn't speak for itself."""
+    if {"prepare", "size", "respond"} & vars(backend).keys():
+        return None
+    mro = type(backend).__mro__
+    says = _place(mro, "without_model")
+    if any(_place(mro, name) < says for name in _BESIDE):
+        return None
+    return backend.without_model()
+
+
+_BESIDE = ("prepare", "size", "device_size", "padded_size", "respond")
+
+
+def _place(mro: Sequence[type], name: str) -> int:
+    return next(i for i, cls in enumerate(mro) if name in vars(cls))
 
 
 def _overrides(cls: type[ModelBackend], *methods: str) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from copy import copy
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from pydantic import BaseModel
 
@@ -111,6 +112,8 @@ class ChronosBackend(ModelBackend):
         self._pipeline: Any = None
         self._family = ""
         self._context = 0
+        self._levels: list[float] = []
+        """Quantile levels that Bolt and Chronos-2 were trained for."""
 
     def load(self) -> None:
         torch, chronos = require(_NAME, "chronos", "torch", "chronos")
@@ -122,6 +125,13 @@ class ChronosBackend(ModelBackend):
         )
         self._family = type(self._pipeline).__name__
         self._context = int(self._pipeline.model_context_length)
+        if self._family != _DRAWS:
+            self._levels = [float(q) for q in self._pipeline.quantiles]
+
+    def without_model(self) -> Self:
+        other = copy(self)
+        other._pipeline = None
+        return other
 
     def prepare(self, request: TimeSeriesRequest) -> _Prepared:
         """What the model reads of a row.
@@ -199,11 +209,6 @@ class ChronosBackend(ModelBackend):
             copied=("horizon", "frequency"),
             deviations=[self._deviations(request) for request in requests],
         )
-
-    @property
-    def _levels(self) -> list[float]:
-        """Quantile levels that Bolt and Chronos-2 were trained for."""
-        return [float(q) for q in self._pipeline.quantiles]
 
     def _history(self, request: TimeSeriesRequest, joint: bool, target: int) -> Any:
         """A row's values, NaN where one is missing (shape: variates × time)."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel
 
@@ -15,10 +15,10 @@ from sheaf_dagster.backends.base import ModelBackend
 from sheaf_dagster.backends.common.device import from_device
 from sheaf_dagster.backends.common.digest import weights_digest
 from sheaf_dagster.backends.common.files import read_uri, resolve_options
+from sheaf_dagster.backends.common.gates import Gate
 from sheaf_dagster.backends.common.images import decode_image
 from sheaf_dagster.backends.common.libraries import (
     check_dtype,
-    own_cpus,
     pick_device,
     require,
     use_own_threads,
@@ -111,10 +111,11 @@ class ImageEmbedderBackend(ModelBackend):
         self._revision = revision
         self._options: dict[str, Any] = {}
         self._model: Any = None
+        self._config: Any = None
         self._processor: Any = None
         self._tokenizer: Any = None
         self._no_tokenizer: Exception | None = None
-        self._tokenizing = threading.Lock()  # a tokenizer's settings are those of its last call
+        self._tokenizing = Gate(1)  # a tokenizer's settings are those of its last call
         self._dim = 0
 
     def load(self) -> None:
@@ -122,11 +123,12 @@ class ImageEmbedderBackend(ModelBackend):
         use_own_threads(torch)
         self._options = resolve_options(self._storage_options)
         self._device = pick_device(torch, self._device)
-        self._decoding = threading.BoundedSemaphore(own_cpus())
+        self._decoding = Gate()
         own = {} if self._revision is None else {"revision": self._revision}
         dtype = "auto" if self._dtype == "auto" else getattr(torch, self._dtype)
         self._model = transformers.AutoModel.from_pretrained(self._model_id, dtype=dtype, **own)
         self._model = self._model.to(self._device).eval()
+        self._config = self._model.config
         self._processor = _image_processor(transformers, self._model_id, own)
         if hasattr(self._model, "get_text_features"):
             try:
@@ -138,6 +140,11 @@ class ImageEmbedderBackend(ModelBackend):
         # Warms the network up, too.
         blank = self._pixels(Image.new("RGB", (64, 64)))
         self._dim = int(self._embed_pixels([blank]).shape[1])
+
+    def without_model(self) -> Self:
+        other = copy(self)
+        other._model = None
+        return other
 
     def prepare(self, request: EmbeddingRequest) -> _Prepared:
         """A row's images read, decoded and resized, or its texts as tokens."""
@@ -256,13 +263,13 @@ class ImageEmbedderBackend(ModelBackend):
     @property
     def _text_length(self) -> int:
         """Tokens that the model reads of a text."""
-        config = getattr(self._model.config, "text_config", self._model.config)
+        config = getattr(self._config, "text_config", self._config)
         return int(getattr(config, "max_position_embeddings", 64))
 
     def _filled(self, ids: Sequence[Sequence[int]]) -> int:
         """Tokens to which texts that go through the network together are filled up."""
         # SigLIP was trained on, and pools, texts that fill their whole length.
-        fill = "siglip" in str(self._model.config.model_type)
+        fill = "siglip" in str(self._config.model_type)
         return self._text_length if fill else max(map(len, ids))
 
     def _embed_pixels(self, pixels: list[Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from sheaf_dagster.backends.common.files import file_identity, local_file, resolve_options
 from sheaf_dagster.backends.common.libraries import require
@@ -92,6 +92,11 @@ class OnnxBackend(StackingBackend):
         fixed = given[0].shape[0] if given[0].shape else None
         fewest, most = (fixed, fixed) if isinstance(fixed, int) else (1, self._max_batch_size)
         self._stacker = Stacker(model, self._declared, self._outputs, self._run, fewest, most)
+
+    def without_model(self) -> Self:
+        other = super().without_model()
+        other._session = None
+        return other
 
     def _run(self, stacked: dict[str, Any]) -> dict[str, Any]:
         found = self._session.run(self._wanted, stacked)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 from pydantic import BaseModel
 
@@ -104,6 +105,9 @@ class SentenceTransformersBackend(ModelBackend):
         self._trust_remote_code = trust_remote_code
         self._model: Any = None
         self._encoder: Encoder
+        self._dimension = 0
+        self._is_cut = False
+        """Whether vectors may be shorter than the model's own."""
 
     def load(self) -> None:
         torch, library = require(_NAME, "sentence-transformers", "torch", "sentence_transformers")
@@ -120,7 +124,17 @@ class SentenceTransformersBackend(ModelBackend):
         )
         self._settle()
         self._model.eval()
+        self._dimension = dimension_of(self._model)
+        self._is_cut = self._model.truncate_dim is not None
         self._encoder = encoder_of(self._model, self._prompt, self._encode_batch_size)
+
+    def without_model(self) -> Self | None:
+        encoder = self._encoder.without_model()
+        if encoder is None:
+            return None
+        other = copy(self)
+        other._model, other._encoder = None, encoder
+        return other
 
     def _settle(self) -> None:
         """Takes over what was asked of the loaded model, as far as it has it."""
@@ -209,15 +223,18 @@ class SentenceTransformersBackend(ModelBackend):
         return answer.deviates("truncated") if found.truncated else answer
 
     def _asked_dimension(self, request: OpenAIBatchRequest) -> int:
-        own = dimension_of(self._model)
+        own = self._dimension
         asked = request.body.get("dimensions")
         if asked is None or asked == own:
             return own
-        cut = self._model.truncate_dim is not None
-        if not cut or not isinstance(asked, int) or not 0 < asked < own:
+        if not self._is_cut or not isinstance(asked, int) or not 0 < asked < own:
             raise ValueError(
                 f"{_name(request)}: 'body.dimensions' is {asked}, but the model's vectors have {own}"
-                + (" at most" if cut else "; shorter ones are for models with 'truncate_dim'")
+                + (
+                    " at most"
+                    if self._is_cut
+                    else "; shorter ones are for models with 'truncate_dim'"
+                )
             )
         return asked
 

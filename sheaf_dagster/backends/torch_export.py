@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from sheaf_dagster.backends.common.device import from_device
 from sheaf_dagster.backends.common.files import file_identity, local_file, resolve_options
@@ -101,6 +101,11 @@ class TorchExportBackend(StackingBackend):
             most = max(fewest, min(most or self._max_batch_size, self._max_batch_size))
         self._module = program.module()
         self._stacker = Stacker(model, self._inputs, self._outputs, self._run, fewest, most)
+
+    def without_model(self) -> Self:
+        other = super().without_model()
+        other._module, other._dtypes = None, {}
+        return other
 
     def _run(self, stacked: dict[str, Any]) -> dict[str, Any]:
         import torch

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
-from sheaf_dagster.backends.base import answered_in_shape, close_backend
+from sheaf_dagster.backends.base import answered_in_shape, close_backend, without_model
+from sheaf_dagster.batch.worker.beside.process import pickled
 from sheaf_dagster.contracts import row_identity
 from sheaf_dagster.testing.as_columns import columns_of
 from sheaf_dagster.testing.comparison import difference, plain, require_same, shown
@@ -131,6 +133,28 @@ def _columns(tested: BackendUnderTest) -> None:
         _require_own_answers(tested, answers, "when it is in columns")
 
 
+def _without_model(tested: BackendUnderTest) -> None:
+    backend = tested.loaded()
+    copied = without_model(backend)
+    if copied is None:
+        return
+
+    def sent(what: Any) -> Any:
+        try:
+            return pickle.loads(pickled(what))  # noqa: S301  (what was just made)
+        except Exception as e:
+            raise AssertionError(
+                f"a {type(what).__name__} can't be sent to another process, as without_model() "
+                f"promises: {type(e).__name__}: {e}"
+            ) from e
+
+    other, rows = sent(copied), list(tested.requests)
+    values = backend.infer(sent([other.prepare(request) for request in rows]))
+    outputs = sent(list(values() if callable(values) else values))
+    how = "when the copy from without_model() prepares and responds"
+    _require_own_answers(tested, list(other.respond(rows, outputs)), how)
+
+
 def _predict(tested: BackendUnderTest) -> None:
     alone = tested.loaded().predict(tested.requests[0])
     found = difference(plain(alone), plain(tested.batch()[0]), tested.tolerance)
@@ -221,6 +245,7 @@ CHECKS: dict[str, Callable[[BackendUnderTest], None]] = {
     "predict": _predict,
     "shapes": _shapes,
     "columns": _columns,
+    "without_model": _without_model,
     "repeatable": _repeatable,
     "seeded": _seeded,
     "load_once": _load_once,
@@ -244,6 +269,7 @@ RULES: tuple[str, ...] = tuple(CHECKS)
 * ``predict``: ``predict`` gives the answers of ``batch_predict``.
 * ``shapes``: so do the methods that a worker calls.
 * ``columns``: so does ``batch_predict`` with the rows of a Parquet file, if the class takes columns.
+* ``without_model``: so do the stages if the backend's copy for other processes prepares and responds.
 * ``repeatable``: the same batch gives the same answers, whatever ran before.
 * ``seeded``: another instance gives the same answers.
 * ``load_once``: nothing is loaded again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from typing import Any, NamedTuple, Protocol
 
 from sheaf_dagster.backends.common.device import from_device
@@ -36,6 +37,10 @@ class Encoder(Protocol):
 
     def prepared(self, texts: Sequence[str]) -> Sequence[Any]:
         """Each text as ``encoded`` takes it; called from several threads."""
+        ...
+
+    def without_model(self) -> Encoder | None:
+        """What prepares texts in another process; None where that is nothing."""
         ...
 
     def size(self, prepared: Sequence[Any]) -> int:
@@ -98,7 +103,7 @@ class _TokenEncoder:
         self._model = model
         self._prompt = prompt or ""
         self._most = most
-        self._device = model.device
+        self._device = str(model.device)
         self._limit: int = min(model.max_seq_length or _NO_LIMIT, _NO_LIMIT)
         self._tokenizer = _copied(model.tokenizer, self._limit)
         self._marks = int(model.tokenizer.num_special_tokens_to_add(False))
@@ -107,7 +112,7 @@ class _TokenEncoder:
             "input_ids": model.tokenizer.pad_token_id or 0,
             "token_type_ids": model.tokenizer.pad_token_type_id,
         }
-        self._cost = _PASS_TOKENS if self._device.type == "cpu" else _PASS_TOKENS_OF_GPU
+        self._cost = _PASS_TOKENS if self._device == "cpu" else _PASS_TOKENS_OF_GPU
         self._constants: dict[str, Any] = {}
         """What the library adds to the arrays, such as the length of the prompt."""
         self._names: frozenset[str] = frozenset()
@@ -126,6 +131,12 @@ class _TokenEncoder:
             )
             for one in found
         ]
+
+    def without_model(self) -> Encoder:
+        """The same without its network."""
+        other = copy(self)
+        other._model = None
+        return other
 
     def size(self, prepared: Sequence[_Tokens]) -> int:
         """How many tokens are read."""
@@ -170,7 +181,7 @@ class _TokenEncoder:
     def _forward(self, texts: Sequence[_Tokens]) -> Any:
         features: dict[str, Any] = dict(self._constants)
         for name, values in self._padded(texts).items():
-            if self._device.type == "cuda":
+            if self._device.startswith("cuda"):
                 values = values.pin_memory()
             features[name] = values.to(self._device, non_blocking=True)
         vectors = self._model(features)["sentence_embedding"]
@@ -225,6 +236,9 @@ class _LibraryEncoder:
     def prepared(self, texts: Sequence[str]) -> Sequence[str]:
         """The texts."""
         return texts
+
+    def without_model(self) -> None:
+        """There is nothing to prepare."""
 
     def size(self, prepared: Sequence[str]) -> int:
         """How many characters there are."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -140,6 +141,17 @@ class Stacker:
     def _require(self, name: str, where: str) -> None:
         if name not in self.model:
             raise SpecError(f"{where}: no input {name!r}; the model has {', '.join(self.model)}")
+
+    def without_run(self) -> Stacker:
+        """The same without the function, for another process."""
+        # An axis of any length may be told by a symbol of torch's.
+        model = {
+            name: replace(one, shape=tuple(n if isinstance(n, int) else None for n in one.shape))
+            if one.shape
+            else one
+            for name, one in self.model.items()
+        }
+        return replace(self, model=model, run=_no_model)
 
     def prepare(self, request: TensorsRequest) -> dict[str, Any]:
         """A row's arrays by name, in the types of the model.
@@ -321,6 +333,11 @@ class StackingBackend(ModelBackend):
     def warmup_requests(self) -> Sequence[TensorsRequest]:
         return self._stacker.examples()
 
+    def without_model(self) -> Self:
+        other = copy(self)
+        other._stacker = self._stacker.without_run()
+        return other
+
     def prepare(self, request: TensorsRequest) -> dict[str, Any]:
         return self._stacker.prepare(request)
 
@@ -337,6 +354,10 @@ class StackingBackend(ModelBackend):
         self, requests: Sequence[TensorsRequest], outputs: Sequence[dict[str, Any]]
     ) -> list[TensorsResponse]:
         return self._stacker.respond(requests, outputs)
+
+
+def _no_model(stacked: dict[str, Any]) -> Mapping[str, Any]:
+    raise NotImplementedError("the model is in another process")
 
 
 def _fits(narrow: Any, wanted: Any) -> bool:

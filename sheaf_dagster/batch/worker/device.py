@@ -152,7 +152,10 @@ class Device:
         if begun.goes_on:  # the device was its own from when it was done with the one before
             predictor.seconds = perf_counter() - max(started, self._settled) - others
         self._settled = perf_counter()
+        if loaded.told_seconds is not None:
+            predictor.seconds = loaded.told_seconds()
         padded = max(ready[row.position].size for row in rows) * len(rows)
+        loaded.meter.add(padded, predictor.seconds)
         _learn(loaded, predictor, len(rows), padded)
         self._writer.hand(partial(self._respond, making, rows, ready, outputs, predictor.tally))
 
@@ -223,6 +226,8 @@ class Device:
         except Exception as e:
             self._writer.hand(files.failing(making, e))
             return
+        if (told := files.loaded.told_seconds) is not None:
+            predictor.seconds = told()
         spent = predictor.tally
         if tally is not None:
             spent.add(tally)

@@ -8,9 +8,10 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from sheaf_dagster.backends import ModelBackend, resolve_backend
 from sheaf_dagster.backends.arguments import check_arguments
@@ -116,6 +117,29 @@ class ModelContext:
         return where + json.dumps(self.spec.model_dump(mode="json"), sort_keys=True)
 
 
+class Meter:
+    """Adds up what a device has done."""
+
+    def __init__(self) -> None:
+        self._found = (0.0, 0.0, 0)
+
+    def add(self, size: float, seconds: float) -> None:
+        """Notes a batch: what it cost, padded, and how long the device had it."""
+        all_size, all_seconds, batches = self._found
+        self._found = (all_size + size, all_seconds + seconds, batches + 1)
+
+    def found(self) -> tuple[float, float, int]:
+        """Both, so far, and how many batches there were."""
+        return self._found
+
+
+class Closes(Protocol):
+    """What is closed with a model."""
+
+    def close(self) -> None:
+        """Closes it."""
+
+
 @dataclass
 class LoadedBackend:
     """A backend that is ready to predict."""
@@ -134,6 +158,18 @@ class LoadedBackend:
     """What it has found of the best ``batch_budget``."""
     gpus: GpuSampler | None = None
     """What looks at its GPUs while it has chunks."""
+    meter: Meter = field(default_factory=Meter)
+    """What its device has done."""
+    told_seconds: Callable[[], float] | None = None
+    """Of a model in another process: seconds that the device took since the last call."""
+    beside: Closes | None = None
+    """The processes beside its own, if there are any."""
+
+    def close(self) -> None:
+        """Ends the processes beside it, and closes the backend."""
+        if self.beside is not None:
+            self.beside.close()
+        close_backend(self.backend)
 
     @cached_property
     def shape(self) -> Shape:
@@ -213,7 +249,7 @@ def cached_backend(context: ModelContext) -> LoadedBackend:
         while len(_BACKEND_CACHE) > keep:
             _, old = _BACKEND_CACHE.popitem(last=False)
             try:
-                close_backend(old.backend)
+                old.close()
             except Exception as e:  # another model's trouble must not be this one's
                 log.warning("closing %s failed: %s", type(old.backend).__name__, e)
         loaded = load_backend(context)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from sheaf_dagster.backends.base import close_backend
 from sheaf_dagster.batch.worker.loading import CACHE_SIZE, LoadedBackend, ModelContext, load_backend
 from sheaf_dagster.batch.worker.model_thread import ModelThread, ThreadLostError
 
@@ -98,7 +97,7 @@ class LocalModel:
         if thread is None or loaded is None:
             return
         try:
-            thread.call(lambda: close_backend(loaded.backend))
+            thread.call(loaded.close)
         except (Exception, ThreadLostError) as e:  # another model's trouble must not be this one's
             log.warning("closing %s failed: %s", type(loaded.backend).__name__, e)
         thread.end()

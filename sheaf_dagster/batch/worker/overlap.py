@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +14,43 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from sheaf_dagster.batch.worker.model_thread import raise_in
 
-__all__ = ["TICK_SECONDS", "Behind", "Helpers", "InModelThread", "Prefetched", "in_turns"]
+__all__ = [
+    "TICK_SECONDS",
+    "TURN_SECONDS",
+    "Behind",
+    "Helpers",
+    "InModelThread",
+    "Prefetched",
+    "cpu_seconds",
+    "in_turns",
+]
 
 T = TypeVar("T")
 
 TICK_SECONDS = 0.02
 """While nothing is ready, a caller sees to other things this often."""
 
-_TURN_SECONDS = 0.25
+TURN_SECONDS = 0.25
 """About how long a thread of the model's own is kept at a time: it may have other jobs."""
+
+
+def cpu_seconds() -> float | None:
+    """CPU time that the threads of this module have taken so far; None where nobody knows.
+
+    Of threads that have ended nothing is known any more.
+    """
+    found = 0
+    for thread in threading.enumerate():
+        if thread.name.startswith(_NAMES) and thread.native_id is not None:
+            try:
+                with open(f"/proc/self/task/{thread.native_id}/schedstat") as f:
+                    found += int(f.read().split()[0])
+            except FileNotFoundError:
+                if not sys.platform.startswith("linux"):
+                    return None
+            except (OSError, ValueError, IndexError):
+                return None
+    return found / 1e9
 
 
 class InModelThread(Protocol):
@@ -30,6 +59,9 @@ class InModelThread(Protocol):
     def __call__(self, call: Callable[[], T], /) -> T:
         """The call's value."""
         ...
+
+
+_READER, _WRITER, _PREPARE = _NAMES = ("sheaf-reader", "sheaf-writer", "sheaf-prepare")
 
 
 class _End:
@@ -49,7 +81,7 @@ class Prefetched(Generic[T]):
         self._source = source
         self._ready: queue.Queue[T | _End] = queue.Queue(maxsize=ahead)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._produce, daemon=True, name="sheaf-reader")
+        self._thread = threading.Thread(target=self._produce, daemon=True, name=_READER)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -111,7 +143,7 @@ def in_turns(
     """
 
     def turn() -> tuple[list[T], bool]:
-        until = perf_counter() + _TURN_SECONDS
+        until = perf_counter() + TURN_SECONDS
         found: list[T] = []
         for given in steps:
             found += given
@@ -130,7 +162,7 @@ class Behind(Generic[T]):
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sheaf-writer")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=_WRITER)
         self._futures: deque[Future[T]] = deque()
 
     def __enter__(self) -> Self:
@@ -201,7 +233,7 @@ class Helpers:
     def _begin(self) -> None:
         tasks = self._tasks = queue.SimpleQueue()
         self._threads = [
-            threading.Thread(target=_help, args=(tasks,), daemon=True, name=f"sheaf-prepare-{i}")
+            threading.Thread(target=_help, args=(tasks,), daemon=True, name=f"{_PREPARE}-{i}")
             for i in range(self.count)
         ]
         for thread in self._threads:

@@ -21,6 +21,8 @@ from time import perf_counter
 from typing import NamedTuple
 
 from sheaf_dagster.batch.messages import ChunkReport, FileWork
+from sheaf_dagster.batch.worker.beside.choice import Beside
+from sheaf_dagster.batch.worker.beside.todo import Todo
 from sheaf_dagster.batch.worker.files import Files, LimitFor
 from sheaf_dagster.batch.worker.flight import run_in_flight
 from sheaf_dagster.batch.worker.gpus import GpuSampler
@@ -32,7 +34,7 @@ from sheaf_dagster.batch.worker.reading import read_batches
 from sheaf_dagster.batch.worker.staged import run_in_stages
 from sheaf_dagster.storage import Chunk, store_at
 
-__all__ = ["run_chunks"]
+__all__ = ["run_chunks", "run_given"]
 
 _OVERLAP_FROM_SECONDS = 0.002
 """Batches that take longer than this get reading and writing threads of their own; below it,
@@ -73,16 +75,62 @@ def run_chunks(
     reserved = context.spec.resources.num_gpus > 0
     with rare_collections(), GpuSampler(reserved=reserved) as loaded.gpus:
         files = Files(loaded, limit_for)
+        if loaded.shape == "stages":
+            own = max(1, math.ceil(cpus or context.spec.resources.num_cpus))
+            yield from _run_stages(context, files, todo, stop, in_model_thread, own)
+            return
         in_columns = loaded.shape == "call" and loaded.backend.takes_columns
         batches = read_batches(context, loaded.sizer, todo, files.has_failed, in_columns=in_columns)
         if loaded.shape == "flight":
             yield from run_in_flight(files, batches, stop)
-        elif loaded.shape == "stages":
-            asked = loaded.backend.prepare_threads
-            threads = asked or max(1, math.ceil(cpus or context.spec.resources.num_cpus))
-            yield from run_in_stages(files, batches, stop, in_model_thread, threads)
         else:
             yield from _run_calls(files, batches, stop, in_model_thread)
+
+
+def _run_stages(
+    context: ModelContext,
+    files: Files,
+    todo: Iterable[Sequence[tuple[FileWork, Chunk]]],
+    stop: Callable[[], bool],
+    in_model_thread: InModelThread,
+    cpus: int,
+) -> Iterator[ChunkReport]:
+    """In threads, or where that is faster in processes beside this one."""
+    loaded, chunks = files.loaded, Todo(todo)
+    threads = loaded.backend.prepare_threads or cpus
+
+    def in_threads(enough: Callable[[], bool]) -> Iterator[ChunkReport]:
+        batches = read_batches(context, loaded.sizer, chunks.until(enough), files.has_failed)
+        return run_in_stages(files, batches, stop, in_model_thread, threads)
+
+    beside = loaded.beside
+    if not isinstance(beside, Beside):
+        beside = loaded.beside = Beside(context, loaded, cpus)
+    yield from beside.run(files, chunks, stop, in_model_thread, in_threads)
+
+
+def run_given(
+    context: ModelContext,
+    loaded: LoadedBackend,
+    todo: Iterable[Sequence[tuple[FileWork, Chunk]]],
+    stop: Callable[[], bool],
+    threads: int,
+    bytes_ahead: int,
+) -> Iterator[ChunkReport]:
+    """``run_chunks`` of a backend in stages whose model is in another process.
+
+    Args:
+        context: The model and its contract.
+        loaded: Its backend, whose ``infer`` asks that process.
+        todo: As for ``run_chunks``.
+        stop: Whether to end early.
+        threads: Threads that prepare.
+        bytes_ahead: About what prepared rows may take.
+    """
+    with rare_collections():
+        files = Files(loaded, None)
+        batches = read_batches(context, loaded.sizer, todo, files.has_failed)
+        yield from run_in_stages(files, batches, stop, lambda call: call(), threads, bytes_ahead)
 
 
 class _Turn(NamedTuple):

@@ -16,9 +16,9 @@ from sheaf_dagster.batch.worker.making import Batch
 from sheaf_dagster.batch.worker.memory import bytes_of
 from sheaf_dagster.batch.worker.overlap import TICK_SECONDS, Helpers
 
-__all__ = ["Preparing", "Ready", "Slice", "Window", "prepared"]
+__all__ = ["BYTES_AHEAD", "Preparing", "Ready", "Slice", "Window", "prepared"]
 
-_BYTES_AHEAD = 256 * 2**20
+BYTES_AHEAD = 256 * 2**20
 """About what prepared rows may take, beside those that are on the device."""
 
 _SLICE_SECONDS = 0.002
@@ -61,8 +61,9 @@ class Preparing:
     waits.
     """
 
-    def __init__(self, files: Files, helpers: Helpers) -> None:
+    def __init__(self, files: Files, helpers: Helpers, bytes_ahead: int = BYTES_AHEAD) -> None:
         self._jobs = files
+        self._bytes_ahead = bytes_ahead
         self._helpers = helpers
         self._seconds = _SLICE_SECONDS
         """About what one row takes."""
@@ -97,7 +98,9 @@ class Preparing:
     def _has_room(self) -> bool:
         known = self._row_bytes > 0
         return (
-            self.closed or not self._rows or (known and self._rows * self._row_bytes < _BYTES_AHEAD)
+            self.closed
+            or not self._rows
+            or (known and self._rows * self._row_bytes < self._bytes_ahead)
         )
 
     def _begin(self, window: Window) -> None:

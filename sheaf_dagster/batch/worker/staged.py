@@ -11,7 +11,7 @@ from sheaf_dagster.batch.worker.files import Files
 from sheaf_dagster.batch.worker.making import Batch
 from sheaf_dagster.batch.worker.overlap import Behind, Helpers, InModelThread, Prefetched, in_turns
 from sheaf_dagster.batch.worker.planning import plans_for
-from sheaf_dagster.batch.worker.preparing import Preparing
+from sheaf_dagster.batch.worker.preparing import BYTES_AHEAD, Preparing
 
 __all__ = ["run_in_stages"]
 
@@ -27,6 +27,7 @@ def run_in_stages(
     stop: Callable[[], bool],
     in_model_thread: InModelThread,
     threads: int,
+    bytes_ahead: int = BYTES_AHEAD,
 ) -> Iterator[ChunkReport]:
     """Runs batches through ``prepare``, ``infer`` and ``respond``; yields the reports.
 
@@ -36,12 +37,13 @@ def run_in_stages(
         stop: Whether to end early.
         in_model_thread: Makes a call from the thread of the backend's own calls.
         threads: Threads that prepare.
+        bytes_ahead: About what prepared rows may take.
     """
     writer: Behind[ChunkReport | Doubt | None] = Behind(_BATCHES_BEHIND)
     with (
         writer,
         Helpers(threads) as helpers,
-        closing(Preparing(files, helpers)) as preparing,
+        closing(Preparing(files, helpers, bytes_ahead)) as preparing,
         Prefetched(preparing.windows(batches), _BATCHES_AHEAD) as ahead,
         Prefetched(plans_for(files, preparing, ahead), _PLANS_AHEAD) as plans,
         closing(preparing),  # again, so that these threads don't wait for room

@@ -14,7 +14,7 @@ from tests.conftest import read_rows
 from tests.toys import SHAPES, InFlight, InOneCall, InStages, shaped
 
 each_shape = pytest.mark.parametrize("shape", SHAPES)
-beyond_one_call = pytest.mark.parametrize("shape", ["stages", "later", "flight"])
+beyond_one_call = pytest.mark.parametrize("shape", ["stages", "later", "beside", "flight"])
 VALUES = [float((7 * i) % 101) for i in range(300)]
 
 
@@ -35,7 +35,7 @@ def test_the_bytes_are_the_same_in_each_shape_and_mode(write_rows, tmp_path, mod
     BatchRunner(shaped("call")).run(again)
     assert data == written(result.sink)
     assert [r["value"] for r in read_rows(result.sink)] == [2 * v for v in VALUES]
-    assert result.shape == {"later": "stages"}.get(shape, shape)
+    assert result.shape == {"later": "stages", "beside": "stages"}.get(shape, shape)
 
 
 @each_shape
