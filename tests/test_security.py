@@ -31,8 +31,8 @@ RUNS_CODE = {
     "pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "code",
     "runpy",
 }  # fmt: skip
-OUR_OWN_BYTES = {"fresh_process.py"}
-"""``check_backend`` pickles a class and reads it back."""
+OUR_OWN_BYTES = {"fresh_process.py", "link.py"}
+"""``check_backend`` pickles a class and reads it back; a worker has processes of its own."""
 
 
 # -- code ------------------------------------------------------------------------------------

@@ -199,18 +199,28 @@ class InStagesBeside(InStagesLater):
 class BesideAtOnce(Beside):
     """Measures nothing, and starts the processes of a backend of these tests when it is made."""
 
+    kind: type = InStagesBeside
+
     def __init__(self, context, loaded, cpus) -> None:
-        at_once = isinstance(loaded.backend, InStagesBeside)
+        at_once = isinstance(loaded.backend, self.kind)
         super().__init__(context, loaded, 2 if at_once else cpus)
         if at_once:
-            self._kept = True
+            self._kept, self._rate_of_threads = True, 1.0
             self._starting = threading.current_thread()
             self._start(2)
-            wait_until(lambda: self._pool.is_ready or self._pool.failed, "the processes")
+            wait_until(
+                lambda: self._refused or self._pool.is_ready or self._pool.failed, "processes"
+            )
 
     def close(self):
         self._starting = None
         super().close()
+
+
+class AlwaysBeside(BesideAtOnce):
+    """The same of any backend that can."""
+
+    kind = ModelBackend
 
 
 class InFlight(InOneCall):

@@ -320,8 +320,11 @@ def without_model(backend: ModelBackend) -> ModelBackend | None:
         return None
     mro = type(backend).__mro__
     says = _place(mro, "without_model")
-    if any(_place(mro, name) < says for name in _BESIDE):
-        return None
+    for name in _BESIDE:
+        place = _place(mro, name)
+        own = getattr(vars(mro[place])[name], "__qualname__", None)
+        if place < says or own != f"{mro[place].__qualname__}.{name}":  # put in its place later
+            return None
     return backend.without_model()
 
 

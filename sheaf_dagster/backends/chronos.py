@@ -112,8 +112,7 @@ class ChronosBackend(ModelBackend):
         self._pipeline: Any = None
         self._family = ""
         self._context = 0
-        self._levels: list[float] = []
-        """Quantile levels that Bolt and Chronos-2 were trained for."""
+        self._levels_of_model: list[float] = []
 
     def load(self) -> None:
         torch, chronos = require(_NAME, "chronos", "torch", "chronos")
@@ -125,11 +124,11 @@ class ChronosBackend(ModelBackend):
         )
         self._family = type(self._pipeline).__name__
         self._context = int(self._pipeline.model_context_length)
-        if self._family != _DRAWS:
-            self._levels = [float(q) for q in self._pipeline.quantiles]
 
     def without_model(self) -> Self:
         other = copy(self)
+        if self._family != _DRAWS:
+            other._levels_of_model = self._levels
         other._pipeline = None
         return other
 
@@ -209,6 +208,13 @@ class ChronosBackend(ModelBackend):
             copied=("horizon", "frequency"),
             deviations=[self._deviations(request) for request in requests],
         )
+
+    @property
+    def _levels(self) -> list[float]:
+        """Quantile levels that Bolt and Chronos-2 were trained for."""
+        if self._pipeline is None:
+            return self._levels_of_model
+        return [float(q) for q in self._pipeline.quantiles]
 
     def _history(self, request: TimeSeriesRequest, joint: bool, target: int) -> Any:
         """A row's values, NaN where one is missing (shape: variates × time)."""

@@ -111,7 +111,7 @@ class ImageEmbedderBackend(ModelBackend):
         self._revision = revision
         self._options: dict[str, Any] = {}
         self._model: Any = None
-        self._config: Any = None
+        self._config_of_model: Any = None
         self._processor: Any = None
         self._tokenizer: Any = None
         self._no_tokenizer: Exception | None = None
@@ -128,7 +128,6 @@ class ImageEmbedderBackend(ModelBackend):
         dtype = "auto" if self._dtype == "auto" else getattr(torch, self._dtype)
         self._model = transformers.AutoModel.from_pretrained(self._model_id, dtype=dtype, **own)
         self._model = self._model.to(self._device).eval()
-        self._config = self._model.config
         self._processor = _image_processor(transformers, self._model_id, own)
         if hasattr(self._model, "get_text_features"):
             try:
@@ -143,6 +142,7 @@ class ImageEmbedderBackend(ModelBackend):
 
     def without_model(self) -> Self:
         other = copy(self)
+        other._config_of_model = self._config
         other._model = None
         return other
 
@@ -259,6 +259,10 @@ class ImageEmbedderBackend(ModelBackend):
                 most = self._text_length
                 ids = self._tokenizer(texts, truncation=True, max_length=most)["input_ids"]
         return _Prepared(ids, are_texts=True, is_cut=is_cut)
+
+    @property
+    def _config(self) -> Any:
+        return self._config_of_model if self._model is None else self._model.config
 
     @property
     def _text_length(self) -> int:

@@ -105,9 +105,8 @@ class SentenceTransformersBackend(ModelBackend):
         self._trust_remote_code = trust_remote_code
         self._model: Any = None
         self._encoder: Encoder
-        self._dimension = 0
-        self._is_cut = False
-        """Whether vectors may be shorter than the model's own."""
+        self._lengths = 0, False
+        """Of the model's vectors, and whether they may be shorter; where the model isn't here."""
 
     def load(self) -> None:
         torch, library = require(_NAME, "sentence-transformers", "torch", "sentence_transformers")
@@ -124,8 +123,6 @@ class SentenceTransformersBackend(ModelBackend):
         )
         self._settle()
         self._model.eval()
-        self._dimension = dimension_of(self._model)
-        self._is_cut = self._model.truncate_dim is not None
         self._encoder = encoder_of(self._model, self._prompt, self._encode_batch_size)
 
     def without_model(self) -> Self | None:
@@ -133,6 +130,7 @@ class SentenceTransformersBackend(ModelBackend):
         if encoder is None:
             return None
         other = copy(self)
+        other._lengths = dimension_of(self._model), self._model.truncate_dim is not None
         other._model, other._encoder = None, encoder
         return other
 
@@ -223,16 +221,18 @@ class SentenceTransformersBackend(ModelBackend):
         return answer.deviates("truncated") if found.truncated else answer
 
     def _asked_dimension(self, request: OpenAIBatchRequest) -> int:
-        own = self._dimension
+        own, may_be_cut = self._lengths
+        if self._model is not None:
+            own, may_be_cut = dimension_of(self._model), self._model.truncate_dim is not None
         asked = request.body.get("dimensions")
         if asked is None or asked == own:
             return own
-        if not self._is_cut or not isinstance(asked, int) or not 0 < asked < own:
+        if not may_be_cut or not isinstance(asked, int) or not 0 < asked < own:
             raise ValueError(
                 f"{_name(request)}: 'body.dimensions' is {asked}, but the model's vectors have {own}"
                 + (
                     " at most"
-                    if self._is_cut
+                    if may_be_cut
                     else "; shorter ones are for models with 'truncate_dim'"
                 )
             )

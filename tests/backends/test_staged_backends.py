@@ -18,6 +18,7 @@ from sheaf_dagster.backends.image_embedder import ImageEmbedderBackend
 from sheaf_dagster.backends.onnx import OnnxBackend
 from sheaf_dagster.backends.tabicl import TabICLBackend
 from sheaf_dagster.backends.torch_export import TorchExportBackend
+from sheaf_dagster.batch.worker import local_model, pipeline
 from sheaf_dagster.contracts import (
     EmbeddingRequest,
     TabularRequest,
@@ -25,6 +26,7 @@ from sheaf_dagster.contracts import (
     TimeSeriesRequest,
 )
 from tests.conftest import read_rows
+from tests.toys import AlwaysBeside
 
 pytestmark = pytest.mark.model
 FITS = 3
@@ -130,7 +132,11 @@ def numbers(answer: dict) -> list[float]:
     ("name", "budget"),
     [*((name, None) for name in CLASSES), ("images", 10_000), ("chronos2", 300)],
 )
-def test_each_row_is_answered_as_alone_though_memory_runs_out(name, budget, weights, tmp_path):
+@pytest.mark.parametrize("beside", [False, True], ids=["threads", "processes"])
+def test_each_row_is_answered_as_alone_though_memory_runs_out(
+    name, budget, weights, tmp_path, beside, monkeypatch, caplog
+):
+    monkeypatch.setattr(pipeline, "Beside", AlwaysBeside if beside else pipeline.Beside)
     backend, argument, model_type = CLASSES[name]
     cls = globals()[backend]
     arguments = {argument: weights[name], "device": "cpu"}
@@ -138,7 +144,7 @@ def test_each_row_is_answered_as_alone_though_memory_runs_out(name, budget, weig
     source, sink = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(r.model_dump_json(exclude_none=True) + "\n" for r in rows))
     model = ModelSpec(
-        name=f"{name} {budget}",  # a loaded model keeps what it has learned of its memory
+        name=f"{name} {budget} {beside}",  # a loaded model keeps what it has learned of its memory
         model_type=model_type,
         backend=f"{__name__}:{backend}",
         backend_kwargs=arguments,
@@ -156,6 +162,11 @@ def test_each_row_is_answered_as_alone_though_memory_runs_out(name, budget, weig
     found = read_rows(Path(sink))
     assert shape_of(cls) == result.shape == "stages"
     assert result.halved_batches > 0
+    assert "threads do it from here on" not in caplog.text
+    (one,) = [m for m in local_model._MODELS.values() if m._context.spec == model]
+    pool = one._loaded.beside._pool
+    assert (pool is not None and pool.is_ready) == (beside and name != "tabicl")
+    one.close()
     assert [f["request_id"] for f in found] == [e["request_id"] for e in expected]
     for ours, alone in zip(found, expected, strict=True):
         np.testing.assert_allclose(numbers(ours), numbers(alone), rtol=1e-3, atol=1e-5)

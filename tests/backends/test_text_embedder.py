@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import pickle
 from uuid import UUID
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 from sheaf_dagster import BatchRunner, BatchSpec, ModelSpec, SpecError
 from sheaf_dagster.backends.language.text_encoder import encoder_of, passes
 from sheaf_dagster.backends.text_embedder import SentenceTransformersBackend
+from sheaf_dagster.batch.worker import local_model, pipeline
 from sheaf_dagster.contracts import EmbeddingRequest, OpenAIBatchRequest, deviations_of
 from tests.backends.small_llama import save_small_llama
+from tests.toys import AlwaysBeside
 
 pytestmark = pytest.mark.model
 
@@ -159,6 +162,26 @@ def test_what_is_tokenised_ahead_is_what_the_library_reads(minilm):
     assert [bool(deviations_of(a)) for a in answers] == [False, False, False, True, True, False]
 
 
+@pytest.mark.parametrize("splits", [False, True])
+def test_a_copy_for_another_process_reads_special_tokens_as_the_model_does(
+    minilm, tmp_path, splits
+):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(minilm, device="cpu")
+    model.tokenizer.split_special_tokens = splits
+    model.save(str(tmp_path / "model"))
+    backend = loaded(str(tmp_path / "model"))
+    asked = row("[SEP] a [MASK]", "[CLS]")
+
+    copied = pickle.loads(pickle.dumps(backend.without_model()))
+
+    mine, other = backend.prepare(asked), copied.prepare(asked)
+    assert [t.ids.tolist() for t in other] == [t.ids.tolist() for t in mine]
+    assert backend.size(mine) == (19 if splits else 8)
+    assert copied._model is copied._encoder._model is None
+
+
 @pytest.mark.parametrize(("side", "chat"), [("left", False), ("right", False), ("right", True)])
 def test_models_that_pad_or_read_otherwise_are_as_with_the_library(tmp_path, side, chat):
     import torch
@@ -215,16 +238,18 @@ def test_a_pass_ends_where_padding_would_cost_more_than_another(lengths, cut):
     assert list(passes(lengths, most=3, cost=10)) == cut
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["threads", "processes"])
 @pytest.mark.parametrize("options", [{}, {"batch_size": 3}, {"batch_budget": 64}])
 def test_a_file_is_answered_as_the_library_does_whatever_makes_the_batches(
-    minilm, tmp_path, options
+    minilm, tmp_path, options, beside, monkeypatch
 ):
+    monkeypatch.setattr(pipeline, "Beside", AlwaysBeside if beside else pipeline.Beside)
     texts = [" ".join(["word"] * (7 * i % 23 + 1)) for i in range(40)]
     rows = [row(t, normalize=False).model_copy(update={"request_id": None}) for t in texts]
     source = tmp_path / "in.jsonl"
     source.write_text("".join(r.model_dump_json(exclude_none=True) + "\n" for r in rows))
     model = ModelSpec(
-        name="minilm",
+        name=f"minilm {beside} {options}",
         model_type="embedding",
         backend="sentence_transformers",
         backend_kwargs={"model_id": minilm, "device": "cpu"},
@@ -237,3 +262,6 @@ def test_a_file_is_answered_as_the_library_does_whatever_makes_the_batches(
     found = [json.loads(line)["embeddings"][0] for line in open(result.sink)]
     np.testing.assert_allclose(found, loaded(minilm)._model.encode(texts), atol=1e-5)
     assert result.padding_fraction < 0.25
+    (one,) = [m for m in local_model._MODELS.values() if m._context.spec == model]
+    assert (one._loaded.beside._pool is not None) == beside
+    one.close()

@@ -106,6 +106,7 @@ class _TokenEncoder:
         self._device = str(model.device)
         self._limit: int = min(model.max_seq_length or _NO_LIMIT, _NO_LIMIT)
         self._tokenizer = _copied(model.tokenizer, self._limit)
+        self._splits_marks = bool(self._tokenizer.encode_special_tokens)
         self._marks = int(model.tokenizer.num_special_tokens_to_add(False))
         self._left = model.tokenizer.padding_side == "left"
         self._fill = {
@@ -117,6 +118,10 @@ class _TokenEncoder:
         """What the library adds to the arrays, such as the length of the prompt."""
         self._names: frozenset[str] = frozenset()
         """The arrays that the model takes."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._tokenizer.encode_special_tokens = self._splits_marks  # which pickle loses
 
     def prepared(self, texts: Sequence[str]) -> list[_Tokens]:
         """The tokens of some texts; other threads may run meanwhile."""

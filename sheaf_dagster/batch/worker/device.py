@@ -147,6 +147,8 @@ class Device:
         try:
             outputs = begun.end()
         except Exception as e:
+            if loaded.told_seconds is not None:
+                loaded.told_seconds()  # of this batch, and not of the next
             self._writer.hand(self._jobs.failing(making, e))
             return
         if begun.goes_on:  # the device was its own from when it was done with the one before

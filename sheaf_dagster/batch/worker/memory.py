@@ -20,6 +20,7 @@ __all__ = [
     "is_out_of_memory",
     "keep_freed_memory",
     "rare_collections",
+    "return_cached_memory",
 ]
 
 _OUT_OF_MEMORY = (
@@ -79,6 +80,13 @@ def _has_ended(frame: FrameType) -> bool:
     """
     code = frame.f_code
     return not code.co_flags & _GOES_ON or any(one is code for one in gc.get_referents(frame))
+
+
+def return_cached_memory() -> None:
+    """Has torch give the memory of a GPU back that it holds and doesn't use."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def bytes_of(value: Any, depth: int = 4) -> int:

@@ -16,6 +16,7 @@ and passes the reports on. Reader and writer are told what to do and hand back w
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
 from typing import NamedTuple
@@ -42,6 +43,8 @@ handing batches between threads costs more than it hides (``make bench``)."""
 
 _TURN_SECONDS = 0.01
 """About how long a thread of the model's own has such batches at a time: it may have other jobs."""
+
+_MAKING = threading.Lock()
 
 _BATCHES_AHEAD = 2
 _BATCHES_BEHIND = 4
@@ -103,10 +106,11 @@ def _run_stages(
         batches = read_batches(context, loaded.sizer, chunks.until(enough), files.has_failed)
         return run_in_stages(files, batches, stop, in_model_thread, threads)
 
-    beside = loaded.beside
-    if not isinstance(beside, Beside):
-        beside = loaded.beside = Beside(context, loaded, cpus)
-    yield from beside.run(files, chunks, stop, in_model_thread, in_threads)
+    with _MAKING:  # jobs in threads may share the model
+        beside = loaded.beside
+        if not isinstance(beside, Beside):
+            beside = loaded.beside = Beside(context, loaded, cpus)
+    yield from beside.run(context, files, chunks, stop, in_model_thread, in_threads)
 
 
 def run_given(

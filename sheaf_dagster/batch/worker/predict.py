@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,11 @@ from sheaf_dagster.batch.rows.row import Row, named_lines
 from sheaf_dagster.batch.worker.counting import check_responses, checked_outputs
 from sheaf_dagster.batch.worker.hanging import MAX_IN_A_ROW, TimeLimit
 from sheaf_dagster.batch.worker.loading import LoadedBackend
-from sheaf_dagster.batch.worker.memory import free_what_it_holds, is_out_of_memory
+from sheaf_dagster.batch.worker.memory import (
+    free_what_it_holds,
+    is_out_of_memory,
+    return_cached_memory,
+)
 from sheaf_dagster.batch.worker.tally import Tally
 from sheaf_dagster.errors import (
     BatchTimeoutError,
@@ -224,9 +227,7 @@ class Predictor:
             f"{self.where}, {named_lines(self.where, rows)}: out of memory with {len(rows)} rows "
             f"({type(error).__name__}); trying {middle}. Lower batch_size to avoid this"
         )
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        return_cached_memory()
         return [*self.run(rows[:middle]), *self.run(rows[middle:])]
 
     def _isolate(

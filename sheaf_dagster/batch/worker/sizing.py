@@ -101,10 +101,18 @@ class BudgetSizer:
         if self._found is not None and 4 * padded > 3 * self._found.size:
             self._found.observe(self._found.size, seconds * self._found.size / padded)
 
+    @property
+    def ceiling(self) -> int | None:
+        """What no batch may be larger than, where one didn't fit."""
+        return self._ceiling
+
+    def hold(self, ceiling: int) -> None:
+        """Has no batch be larger from now on."""
+        self._ceiling = ceiling if self._ceiling is None else min(self._ceiling, ceiling)
+
     def out_of_memory(self, padded: int) -> None:
         """A batch of that size didn't fit: from now on none is larger than half of it."""
-        half = max(1, padded // 2)
-        self._ceiling = half if self._ceiling is None else min(self._ceiling, half)
+        self.hold(max(1, padded // 2))
         if self._found is not None:
             self._found.out_of_memory(min(padded, self._found.size))
 

@@ -88,6 +88,8 @@ class Store(ABC):
 
     far = True
     """Whether a request takes so long that it pays to have the next one under way meanwhile."""
+    known_elsewhere = True
+    """Whether another process of this machine finds the same here."""
 
     def __init__(self, location: Location) -> None:
         self.location = location

@@ -58,6 +58,18 @@ class RemoteStore(Store):
     """
 
     @cached_property
+    def known_elsewhere(self) -> bool:  # type: ignore[override]
+        """Whether it is of an implementation that fsspec has, and not in this process's memory."""
+        from fsspec.registry import known_implementations, registry
+
+        protocol = self.location.protocol
+        known = known_implementations.get(protocol)
+        if known is None or protocol == "memory":
+            return False
+        used = registry.get(protocol)
+        return used is None or f"{used.__module__}.{used.__qualname__}" == known["class"]
+
+    @cached_property
     def fs(self) -> Any:
         """The fsspec file system."""
         return filesystem_of(self.uri, self.location.options)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import threading
 import time
+import traceback
 from copy import copy
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Literal
 
+import fsspec
 import numpy as np
 import psutil
 import pytest
@@ -19,9 +23,12 @@ from sheaf_dagster import BatchRunner
 from sheaf_dagster.backends.base import without_model
 from sheaf_dagster.batch.worker import local_model
 from sheaf_dagster.batch.worker.beside import choice
+from sheaf_dagster.batch.worker.beside.errors import as_error, told_error
+from sheaf_dagster.batch.worker.beside.link import as_sent
+from sheaf_dagster.batch.worker.pipeline import run_chunks
 from tests.batch.jobs import here_and_in_workers, spec
 from tests.conftest import read_rows
-from tests.toys import InStages, InStagesBeside, NumberResponse, shaped
+from tests.toys import InStages, InStagesBeside, NumberRequest, NumberResponse, shaped
 from tests.waiting import wait_until
 
 VALUES = [float(i) for i in range(200)]
@@ -149,13 +156,13 @@ class NotToBeSent(Dies):
     """Makes what can't be pickled, at one row."""
 
     def prepare(self, request):
-        return (lambda: 0) if request.value == 150 else request
+        return threading.Lock() if request.value == 150 else request
 
     def size(self, prepared):
         return 1
 
     def infer(self, prepared):
-        return [300.0 if callable(one) else 2 * one.value for one in prepared]
+        return [2 * getattr(one, "value", 150.0) for one in prepared]
 
     def without_model(self):
         return copy(self)
@@ -168,10 +175,10 @@ class NotToBeSentBack(Dies):
         return request
 
     def infer(self, prepared):
-        return [lambda value=one.value: 2 * value for one in prepared]
+        return [(2 * one.value, threading.Lock()) for one in prepared]
 
     def respond(self, requests, outputs):
-        return super().respond(requests, [one() for one in outputs])
+        return super().respond(requests, [value for value, _ in outputs])
 
     def without_model(self):
         return copy(self)
@@ -182,8 +189,8 @@ class NotToBeSentBack(Dies):
     ("cls", "why"),
     [
         (Dies, r"it ended \(exit status 3\)"),
-        (NotToBeSent, "local object"),
-        (NotToBeSentBack, "local object"),
+        (NotToBeSent, "cannot pickle '_thread.lock' object"),
+        (NotToBeSentBack, "cannot pickle '_thread.lock' object"),
     ],
 )
 def test_where_a_process_fails_threads_go_on(write_rows, tmp_path, caplog, cls, why, on_error):
@@ -269,6 +276,258 @@ def _interrupt(progress) -> None:
         raise KeyboardInterrupt
 
 
+# -- one run after another ----------------------------------------------------------------------------
+
+
+class Quotes(InStagesBeside):
+    """Writes how it is told things: the contract's default, a variable, a logger."""
+
+    def prepare(self, request):
+        logging.getLogger("of.a.user").info("row %g", request.value)
+        return request.value * getattr(request, "scale", 1.0), os.environ.get("SHEAF_TEST", "")
+
+    def size(self, prepared):
+        return 1
+
+    def infer(self, prepared):
+        return [*prepared]
+
+    def respond(self, requests, outputs):
+        return [
+            NumberResponse(request_id=r.request_id, model_name=r.model_name, value=v, note=note)
+            for r, (v, note) in zip(requests, outputs, strict=True)
+        ]
+
+    def without_model(self):
+        return copy(self)
+
+
+def scaled(default: float) -> type[NumberRequest]:
+    """A contract as a notebook registers it, again and again."""
+
+    class Scaled(NumberRequest):
+        model_type: Literal["scaled"] = "scaled"
+        scale: float = default
+
+    return Scaled
+
+
+def test_each_run_has_its_own_contract_and_variables(write_rows, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(Quotes, "model_type", "scaled")
+    model = shaped(Quotes).model_copy(update={"model_type": "scaled"})
+    source = write_rows(VALUES, model_type="scaled")
+    job = spec(source, tmp_path, batch_size=4, compute="local", resume=False)
+    found = []
+    for scale, told in ((1.0, "old"), (3.0, "new")):
+        sd.register_contract("scaled", scaled(scale), NumberResponse)
+        monkeypatch.setenv("SHEAF_TEST", told)
+        with caplog.at_level(logging.INFO):
+            result = BatchRunner(model).run(job)
+        rows = read_rows(result.sink)
+        assert [r["value"] for r in rows] == [scale * v for v in VALUES]
+        found.append({r["note"] for r in rows})
+
+    assert found == [{"old"}, {"new"}]
+    assert "row 150" in [r.message for r in caplog.records if r.name == "of.a.user"]
+    assert len(local_model._MODELS) == 1
+
+
+def test_each_run_leaves_out_what_it_is_to(tmp_path):
+    source = tmp_path / "in.jsonl"
+    text = '{"model_type": "number", "model_name": "m", "value": %s}\n'
+    source.write_text("".join(text % v for v in (*range(50), '"SECRET"', *range(50))))
+    job = spec(source, tmp_path, batch_size=4, compute="local", resume=False, on_invalid="record")
+
+    said = []
+    for redact in (False, True):
+        result = BatchRunner(shaped(InStagesBeside), redact_rows=redact).run(job)
+        said.append(read_rows(result.sink)[50]["error"]["message"])
+
+    assert ["SECRET" in one for one in said] == [True, False]
+    assert len(processes()) == 2
+
+
+class Slowly(InStagesBeside):
+    def infer(self, prepared):
+        time.sleep(0.02)
+        return InStages.infer(self, prepared)
+
+    def without_model(self):
+        return copy(self)
+
+
+@pytest.fixture
+def chunks_of(write_rows, tmp_path, monkeypatch):
+    """Runs a job; gives what runs its chunks once more, as a worker on Ray does."""
+
+    def run(cls: type):
+        seen = []
+
+        def spy(context, loaded, todo, **kwargs):
+            todo = list(todo)
+            seen.append((context, loaded, [work for few in todo for work in few]))
+            return run_chunks(context, loaded, todo, **kwargs)
+
+        monkeypatch.setattr("sheaf_dagster.batch.local.run_chunks", spy)
+        BatchRunner(shaped(cls)).run(
+            spec(write_rows(VALUES), tmp_path, batch_size=4, compute="local")
+        )
+        ((context, loaded, chunks),) = seen
+        os.makedirs(chunks[0][0].store.folder.uri, exist_ok=True)
+        return partial(run_chunks, context, loaded), chunks
+
+    return run
+
+
+def test_a_run_after_one_that_was_stopped_has_all_of_its_chunks(chunks_of):
+    run, chunks = chunks_of(Slowly)
+    everything = [chunk.index for _, chunk in chunks]
+    for _ in range(3):
+        flag = threading.Event()
+        stopped = []
+        for report in run([chunks], flag.is_set):
+            stopped.append(report.chunk)
+            flag.set()
+        assert 0 < len(stopped) < len(chunks)
+
+        assert sorted(report.chunk for report in run([chunks])) == everything
+    assert len(processes()) == 2
+
+
+class DiesLate(InStagesBeside):
+    """Ends its process at the last row, once the model's says so."""
+
+    def load(self):
+        super().load()
+        self.own = os.getpid()
+
+    def prepare(self, request):
+        if request.value == VALUES[-1] and os.getpid() != self.own and "SHEAF_DIE" in os.environ:
+            time.sleep(0.5)
+            os._exit(3)
+        return request
+
+    def without_model(self):
+        return copy(self)
+
+
+def test_a_process_that_fails_while_the_source_waits_for_its_chunk(chunks_of, monkeypatch):
+    run, chunks = chunks_of(DiesLate)
+    monkeypatch.setenv("SHEAF_DIE", "1")
+    held: set[int] = set()
+    changed = threading.Condition()
+
+    def seat():
+        """Ends as the coordinator's does: not while a chunk may come back."""
+        for one in chunks:
+            with changed:
+                held.add(one[1].index)
+            yield [one]
+        with changed:
+            assert changed.wait_for(lambda: not held, 300)
+
+    got = []
+    for report in run(seat()):
+        got.append(report.chunk)
+        with changed:
+            held.discard(report.chunk)
+            changed.notify_all()
+
+    assert sorted(got) == [chunk.index for _, chunk in chunks]
+
+
+def test_an_error_of_the_source_ends_the_run(chunks_of):
+    run, chunks = chunks_of(InStagesBeside)
+
+    def source():
+        yield chunks[:5]
+        raise ConnectionError("the coordinator is gone")
+
+    with pytest.raises(ConnectionError, match="the coordinator is gone"):
+        list(run(source()))
+    wait_until(lambda: not processes(), "the end of the processes")
+
+
+def test_rows_that_other_processes_do_not_see_are_left_to_threads(tmp_path):
+    memory = fsspec.filesystem("memory")
+    text = "".join(f'{{"model_type": "number", "model_name": "m", "value": {v}}}\n' for v in VALUES)
+    memory.pipe("/beside/in.jsonl", text.encode())
+    job = sd.BatchSpec(
+        source="memory://beside/in.jsonl",
+        sink="memory://beside/out.jsonl",
+        batch_size=4,
+        compute="local",
+    )
+
+    BatchRunner(shaped(InStagesBeside)).run(job)
+
+    lines = memory.cat("/beside/out.jsonl").splitlines()
+    assert [json.loads(line)["value"] for line in lines] == [2 * v for v in VALUES]
+
+
+class Busy(TimeoutError):
+    """Has more than a text."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Raises(InStagesBeside):
+    def infer(self, prepared):
+        if any(one.value in (33, 77) for one in prepared):
+            raise Busy("no more today", 7)
+        return InStages.infer(self, prepared)
+
+    def without_model(self):
+        return copy(self)
+
+
+@pytest.mark.parametrize("how", ["fail", "record"])
+def test_an_error_of_infer_is_as_in_threads(write_rows, tmp_path, how):
+    job = spec(write_rows(VALUES), tmp_path, batch_size=4, compute="local", on_error=how)
+    runner = BatchRunner(shaped(Raises))
+
+    if how == "fail":
+        with pytest.raises(sd.PredictError, match="line 34: .*Busy: no more today") as caught:
+            runner.run(job)
+        assert 'raise Busy("no more today", 7)' in "".join(traceback.format_exception(caught.value))
+        return
+    rows = read_rows(runner.run(job).sink)
+    failed = [i for i, r in enumerate(rows) if "error" in r]
+    assert failed == [33, 77]
+    assert {rows[i]["error"]["type"] for i in failed} == {"Busy"}
+    assert rows[33]["error"]["message"] == "no more today"
+
+
+@pytest.mark.parametrize(
+    "error", [Busy("no more", 7), KeyError("a"), OSError(2, "no such", "f"), ValueError("x")]
+)
+def test_errors_arrive_as_they_were(error):
+    told = as_sent(told_error(error, redact=False))
+
+    other = as_error(told)
+
+    assert type(other).__name__ == type(error).__name__
+    assert str(other) == str(error)
+    assert isinstance(other, next(c for c in type(error).__mro__ if c.__module__ == "builtins"))
+    assert getattr(other, "code", None) == getattr(error, "code", None)
+
+
+def test_a_budget_that_does_not_fit_is_lowered_in_all_processes(write_rows, tmp_path):
+    rows = [float(i % 7) for i in range(400)]
+    job = spec(
+        write_rows(rows), tmp_path, batch_budget=80, compute="local", batch_size=8, resume=False
+    )
+    runner = BatchRunner(shaped(InStagesBeside, memory_rows=3, stage="none"))
+
+    first, again = runner.run(job), runner.run(job)
+
+    assert first.halved_batches > 0
+    assert again.halved_batches == 0
+    assert [r["value"] for r in read_rows(again.sink)] == [2 * v for v in rows]
+
+
 # -- what a worker chooses --------------------------------------------------------------------------
 
 
@@ -309,7 +568,7 @@ class Slow:
 
 @pytest.fixture
 def _short_looks(monkeypatch):
-    for name, seconds in (("LOOK", 0.3), ("TRY", 0.5), ("SETTLE", 0.1)):
+    for name, seconds in (("LOOK", 0.3), ("TRY", 1.0), ("SETTLE", 0.2)):
         monkeypatch.setattr(choice, f"_{name}_SECONDS", seconds)
 
 
@@ -318,21 +577,25 @@ def _short_looks(monkeypatch):
     ("times", "started", "kept"),
     [
         pytest.param({"locked": 0.004, "device": 0.002}, True, True, id="locks"),
-        pytest.param({"device": 0.02}, False, False, id="nothing to gain"),
+        pytest.param({"device": 0.05}, False, False, id="nothing to gain"),
         pytest.param(
             {"locked": 0.001, "device": 0.001, "sending": 0.02}, True, False, id="slow to send"
         ),
     ],
 )
 def test_a_worker_measures_whether_processes_pay(write_rows, tmp_path, times, started, kept):
-    rows = [float(i % 50) for i in range(3000 if started else 200)]
+    rows = [float(i % 50) for i in range(3000 if started else 80)]
     job = spec(write_rows(rows), tmp_path, batch_size=4, compute="local")
 
-    result = BatchRunner(shaped(Measured, num_cpus=2, **times)).run(job)
+    for _ in range(20):  # on a busy machine a job is over before they are tried
+        result = BatchRunner(shaped(Measured, num_cpus=2, **times)).run(job)
+        (model,) = local_model._MODELS.values()
+        beside = model._loaded.beside
+        if beside._kept or beside._refused or not started:
+            break
+        job = job.model_copy(update={"resume": False})
 
     assert [r["value"] for r in read_rows(result.sink)] == [2 * v for v in rows]
-    (model,) = local_model._MODELS.values()
-    beside = model._loaded.beside
     assert (beside._starting is not None) == started
     assert beside._kept == kept
     assert bool(processes()) == kept

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import signal
 import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
 from sheaf_dagster.batch.messages import FileWork
-from sheaf_dagster.batch.worker.beside.link import Link
+from sheaf_dagster.batch.worker.beside.errors import as_error
+from sheaf_dagster.batch.worker.beside.link import Link, unpickled
 from sheaf_dagster.batch.worker.beside.messages import (
     Asks,
     Begin,
@@ -23,25 +24,24 @@ from sheaf_dagster.batch.worker.beside.messages import (
     Failed,
     Idle,
     Log,
+    Lowered,
     More,
     Outputs,
     Ready,
     Report,
     Start,
     Stop,
-    as_error,
 )
+from sheaf_dagster.batch.worker.beside.todo import Work
 from sheaf_dagster.batch.worker.loading import LoadedBackend
 from sheaf_dagster.batch.worker.memory import keep_freed_memory
 from sheaf_dagster.batch.worker.pipeline import run_given
-from sheaf_dagster.storage import Chunk
 
 __all__ = ["main"]
 
 
 def main(descriptor: int) -> None:
     """Works for the process at the other end of a socket, until that is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the other one
     keep_freed_memory()
     link = Link(socket.socket(fileno=descriptor))
     try:
@@ -49,11 +49,14 @@ def main(descriptor: int) -> None:
     except EOFError:
         pass
     except BaseException:
-        try:
-            link.send(Failed(traceback.format_exc()))
-        except OSError:
-            pass
+        _give_up(link, traceback.format_exc())
     os._exit(0)  # whatever threads of a library are left
+
+
+def _give_up(link: Link, why: str) -> None:
+    with suppress(OSError):
+        link.send(Failed(why))
+    os._exit(0)
 
 
 class _Child:
@@ -74,13 +77,18 @@ class _Child:
 
     def run(self) -> None:
         """Serves one run after the other."""
-        logging.getLogger("sheaf_dagster").addHandler(_ToOther(self._link))
+        root = logging.getLogger()
+        root.addHandler(_ToOther(self._link))
+        root.setLevel(self._start.log_level)
         threading.Thread(target=self._listen, daemon=True, name="sheaf-link").start()
         self._link.send(Ready())
         while True:
-            self._begun.get()
+            begin = self._begun.get()
+            os.environ.update(begin.environment)
+            if begin.budget is not None:
+                self._loaded.budgets.hold(begin.budget)
             for report in run_given(
-                self._start.context,
+                unpickled(begin.context),
                 self._loaded,
                 self._todo(),
                 self._stopped.is_set,
@@ -88,7 +96,6 @@ class _Child:
                 bytes_ahead=self._start.bytes_ahead,
             ):
                 self._link.send(Report(report))
-            self._stopped.clear()
             self._link.send(Idle())
 
     def _listen(self) -> None:
@@ -101,15 +108,17 @@ class _Child:
                     self._chunks.put(message)
                 elif isinstance(message, Stop):
                     self._stopped.set()
+                elif isinstance(message, Lowered):
+                    self._loaded.budgets.out_of_memory(message.size)
                 else:
+                    self._stopped.clear()  # that was for a run before
                     self._begun.put(message)
         except EOFError:
             os._exit(0)
         except BaseException:  # something that isn't here can't be read
-            self._link.send(Failed(traceback.format_exc()))
-            os._exit(0)
+            _give_up(self._link, traceback.format_exc())
 
-    def _todo(self) -> Iterator[Sequence[tuple[FileWork, Chunk]]]:
+    def _todo(self) -> Iterator[Sequence[Work]]:
         works: dict[int, FileWork] = {}
         while True:
             self._link.send(More())
@@ -139,8 +148,7 @@ class _RemoteModel:
         try:
             self._link.send(Asks(number, [*prepared], size))
         except Exception as e:  # no fault of the rows: they can't be pickled
-            self._link.send(Failed(f"{type(e).__name__}: {e}"))
-            os._exit(0)
+            _give_up(self._link, f"{type(e).__name__}: {e}")
 
         def outputs() -> Any:
             told = future.result()
@@ -162,14 +170,16 @@ class _RemoteModel:
 
 
 class _ToOther(logging.Handler):
-    """Passes warnings on, to be logged where the job is."""
+    """Passes records on, to be logged where the job is."""
 
     def __init__(self, link: Link) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__()
         self._link = link
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._link.send(Log(record.name, record.levelno, record.getMessage()))
+            self._link.send(Log(record.name, record.levelno, self.format(record)))
         except OSError:
             pass
+        except Exception:
+            self.handleError(record)

@@ -24,6 +24,7 @@ from sheaf_dagster.batch.worker.files import Files
 from sheaf_dagster.batch.worker.loading import LoadedBackend, ModelContext
 from sheaf_dagster.batch.worker.overlap import InModelThread, cpu_seconds
 from sheaf_dagster.batch.worker.preparing import BYTES_AHEAD
+from sheaf_dagster.storage import store_at
 
 __all__ = ["Beside"]
 
@@ -39,8 +40,10 @@ _RESERVE = 1.5
 _TRY_SECONDS = 2.0
 """For so long processes are tried, from when the first batches have come."""
 _SETTLE_SECONDS = 0.5
-_WORSE = 0.95
-"""Processes go if their rate is less than this part of the threads'; a bit is noise."""
+_WORSE, _MUCH_WORSE = 0.95, 0.75
+"""Processes go if their rate is less than this part of the threads'. In between it may be noise of a
+shared machine, so that both are measured again."""
+_TRIES = 3
 
 
 class _Look(NamedTuple):
@@ -80,7 +83,10 @@ class Beside:
         self._kept = False
         """Whether they were no slower."""
         self._since: _Look | None = None
-        self._rate_of_threads = 0.0
+        self._rate_of_threads: float | None = None
+        self._tries = 0
+        self._tried = 0.0
+        """When processes were first given chunks."""
 
     def close(self) -> None:
         """Ends the processes."""
@@ -92,6 +98,7 @@ class Beside:
 
     def run(
         self,
+        context: ModelContext,
         files: Files,
         todo: Todo,
         stop: Callable[[], bool],
@@ -101,6 +108,7 @@ class Beside:
         """Runs chunks; yields the reports.
 
         Args:
+            context: The model with the contract of these rows.
             files: The files.
             todo: The chunks.
             stop: Whether to end early.
@@ -114,8 +122,8 @@ class Beside:
         try:
             self._since = None
             while not (todo.is_done or stop()):
-                if self._is_ready:
-                    yield from self._in_processes(files, todo, stop, in_model_thread)
+                if self._is_ready and self._rate_of_threads is not None:
+                    yield from self._in_processes(context, files, todo, stop, in_model_thread)
                 else:
                     yield from in_threads(self._is_enough)
         finally:
@@ -131,9 +139,9 @@ class Beside:
         """Whether processes take over from here; has them started where they may pay."""
         if self._pool is not None and self._pool.failed is not None:
             self._give_up(self._pool.failed)
-        if self._starting is None and not self._refused:
+        if self._rate_of_threads is None and not self._refused:
             self._consider()
-        return self._is_ready
+        return self._is_ready and self._rate_of_threads is not None
 
     def _consider(self) -> None:
         now, before = self._look(), self._since
@@ -148,8 +156,11 @@ class Beside:
             return
         share = (now.cpu_seconds - before.cpu_seconds) / seconds
         busy = (now.busy - before.busy) / seconds
-        self._rate_of_threads, self._since = now.rate_since(before), now
-        if share >= _WORTH:
+        self._since = now
+        if share < _WORTH:
+            return
+        self._rate_of_threads = now.rate_since(before)
+        if self._starting is None:
             needed = math.ceil(_RESERVE * share / max(busy, 0.05))
             self._starting = threading.Thread(
                 target=self._start,
@@ -174,12 +185,15 @@ class Beside:
                 digest=loaded.digest,
                 threads=max(each, (backend.prepare_threads or 0) // number),
                 bytes_ahead=BYTES_AHEAD // number,
+                log_level=logging.getLogger().getEffectiveLevel(),
             )
             self._pool = Pool(start, number, each)
         except Exception as e:
             self._give_up(f"{type(e).__name__}: {e}")
 
     def _give_up(self, why: str) -> None:
+        if self._pool is not None:
+            self._pool.close()
         if not self._refused:
             self._refused = True
             log.info(
@@ -194,17 +208,28 @@ class Beside:
     # -- with processes -------------------------------------------------------------------------------
 
     def _in_processes(
-        self, files: Files, todo: Todo, stop: Callable[[], bool], in_model_thread: InModelThread
+        self,
+        context: ModelContext,
+        files: Files,
+        todo: Todo,
+        stop: Callable[[], bool],
+        in_model_thread: InModelThread,
     ) -> Iterator[ChunkReport]:
         pool = self._pool
         assert pool is not None
         self._since = None
         try:
             yield from pool.run(
-                files, todo, stop, in_model_thread, lambda: not stop() and self._is_better()
+                context,
+                files,
+                todo,
+                stop,
+                in_model_thread,
+                lambda: not stop() and self._is_better(),
             )
-        except BaseException:  # the run was given up, and its processes with it
-            self._pool = self._starting = None
+        except BaseException:  # the run was given up
+            pool.close()
+            self._pool = self._starting = self._rate_of_threads = None
             raise
         if pool.failed is not None:
             self._refused = True
@@ -218,35 +243,42 @@ class Beside:
             pool.close()
 
     def _is_better(self) -> bool:
-        """Whether processes are no slower than threads, as far as is known; in the pool's reader."""
-        if self._kept:
-            return True
+        """Whether processes go on: are no slower, as far as is known. In the pool's reader."""
+        if self._kept or self._rate_of_threads is None:
+            return self._kept
         now = self._look()
         if self._since is None:
-            self._since = now
-            self._tried = now.at
+            self._since, self._tried = now, now.at
         if now.at - self._tried < _SETTLE_SECONDS:
             self._since = now
         elif (
             now.at - self._since.at > _TRY_SECONDS
             and now.batches - self._since.batches >= _LOOK_BATCHES
         ):
-            if now.rate_since(self._since) < _WORSE * self._rate_of_threads:
-                self._refused = True
-                return False
-            self._kept = True
-            log.info(
-                "model %r: processes prepare its rows, at %.2f times the rate of threads",
-                self._context.spec.name,
-                now.rate_since(self._since) / self._rate_of_threads,
-            )
-        return True
+            self._decide(now.rate_since(self._since) / self._rate_of_threads)
+        return self._rate_of_threads is not None and not self._refused
+
+    def _decide(self, ratio: float) -> None:
+        """Draws the conclusion from the rate of processes over that of threads."""
+        self._tries += 1
+        self._kept = ratio >= _WORSE
+        self._refused = not self._kept and (ratio < _MUCH_WORSE or self._tries == _TRIES)
+        if not (self._kept or self._refused):
+            self._rate_of_threads = None  # is measured again
+            return
+        log.info(
+            "model %r: rows are prepared by %s; processes have %.2f times the rate of threads",
+            self._context.spec.name,
+            "processes" if self._kept else "threads",
+            ratio,
+        )
 
 
 def _fits(todo: Todo) -> bool:
-    """Whether the next chunks are such that their batches are known without the device."""
+    """Whether other processes see the next chunks, and know their batches without the device."""
     return all(
         work.batch_timeout is None
         and (isinstance(work.batch_budget, int) if work.batch_budget else work.batch_size)
+        and all(store_at(one).known_elsewhere for one in (*work.texts, work.store.folder))
         for work, _ in todo.peek()
     )

@@ -6,9 +6,11 @@ import pickle
 import socket
 import struct
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-__all__ = ["Link"]
+__all__ = ["Link", "as_sent", "pickled", "unpickled"]
 
 _LARGE_BYTES = 64 * 2**10
 """A buffer of this size goes by itself; smaller ones cost less within the message."""
@@ -42,13 +44,15 @@ class Link:
             large.append(raw)
             return False
 
-        self._send(pickle.dumps(message, 5, buffer_callback=stays_inside), large)
+        data = _dumped(message, stays_inside)
+        if data is None:
+            large.clear()
+            data = _dumped_by_value(message)
+        self.send_pickled(data, large)
 
-    def send_raw(self, pickled: bytes) -> None:
-        """Sends an object that is pickled already."""
-        self._send(pickled, [])
-
-    def _send(self, data: bytes, large: list[memoryview]) -> None:
+    def send_pickled(self, data: bytes, large: list[memoryview] | None = None) -> None:
+        """Sends an object that is pickled already, with its large buffers."""
+        large = large or []
         sizes = [len(data), *(raw.nbytes for raw in large)]
         head = b"".join(map(_LENGTH.pack, [len(sizes), *sizes]))
         with self._sending:
@@ -65,7 +69,7 @@ class Link:
         (count,) = _LENGTH.unpack(self._read(_LENGTH.size))
         sizes = struct.unpack(f"<{count}Q", self._read(count * _LENGTH.size))
         data, *large = [self._read(size) for size in sizes]
-        return pickle.loads(data, buffers=large)  # noqa: S301  (our own process)
+        return pickle.loads(data, buffers=large)  # noqa: S301  (from our own process)
 
     def _read(self, size: int) -> bytearray:
         data = bytearray(size)
@@ -82,8 +86,47 @@ class Link:
 
     def close(self) -> None:
         """Ends the connection, also for a thread that waits for a message."""
-        try:
+        with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self._socket.close()
+
+
+def pickled(what: Any) -> bytes:
+    """Something for a process that doesn't have this one's ``__main__``.
+
+    Raises:
+        Exception: It can't be pickled.
+    """
+    data = _dumped(what)
+    return _dumped_by_value(what) if data is None else data
+
+
+def _dumped(
+    what: Any, stays_inside: Callable[[pickle.PickleBuffer], bool] | None = None
+) -> bytes | None:
+    """An object whose classes are in modules; None of another."""
+    try:
+        data = pickle.dumps(what, 5, buffer_callback=stays_inside)
+    except Exception:  # a class that was made in a function, say
+        return None
+    return None if b"__main__" in data else data
+
+
+def _dumped_by_value(what: Any) -> bytes:
+    from ray import cloudpickle
+
+    return cloudpickle.dumps(what, 5)  # type: ignore[no-any-return]
+
+
+def unpickled(data: bytes) -> Any:
+    """What was pickled by ``pickled``, here or in the other process."""
+    return pickle.loads(data)  # noqa: S301  (from our own process)
+
+
+def as_sent(what: Any) -> Any:
+    """Something as another process would get it.
+
+    Raises:
+        Exception: It can't be sent.
+    """
+    return unpickled(pickled(what))

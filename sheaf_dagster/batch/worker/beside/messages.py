@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sheaf_dagster.backends import ModelBackend
-from sheaf_dagster.batch.messages import ChunkReport, ErrorMessage, FileWork
+from sheaf_dagster.batch.messages import ChunkReport, FileWork
+from sheaf_dagster.batch.worker.beside.errors import ToldError
 from sheaf_dagster.batch.worker.loading import ModelContext
-from sheaf_dagster.batch.worker.memory import is_out_of_memory
-from sheaf_dagster.errors import SheafError
 from sheaf_dagster.storage import Chunk
 
 __all__ = [
@@ -19,14 +19,13 @@ __all__ = [
     "Failed",
     "Idle",
     "Log",
+    "Lowered",
     "More",
     "Outputs",
     "Ready",
     "Report",
     "Start",
     "Stop",
-    "as_error",
-    "told_error",
 ]
 
 
@@ -47,11 +46,27 @@ class Start:
     """Threads that prepare."""
     bytes_ahead: int
     """About what its prepared rows may take."""
+    log_level: int
+    """Below which records are of no interest."""
 
 
 @dataclass(frozen=True)
 class Begin:
     """Chunks are to be had: ask for them."""
+
+    context: bytes
+    """The run's ``ModelContext``, pickled: another run may have another contract."""
+    environment: Mapping[str, str]
+    """The variables of the model's process, whose credentials may be new."""
+    budget: int | None
+    """What no batch may cost: more did not fit."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A batch of this cost did not fit."""
+
+    size: int
 
 
 @dataclass(frozen=True)
@@ -128,34 +143,3 @@ class Log:
     name: str
     level: int
     message: str
-
-
-# -- errors ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ToldError:
-    """An error of ``infer`` as plain data: the error itself may hold a batch, or the model."""
-
-    ours: ErrorMessage | None
-    name: str
-    text: str
-    is_out_of_memory: bool
-    attributes: dict[str, Any]
-    """What is written of it to an error row."""
-
-
-def told_error(error: Exception) -> ToldError:
-    """An error as it is sent."""
-    ours = ErrorMessage.of(error) if isinstance(error, SheafError) else None
-    known = {n: getattr(error, n) for n in ("status_code", "kind") if hasattr(error, n)}
-    plain = {n: v for n, v in known.items() if isinstance(v, (str, int, type(None)))}
-    return ToldError(ours, type(error).__name__, str(error), is_out_of_memory(error), plain)
-
-
-def as_error(told: ToldError) -> Exception:
-    """An error as it was told: of the same name and text."""
-    if told.ours is not None:
-        return told.ours.rebuilt()
-    base = MemoryError if told.is_out_of_memory else Exception
-    return type(told.name, (base,), dict(told.attributes))(told.text)  # type: ignore[no-any-return]

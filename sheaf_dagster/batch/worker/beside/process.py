@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -13,16 +12,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.batch.worker.beside.link import Link
 from sheaf_dagster.batch.worker.beside.messages import Begin, Chunks, Failed
-from sheaf_dagster.storage import Chunk
+from sheaf_dagster.batch.worker.beside.todo import Work
 
-__all__ = ["Process", "Work", "pickled"]
-
-Work = tuple[FileWork, Chunk]
-
-_MOST_BYTES = 256 * 2**20
+__all__ = ["Process", "environment_of"]
 
 
 class Process:
@@ -37,26 +31,26 @@ class Process:
 
     def __init__(self, start: bytes, heard: Callable[[Process, Any], None], cpus: int) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._popen = subprocess.Popen(  # noqa: S603  (this interpreter)
-                [sys.executable, "-c", _code(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(cpus)},
-            )
         self._link = Link(ours)
         self._heard = heard
-        self._start = start
+        self._cpus = cpus
         self._works: set[int] = set()
         self.held: dict[tuple[int, int], Work] = {}
         """Chunks that it has been given, by file and number."""
-        threading.Thread(target=self._listen, daemon=True, name="sheaf-link").start()
+        with theirs:
+            self._popen = subprocess.Popen(  # noqa: S603  (this interpreter)
+                [sys.executable, *_flags(), "-c", _code(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=environment_of(cpus),
+            )
+        threading.Thread(target=self._listen, args=(start,), daemon=True, name="sheaf-link").start()
 
-    def begin(self) -> None:
+    def begin(self, context: bytes, budget: int | None) -> None:
         """Has it ask for chunks."""
         self._works.clear()
         self.held.clear()
-        self.send(Begin())
+        self.send(Begin(context, environment_of(self._cpus), budget))
 
     def give(self, few: Sequence[Work]) -> None:
         """Gives it chunks; none: there are no more."""
@@ -77,9 +71,10 @@ class Process:
         self._popen.wait()
         self._link.close()
 
-    def _listen(self) -> None:
+    def _listen(self, start: bytes) -> None:
         try:
-            self._link.send_raw(self._start)
+            self._link.send_pickled(start)
+            del start
             while True:
                 self._heard(self, self._link.receive())
         except (EOFError, OSError):
@@ -90,28 +85,20 @@ class Process:
             self._heard(self, Failed(f"{type(e).__name__}: {e}"))
 
 
+def environment_of(cpus: int) -> dict[str, str]:
+    """The variables that a process is to have."""
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(cpus)}
+
+
+def _flags() -> list[str]:
+    """This interpreter's own, such as ``-O``; as for the processes of ``multiprocessing``."""
+    return list(subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]
+
+
 def _code(descriptor: int) -> str:
     """What it runs: with the modules of this process, but not its ``__main__``."""
     return (
-        f"import sys; sys.path[:] = {sys.path!r}\n"
+        "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"sys.path[:] = {sys.path!r}\n"
         f"from sheaf_dagster.batch.worker.beside.child import main; main({descriptor})"
     )
-
-
-def pickled(what: Any) -> bytes:
-    """Something for a process that doesn't have this one's ``__main__``.
-
-    Raises:
-        Exception: It can't be pickled.
-    """
-    try:
-        data = pickle.dumps(what, 5)
-    except Exception:  # a class that was made in a function, say
-        data = b"__main__"
-    if b"__main__" in data:
-        from ray import cloudpickle
-
-        data = cloudpickle.dumps(what, 5)
-    if len(data) > _MOST_BYTES:
-        raise ValueError(f"it takes {len(data) >> 20} MB")
-    return data
