@@ -10,7 +10,7 @@ from benchmarks.common import in_turn, requests_file
 
 ROWS = 4_800
 BATCH = 64
-ROUNDS = 5
+ROUNDS = 9
 
 
 def real_model(
