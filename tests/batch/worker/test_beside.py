@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
@@ -99,6 +100,54 @@ def test_all_but_infer_is_done_in_other_processes(write_rows, tmp_path, mode):
         assert models == {os.getpid()}
     assert len({prepared for prepared, _, _ in pids}) > 1
     assert result.workers == len(models)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bucket_by": "group"},
+        {"batch_budget": 150},
+        {"keep": ["region"]},
+        {"on_invalid": "record"},
+        {"sink_suffix": "parquet"},
+        {"source_suffix": "jsonl.gz"},
+        {"reuse": "previous"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_the_output_is_the_same_to_the_byte_as_by_threads(tmp_path, options):
+    options = dict(options)
+    rows = [
+        {"model_type": "number", "model_name": "m", "value": v % 41, "group": int(v) % 3}
+        | {"note": f"n{v}", "region": "north" if v % 2 else "south"}
+        for v in VALUES
+    ]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    if options.get("on_invalid"):
+        lines[57] = '{"model_type": "number", "model_name": "m", "value": "many"}\n'
+    source = tmp_path / f"in.{options.pop('source_suffix', 'jsonl')}"
+    opened = gzip.open if source.suffix == ".gz" else open
+    suffix = options.pop("sink_suffix", "jsonl")
+
+    written = []
+    for cls in (InStages, InStagesBeside):
+        sink = tmp_path / cls.__name__ / f"out.{suffix}"
+        job = sd.BatchSpec(
+            source=str(source), sink=str(sink), batch_size=4, compute="local", **options
+        )
+        with opened(source, "wt") as f:
+            f.writelines(lines)
+        result = BatchRunner(shaped(cls)).run(job)
+        if options.get("reuse"):  # other values on some lines: only these are run
+            with opened(source, "wt") as f:
+                f.writelines(json.dumps(row | {"value": 7.5}) + "\n" for row in rows[::5])
+                f.writelines(lines[1:])
+            result = BatchRunner(shaped(cls)).run(job)
+            assert result.reused_rows > 100
+        written.append((sink.read_bytes(), result.output_rows, result.error_rows))
+
+    assert written[0] == written[1]
+    assert len(processes()) == 2
 
 
 class InModel(InStagesBeside):
