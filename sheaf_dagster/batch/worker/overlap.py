@@ -142,19 +142,24 @@ def in_turns(
         stop: Whether to take no more of them.
     """
 
-    def turn() -> tuple[list[T], bool]:
+    def turn() -> tuple[list[T], bool, BaseException | None]:
         until = perf_counter() + TURN_SECONDS
         found: list[T] = []
-        for given in steps:
-            found += given
-            if stop() or perf_counter() > until:
-                return found, True
-        return found, False
+        try:
+            for given in steps:
+                found += given
+                if stop() or perf_counter() > until:
+                    return found, True, None
+        except BaseException as e:
+            return found, False, e
+        return found, False, None
 
     more = True
     while more and not stop():
-        found, more = in_model_thread(turn)
+        found, more, error = in_model_thread(turn)
         yield from found
+        if error is not None:
+            raise error
 
 
 class Behind(Generic[T]):

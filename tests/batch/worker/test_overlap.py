@@ -9,6 +9,7 @@ import pytest
 
 from sheaf_dagster import BatchRunner, ModelSpec
 from sheaf_dagster.batch.worker.loading import LoadedBackend
+from sheaf_dagster.batch.worker.overlap import in_turns
 from tests.batch.jobs import spec
 from tests.conftest import read_rows
 from tests.toys import Doubler
@@ -69,3 +70,16 @@ def test_reading_goes_on_beside_a_long_model_alone(write_rows, tmp_path, seconds
     assert any(BESIDE) is overlapped
     values = [r["value"] for r in read_rows(tmp_path / "out" / "out.jsonl")]
     assert values == [2.0 * n for n in range(200)]
+
+
+def test_what_was_given_before_an_error_is_passed_on_before_it_is_raised():
+    def steps():
+        yield ["a"]
+        yield ["b", "c"]
+        raise ConnectionError("the store is gone")
+
+    turns = in_turns(lambda call: call(), steps(), lambda: False)
+
+    assert [next(turns) for _ in range(3)] == ["a", "b", "c"]
+    with pytest.raises(ConnectionError, match="the store is gone"):
+        next(turns)
