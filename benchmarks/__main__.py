@@ -15,6 +15,7 @@ from benchmarks.arrivals import arrivals
 from benchmarks.backfill import backfill
 from benchmarks.common import in_process, machine, requests_file
 from benchmarks.images import images
+from benchmarks.processes import processes
 from benchmarks.real_model import real_model
 from benchmarks.reuse import reuse
 from benchmarks.stages import stages
@@ -172,6 +173,7 @@ def main(names: list[str]) -> None:
             memory,
             overlap,
             stages,
+            processes,
             small_jobs,
             real_model,
             text_embedder,

@@ -50,6 +50,11 @@ def of_gpu_backends() -> list[float]:
     return [ratio for ratios in found for ratio in ratios.values()]
 
 
+def of_processes() -> tuple[float, float, float]:
+    each = results("processes")["each round"]
+    return ratio("processes", "processes over threads"), min(each), max(each)
+
+
 def chats(part: str) -> tuple[float, float, float]:
     """The middle ratio, the least and the largest; only where the answers were the same."""
     figures = results("language")[part]
@@ -133,6 +138,10 @@ PEER_LOOPS = ("tasks over sheaf-serve's loop, 1M", "actors over sheaf-serve's lo
             "from 0.80 to {:.2f} times, and the GPU works for {:.2f} of the time".format(
                 on_a_gpu(), of_encoder()["gpu_utilisation"]
             ),
+        ),
+        (
+            "benchmarks/README.md",
+            "{:.2f} times the rate of threads ({:.2f} to {:.2f})".format(*of_processes()),
         ),
         ("benchmarks/README.md", f"an actor of Ray {on_a_gpu('a Ray actor'):.2f} times"),
         (

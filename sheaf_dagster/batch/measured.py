@@ -56,6 +56,7 @@ def measured(spec: BatchSpec, reports: Sequence[ChunkReport]) -> dict[str, Any]:
             max(r.ended for r in reports) - min(r.started for r in reports) if reports else 0.0
         ),
         "predict_seconds": sum(r.predict_seconds for r in reports),
+        "processes": max((r.processes for r in reports), default=0),
         "shape": next((r.shape for r in reports), ""),
         "device_busy_fraction": _busy_fraction(reports),
         "in_flight_mean": _in_flight_mean(reports),

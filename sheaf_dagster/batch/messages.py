@@ -259,6 +259,8 @@ class ChunkReport:
     """The most that was in use on a GPU."""
     shape: str = ""
     """How the backend takes its rows."""
+    processes: int = 0
+    """Those beside the model that had this and other chunks; 0 where threads had it."""
     started: float = 0.0
     ended: float = 0.0
     load_seconds: float = 0.0

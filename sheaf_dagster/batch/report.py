@@ -172,6 +172,7 @@ def _facts(result: BatchResult, spec: BatchSpec | None, model: ModelSpec | None)
             facts["row limit"] = f"{spec.row_limit:,}"
     facts |= {
         "workers": f"{result.workers:,}",
+        **({"processes a worker": f"{result.processes:,}"} if result.processes else {}),
         "rows per second": f"{result.rows_per_second:,.1f}",
         "resumed rows": f"{result.resumed_rows:,}",
         "error rows": f"{result.error_rows:,}",

@@ -171,6 +171,8 @@ class BatchResult(BaseModel):
         inference_seconds: Time from the start of the first chunk to the end of the last.
         predict_seconds: Time inside ``batch_predict`` or ``infer``, or with rows in flight, summed
             over the workers.
+        processes: Processes beside a worker's model that prepared and answered rows, at most. 0 where
+            only threads did.
         shape: How the backend takes its rows: ``call``, ``stages`` or ``flight``. Empty if nothing
             was computed.
         device_busy_fraction: Share of the workers' time after load in which ``infer`` ran or rows
@@ -217,6 +219,7 @@ class BatchResult(BaseModel):
     load_seconds: float = 0.0
     inference_seconds: float = 0.0
     predict_seconds: float = 0.0
+    processes: int = 0
     shape: str = ""
     device_busy_fraction: float | None = None
     in_flight_mean: float | None = None

@@ -112,6 +112,8 @@ def result_metadata(
         md["device_busy_fraction"] = round(result.device_busy_fraction, 4)
     elif result.shape == "call":
         md["device_busy"] = _NOT_SEEN_INTO
+    if result.processes:
+        md["processes"] = result.processes
     if result.in_flight_mean is not None:
         md["in_flight_mean"] = round(result.in_flight_mean, 2)
     if result.padding_fraction is not None:

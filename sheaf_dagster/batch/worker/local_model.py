@@ -101,6 +101,7 @@ class LocalModel:
         except (Exception, ThreadLostError) as e:  # another model's trouble must not be this one's
             log.warning("closing %s failed: %s", type(loaded.backend).__name__, e)
         thread.end()
+        self._thread = self._loaded = None
 
     def _ready(self) -> ModelThread:
         with self._lock:

@@ -99,7 +99,7 @@ def test_all_but_infer_is_done_in_other_processes(write_rows, tmp_path, mode):
     if mode["compute"] == "local":
         assert models == {os.getpid()}
     assert len({prepared for prepared, _, _ in pids}) > 1
-    assert result.workers == len(models)
+    assert (result.workers, result.processes) == (len(models), 2)
 
 
 @pytest.mark.parametrize(
@@ -648,6 +648,8 @@ def test_a_worker_measures_whether_processes_pay(write_rows, tmp_path, times, st
     assert (beside._starting is not None) == started
     assert beside._kept == kept
     assert bool(processes()) == kept
+    if not started:
+        assert result.processes == 0
 
 
 def test_one_cpu_is_not_shared_by_processes(write_rows, tmp_path, monkeypatch):

@@ -309,6 +309,7 @@ class Pool:
             report = replace(
                 report,
                 worker=worker_name(),
+                processes=self._number,
                 gpu_samples=seen.samples,
                 gpu_utilisation=seen.utilisation,
                 gpu_memory_bytes=seen.memory_bytes,
