@@ -87,6 +87,9 @@ class _ResponseCodec:
         passing = self._plain.passing()
         if passing is None or not writes_fields(response):
             raise NotPlainError
+        left_out = [*self._plain.defaults.values(), *(make() for _, make in self._plain.factories)]
+        if non_finite_in(left_out):  # which would be counted
+            raise NotPlainError
         self._types = {name: FieldType(type_) for name, type_ in passing[0].items()}
         self._required = passing[1]
 

@@ -42,6 +42,9 @@ ONE_PUT_BYTES = 32 * 2**20
 _WITHOUT_FOLDERS = S3_PROTOCOLS | GCS_PROTOCOLS | AZURE_PROTOCOLS | {"memory"}
 """Object stores. Making a folder there would at best do nothing, at worst make a bucket."""
 
+_WRAPPED = frozenset({"target_protocol", "fs", "fo"})
+"""Options of file systems that are over another one."""
+
 _BETWEEN_QUESTIONS = 256
 """Files that are deleted between two proofs that they may be."""
 
@@ -64,10 +67,14 @@ class RemoteStore(Store):
 
         protocol = self.location.protocol
         known = known_implementations.get(protocol)
-        if known is None or protocol == "memory":
+        wraps = "::" in self.uri or not _WRAPPED.isdisjoint(self.location.options)
+        if known is None or protocol == "memory" or wraps:
             return False
         used = registry.get(protocol)
-        return used is None or f"{used.__module__}.{used.__qualname__}" == known["class"]
+        package, _, name = str(known["class"]).rpartition(".")
+        return used is None or (
+            used.__qualname__ == name and used.__module__.split(".")[0] == package.split(".")[0]
+        )
 
     @cached_property
     def fs(self) -> Any:

@@ -27,6 +27,7 @@ from sheaf_dagster.batch.worker.beside import choice
 from sheaf_dagster.batch.worker.beside.errors import as_error, told_error
 from sheaf_dagster.batch.worker.beside.link import as_sent
 from sheaf_dagster.batch.worker.pipeline import run_chunks
+from sheaf_dagster.storage import Location, store_at
 from tests.batch.jobs import here_and_in_workers, spec
 from tests.conftest import read_rows
 from tests.toys import InStages, InStagesBeside, NumberRequest, NumberResponse, shaped
@@ -367,16 +368,18 @@ def test_each_run_has_its_own_contract_and_variables(write_rows, tmp_path, monke
     source = write_rows(VALUES, model_type="scaled")
     job = spec(source, tmp_path, batch_size=4, compute="local", resume=False)
     found = []
-    for scale, told in ((1.0, "old"), (3.0, "new")):
+    for scale, told in ((1.0, "old"), (3.0, "new"), (2.0, None)):
         sd.register_contract("scaled", scaled(scale), NumberResponse)
-        monkeypatch.setenv("SHEAF_TEST", told)
+        monkeypatch.delenv("SHEAF_TEST", raising=False)
+        if told is not None:
+            monkeypatch.setenv("SHEAF_TEST", told)
         with caplog.at_level(logging.INFO):
             result = BatchRunner(model).run(job)
         rows = read_rows(result.sink)
         assert [r["value"] for r in rows] == [scale * v for v in VALUES]
         found.append({r["note"] for r in rows})
 
-    assert found == [{"old"}, {"new"}]
+    assert found == [{"old"}, {"new"}, {""}]
     assert "row 150" in [r.message for r in caplog.records if r.name == "of.a.user"]
     assert len(local_model._MODELS) == 1
 
@@ -497,6 +500,38 @@ def test_an_error_of_the_source_ends_the_run(chunks_of):
     wait_until(lambda: not processes(), "the end of the processes")
 
 
+def test_an_error_of_the_source_is_raised_though_a_process_failed_before(chunks_of):
+    run, chunks = chunks_of(InStagesBeside)
+    reported = []
+
+    def source():
+        yield chunks[:5]
+        wait_until(lambda: len(reported) == 5, "the reports")
+        for one in processes():
+            one.kill()
+        wait_until(lambda: not processes(), "the end of the processes")
+        time.sleep(0.5)  # by now threads wait for more
+        raise ConnectionError("the coordinator is gone")
+
+    with pytest.raises(ConnectionError, match="the coordinator is gone"):
+        for report in run(source()):
+            reported.append(report.chunk)
+
+
+@pytest.mark.parametrize(
+    ("uri", "options", "known"),
+    [
+        ("s3://bucket/a.jsonl", {}, True),
+        ("a.jsonl", {}, True),
+        ("memory://a.jsonl", {}, False),
+        ("http://127.0.0.1:9/a.jsonl", {}, True),
+        ("simplecache://a.jsonl", {"target_protocol": "memory"}, False),
+    ],
+)
+def test_what_other_processes_see(uri, options, known):
+    assert store_at(Location.of(uri, options)).known_elsewhere is known
+
+
 def test_rows_that_other_processes_do_not_see_are_left_to_threads(tmp_path):
     memory = fsspec.filesystem("memory")
     text = "".join(f'{{"model_type": "number", "model_name": "m", "value": {v}}}\n' for v in VALUES)
@@ -561,6 +596,16 @@ def test_errors_arrive_as_they_were(error):
     assert str(other) == str(error)
     assert isinstance(other, next(c for c in type(error).__mro__ if c.__module__ == "builtins"))
     assert getattr(other, "code", None) == getattr(error, "code", None)
+
+
+def test_of_an_error_that_holds_much_only_its_text_is_sent():
+    error = Busy("no more", 7)
+    error.batch = [np.zeros(100_000)]
+
+    told = told_error(error, redact=False)
+
+    assert told.itself is None
+    assert (told.name, told.text, told.attributes) == ("Busy", "no more", {"code": 7})
 
 
 def test_a_budget_that_does_not_fit_is_lowered_in_all_processes(write_rows, tmp_path):

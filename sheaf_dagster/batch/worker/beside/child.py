@@ -74,6 +74,7 @@ class _Child:
         self._begun: queue.SimpleQueue[Begin] = queue.SimpleQueue()
         self._chunks: queue.SimpleQueue[Chunks] = queue.SimpleQueue()
         self._stopped = threading.Event()
+        self._variables = set(os.environ)
 
     def run(self) -> None:
         """Serves one run after the other."""
@@ -84,7 +85,10 @@ class _Child:
         self._link.send(Ready())
         while True:
             begin = self._begun.get()
+            for name in self._variables - begin.environment.keys():
+                os.environ.pop(name, None)
             os.environ.update(begin.environment)
+            self._variables = set(begin.environment)
             if begin.budget is not None:
                 self._loaded.budgets.hold(begin.budget)
             for report in run_given(
@@ -144,7 +148,7 @@ class _RemoteModel:
         """Sends a batch; returns what waits for its outputs."""
         number = next(self._numbers)
         future = self._waiting[number] = Future()
-        size = max(map(self._backend.size, prepared)) * len(prepared)
+        size = max(max(1, int(self._backend.size(one))) for one in prepared) * len(prepared)
         try:
             self._link.send(Asks(number, [*prepared], size))
         except Exception as e:  # no fault of the rows: they can't be pickled

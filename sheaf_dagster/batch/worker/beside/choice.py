@@ -37,9 +37,9 @@ _WORTH = 0.03
 """Of a CPU; what threads take less than that can't be gained."""
 _RESERVE = 1.5
 """By how much there are more processes than would be needed on average."""
-_TRY_SECONDS = 2.0
+_TRY_SECONDS = 1.5
 """For so long processes are tried, from when the first batches have come."""
-_SETTLE_SECONDS = 0.5
+_SETTLE_SECONDS = 0.3
 _WORSE, _MUCH_WORSE = 0.95, 0.75
 """Processes go if their rate is less than this part of the threads'. In between it may be noise of a
 shared machine, so that both are measured again."""
@@ -121,6 +121,8 @@ class Beside:
             return
         try:
             self._since = None
+            if not self._kept:  # these rows may be others
+                self._rate_of_threads = None
             while not (todo.is_done or stop()):
                 if self._is_ready and self._rate_of_threads is not None:
                     yield from self._in_processes(context, files, todo, stop, in_model_thread)
@@ -137,7 +139,7 @@ class Beside:
 
     def _is_enough(self) -> bool:
         """Whether processes take over from here; has them started where they may pay."""
-        if self._pool is not None and self._pool.failed is not None:
+        if not self._refused and self._pool is not None and self._pool.failed is not None:
             self._give_up(self._pool.failed)
         if self._rate_of_threads is None and not self._refused:
             self._consider()
@@ -231,6 +233,7 @@ class Beside:
             pool.close()
             self._pool = self._starting = self._rate_of_threads = None
             raise
+        self._since = None
         if pool.failed is not None:
             self._refused = True
             log.warning(

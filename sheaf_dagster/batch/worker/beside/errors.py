@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sheaf_dagster.batch.messages import ErrorMessage, RemoteTraceback
-from sheaf_dagster.batch.worker.beside.link import as_sent, pickled, unpickled
-from sheaf_dagster.batch.worker.memory import is_out_of_memory
+from sheaf_dagster.batch.worker.beside.link import pickled_within, unpickled
+from sheaf_dagster.batch.worker.memory import bytes_of, is_out_of_memory
 
 __all__ = ["ToldError", "as_error", "told_error"]
 
@@ -85,12 +85,14 @@ def _class_like(told: ToldError, base: type[Exception]) -> type[Exception]:
 def _pickled(error: Exception) -> bytes | None:
     """An error that comes out as it went in; None of another."""
     try:
-        data = pickled(error)
-        again = as_sent(error)
+        if bytes_of([error.args, vars(error)]) > _MOST_BYTES:
+            return None
+        data = pickled_within(error, _MOST_BYTES)
+        again = None if data is None else unpickled(data)
         same = type(again).__name__ == type(error).__name__ and str(again) == str(error)
     except Exception:
         return None
-    return data if same and len(data) <= _MOST_BYTES else None
+    return data if same else None
 
 
 def _text_of(error: Exception) -> str:

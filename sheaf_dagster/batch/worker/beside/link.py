@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import socket
 import struct
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-__all__ = ["Link", "as_sent", "pickled", "unpickled"]
+__all__ = ["Link", "as_sent", "pickled", "pickled_within", "unpickled"]
 
 _LARGE_BYTES = 64 * 2**10
 """A buffer of this size goes by itself; smaller ones cost less within the message."""
@@ -116,6 +117,40 @@ def _dumped_by_value(what: Any) -> bytes:
     from ray import cloudpickle
 
     return cloudpickle.dumps(what, 5)  # type: ignore[no-any-return]
+
+
+def pickled_within(what: Any, most: int) -> bytes | None:
+    """As ``pickled``, of something that may hold very much; None where it takes more.
+
+    Raises:
+        Exception: It can't be pickled.
+    """
+    file = _Limited(most)
+    try:
+        pickle.Pickler(file, 5).dump(what)
+        data = None if b"__main__" in file.getvalue() else file.getvalue()
+    except _TooMuchError:
+        return None
+    except Exception:  # a class that was made in a function, say
+        data = None
+    data = _dumped_by_value(what) if data is None else data
+    return data if len(data) <= most else None
+
+
+class _TooMuchError(Exception):
+    pass
+
+
+class _Limited(io.BytesIO):
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._left = most
+
+    def write(self, data: Any) -> int:
+        self._left -= len(data)
+        if self._left < 0:
+            raise _TooMuchError
+        return super().write(data)
 
 
 def unpickled(data: bytes) -> Any:

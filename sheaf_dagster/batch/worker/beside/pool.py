@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -205,16 +205,26 @@ class Pool:
     ) -> None:
         try:
             while (process := wanting.get()) is not None and self.failed is None:
-                few: list[Work] = []
-                while not few and goes_on() and (taken := todo.take(_AT_ONCE)) is not None:
-                    few = [work for work in taken if not self._is_lost(files, work)]
-                with self._giving:
-                    if self.failed is not None:  # meanwhile
-                        todo.put_back(few)
-                        return
-                    process.give(few)
+                given = False
+                while not given and goes_on():
+                    with todo.lent(_AT_ONCE) as taken:
+                        if taken is None:
+                            break
+                        few = [work for work in taken if not self._is_lost(files, work)]
+                        given = bool(few) and self._give(process, few, todo)
+                if not given:
+                    process.give(())
         except BaseException as e:
             self._error = e
+
+    def _give(self, process: Process, few: Sequence[Work], todo: Todo) -> bool:
+        """Gives chunks to a process, or back where they would be lost."""
+        with self._giving:
+            if self.failed is None:
+                process.give(few)
+            else:
+                todo.put_back(few)
+        return True
 
     def _is_lost(self, files: Files, work: Work) -> bool:
         return work[0].id in self._failures or files.has_failed(work[0])
@@ -317,6 +327,9 @@ class Pool:
             if report.failure is None:
                 yield report
             else:
+                # It has passed over the chunks of that file that it has still got.
+                for key in [key for key in process.held if key[0] == report.file]:
+                    process.held.pop(key, None)
                 first = self._failures.get(report.file, report)
                 self._failures[report.file] = min(first, report, key=lambda one: one.chunk)
         # Which row of a file is the first that fails is known once none before it is under way.

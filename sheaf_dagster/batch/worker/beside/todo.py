@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from sheaf_dagster.batch.messages import FileWork
 from sheaf_dagster.storage import Chunk, store_at
@@ -34,37 +35,69 @@ class Todo:
         self._asks = False
         """Whether a thread is with the source."""
         self._ended = False
+        self._error: BaseException | None = None
+        """What the source raised."""
+        self._lent = 0
+        """How often some are with a thread that may yet put them back."""
 
     @property
     def is_done(self) -> bool:
         """Whether none are left."""
         with self._changed:
-            return self._ended and not self._front
+            return self._ended and not (self._front or self._lent or self._error)
 
     def take(self, most: int = _AT_ONCE) -> Sequence[Work] | None:
         """The next, so many at most; None if there are no more.
 
         Raises:
-            Exception: The source did.
+            BaseException: What the source raised, to whichever thread had asked it.
         """
-        while True:
+        with self._changed:
+            return self._take(most)
+
+    @contextmanager
+    def lent(self, most: int) -> Iterator[Sequence[Work] | None]:
+        """The same, to a thread that may put them back before the block ends."""
+        with self._changed:
+            few = self._take(most)
+            self._lent += 1
+        try:
+            yield few
+        finally:
             with self._changed:
-                self._changed.wait_for(lambda: self._front or self._ended or not self._asks)
-                if self._front:
-                    return self._cut(self._front.popleft(), most)
-                if self._ended:
-                    return None
-                self._asks = True
-            given: Sequence[Work] | None = None
-            try:
-                given = next(self._source, None)
-            finally:
-                with self._changed:
-                    self._asks = False
-                    self._ended = given is None
-                    if given:
-                        self._front.append(given)
-                    self._changed.notify_all()
+                self._lent -= 1
+                self._changed.notify_all()
+
+    def _take(self, most: int) -> Sequence[Work] | None:
+        while True:
+            self._changed.wait_for(self._is_known)
+            if self._front:
+                return self._cut(self._front.popleft(), most)
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                return None
+            self._ask()
+
+    def _is_known(self) -> bool:
+        """Whether something can be said, or done, about the next."""
+        return bool(self._front or self._error) or not (self._lent if self._ended else self._asks)
+
+    def _ask(self) -> None:
+        """Asks the source; others may take and put back meanwhile."""
+        self._asks = True
+        given, error = None, None
+        self._changed.release()
+        try:
+            given = next(self._source, None)
+        except BaseException as e:
+            error = e
+        finally:
+            self._changed.acquire()
+        self._asks, self._ended, self._error = False, given is None, error
+        if given:
+            self._front.append(given)
+        self._changed.notify_all()
 
     def _cut(self, few: Sequence[Work], most: int) -> Sequence[Work]:
         if not _is_far(*few[0]):
