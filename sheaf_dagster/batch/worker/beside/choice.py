@@ -84,6 +84,8 @@ class Beside:
         """Whether they were no slower."""
         self._since: _Look | None = None
         self._rate_of_threads: float | None = None
+        self._first = 0
+        """Batches before this run."""
         self._tries = 0
         self._tried = 0.0
         """When processes were first given chunks."""
@@ -120,7 +122,7 @@ class Beside:
             yield from in_threads(lambda: False)
             return
         try:
-            self._since = None
+            self._since, self._first = None, self._look().batches
             if not self._kept:  # these rows may be others
                 self._rate_of_threads = None
             while not (todo.is_done or stop()):
@@ -147,7 +149,7 @@ class Beside:
 
     def _consider(self) -> None:
         now, before = self._look(), self._since
-        if before is None or before.size == 0:  # the device is idle until the first batch has come
+        if before is None or before.batches == self._first:  # until then the device is idle
             self._since = now
             return
         seconds = now.at - before.at
