@@ -316,7 +316,7 @@ may well have a ``size`` or a ``prepare`` of its own."""
 
 def without_model(backend: ModelBackend) -> ModelBackend | None:
     """A backend's copy for other processes; None if its class doesn't speak for itself."""
-    if {"prepare", "size", "respond"} & vars(backend).keys():
+    if not vars(backend).keys().isdisjoint(_BESIDE):
         return None
     mro = type(backend).__mro__
     says = _place(mro, "without_model")
